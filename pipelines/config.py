@@ -1,0 +1,208 @@
+"""Typed configuration. Types live here, defaults in `conf/`; every problem is reported at once, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from pruning.calibration import SOURCES
+from pruning.checkpoint import DTYPES
+from pruning.errors import InputError
+from pruning.importance import Importance
+
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+CLUSTERS = ("local", "inline")
+
+
+@dataclass
+class ModelConfig:
+    """Group `model`."""
+
+    path: str = MISSING
+    revision: str | None = MISSING
+    dtype: str = MISSING
+    trust_remote_code: bool = MISSING
+
+    def problems(self) -> list[str]:
+        found = [] if self.path.strip() else ["model.path: empty; give a folder, a .gguf file or a hub id"]
+        return found + _one_of("model.dtype", self.dtype, DTYPES)
+
+
+@dataclass
+class CalibrationConfig:
+    """Group `calibration`."""
+
+    source: str = MISSING
+    path: str | None = MISSING
+    column: str | None = MISSING
+    num_block_samples: int = MISSING
+    num_width_samples: int = MISSING
+    num_heldout_samples: int = MISSING
+    sequence_length: int = MISSING
+    batch_size: int = MISSING
+    seed: int = MISSING
+
+    def problems(self) -> list[str]:
+        found = _one_of("calibration.source", self.source, SOURCES)
+        for name, lowest in (("num_block_samples", 1), ("num_width_samples", 1), ("num_heldout_samples", 0), ("sequence_length", 2), ("batch_size", 1)):
+            found += _at_least(f"calibration.{name}", getattr(self, name), lowest)
+        if self.source == "pydoc" and self.path is not None:
+            found.append(f"calibration.path: {self.path}, but calibration=pydoc reads no file; did you mean calibration=text?")
+        if self.source in ("text", "tokens") and self.path is None:
+            found.append(f"calibration.path: missing; calibration={self.source} needs a file")
+        return found
+
+
+@dataclass
+class SearchConfig:
+    """Group `search`."""
+
+    target_ratio: float = MISSING
+    distribution: list[float] = MISSING
+    mlp_group_channels: int | None = MISSING
+    head_group_channels: int | None = MISSING
+    importance: str = MISSING
+
+    def problems(self) -> list[str]:
+        found = _one_of("search.importance", self.importance, IMPORTANCES)
+        if not 0 < self.target_ratio < 1:
+            hint = f"; did you mean {self.target_ratio / 100:g}?" if 1 <= self.target_ratio < 100 else ""
+            found.append(f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, above 0 and below 1{hint}")
+        shares = list(self.distribution)
+        if len(shares) != 3 or not all(math.isfinite(share) and share >= 0 for share in shares) or sum(shares) <= 0:
+            found.append(
+                f"search.distribution: {shares}; it takes three numbers >= 0 with a positive sum, the shares of blocks, MLP channels and attention heads, "
+                "such as [44,52,4]"
+            )
+        for name in ("mlp_group_channels", "head_group_channels"):
+            value = getattr(self, name)
+            found += [] if value is None else _at_least(f"search.{name}", value, 1)
+        return found
+
+
+@dataclass
+class ClusterConfig:
+    """Group `cluster`."""
+
+    kind: str = MISSING
+    num_evaluators: int | None = MISSING
+    num_gpus: int | None = MISSING
+    num_gpus_per_evaluator: int | None = MISSING
+    num_cpus_per_evaluator: int = MISSING
+    start_timeout_s: float = MISSING
+    task_timeout_s: float = MISSING
+
+    def problems(self) -> list[str]:
+        found = _one_of("cluster.kind", self.kind, CLUSTERS)
+        for name, lowest in (("num_evaluators", 1), ("num_gpus", 0), ("num_gpus_per_evaluator", 0), ("num_cpus_per_evaluator", 1)):
+            value = getattr(self, name)
+            found += [] if value is None else _at_least(f"cluster.{name}", value, lowest)
+        for name in ("start_timeout_s", "task_timeout_s"):
+            if getattr(self, name) <= 0:
+                found.append(f"cluster.{name}: {getattr(self, name):g}; it is in seconds, above 0")
+        if self.kind == "inline" and (self.num_evaluators or 1) > 1:
+            found.append(f"cluster.num_evaluators: {self.num_evaluators}, but cluster=inline is one evaluator in this process; use cluster=local")
+        return found
+
+
+@dataclass
+class TrackingConfig:
+    """Group `tracking`."""
+
+    uri: str = MISSING
+    experiment: str = MISSING
+
+    def problems(self) -> list[str]:
+        if self.uri.split("://")[0] in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks") or self.uri == "databricks":
+            return []
+        return [f"tracking.uri: {self.uri}; give sqlite:///FILE or http(s)://HOST:PORT (MLflow no longer writes plain folders)"]
+
+
+@dataclass
+class StoreConfig:
+    """Group `store`."""
+
+    url: str = MISSING
+
+    def problems(self) -> list[str]:
+        try:
+            make_url(self.url)
+        except ArgumentError:
+            return [f"store.url: {self.url!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db"]
+        return []
+
+
+@dataclass
+class PruneConfig:
+    """Everything that `pipelines.prune` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    output_dir: str | None = MISSING
+    resume: bool = MISSING
+    experiment: str | None = MISSING
+
+    @classmethod
+    def of(cls, config: DictConfig) -> PruneConfig:
+        """The checked configuration.
+
+        Raises:
+            InputError: with every problem at once.
+        """
+        typed = OmegaConf.to_object(config)
+        assert isinstance(typed, cls)
+        problems = typed.problems()
+        if problems:
+            raise InputError("\n".join(problems))
+        return typed
+
+    def problems(self) -> list[str]:
+        groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store)
+        found = [problem for group in groups for problem in group.problems()]
+        if self.resume and self.output_dir is None:
+            found.append("output_dir: missing; resume=true goes on with the run in that folder")
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result. Two runs that agree on them, and on the bytes of model and calibration, have the same trajectory."""
+        calibration, search = self.calibration, self.search
+        return {
+            "calibration.batch_size": calibration.batch_size,
+            "search.target_ratio": search.target_ratio,
+            "search.distribution": [float(share) for share in search.distribution],
+            "search.importance": search.importance,
+        }
+
+
+def register() -> None:
+    """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
+    store = ConfigStore.instance()
+    store.store(name="prune_schema", node=PruneConfig)
+    groups = {
+        "model": ModelConfig,
+        "calibration": CalibrationConfig,
+        "search": SearchConfig,
+        "cluster": ClusterConfig,
+        "tracking": TrackingConfig,
+        "store": StoreConfig,
+    }
+    for group, schema in groups.items():
+        store.store(group=group, name="schema", node=schema)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
+    return [] if value in allowed else [f"{name}: {value!r}; one of {', '.join(allowed)}"]
+
+
+def _at_least(name: str, value: int, lowest: int) -> list[str]:
+    return [] if value >= lowest else [f"{name}: {value}; at least {lowest}"]

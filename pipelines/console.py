@@ -1,0 +1,88 @@
+"""What a person sees: log lines, one progress bar, one table."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def log_to(path: Path | None) -> None:
+    """Log lines go to the terminal and, from the moment that there is one, to a file of the run's folder."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.INFO)
+    terminal: logging.Handler = RichHandler(console=console, show_path=False, markup=False) if console.is_terminal else logging.StreamHandler(sys.stdout)
+    if not console.is_terminal:
+        terminal.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    root.addHandler(terminal)
+    if path is not None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+    for noisy in ("httpx", "httpcore", "huggingface_hub", "urllib3", "filelock", "matplotlib", "alembic", "datasets", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class SearchProgress:
+    """One bar for a whole search, in candidates. Shown on a terminal only; `eta_s` serves log lines as well."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("candidates"), _Rate(), _TimeLeft(), TimeElapsedColumn(),
+            console=console, speed_estimate_period=600, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("starting", total=None)
+        self._done = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def expect(self, description: str, remaining: int) -> None:
+        """So many candidates are still to come, estimated."""
+        self._progress.update(self._task, description=description, total=round(self._done) + remaining)
+
+    def advance(self, candidates: float) -> None:
+        self._done += candidates
+        self._progress.update(self._task, completed=round(self._done, 1))
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left for the whole search, from the candidates of the last minutes."""
+        return self._progress.tasks[0].time_remaining
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{duration(task.time_remaining)} left")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 20 s, 5 h 12 min."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,131 @@
+"""The loop of a search: propose, look up, score, store, observe, record."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.journal import Journal, step_line
+from pipelines.store import BatchScore, Context, ScoreStore
+from pruning.accounting import Accounting
+from pruning.calibration import Calibration, SetName
+from pruning.search import GreedySearch
+from pruning.shape import ModelShape, Removal
+from workers.pool import Pool
+from workers.tasks import ScoreResult, ScoreTask
+
+log = logging.getLogger(__name__)
+
+Candidate = Removal | None
+"""What a candidate takes away from the current shape; None is that shape itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeScore:
+    """NLL of one shape on one set: `nll_per_sequence` in nats summed over `num_tokens` predicted tokens of each sequence."""
+
+    nll_per_sequence: tuple[float, ...]
+    num_tokens: int
+
+    @property
+    def nll(self) -> float:
+        """Mean NLL in nats per token. Sequences are added in their order, so the result has the same bits wherever it was computed."""
+        return sum(self.nll_per_sequence) / (len(self.nll_per_sequence) * self.num_tokens)
+
+
+class Scorer:
+    """Scores candidates, and asks the pool only for what the store does not have.
+
+    Args:
+        context: what the scores depend on, but for the token set, which is filled in here.
+        on_evaluation: told the number of candidates that got done, in fractions where a candidate has several batches.
+    """
+
+    def __init__(
+        self, pool: Pool, store: ScoreStore, calibration: Calibration, context: Context, on_evaluation: Callable[[float], None] = lambda _: None
+    ) -> None:
+        self.pool, self.store, self.on_evaluation = pool, store, on_evaluation
+        self.num_scored = 0
+        self.num_reused = 0
+        self._order = context.order
+        self._contexts = {name: replace(context, tokens=tokens.fingerprint) for name, tokens in calibration.sets().items()}
+        self._num_batches = {name: len(tokens.batches(context.batch_size)) for name, tokens in calibration.sets().items()}
+
+    def score(self, set_name: SetName, base: ModelShape, candidates: Sequence[Candidate]) -> dict[Candidate, ShapeScore]:
+        """Scores every candidate on every batch of a set."""
+        context, num_batches = self._contexts[set_name], self._num_batches[set_name]
+        digests = {candidate: (base if candidate is None else base.without(candidate)).digest for candidate in candidates}
+        known = self.store.lookup(context, digests.values())
+        missing = {batch: [candidate for candidate in candidates if (digests[candidate], batch) not in known] for batch in range(num_batches)}
+        num_missing = sum(map(len, missing.values()))
+        self.num_reused += len(candidates) * num_batches - num_missing
+        self.on_evaluation((len(candidates) * num_batches - num_missing) / num_batches)
+        tasks = _split(set_name, base, missing, self._order, self.pool.num_evaluators)
+        for index, result in self.pool.run(tasks):
+            assert isinstance(result, ScoreResult)
+            task = tasks[index]
+            scores = {(digests[candidate], task.batch): BatchScore(nll, result.num_tokens) for candidate, nll in zip(task.candidates, result.nll, strict=True)}
+            self.store.add(context, scores)
+            known |= scores
+            self.num_scored += len(scores)
+            self.on_evaluation(len(scores) / num_batches)
+        return {candidate: _joined(known, digests[candidate], num_batches) for candidate in candidates}
+
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """(candidate, batch) pairs that were scored by this process, and those that were in the store."""
+        return {"scored": self.num_scored, "reused": self.num_reused}
+
+
+def run_search(
+    search: GreedySearch,
+    scorer: Scorer,
+    journal: Journal,
+    *,
+    accounting: Accounting,
+    context_length: int,
+    on_step: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Goes on with a search from where its journal ends, until its targets are met. Each step is in the store, then in the journal, then reported."""
+    evaluations = sum(len(step.candidates) for step in search.steps)
+    while not search.done:
+        stage = search.stage
+        assert stage is not None
+        started = time.monotonic()
+        candidates = search.propose()
+        scores = scorer.score("block" if stage.name == "block" else "width", search.shape, candidates)
+        step = search.observe({candidate: scores[candidate].nll for candidate in candidates})
+        evaluations += len(candidates)
+        line = step_line(
+            step,
+            len(search.steps),
+            accounting,
+            context_length=context_length,
+            evaluations=evaluations,
+            seconds=time.monotonic() - started,
+            timestamp=time.time(),
+        )
+        journal.append(line)
+        if step.excluded:
+            log.warning("step %d: NaN or infinite score, out: %s", line["step"], ", ".join(map(str, step.excluded)))
+        on_step(line)
+
+
+def _split(set_name: SetName, base: ModelShape, missing: Mapping[int, Sequence[Candidate]], order: str, num_evaluators: int) -> list[ScoreTask]:
+    """Tasks of (batch, candidates). With few batches for many evaluators, a batch's candidates are dealt out in turn, so that each part
+    costs about the same; each part runs the prefix again."""
+    batches = {batch: candidates for batch, candidates in missing.items() if candidates}
+    parts = max(1, -(-2 * num_evaluators // len(batches))) if batches and num_evaluators > 1 else 1
+    tasks = []
+    for batch, candidates in batches.items():
+        by_layer = sorted(candidates, key=lambda candidate: candidate.layer if candidate else len(base.layers))
+        tasks += [ScoreTask(set_name, batch, base.text, tuple(by_layer[part::parts]), order) for part in range(min(parts, len(by_layer)))]
+    return tasks
+
+
+def _joined(known: Mapping[tuple[str, int], BatchScore], digest: str, num_batches: int) -> ShapeScore:
+    batches = [known[digest, batch] for batch in range(num_batches)]
+    return ShapeScore(tuple(nll for batch in batches for nll in batch.nll), batches[0].num_tokens)

@@ -1,0 +1,101 @@
+"""The output folder of a run: who owns it, what it is called, and files that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pruning.errors import InputError
+from pruning.shape import dump_json
+
+ROOT = Path("outputs")
+
+
+class RunFolder:
+    """One folder, held by one process at a time.
+
+    Args:
+        path: the folder; None makes a dated one under `outputs/`.
+
+    Raises:
+        InputError: it cannot be written, or another process is at work in it.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = Path(path).expanduser().absolute() if path else _dated_folder()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"output_dir: another process is at work in {self.path}; wait for it, or give another folder") from error
+        except OSError as error:
+            raise InputError(f"output_dir: cannot write to {self.path}: {error.strerror or error}") from error
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def claim(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes the folder belong to the run with this identity, or goes on with it.
+
+        Returns:
+            The record of `run.json`: `identity`, `started` (seconds since 1970), and what earlier processes of the run added.
+
+        Raises:
+            InputError: the folder belongs to another run, or holds something else.
+        """
+        record = self.read("run.json")
+        if record is None:
+            foreign = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "prune.log")
+            if foreign:
+                raise InputError(f"output_dir: {self.path} is not empty and not a run's folder (it has {', '.join(foreign[:4])}); give another folder")
+            record = {"identity": dict(identity), "started": round(time.time(), 3)}
+            self.write("run.json", dump_json(record))
+            return record
+        theirs = record["identity"]
+        differing = [f"{name}: {theirs.get(name)} there, {value} here" for name, value in identity.items() if theirs.get(name) != value]
+        if differing:
+            raise InputError(
+                f"output_dir: {self.path} belongs to another run:\n  " + "\n  ".join(differing) + "\nGive another output_dir; scores that both need are shared"
+            )
+        return record
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder; None if it is not there."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"output_dir: cannot read {path}: {error}") from error
+        return data
+
+    def write(self, name: str, text: str) -> Path:
+        """Writes a file so that it is there whole or not at all."""
+        return self.write_with(name, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+    def write_with(self, name: str, writer: Any) -> Path:
+        """Lets `writer(path)` make a file beside its place, then moves it there."""
+        path = self.path / name
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".") as scratch:
+            temporary = Path(scratch) / name
+            writer(temporary)
+            temporary.replace(path)
+        return path
+
+
+def _dated_folder() -> Path:
+    stem = (ROOT / datetime.now().strftime("%Y-%m-%d") / datetime.now().strftime("%H-%M-%S")).absolute()
+    path, number = stem, 1
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}_{number}")
+    return path

@@ -1,0 +1,189 @@
+"""What a configuration means: the objects of one run, made and checked before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipelines.config import PruneConfig
+from pipelines.folder import RunFolder
+from pruning.accounting import Accounting
+from pruning.calibration import Calibration, Recipe, Source, make_calibration
+from pruning.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
+from pruning.errors import InputError
+from pruning.families import Geometry
+from pruning.importance import ChannelOrder, Importance
+from pruning.search import Stage, make_stages, stage_problems
+from workers.evaluator import evaluator_bytes
+from workers.inline import InlinePool
+from workers.placement import LocalMachine, Placement, local_ray, place_locally
+from workers.pool import Pool, RayPool
+from workers.tasks import EvaluatorSpec, OrderTask
+
+
+@dataclass(frozen=True, slots=True)
+class PruneJob:
+    """One search, ready to run."""
+
+    config: PruneConfig
+    checkpoint: Checkpoint
+    fingerprint: str
+    accounting: Accounting
+    stages: tuple[Stage, ...]
+    calibration: Calibration
+    dtype: str
+    mlp_group_channels: int
+    head_group_channels: int
+    machine: LocalMachine
+    placement: Placement | None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the trajectory, with everything resolved."""
+        return self.config.identity() | {
+            "model": self.fingerprint,
+            "model.dtype": self.dtype,
+            "calibration.block": self.calibration.block.fingerprint,
+            "calibration.width": self.calibration.width.fingerprint,
+            "search.mlp_group_channels": self.mlp_group_channels,
+            "search.head_group_channels": self.head_group_channels,
+        }
+
+    @contextmanager
+    def pool(self) -> Iterator[Pool]:
+        """Evaluators, for the time of the context."""
+        cluster = self.config.cluster
+        spec = EvaluatorSpec(
+            self.checkpoint,
+            self.dtype,
+            {name: tokens.input_ids for name, tokens in self.calibration.sets().items()},
+            self.config.calibration.batch_size,
+            cluster.num_cpus_per_evaluator,
+        )
+        if self.placement is None:
+            yield InlinePool(spec)
+            return
+        with local_ray(self.placement, self.machine), RayPool(spec, self.placement, task_timeout_s=cluster.task_timeout_s) as pool:
+            yield pool
+
+    def channel_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
+        """The order of the run, found once: a resumed run reads it from its folder."""
+        path = folder.path / "channel_order.safetensors"
+        if path.exists():
+            return ChannelOrder.load(path)
+        [(_, order)] = pool.run([OrderTask(cast("Importance", self.config.search.importance))])
+        assert isinstance(order, ChannelOrder)
+        folder.write_with(path.name, order.save)
+        return order
+
+
+def make_job(config: PruneConfig) -> PruneJob:
+    """Finds the model, builds the calibration sets, and checks everything against everything.
+
+    Raises:
+        InputError: with all problems that could be found together.
+    """
+    model, cluster = config.model, config.cluster
+    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    model_config = checkpoint.config()
+    checkpoint.weight_files()
+    accounting = Accounting(model_config, trust_remote_code=model.trust_remote_code)
+    geometry = accounting.geometry
+    groups = {
+        "mlp_group_channels": _given(config.search.mlp_group_channels, default_mlp_group(geometry)),
+        "head_group_channels": _given(config.search.head_group_channels, geometry.channels_per_kv_head),
+    }
+    machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
+    problems = stage_problems(accounting, distribution=config.search.distribution, **groups)
+    context = getattr(model_config, "max_position_embeddings", None)
+    if context and config.calibration.sequence_length > context:
+        problems.append(f"calibration.sequence_length: {config.calibration.sequence_length}, above this model's context of {context} tokens")
+    on_gpu = machine.num_gpus > 0 and cluster.num_gpus_per_evaluator != 0
+    dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
+    placement = None
+    if cluster.kind == "local":
+        batch_tokens = config.calibration.batch_size * config.calibration.sequence_length
+        needed = evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, model_config.hidden_size, geometry.num_layers)
+        try:
+            placement = place_locally(
+                machine,
+                num_evaluators=cluster.num_evaluators,
+                num_gpus_per_evaluator=cluster.num_gpus_per_evaluator,
+                num_cpus_per_evaluator=cluster.num_cpus_per_evaluator,
+                evaluator_bytes=needed,
+                start_timeout_s=cluster.start_timeout_s,
+            )
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    stages = make_stages(accounting, target_ratio=config.search.target_ratio, distribution=config.search.distribution, **groups)
+    calibration = make_calibration(_recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size)
+    return PruneJob(
+        config, checkpoint, checkpoint.fingerprint(), accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
+        machine, placement,
+    )  # fmt: skip
+
+
+def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The settings saved in the output folder, with what this command gives on top.
+
+    Raises:
+        InputError: the folder holds no run, or `experiment=` is given.
+    """
+    folder = Path(config.output_dir or "").expanduser()
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise InputError(f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; leave resume out to start one")
+    if config.experiment is not None:
+        raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
+    merged = config.copy()
+    merged.merge_with(OmegaConf.load(saved))
+    for override in overrides:
+        name = override.split("=", 1)[0].lstrip("+~")
+        OmegaConf.update(merged, name, OmegaConf.select(config, name))
+    return merged
+
+
+def with_absolute_paths(config: PruneConfig) -> DictConfig:
+    """The configuration as it is saved: paths absolute, so that a run can be resumed from anywhere."""
+    saved = OmegaConf.structured(config)
+    for field in ("model.path", "calibration.path"):
+        value = OmegaConf.select(saved, field)
+        if value is not None and Path(value).expanduser().exists():
+            OmegaConf.update(saved, field, str(Path(value).expanduser().absolute()))
+    for field in ("store.url", "tracking.uri"):
+        scheme, separator, file = OmegaConf.select(saved, field).partition("sqlite:///")
+        if separator and not scheme and file and not file.startswith(":"):
+            OmegaConf.update(saved, field, f"sqlite:///{Path(file).absolute()}")
+    saved.resume = False
+    return cast("DictConfig", saved)
+
+
+def default_mlp_group(geometry: Geometry) -> int:
+    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are too narrow for that."""
+    if geometry.mlp_channels < 1024:
+        return max(1, geometry.mlp_channels // 4)
+    return max(1, round(geometry.mlp_channels / 10 / 256)) * 256
+
+
+def _recipe(config: PruneConfig) -> Recipe:
+    calibration = config.calibration
+    return Recipe(
+        source=cast("Source", calibration.source),
+        num_block_samples=calibration.num_block_samples,
+        num_width_samples=calibration.num_width_samples,
+        num_heldout_samples=calibration.num_heldout_samples,
+        sequence_length=calibration.sequence_length,
+        seed=calibration.seed,
+        path=calibration.path,
+        column=calibration.column,
+    )
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value

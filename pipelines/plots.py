@@ -1,0 +1,87 @@
+"""Pictures of one run: perplexity against ratio, and what is left of every block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
+
+from pruning.families import Geometry
+from pruning.shape import ModelShape
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; markers differ as well.
+STAGES = {
+    "block": ("residual blocks", "#0072B2", "o"),
+    "mlp_channels": ("MLP channels", "#E69F00", "s"),
+    "attention_heads": ("attention heads", "#009E73", "^"),
+}
+
+
+def plot_trajectory(lines: Sequence[Mapping[str, Any]], dense_perplexity: float, title: str, path: Path) -> None:
+    """Calibration perplexity against ratio, one point a step, coloured by stage."""
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
+    ratios = [0.0, *(100 * line["ratio"] for line in lines)]
+    perplexities = [dense_perplexity, *(line["perplexity"] for line in lines)]
+    axes.plot(ratios, perplexities, color="0.75", linewidth=1, zorder=1)
+    axes.scatter([0], [dense_perplexity], color="black", marker="D", s=28, label="dense", zorder=2)
+    for stage, (label, color, marker) in STAGES.items():
+        points = [(100 * line["ratio"], line["perplexity"]) for line in lines if line["stage"] == stage and line["perplexity"] is not None]
+        if points:
+            across, up = zip(*points, strict=True)
+            axes.scatter(across, up, color=color, marker=marker, s=28, label=f"{label} ({len(points)} steps)", zorder=2)
+    finite = [value for value in perplexities if value is not None]
+    if max(finite) > 10 * min(finite):
+        axes.set_yscale("log")
+    axes.set(xlabel="parameters removed (%)", ylabel="calibration perplexity", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def plot_shape(shape: ModelShape, geometry: Geometry, lines: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Layers across; for attention and MLP what is left of each block, and in it the step at which it was last cut."""
+    last_step = {("attention" if "kv_heads" in line["removed"] else "mlp", line["removed"]["layer"]): line["step"] for line in lines}
+    num_layers = len(shape.layers)
+    left = np.array([
+        [layer.kv_heads / geometry.kv_heads for layer in shape.layers],
+        [layer.mlp_channels / geometry.mlp_channels for layer in shape.layers],
+    ])  # fmt: skip
+    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.36 * num_layers + 2.2), 2.9), dpi=150, layout="constrained")
+    shades = ListedColormap(pyplot.get_cmap("cividis")(np.linspace(0.15, 1, 256)))
+    shades.set_under("white")
+    image = axes.imshow(left, cmap=shades, vmin=1e-6, vmax=1, aspect="auto")
+    for row, block in enumerate(("attention", "mlp")):
+        for layer in range(num_layers):
+            step = last_step.get((block, layer))
+            if left[row, layer] == 0:
+                axes.add_patch(Rectangle((layer - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="0.6", linewidth=0))
+            if step is not None:
+                dark = 0 < left[row, layer] < 0.6
+                axes.text(layer, row, str(step), ha="center", va="center", fontsize=7, color="white" if dark else "black", bbox=_box(left[row, layer] == 0))
+    axes.set_xticks(range(0, num_layers, 1 if num_layers <= 40 else 5))
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_yticks([0, 1], ["attention", "MLP"])
+    axes.set_xticks(np.arange(-0.5, num_layers), minor=True)
+    axes.set_yticks([0.5], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="minor", length=0)
+    axes.set(xlabel="layer (number: step of its last cut; hatched: removed)", title=title)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01)
+    bar.set_label("left")
+    bar.set_ticks([0.25, 0.5, 0.75, 1], labels=["25 %", "50 %", "75 %", "100 %"])
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _box(removed: bool) -> dict[str, Any] | None:
+    return {"facecolor": "white", "edgecolor": "none", "pad": 1} if removed else None

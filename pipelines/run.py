@@ -1,0 +1,251 @@
+"""One search from start to finish: evaluators up, dense scores, the loop, then summary, pictures and MLflow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pipelines.console import SearchProgress, console, duration
+from pipelines.driver import Scorer, run_search
+from pipelines.folder import RunFolder
+from pipelines.job import PruneJob, with_absolute_paths
+from pipelines.journal import Journal
+from pipelines.plots import plot_shape, plot_trajectory
+from pipelines.store import Context, ScoreStore
+from pipelines.summary import costs, git_revision, perplexity, table, versions
+from pipelines.tracking import TokenDataset, Tracker, local_folder, masked_uri, step_metrics
+from pruning.calibration import SetName
+from pruning.errors import TargetNotReached
+from pruning.search import GreedySearch
+from pruning.shape import ModelShape, dump_json, write_authors_config
+
+log = logging.getLogger(__name__)
+
+ARTIFACTS = ("trajectory.jsonl", "shape.json", "pruning_config.json", "summary.json", "config.yaml", "trajectory.png", "shape.png")
+
+_Scores = dict[SetName, float]
+
+
+class SearchRun:
+    """A search in its folder.
+
+    Args:
+        record: what `run.json` says of it.
+    """
+
+    def __init__(self, job: PruneJob, store: ScoreStore, folder: RunFolder, record: dict[str, Any]) -> None:
+        self.job, self.store, self.folder, self.record = job, store, folder, record
+        self.journal = Journal(folder.path / "trajectory.jsonl")
+        self.search = GreedySearch(job.accounting, job.stages)
+        self.journal.replay(self.search)
+        self.tracker = Tracker(
+            uri=job.config.tracking.uri,
+            experiment=job.config.tracking.experiment,
+            run_name=f"{self.model_name} {job.config.search.target_ratio:.0%}",
+            run_id=record.get("mlflow_run_id"),
+            on_run_id=lambda run_id: self._record(mlflow_run_id=run_id),
+        )
+
+    @property
+    def model_name(self) -> str:
+        return self.job.config.model.path.rstrip("/").split("/")[-1]
+
+    def go(self) -> dict[str, Any]:
+        """Runs until the target is met; returns the summary.
+
+        Raises:
+            TargetNotReached: it cannot be met. Everything up to there is written first.
+        """
+        started = time.monotonic()
+        self.folder.write("config.yaml", OmegaConf.to_yaml(with_absolute_paths(self.job.config)))
+        self._announce()
+        self.tracker.start(self._params(), self._tags(), self._datasets())
+        try:
+            with self.job.pool() as pool, SearchProgress() as progress:
+                device = pool.device()
+                order = self.job.channel_order(pool, self.folder)
+                pool.set_order(order)
+                context = Context(
+                    model=self.job.fingerprint,
+                    tokens="",
+                    order=order.fingerprint,
+                    dtype=self.job.dtype,
+                    device=device,
+                    batch_size=self.job.config.calibration.batch_size,
+                    num_threads=self.job.config.cluster.num_cpus_per_evaluator,
+                )
+                scorer = Scorer(pool, self.store, self.job.calibration, context, progress.advance)
+                dense = self._score_all(scorer, self.job.accounting.dense)
+                self._track_past(dense)
+                problem = self._search(scorer, progress, dense)
+                pruned = self._score_all(scorer, self.search.shape)
+                num_evaluators = pool.num_evaluators
+            summary = self._summary(dense, pruned, scorer, num_evaluators, time.monotonic() - started, problem)
+            self._write_results(summary)
+            complete = self._track_result(summary)
+        except BaseException:
+            self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
+            raise
+        self._show(summary, complete)
+        if problem is not None:
+            raise problem
+        return summary
+
+    def _search(self, scorer: Scorer, progress: SearchProgress, dense: _Scores) -> TargetNotReached | None:
+        """The loop. A target that cannot be met ends it like one that is met, and is returned."""
+        # A change of perplexity is one on the same calibration set, which the stages do not share.
+        previous: dict[str, float | None] = {"block": perplexity(dense["block"])}
+        for line in self.journal.lines[-1:]:
+            previous = {_set_of(line): line["perplexity"]}
+
+        def report(line: Mapping[str, Any]) -> None:
+            self.tracker.log_metrics(step_metrics(line), step=line["step"], timestamp=line["timestamp"])
+            stage = self.search.stage
+            progress.expect(stage.name if stage else "done", self.search.expected_evaluations())
+            before = previous.get(_set_of(line))
+            change = f" ({line['perplexity'] - before:+.3f})" if before is not None and line["perplexity"] is not None else ""
+            previous.clear()
+            previous[_set_of(line)] = line["perplexity"]
+            log.info(
+                "step %d: cut %s; perplexity %s%s, ratio %.2f %%, %.1f s, %s left",
+                line["step"], self.search.steps[-1].removal, _rounded(line["perplexity"]), change, 100 * line["ratio"],
+                line["seconds"], duration(progress.eta_s if stage else 0),
+            )  # fmt: skip
+
+        progress.expect(self.search.stage.name if self.search.stage else "done", self.search.expected_evaluations())
+        try:
+            run_search(
+                self.search,
+                scorer,
+                self.journal,
+                accounting=self.job.accounting,
+                context_length=self.job.config.calibration.sequence_length,
+                on_step=report,
+            )
+        except TargetNotReached as error:
+            return error
+        return None
+
+    def _score_all(self, scorer: Scorer, shape: ModelShape) -> _Scores:
+        return {name: scorer.score(name, shape, [None])[None].nll for name in self.job.calibration.sets()}
+
+    def _summary(
+        self, dense: _Scores, pruned: _Scores, scorer: Scorer, num_evaluators: int, seconds: float, problem: TargetNotReached | None
+    ) -> dict[str, Any]:
+        config, context_length = self.job.config, self.job.config.calibration.sequence_length
+        return {
+            "status": "target reached" if problem is None else str(problem),
+            "model": self.model_name,
+            "target_ratio": config.search.target_ratio,
+            "ratio": self.search.ratio,
+            "steps": [step.stage for step in self.search.steps],
+            "perplexity": {name: {"dense": perplexity(dense[name]), "pruned": perplexity(pruned[name])} for name in sorted(dense)},
+            **costs(self.job.accounting, self.search.shape, context_length=context_length, dtype=self.job.dtype),
+            "context_length": context_length,
+            "dtype": self.job.dtype,
+            "evaluations": {"candidates": sum(len(step.candidates) for step in self.search.steps), **scorer.evaluations},
+            "num_evaluators": num_evaluators,
+            "seconds": round(seconds, 1),
+            "shape": self.search.shape.text,
+            "output_dir": str(self.folder.path),
+            "tracking": {"uri": masked_uri(config.tracking.uri), "run_id": self.tracker.run_id},
+            "identity": self.job.identity(),
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }
+
+    def _write_results(self, summary: Mapping[str, Any]) -> None:
+        geometry, lines = self.job.accounting.geometry, self.journal.lines
+        removals = [step.removal for step in self.search.steps]
+        authors = write_authors_config(self.search.shape, geometry.dense, removals, channels_per_kv_head=geometry.channels_per_kv_head)
+        self.folder.write("shape.json", dump_json(self.search.shape.to_json()))
+        self.folder.write("pruning_config.json", dump_json(authors))
+        self.folder.write("summary.json", dump_json(summary))
+        title = f"{summary['model']}, {summary['ratio']:.1%} removed"
+        dense = summary["perplexity"]["block"]["dense"]
+        self.folder.write_with("trajectory.png", lambda path: plot_trajectory(lines, dense, title, path))
+        self.folder.write_with("shape.png", lambda path: plot_shape(self.search.shape, geometry, lines, title, path))
+
+    def _announce(self) -> None:
+        job, calibration = self.job, self.job.calibration
+        if not job.accounting.family.prunes_widths:
+            log.info("architecture %s is outside the registry of families: it is pruned by whole blocks only", job.accounting.family.model_type)
+        log.info("%s: %s parameters, %s; %s", self.model_name, f"{job.accounting.num_dense_parameters:,}", job.dtype, self.folder.path)
+        sets = ", ".join(f"{name} {tokens.num_sequences} x {tokens.sequence_length}" for name, tokens in calibration.sets().items())
+        log.info("calibration %s: %s tokens", job.config.calibration.source, sets)
+        if self.search.steps:
+            log.info("going on after step %d, ratio %.2f %%", len(self.search.steps), 100 * self.search.ratio)
+
+    def _track_past(self, dense: _Scores) -> None:
+        """The dense model as step 0, and the steps of earlier processes: MLflow stores a point once however often it is sent."""
+        zero = {
+            "prune/perplexity": perplexity(dense["block"]),
+            "prune/nll": dense["block"],
+            "prune/ratio": 0.0,
+            "prune/num_parameters": self.job.accounting.num_dense_parameters,
+            "prune/flops_per_token": self.job.accounting.flops_per_token(self.job.accounting.dense, context_length=self.job.config.calibration.sequence_length),
+        }
+        self.tracker.log_metrics(zero, step=0, timestamp=self.record["started"])
+        for line in self.journal.lines:
+            self.tracker.log_metrics(step_metrics(line), step=line["step"], timestamp=line["timestamp"])
+
+    def _track_result(self, summary: Mapping[str, Any]) -> bool:
+        result = {
+            f"result/{name}_perplexity{suffix}": pair[side]
+            for name, pair in summary["perplexity"].items()
+            for side, suffix in (("pruned", ""), ("dense", "_dense"))
+        }
+        result |= {f"result/{name}": summary[name]["pruned"] for name in ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")}
+        result["result/ratio"] = summary["ratio"]
+        ended = self.journal.lines[-1]["timestamp"] if self.journal.lines else self.record["started"]
+        self.tracker.log_metrics(result, step=len(self.search.steps), timestamp=ended)
+        succeeded = summary["status"] == "target reached"
+        return self.tracker.finish(succeeded=succeeded, artifacts=[self.folder.path / name for name in ARTIFACTS])
+
+    def _params(self) -> dict[str, Any]:
+        tree = OmegaConf.to_container(with_absolute_paths(self.job.config))
+        assert isinstance(tree, dict)
+        flat = {f"{group!s}.{name!s}": value for group, fields in tree.items() if isinstance(fields, dict) for name, value in fields.items()}
+        flat["tracking.uri"] = masked_uri(str(flat["tracking.uri"]))
+        flat["store.url"] = masked_uri(str(flat["store.url"]))
+        return flat | {f"resolved.{name}": value for name, value in self.job.identity().items()} | {"output_dir": str(self.folder.path)}
+
+    def _tags(self) -> dict[str, str]:
+        tags = {f"version.{name}": found for name, found in versions().items()}
+        tags |= {"model.fingerprint": self.job.fingerprint, "model.type": self.job.accounting.family.model_type}
+        tags |= {f"calibration.{name}.fingerprint": tokens.fingerprint for name, tokens in self.job.calibration.sets().items()}
+        revision = git_revision()
+        return tags | ({"mlflow.source.git.commit": revision} if revision else {})
+
+    def _datasets(self) -> dict[str, TokenDataset]:
+        calibration = self.job.config.calibration
+        source = {"source": calibration.source, "path": calibration.path, "seed": calibration.seed}
+        return {
+            name: TokenDataset(f"{calibration.source}-{name}", tokens.fingerprint, source, tokens.num_sequences, tokens.sequence_length)
+            for name, tokens in self.job.calibration.sets().items()
+        }
+
+    def _record(self, **fields: Any) -> None:
+        self.record |= fields
+        self.folder.write("run.json", dump_json(self.record))
+
+    def _show(self, summary: Mapping[str, Any], tracked: bool) -> None:
+        console.print()
+        console.print(table(summary))
+        console.print(f"everything is in {self.folder.path}: {', '.join(ARTIFACTS)}", markup=False)
+        if tracked:
+            uri = self.job.config.tracking.uri
+            opened = f"mlflow ui --backend-store-uri {masked_uri(uri)}, then http://127.0.0.1:5000" if local_folder(uri) else masked_uri(uri)
+            console.print(f"in MLflow: {opened}", markup=False)
+
+
+def _set_of(line: Mapping[str, Any]) -> str:
+    return "block" if line["stage"] == "block" else "width"
+
+
+def _rounded(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"

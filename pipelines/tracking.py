@@ -1,0 +1,176 @@
+"""MLflow, fed from the journal in the background. A server that is slow or away costs a search nothing: what could not be sent is sent later."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default one call to a server that is away blocks for minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = (1.0, 5.0, 15.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDataset:
+    """What MLflow shows as a dataset input of a run."""
+
+    name: str
+    digest: str
+    source: Mapping[str, Any]
+    num_sequences: int
+    sequence_length: int
+
+
+@dataclass(slots=True)
+class Tracker:
+    """One MLflow run. Every method returns at once; `finish` waits for the rest.
+
+    Args:
+        run_id: of the run to go on with; None makes a new one, and tells `on_run_id`.
+    """
+
+    uri: str
+    experiment: str
+    run_name: str
+    run_id: str | None
+    on_run_id: Callable[[str], None]
+    _queue: Queue[Callable[[Any], None] | None] = field(default_factory=Queue)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+    _warned: bool = False
+
+    def start(self, params: Mapping[str, Any], tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]) -> None:
+        """Begins to send; what describes the run goes first."""
+        self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
+        self._thread.start()
+        self._queue.put(lambda client: self._describe(client, params, tags, datasets))
+
+    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int, timestamp: float) -> None:
+        """All metrics of one step in one call. The same point sent twice is stored once."""
+        values = {name: float(value) for name, value in metrics.items() if value is not None}
+        self._queue.put(lambda client: self._log_batch(client, values, step, timestamp))
+
+    def finish(self, *, succeeded: bool, artifacts: Sequence[Path], timeout_s: float = 60.0) -> bool:
+        """Sends the rest. False: the server did not take everything in time; the same command with `resume=true` sends it again."""
+        assert self._thread is not None
+        status = "FINISHED" if succeeded else "FAILED"
+        for path in artifacts:
+            self._queue.put(lambda client, path=path: client.log_artifact(self.run_id, str(path)))  # type: ignore[misc]
+        self._queue.put(lambda client: client.set_terminated(self.run_id, status))
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return True
+        self._stop.set()
+        log.warning("MLflow at %s did not take everything; nothing is lost: resume=true with this output_dir sends it again", masked_uri(self.uri))
+        return False
+
+    def _send_all(self) -> None:
+        client: Any = None
+        while True:
+            action = self._queue.get()
+            if action is None:
+                return
+            attempt = 0
+            while not self._stop.is_set():
+                try:
+                    client = client or self._connect()
+                    action(client)
+                    break
+                except Exception as error:  # noqa: BLE001 - whatever a tracking server does wrong must not reach the search
+                    if not self._warned:
+                        log.warning("MLflow at %s: %s; the search goes on, sending is tried again", masked_uri(self.uri), _first_line(error))
+                        self._warned = True
+                    self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                    attempt += 1
+
+    def _connect(self) -> Any:
+        from mlflow import MlflowClient  # takes seconds to import, which the search need not wait for
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        folder = local_folder(self.uri)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(self.uri)
+        if self.run_id is None:
+            found = client.get_experiment_by_name(self.experiment)
+            artifacts = (folder / "mlartifacts").as_uri() if folder is not None else None
+            experiment_id = found.experiment_id if found else client.create_experiment(self.experiment, artifact_location=artifacts)
+            self.run_id = client.create_run(experiment_id, run_name=self.run_name).info.run_id
+            self.on_run_id(self.run_id)
+        else:
+            client.update_run(self.run_id, status="RUNNING")
+        return client
+
+    def _describe(self, client: Any, params: Mapping[str, Any], tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        known = client.get_run(self.run_id).data
+        new = [Param(name, str(value)) for name, value in params.items() if name not in known.params]
+        for start in range(0, len(new), 100):
+            client.log_batch(self.run_id, params=new[start : start + 100])
+        client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=dataset.name,
+                    digest=dataset.digest,
+                    source_type="local",
+                    source=json.dumps(dict(dataset.source)),
+                    profile=json.dumps({"num_sequences": dataset.num_sequences, "sequence_length": dataset.sequence_length}),
+                ),
+                tags=[InputTag("mlflow.data.context", context)],
+            )
+            for context, dataset in datasets.items()
+        ]
+        client.log_inputs(self.run_id, inputs)
+
+    def _log_batch(self, client: Any, values: Mapping[str, float], step: int, timestamp: float) -> None:
+        from mlflow.entities import Metric
+
+        client.log_batch(self.run_id, metrics=[Metric(name, value, int(timestamp * 1000), step) for name, value in values.items()])
+
+
+def step_metrics(line: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """The metrics of one journal line, under the names that MLflow shows in the section `prune`."""
+    names = ("perplexity", "nll", "ratio", "num_parameters", "flops_per_token", "margin", "seconds", "evaluations")
+    return {f"prune/{name}": line[name] for name in names} | {"prune/num_candidates": len(line["candidates"])}
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder of an SQLite tracking store, where its artifacts go too; None for servers."""
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        return None
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    return Path(url.database).absolute().parent
+
+
+def masked_uri(uri: str) -> str:
+    """The URI without its password, for logs, saved configurations and MLflow itself."""
+    try:
+        return make_url(uri).render_as_string(hide_password=True)
+    except ArgumentError:
+        return uri
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

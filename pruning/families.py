@@ -1,0 +1,194 @@
+"""Where attention, MLP and their projections live, per `config.model_type`. All knowledge of model families is in this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pruning.errors import InputError
+from pruning.shape import LayerShape, ModelShape
+
+Part = Literal["q", "k", "v", "gate", "up", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One parameter that gets smaller with its block.
+
+    `dim` 0 cuts rows (and the bias), 1 cuts columns. `parts` are what lies behind one another along that dimension:
+    one for an ordinary projection, several for a fused one.
+    """
+
+    module: str
+    dim: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one family of decoder-only models is laid out. Paths are relative to the model, the layer, or the block.
+
+    `head_counts` are attributes of the attention module that hold head counts which its forward reads; most families
+    infer them from the tensors. Norms are those of the layer that serve one block only.
+    """
+
+    model_type: str
+    layers: str = "model.layers"
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    attention_cuts: tuple[Cut, ...] = (Cut("q_proj", 0, ("q",)), Cut("k_proj", 0, ("k",)), Cut("v_proj", 0, ("v",)), Cut("o_proj", 1, ("q",)))
+    mlp_cuts: tuple[Cut, ...] = (Cut("gate_proj", 0, ("gate",)), Cut("up_proj", 0, ("up",)), Cut("down_proj", 1, ("down",)))
+    head_counts: tuple[Literal["num_attention_heads", "num_key_value_heads"], ...] = ()
+    attention_norms: tuple[str, ...] = ("input_layernorm",)
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+
+    @property
+    def prunes_widths(self) -> bool:
+        """False: only whole blocks of this family can be removed."""
+        return bool(self.attention_cuts and self.mlp_cuts)
+
+    def decoder_layers(self, model: nn.Module) -> nn.ModuleList:
+        layers = model.get_submodule(self.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+
+_GATED_NORMS = {
+    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
+    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+}
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("llama"),
+        Family("mistral"),
+        Family("qwen2"),
+        Family("qwen3"),
+        Family("gemma3_text", attention_norms=_GATED_NORMS["attention_norms"], mlp_norms=_GATED_NORMS["mlp_norms"]),
+        Family(
+            "olmo2",
+            # Its q and k norms run over all heads together, so they are cut like the rows that they follow.
+            attention_cuts=(*Family("").attention_cuts, Cut("q_norm", 0, ("q",)), Cut("k_norm", 0, ("k",))),
+            attention_norms=("post_attention_layernorm",),
+            mlp_norms=("post_feedforward_layernorm",),
+        ),
+        Family(
+            "phi3",
+            attention_cuts=(Cut("qkv_proj", 0, ("q", "k", "v")), Cut("o_proj", 1, ("q",))),
+            mlp_cuts=(Cut("gate_up_proj", 0, ("gate", "up")), Cut("down_proj", 1, ("down",))),
+            head_counts=("num_attention_heads", "num_key_value_heads"),
+        ),
+    )
+}
+
+_ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
+_MLP_NAMES = ("mlp", "feed_forward", "ffn")
+_DECODERS_CALLED_ENCODERS = ("gpt_neox", "gpt_neox_japanese")  # their configuration says is_decoder: false, and nothing reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The sizes of a dense model that shapes are measured in. All layers are alike."""
+
+    num_layers: int
+    kv_heads: int
+    queries_per_kv_head: int
+    head_dim: int
+    mlp_channels: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Geometry:
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        channels = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+        return cls(config.num_hidden_layers, kv_heads, heads // kv_heads, head_dim, channels)
+
+    @property
+    def dense(self) -> ModelShape:
+        return ModelShape.dense(self.num_layers, self.kv_heads, self.mlp_channels)
+
+    @property
+    def channels_per_kv_head(self) -> int:
+        """Query channels that share one KV head."""
+        return self.queries_per_kv_head * self.head_dim
+
+    def size(self, part: Part, layer: LayerShape) -> int:
+        """Rows (or columns) of `part` in a layer of that shape."""
+        if part == "q":
+            return layer.kv_heads * self.channels_per_kv_head
+        if part in ("k", "v"):
+            return layer.kv_heads * self.head_dim
+        return layer.mlp_channels
+
+
+def family_of(config: PretrainedConfig, model: nn.Module) -> Family:
+    """The family of a model, which may be on the meta device.
+
+    A causal language model outside the registry is pruned by whole blocks, if each of its layers has one attention and one MLP.
+
+    Raises:
+        InputError: not a decoder-only language model, or one whose blocks cannot be told apart.
+    """
+    known = FAMILIES.get(config.model_type)
+    if known is not None:
+        return known
+    require_causal_lm(config)
+    num_layers = getattr(config, "num_hidden_layers", 0)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers > 0:
+            names = [name for name, _ in module[0].named_children()]
+            attention = [name for name in _ATTENTION_NAMES if name in names]
+            mlp = [name for name in _MLP_NAMES if name in names]
+            alike = all({*attention, *mlp} <= {name for name, _ in layer.named_children()} for layer in module)
+            if len(attention) == len(mlp) == 1 and alike:
+                return Family(config.model_type, path, attention[0], mlp[0], (), (), (), (), ())
+    raise InputError(
+        f"model: cannot find one attention and one MLP in each layer of architecture {config.model_type!r}. "
+        f"Pruned at all granularities: {', '.join(sorted(FAMILIES))}; by whole blocks: causal models whose layers hold both as submodules"
+    )
+
+
+def require_causal_lm(config: PretrainedConfig) -> None:
+    """Refuses what is not a decoder-only language model, such as an encoder.
+
+    Raises:
+        InputError: see above.
+    """
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    encoder = getattr(config, "is_decoder", True) is False and config.model_type not in _DECODERS_CALLED_ENCODERS
+    if not causal or encoder or getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"model: architecture {config.model_type!r} is not a decoder-only language model, which is what this method prunes. "
+            f"Pruned at all granularities: {', '.join(sorted(FAMILIES))}; other causal language models by whole blocks"
+        )
+
+
+def blocks(model: PreTrainedModel | nn.Module, family: Family) -> list[tuple[nn.Module, nn.Module]]:
+    """The attention and the MLP module of every layer."""
+    return [(layer.get_submodule(family.attention), layer.get_submodule(family.mlp)) for layer in family.decoder_layers(model)]
+
+
+def cut_views(cut: Cut, module: nn.Module, geometry: Geometry, layer: LayerShape, dense: LayerShape) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight and bias of each part of `cut`, narrowed to what `layer` keeps. Views, never copies."""
+    target = module.get_submodule(cut.module)
+    weight, bias = _tensor(target, "weight"), getattr(target, "bias", None)
+    views, offset = [], 0
+    for part in cut.parts:
+        size = geometry.size(part, layer)
+        narrowed = weight.narrow(cut.dim, offset, size)
+        views.append((narrowed, bias if bias is None or cut.dim == 1 else bias.narrow(0, offset, size)))
+        offset += geometry.size(part, dense)
+    return views
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
+    value: Any = getattr(module, name)
+    assert isinstance(value, torch.Tensor)
+    return value

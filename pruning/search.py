@@ -1,0 +1,188 @@
+"""The three-stage greedy search (METHOD: "The three stages"). It proposes and observes; it never evaluates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pruning.accounting import Accounting
+from pruning.errors import InputError, ScoringError, TargetNotReached
+from pruning.shape import Kind, ModelShape, Removal
+
+StageName = Literal["block", "mlp_channels", "attention_heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage: what it removes, and the ratio at which it ends."""
+
+    name: StageName
+    target_ratio: float
+    group: int = 0
+    """MLP channels or KV heads that go at a time; unused by the block stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One committed removal.
+
+    `nll` is the score of the shape after it, in nats per token. `margin` is the score of the second best candidate minus the best, in nats
+    per token, None when there was only one. `candidates` are all that were scored, in order; a NaN or infinite score is kept as it came.
+    """
+
+    stage: StageName
+    removal: Removal
+    shape: ModelShape
+    nll: float
+    ratio: float
+    margin: float | None
+    candidates: tuple[tuple[Removal, float], ...]
+
+    @property
+    def excluded(self) -> tuple[Removal, ...]:
+        """Candidates that were out because their score is not finite."""
+        return tuple(removal for removal, nll in self.candidates if not math.isfinite(nll))
+
+
+def make_stages(
+    accounting: Accounting, *, target_ratio: float, distribution: Sequence[float], mlp_group_channels: int, head_group_channels: int
+) -> tuple[Stage, ...]:
+    """The published three stages with cumulative targets.
+
+    Args:
+        target_ratio: removed / all parameters, 0..1 exclusive.
+        distribution: shares of the block, MLP channel and attention head stages; normalised here.
+        mlp_group_channels: MLP channels that go at a time.
+        head_group_channels: query channels that go at a time, KV heads x queries per KV head x head dim.
+
+    Raises:
+        InputError: with every problem at once.
+    """
+    groups = {"mlp_group_channels": mlp_group_channels, "head_group_channels": head_group_channels}
+    problems = stage_problems(accounting, distribution=distribution, **groups)
+    if problems:
+        raise InputError("\n".join(problems))
+    total = sum(distribution)
+    return (
+        Stage("block", target_ratio * (distribution[0] / total)),
+        Stage("mlp_channels", target_ratio * ((distribution[0] + distribution[1]) / total), mlp_group_channels),
+        Stage("attention_heads", target_ratio, head_group_channels // accounting.geometry.channels_per_kv_head),
+    )
+
+
+def stage_problems(accounting: Accounting, *, distribution: Sequence[float], mlp_group_channels: int, head_group_channels: int) -> list[str]:
+    """What is wrong with these settings for this model, one message each."""
+    geometry, problems = accounting.geometry, []
+    width_share = sum(distribution[1:]) > 0
+    if width_share and not accounting.family.prunes_widths:
+        return [
+            f"search.distribution: {list(distribution)} prunes widths, but the family {accounting.family.model_type!r} is pruned by whole blocks only; "
+            "use search.distribution=[1,0,0]"
+        ]
+    if distribution[1] > 0 and not 0 < mlp_group_channels <= geometry.mlp_channels:
+        problems.append(f"search.mlp_group_channels: {mlp_group_channels}; this model's MLPs have {geometry.mlp_channels} channels")
+    per_head = geometry.channels_per_kv_head
+    full_width = geometry.kv_heads * per_head
+    if distribution[2] > 0 and (head_group_channels <= 0 or head_group_channels % per_head or full_width % head_group_channels):
+        whole = [heads * per_head for heads in range(1, geometry.kv_heads + 1) if geometry.kv_heads % heads == 0]
+        problems.append(
+            f"search.head_group_channels: {head_group_channels}; groups are whole KV heads with their queries ({per_head} query channels each here) "
+            f"that divide all {full_width}: one of {whole}"
+        )
+    return problems
+
+
+class GreedySearch:
+    """Proposes the candidates of the next step and commits the one that scored best.
+
+    It holds no model and no clock: replaying the same scores rebuilds the same search.
+
+    Example:
+        >>> while not search.done:                                       # doctest: +SKIP
+        ...     candidates = search.propose()
+        ...     step = search.observe({candidate: score(candidate) for candidate in candidates})
+    """
+
+    def __init__(self, accounting: Accounting, stages: Sequence[Stage]) -> None:
+        self.accounting = accounting
+        self.stages = tuple(stages)
+        self.shape = accounting.dense
+        self.steps: list[Step] = []
+
+    @property
+    def ratio(self) -> float:
+        return self.accounting.ratio(self.shape)
+
+    @property
+    def stage(self) -> Stage | None:
+        """The first stage whose target is not met; None when all are."""
+        return next((stage for stage in self.stages if self.ratio < stage.target_ratio), None)
+
+    @property
+    def done(self) -> bool:
+        return self.stage is None
+
+    def propose(self) -> tuple[Removal, ...]:
+        """Every candidate of the next step, in the order that breaks ties: attention before MLP, then the lower layer.
+
+        Raises:
+            TargetNotReached: there is none, though the stage's target is not met.
+        """
+        stage = self.stage
+        if stage is None:
+            return ()
+        candidates = _candidates(stage, self.shape)
+        if not candidates:
+            raise TargetNotReached(
+                f"search.target_ratio: stage {stage.name!r} has no candidate left at ratio {self.ratio:.4f}, below its target of "
+                f"{stage.target_ratio:.4f} (after {len(self.steps)} steps). Lower the target, give this stage a smaller share in "
+                "search.distribution, or use smaller groups. Everything up to here is kept"
+            )
+        return candidates
+
+    def observe(self, scores: Mapping[Removal, float]) -> Step:
+        """Commits the candidate with the lowest NLL; equal scores: the first proposed. Scores that are not finite are out.
+
+        Raises:
+            ScoringError: no score is finite.
+            KeyError: a candidate has no score.
+        """
+        stage = self.stage
+        assert stage is not None
+        scored = tuple((candidate, scores[candidate]) for candidate in self.propose())
+        finite = [(candidate, nll) for candidate, nll in scored if math.isfinite(nll)]
+        if not finite:
+            raise ScoringError(
+                f"step {len(self.steps) + 1} ({stage.name}): the NLL of all {len(scored)} candidates is NaN or infinite, the first is "
+                f"{scored[0][1]} for {scored[0][0]}. Weights or dtype overflow: try model.dtype=float32, and check the dense perplexity"
+            )
+        best, nll = min(finite, key=lambda pair: pair[1])
+        rest = [other for candidate, other in finite if candidate != best]
+        self.shape = self.shape.without(best)
+        step = Step(stage.name, best, self.shape, nll, self.ratio, min(rest) - nll if rest else None, scored)
+        self.steps.append(step)
+        return step
+
+    def expected_evaluations(self) -> int:
+        """Evaluations still to come, estimated: each step removes what the mean candidate would, and candidates stay as many as now."""
+        total, shape, ratio = 0, self.shape, self.ratio
+        for stage in self.stages:
+            candidates = _candidates(stage, shape)
+            if ratio >= stage.target_ratio or not candidates:
+                continue
+            mean = sum(self.accounting.ratio(shape.without(candidate)) for candidate in candidates) / len(candidates) - self.accounting.ratio(shape)
+            steps = math.ceil((stage.target_ratio - ratio) / mean)
+            total += steps * len(candidates)
+            ratio += steps * mean
+        return total
+
+
+def _candidates(stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
+    if stage.name == "block":
+        attention = [Removal("attention", index, 0) for index, layer in enumerate(shape.layers) if layer.kv_heads]
+        return (*attention, *(Removal("mlp", index, 0) for index, layer in enumerate(shape.layers) if layer.mlp_channels))
+    kind: Kind = stage.name
+    widths = [layer.mlp_channels if kind == "mlp_channels" else layer.kv_heads for layer in shape.layers]
+    return tuple(Removal(kind, index, width - stage.group) for index, width in enumerate(widths) if width > stage.group)

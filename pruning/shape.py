@@ -1,0 +1,203 @@
+"""What is left of a model: the one representation of a pruned model, and the key of every score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pruning.errors import InputError
+
+Kind = Literal["attention", "mlp", "mlp_channels", "attention_heads"]
+"""What one step takes away: a whole attention or MLP block, or the last group of MLP channels or KV heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """KV heads and MLP channels left in one layer; 0 means that the block is gone."""
+
+    kv_heads: int
+    mlp_channels: int
+
+    def __post_init__(self) -> None:
+        if self.kv_heads < 0 or self.mlp_channels < 0:
+            raise ValueError(f"a layer cannot keep {self.kv_heads} KV heads and {self.mlp_channels} MLP channels: both are >= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One step of a search: in `layer`, only `left` KV heads (attention kinds) or MLP channels (MLP kinds) stay."""
+
+    kind: Kind
+    layer: int
+    left: int
+
+    def __post_init__(self) -> None:
+        if self.kind in ("attention", "mlp") and self.left != 0:
+            raise ValueError(f"removing the {self.kind} block leaves 0, not {self.left}")
+
+    @property
+    def unit(self) -> Literal["kv_heads", "mlp_channels"]:
+        """The field of `LayerShape` that this removal lowers."""
+        return "kv_heads" if self.kind in ("attention", "attention_heads") else "mlp_channels"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "layer": self.layer, self.unit: self.left}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Removal:
+        left = data["kv_heads"] if "kv_heads" in data else data["mlp_channels"]
+        return cls(data["kind"], data["layer"], left)
+
+    def __str__(self) -> str:
+        if self.kind in ("attention", "mlp"):
+            return f"{self.kind} block of layer {self.layer}"
+        return f"{self.kind} of layer {self.layer} to {self.left}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The shape of every layer, in order. With the weights sorted once, it alone defines the pruned model."""
+
+    layers: tuple[LayerShape, ...]
+
+    @classmethod
+    def dense(cls, num_layers: int, kv_heads: int, mlp_channels: int) -> ModelShape:
+        return cls((LayerShape(kv_heads, mlp_channels),) * num_layers)
+
+    def without(self, removal: Removal) -> ModelShape:
+        """This shape after `removal`.
+
+        Raises:
+            ValueError: the removal takes nothing away.
+        """
+        before = self.layers[removal.layer]
+        current = getattr(before, removal.unit)
+        if not removal.left < current:
+            raise ValueError(f"{removal} takes nothing away: layer {removal.layer} has {current} {removal.unit}")
+        after = replace(before, **{removal.unit: removal.left})
+        return ModelShape((*self.layers[: removal.layer], after, *self.layers[removal.layer + 1 :]))
+
+    def first_difference(self, other: ModelShape) -> int:
+        """Index of the first layer in which the two differ; the number of layers when they are equal."""
+        pairs = zip(self.layers, other.layers, strict=True)
+        return next((index for index, (mine, theirs) in enumerate(pairs) if mine != theirs), len(self.layers))
+
+    @property
+    def text(self) -> str:
+        """Canonical text: `KV heads x MLP channels` of each layer, runs of equal layers counted, such as `4x172*2 0x172 4x43`."""
+        words: list[str] = []
+        previous, run = None, 0
+        for layer in (*self.layers, None):
+            if layer == previous:
+                run += 1
+                continue
+            if previous is not None:
+                words.append(f"{previous.kv_heads}x{previous.mlp_channels}" + (f"*{run}" if run > 1 else ""))
+            previous, run = layer, 1
+        return " ".join(words)
+
+    @classmethod
+    def parse(cls, text: str) -> ModelShape:
+        """The inverse of `text`."""
+        layers: list[LayerShape] = []
+        for word in text.split():
+            match = re.fullmatch(r"(\d+)x(\d+)(?:\*(\d+))?", word)
+            if match is None:
+                raise InputError(f"not a shape: {word!r} in {text!r}; expected words such as 4x172 or 4x172*3")
+            heads, channels, run = match.groups(default="1")
+            layers += [LayerShape(int(heads), int(channels))] * int(run)
+        return cls(tuple(layers))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical text, 32 hexadecimal digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"layers": [{"kv_heads": layer.kv_heads, "mlp_channels": layer.mlp_channels} for layer in self.layers], "text": self.text}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelShape:
+        try:
+            return cls(tuple(LayerShape(int(layer["kv_heads"]), int(layer["mlp_channels"])) for layer in data["layers"]))
+        except (KeyError, TypeError) as error:
+            raise InputError('not a shape file: expected {"layers": [{"kv_heads": .., "mlp_channels": ..}, ..]}') from error
+
+
+def read_authors_config(data: Mapping[str, Any], dense: ModelShape, *, channels_per_kv_head: int) -> ModelShape:
+    """Reads the `pruning_config.json` of the method's authors.
+
+    Args:
+        data: `pruned_attn_idx`, `pruned_mlp_idx` (removed blocks) and `pruned_attn_width` (query channels), `pruned_mlp_width`
+            (MLP channels), both keyed by layer. One published file counts its MLP layers from the number of layers on;
+            since the keys are the layers in order, that offset is subtracted.
+        dense: shape of the unpruned model.
+        channels_per_kv_head: query channels that share one KV head, `queries per KV head x head_dim`.
+
+    Raises:
+        InputError: a key is missing, or a layer or width does not belong to this model.
+    """
+    num_layers = len(dense.layers)
+    try:
+        removed_attention, removed_mlp = set(data["pruned_attn_idx"]), set(data["pruned_mlp_idx"])
+        attention_widths = _by_layer(data["pruned_attn_width"], num_layers)
+        mlp_widths = _by_layer(data["pruned_mlp_width"], num_layers)
+    except KeyError as error:
+        raise InputError(f"not a pruning_config.json of the authors' format: {error} is missing") from error
+    layers = []
+    for index, full in enumerate(dense.layers):
+        kv_heads, rest = divmod(attention_widths.get(index, full.kv_heads * channels_per_kv_head), channels_per_kv_head)
+        channels = mlp_widths.get(index, full.mlp_channels)
+        if rest or kv_heads > full.kv_heads or channels > full.mlp_channels:
+            raise InputError(
+                f"pruning_config.json does not fit this model: layer {index} has {attention_widths.get(index)} query channels and {channels} MLP "
+                f"channels; the model has {full.kv_heads} KV heads of {channels_per_kv_head} query channels and {full.mlp_channels} MLP channels"
+            )
+        layers.append(LayerShape(0 if index in removed_attention else kv_heads, 0 if index in removed_mlp else channels))
+    outside = _outside(removed_attention | removed_mlp, num_layers)
+    if outside:
+        raise InputError(f"pruning_config.json does not fit this model: it removes blocks of layers {outside}, the model has {num_layers} layers")
+    return ModelShape(tuple(layers))
+
+
+def write_authors_config(shape: ModelShape, dense: ModelShape, removals: Sequence[Removal], *, channels_per_kv_head: int) -> dict[str, Any]:
+    """Writes `shape` in the format of the method's authors: removed blocks in order of removal, and the widths that every block had then."""
+    widths = {index: (layer.kv_heads, layer.mlp_channels) for index, layer in enumerate(dense.layers)}
+    for removal in removals:
+        heads, channels = widths[removal.layer]
+        if removal.kind == "attention_heads":
+            widths[removal.layer] = (removal.left, channels)
+        elif removal.kind == "mlp_channels":
+            widths[removal.layer] = (heads, removal.left)
+    config = {
+        "pruned_attn_idx": [removal.layer for removal in removals if removal.kind == "attention"],
+        "pruned_mlp_idx": [removal.layer for removal in removals if removal.kind == "mlp"],
+        "pruned_attn_width": {str(index): heads * channels_per_kv_head for index, (heads, _) in widths.items()},
+        "pruned_mlp_width": {str(index): channels for index, (_, channels) in widths.items()},
+    }
+    if read_authors_config(config, dense, channels_per_kv_head=channels_per_kv_head) != shape:
+        raise ValueError("the removals do not lead to this shape")
+    return config
+
+
+def dump_json(data: Any) -> str:
+    """JSON text with the same bytes for the same data. Numbers must be finite."""
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def _by_layer(widths: Mapping[str, int], num_layers: int) -> dict[int, int]:
+    layers = {int(key): int(width) for key, width in widths.items()}
+    offset = num_layers if layers and min(layers) >= num_layers else 0
+    shifted = {key - offset: width for key, width in layers.items()}
+    outside = _outside(shifted, num_layers)
+    if outside:
+        raise InputError(f"pruning_config.json does not fit this model: it has widths of layers {outside}, the model has {num_layers} layers")
+    return shifted
+
+
+def _outside(layers: Iterable[int], num_layers: int) -> list[int]:
+    return sorted(index for index in layers if not 0 <= index < num_layers)

@@ -1,0 +1,123 @@
+"""One dense model that scores tasks. A plain class: where it runs and with which resources is decided by who creates it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+
+import torch
+
+from pruning.accounting import Accounting
+from pruning.errors import InputError
+from pruning.importance import ChannelOrder, channel_order, reorder
+from pruning.masking import masked
+from pruning.scoring import Prefix, run_prefix, score_candidates, sequence_nll
+from pruning.shape import LayerShape, ModelShape
+from workers.tasks import EvaluatorInfo, EvaluatorSpec, OrderTask, Result, ScoreResult, ScoreTask, Task
+
+log = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Holds one dense model and answers tasks.
+
+    Args:
+        spec: what to load.
+        order: channel order to sort the weights by; None until it is known, and then `set_order`.
+
+    Raises:
+        InputError: the model cannot be loaded, or its family does not behave as scoring needs.
+    """
+
+    def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None) -> None:
+        torch.set_num_threads(spec.num_threads)
+        self.spec = spec
+        self.visible_gpus = tuple(gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu)
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.visible_gpus and not num_gpus:
+            log.warning("GPUs %s are assigned to this evaluator, but torch sees no CUDA device: it scores on the CPU", ",".join(self.visible_gpus))
+        self.device = torch.device("cuda" if num_gpus else "cpu")
+        self.model = spec.checkpoint.load(dtype=spec.dtype, device=self.device, device_map="balanced" if num_gpus > 1 else None)
+        accounting = Accounting(self.model.config, trust_remote_code=spec.checkpoint.trust_remote_code)
+        self.family, self.geometry = accounting.family, accounting.geometry
+        self._order: ChannelOrder | None = None
+        self._prefix: tuple[object, Prefix] | None = None
+        self._check_family()
+        if order is not None:
+            self.set_order(order)
+
+    def describe(self) -> EvaluatorInfo:
+        return EvaluatorInfo(os.getpid(), socket.gethostname(), self.device.type, self.visible_gpus, torch.get_num_threads())
+
+    def set_order(self, order: ChannelOrder) -> None:
+        """Sorts the weights. Asking for the order that they are in does nothing.
+
+        Raises:
+            ValueError: they are in another order already.
+        """
+        if self._order is not None:
+            if self._order.fingerprint != order.fingerprint:
+                raise ValueError(f"the weights are in order {self._order.fingerprint} already, asked for {order.fingerprint}")
+            return
+        reorder(self.model, self.family, self.geometry, order)
+        self._order = order
+
+    def run(self, task: Task) -> Result:
+        """Does one task."""
+        return self._score(task) if isinstance(task, ScoreTask) else self._find_order(task)
+
+    def _score(self, task: ScoreTask) -> ScoreResult:
+        if self._order is None or task.order != self._order.fingerprint:
+            raise ValueError(f"the task is for channel order {task.order}, the weights are in {self._order and self._order.fingerprint}")
+        started = time.perf_counter()
+        base = ModelShape.parse(task.base)
+        candidates = [base if removal is None else base.without(removal) for removal in task.candidates]
+        prefix = self._prefix_of(task, base)
+        nll = score_candidates(self.model, self.family, self.geometry, prefix, candidates)
+        return ScoreResult(tuple(tuple(row) for row in nll.tolist()), prefix.input_ids_BT.shape[1] - 1, time.perf_counter() - started)
+
+    def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
+        """The prefix of the last task is kept: the next one is often for the same batch."""
+        key = (task.set_name, task.batch, task.base)
+        if self._prefix is None or self._prefix[0] != key:
+            self._prefix = None  # the old one goes before the new one comes
+            self._prefix = (key, run_prefix(self.model, self.family, self.geometry, base, self._batch(task.set_name, task.batch)))
+        return self._prefix[1]
+
+    def _find_order(self, task: OrderTask) -> ChannelOrder:
+        if self._order is not None:
+            raise ValueError("the channel order is found on the model as stored, but its weights are sorted already")
+        num_batches = -(-len(self.spec.token_sets["width"]) // self.spec.batch_size)
+        batches = (self._batch("width", index) for index in range(num_batches))
+        return channel_order(self.model, self.family, self.geometry, task.importance, batches)
+
+    def _batch(self, name: str, index: int) -> torch.Tensor:
+        start = index * self.spec.batch_size
+        return torch.tensor(self.spec.token_sets[name][start : start + self.spec.batch_size], device=self.device)  # type: ignore[index]
+
+    def _check_family(self) -> None:
+        """Scores two small shapes of this very model both ways, since families outside the registry were found by their layout alone."""
+        dense = self.geometry.dense
+        last = len(dense.layers) - 1
+        without_last = ModelShape((*dense.layers[:last], LayerShape(0, 0)))
+        tokens = self._batch("width", 0)[:1, :8]
+        try:
+            with masked(self.model, self.family, self.geometry, without_last):
+                whole = sequence_nll(self.model, tokens)
+            prefix = run_prefix(self.model, self.family, self.geometry, dense, tokens)
+            reused = score_candidates(self.model, self.family, self.geometry, prefix, [without_last])[0]
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise InputError(f"model: blocks of architecture {self.family.model_type!r} cannot be taken out one by one: {error}") from error
+        if not torch.equal(whole, reused) and not (whole.isnan() & reused.isnan()).all():
+            raise InputError(
+                f"model: with architecture {self.family.model_type!r}, running only the layers above a change gives another result than running all "
+                f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
+            )
+
+
+def evaluator_bytes(num_parameters: int, dtype: str, batch_tokens: int, hidden_size: int, num_layers: int) -> int:
+    """Memory that one evaluator needs, estimated: weights, the sorted copy of the largest of them, what the layers returned, and the process."""
+    width = torch.finfo(getattr(torch, dtype)).bits // 8
+    return int(num_parameters * width * 1.2 + batch_tokens * hidden_size * width * (num_layers + 8)) + 600_000_000
