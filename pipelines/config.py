@@ -150,7 +150,6 @@ class PruneConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     output_dir: str | None = MISSING
     resume: bool = MISSING
-    experiment: str | None = MISSING
 
     @classmethod
     def of(cls, config: DictConfig) -> PruneConfig:

@@ -139,12 +139,12 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise InputError(f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; leave resume out to start one")
-    if config.experiment is not None:
-        raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
     merged = config.copy()
     merged.merge_with(OmegaConf.load(saved))
     for override in overrides:
         name = override.split("=", 1)[0].lstrip("+~")
+        if name == "experiment":
+            raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
         OmegaConf.update(merged, name, OmegaConf.select(config, name))
     return merged
 

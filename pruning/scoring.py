@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from pruning.families import Family, Geometry
 from pruning.masking import masked
@@ -43,10 +43,19 @@ class ReplayedLayer(nn.Module):
 
 
 class GivenHidden(nn.Module):
-    """Stands where the decoder was and returns hidden states that are known, so that the model's own head path (scaling, soft-capping) runs on them."""
+    """Stands where the decoder was and returns hidden states that are known, so that the model's own head path (scaling, soft-capping) runs on them.
 
-    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    Args:
+        outputs: what the decoder returned, of which only the hidden states are exchanged: heads read other fields too.
+    """
+
+    def __init__(self, outputs: ModelOutput) -> None:
+        super().__init__()
+        self._outputs = outputs
+
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> ModelOutput:
+        self._outputs["last_hidden_state"] = inputs_embeds
+        return self._outputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,12 +106,13 @@ def sequence_nll(model: PreTrainedModel, input_ids_BT: torch.Tensor, *, head_chu
     Returns:
         [B] float64, the sum over T - 1 predicted tokens.
     """
-    hidden_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state[:, :-1]
+    outputs = model.base_model(input_ids=input_ids_BT, use_cache=False)
+    hidden_BTD = outputs.last_hidden_state[:, :-1]
     chunk = head_chunk_tokens or HEAD_CHUNK_TOKENS.get(hidden_BTD.device.type, min(HEAD_CHUNK_TOKENS.values()))
     targets_BT = input_ids_BT[:, 1:].to(hidden_BTD.device)
     # One row of contiguous tokens: a strided slice of several sequences would make the matrix product copy the head's weights for each.
     rows = zip(hidden_BTD.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True)
-    with _head_alone(model):
+    with _head_alone(model, outputs):
         nll = [_token_nll(model(inputs_embeds=hidden[None], use_cache=False).logits[0], targets) for hidden, targets in rows]
     return torch.cat(nll).view(targets_BT.shape).double().sum(dim=1).cpu()
 
@@ -122,11 +132,11 @@ def _replayed(layers: nn.ModuleList, outputs: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _head_alone(model: PreTrainedModel) -> Iterator[None]:
+def _head_alone(model: PreTrainedModel, outputs: ModelOutput) -> Iterator[None]:
     name = model.base_model_prefix
     decoder = getattr(model, name)
     try:
-        setattr(model, name, GivenHidden())
+        setattr(model, name, GivenHidden(outputs))
         yield
     finally:
         setattr(model, name, decoder)

@@ -1,0 +1,80 @@
+"""Tiny models made in code, and where the shared data is, if it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+torch.set_num_threads(1)
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+OWN_SIZES: dict[str, dict[str, object]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"use_sliding_window": False},
+    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 5.0},
+}
+
+
+def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **(SIZES | OWN_SIZES.get(model_type, {}) | changes))
+    return config
+
+
+def tiny_model(config: PretrainedConfig) -> PreTrainedModel:
+    """Random weights, norms and biases included, so that nothing holds by accident."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.float().eval()
+
+
+def tokens(sequences: int = 3, length: int = 24, seed: int = 1, vocab: int = 128) -> torch.Tensor:
+    return torch.randint(1, vocab, (sequences, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-llama"
+    tiny_model(tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 sequences of 32 tokens."""
+    path = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
+    save_file({"input_ids": tokens(24, 32).numpy().astype(np.int64)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared data folder. Tests that use it are marked `data`."""
+    folder = Path(os.environ.get("MULTIPRUNER_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("needs the shared data: a folder `shared` beside the checkout, or its path in MULTIPRUNER_SHARED")
+    return folder

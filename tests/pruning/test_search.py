@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pruning.accounting import Accounting
+from pruning.errors import InputError, ScoringError, TargetNotReached
+from pruning.search import GreedySearch, make_stages
+from pruning.shape import ModelShape, Removal
+from tests.conftest import tiny_config
+
+
+@pytest.fixture(scope="module")
+def accounting() -> Accounting:
+    return Accounting(tiny_config("qwen3"))
+
+
+def make_search(accounting: Accounting, ratio: float = 0.3, distribution: tuple[float, ...] = (40, 40, 20), mlp: int = 16, heads: int = 16) -> GreedySearch:
+    return GreedySearch(accounting, make_stages(accounting, target_ratio=ratio, distribution=distribution, mlp_group_channels=mlp, head_group_channels=heads))
+
+
+def score(shape: ModelShape) -> float:
+    """A made-up NLL: early layers matter more."""
+    return sum((3 - layer.kv_heads + (48 - layer.mlp_channels) / 16) / (index + 1) for index, layer in enumerate(shape.layers))
+
+
+def run(search: GreedySearch) -> GreedySearch:
+    while not search.done:
+        search.observe({candidate: score(search.shape.without(candidate)) for candidate in search.propose()})
+    return search
+
+
+def test_stages_have_cumulative_targets(accounting: Accounting) -> None:
+    search = make_search(accounting, 0.3, (44, 52, 4))
+    assert [stage.name for stage in search.stages] == ["block", "mlp_channels", "attention_heads"]
+    assert [stage.target_ratio for stage in search.stages] == pytest.approx([0.132, 0.288, 0.3])
+    assert search.stages[2].target_ratio == 0.3
+
+
+def test_each_stage_ends_at_its_target(accounting: Accounting) -> None:
+    search = run(make_search(accounting))
+    for index, step in enumerate(search.steps):
+        target = next(stage.target_ratio for stage in search.stages if stage.name == step.stage)
+        before = search.steps[index - 1].ratio if index else 0.0
+        assert before < target
+    assert search.ratio >= 0.3
+    assert {step.stage for step in search.steps} == {"block", "mlp_channels", "attention_heads"}
+
+
+def test_candidates_of_each_stage(accounting: Accounting) -> None:
+    search = make_search(accounting, 0.9, (90, 5, 5))
+    assert search.propose() == tuple(Removal("attention", layer, 0) for layer in range(4)) + tuple(Removal("mlp", layer, 0) for layer in range(4))
+    search.shape = ModelShape.parse("0x48 2x0 1x16 3x32")
+    search.stages = search.stages[1:2]
+    assert search.propose() == (Removal("mlp_channels", 0, 32), Removal("mlp_channels", 3, 16)), "16 channels are not > 0 after one more group"
+    search.stages = make_search(accounting, 0.9, (0, 0, 1)).stages[2:]
+    assert search.propose() == (Removal("attention_heads", 1, 1), Removal("attention_heads", 3, 2))
+
+
+def test_lowest_score_wins_and_ties_go_to_the_first(accounting: Accounting) -> None:
+    search = make_search(accounting)
+    scores = dict.fromkeys(search.propose(), 2.0)
+    step = search.observe(scores | {Removal("attention", 2, 0): 1.0, Removal("mlp", 0, 0): 1.0, Removal("attention", 3, 0): 1.0})
+    assert step.removal == Removal("attention", 2, 0)
+    assert step.margin == 0.0
+    step = search.observe(dict.fromkeys(search.propose(), 2.0) | {Removal("mlp", 1, 0): 1.5})
+    assert (step.removal, step.margin, step.nll) == (Removal("mlp", 1, 0), 0.5, 1.5)
+
+
+def test_scores_that_are_not_finite_are_out(accounting: Accounting) -> None:
+    search = make_search(accounting)
+    candidates = search.propose()
+    scores = dict.fromkeys(candidates, 3.0) | {candidates[0]: math.nan, candidates[1]: -math.inf, candidates[5]: math.inf}
+    step = search.observe(scores)
+    assert step.removal == candidates[2]
+    assert set(step.excluded) == {candidates[0], candidates[1], candidates[5]}
+    with pytest.raises(ScoringError, match="all 7 candidates is NaN or infinite"):
+        search.observe(dict.fromkeys(search.propose(), math.nan))
+
+
+def test_a_missing_score_is_an_error(accounting: Accounting) -> None:
+    search = make_search(accounting)
+    with pytest.raises(KeyError):
+        search.observe({search.propose()[0]: 1.0})
+    assert not search.steps
+
+
+def test_a_target_out_of_reach_says_how_far_it_got(accounting: Accounting) -> None:
+    search = make_search(accounting, 0.6, (0, 100, 0), mlp=24)
+    with pytest.raises(TargetNotReached, match=r"'mlp_channels' has no candidate left at ratio 0\.\d+, below its target of 0\.6000 \(after 4 steps\)"):
+        run(search)
+    assert len(search.steps) == 4
+
+
+def test_a_stage_that_is_met_does_nothing(accounting: Accounting) -> None:
+    assert {step.stage for step in run(make_search(accounting, 0.2, (0, 1, 0))).steps} == {"mlp_channels"}
+    assert {step.stage for step in run(make_search(accounting, 0.2, (1, 0, 0))).steps} == {"block"}
+
+
+def test_replaying_scores_rebuilds_the_search(accounting: Accounting) -> None:
+    done = run(make_search(accounting))
+    again = make_search(accounting)
+    for step in done.steps:
+        again.observe(dict(step.candidates))
+    assert again.steps == done.steps
+    assert again.done
+
+
+def test_expected_evaluations_shrink_to_zero(accounting: Accounting) -> None:
+    search = make_search(accounting)
+    expected = [search.expected_evaluations()]
+    while not search.done:
+        search.observe({candidate: score(search.shape.without(candidate)) for candidate in search.propose()})
+        expected.append(search.expected_evaluations())
+    total = sum(len(step.candidates) for step in search.steps)
+    assert expected[-1] == 0
+    assert expected == sorted(expected, reverse=True)
+    assert 0.5 * total <= expected[0] <= 2 * total
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mlp": 49}, "mlp_group_channels: 49; this model's MLPs have 48 channels"),
+        ({"heads": 8}, r"head_group_channels: 8; .*one of \[16, 48\]"),
+        ({"heads": 32}, r"head_group_channels: 32; .*one of \[16, 48\]"),
+        ({"mlp": 0, "heads": 5}, "(?s)mlp_group_channels: 0.*head_group_channels: 5"),
+    ],
+)
+def test_groups_that_do_not_fit(accounting: Accounting, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_search(accounting, **settings)  # type: ignore[arg-type]
+
+
+def test_block_only_families_refuse_widths() -> None:
+    with pytest.raises(InputError, match=r"whole blocks only; use search.distribution=\[1,0,0\]"):
+        make_search(Accounting(tiny_config("starcoder2")))

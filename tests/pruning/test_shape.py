@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.errors import InputError
+from pruning.shape import LayerShape, ModelShape, Removal, read_authors_config, write_authors_config
+
+DENSE = ModelShape.dense(4, 3, 48)
+shapes = st.lists(st.builds(LayerShape, st.integers(0, 9), st.integers(0, 50)), min_size=1, max_size=12).map(lambda layers: ModelShape(tuple(layers)))
+
+
+@given(shapes)
+def test_text_and_json_round_trip(shape: ModelShape) -> None:
+    assert ModelShape.parse(shape.text) == shape
+    assert ModelShape.from_json(shape.to_json()) == shape
+
+
+@given(shapes, shapes)
+def test_equal_digest_means_equal_shape(one: ModelShape, other: ModelShape) -> None:
+    assert (one.digest == other.digest) == (one == other)
+
+
+def test_text_counts_runs() -> None:
+    assert DENSE.without(Removal("attention", 2, 0)).text == "3x48*2 0x48 3x48"
+
+
+def test_without_changes_one_layer() -> None:
+    shape = DENSE.without(Removal("mlp_channels", 1, 32)).without(Removal("attention_heads", 3, 2))
+    assert [(layer.kv_heads, layer.mlp_channels) for layer in shape.layers] == [(3, 48), (3, 32), (3, 48), (2, 48)]
+    assert DENSE.first_difference(shape) == 1
+    assert shape.first_difference(shape) == 4
+
+
+def test_a_removal_must_take_something() -> None:
+    with pytest.raises(ValueError, match="takes nothing away"):
+        DENSE.without(Removal("mlp_channels", 1, 48))
+
+
+@pytest.mark.parametrize("removal", [Removal("attention", 2, 0), Removal("mlp", 0, 0), Removal("mlp_channels", 1, 5), Removal("attention_heads", 3, 1)])
+def test_removal_round_trip(removal: Removal) -> None:
+    assert Removal.from_json(removal.to_json() | {"kind": removal.kind}) == removal
+
+
+def test_not_a_shape() -> None:
+    with pytest.raises(InputError, match="not a shape"):
+        ModelShape.parse("3x48 banana")
+    with pytest.raises(InputError, match="not a shape file"):
+        ModelShape.from_json({"layers": [{"kv": 1}]})
+
+
+def test_authors_config_round_trip() -> None:
+    removals = [
+        Removal("attention", 2, 0),
+        Removal("mlp", 0, 0),
+        Removal("mlp_channels", 1, 32),
+        Removal("mlp_channels", 1, 16),
+        Removal("attention_heads", 3, 2),
+    ]
+    shape = DENSE
+    for removal in removals:
+        shape = shape.without(removal)
+    config = write_authors_config(shape, DENSE, removals, channels_per_kv_head=16)
+    assert config["pruned_attn_idx"] == [2]
+    assert config["pruned_mlp_idx"] == [0]
+    assert config["pruned_attn_width"] == {"0": 48, "1": 48, "2": 48, "3": 32}
+    assert config["pruned_mlp_width"] == {"0": 48, "1": 16, "2": 48, "3": 48}
+    assert read_authors_config(config, DENSE, channels_per_kv_head=16) == shape
+
+
+def test_authors_config_with_offset_layers() -> None:
+    config = {"pruned_attn_idx": [], "pruned_mlp_idx": [], "pruned_attn_width": {}, "pruned_mlp_width": {"4": 48, "5": 32, "6": 48, "7": 48}}
+    assert read_authors_config(config, DENSE, channels_per_kv_head=16) == DENSE.without(Removal("mlp_channels", 1, 32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pruned_attn_width": {"0": 50}}, "layer 0 has 50 query channels"),
+        ({"pruned_mlp_width": {"0": 64}}, "64 MLP channels"),
+        ({"pruned_attn_idx": [9]}, r"layers \[9\]"),
+        ({"pruned_mlp_width": {"0": 48, "4": 48}}, r"widths of layers \[4\]"),
+    ],
+)
+def test_authors_config_of_another_model(change: dict[str, object], message: str) -> None:
+    config = {"pruned_attn_idx": [], "pruned_mlp_idx": [], "pruned_attn_width": {}, "pruned_mlp_width": {}} | change
+    with pytest.raises(InputError, match=message):
+        read_authors_config(config, DENSE, channels_per_kv_head=16)
+
+
+def test_authors_config_without_a_key() -> None:
+    with pytest.raises(InputError, match="pruned_attn_idx"):
+        read_authors_config({}, DENSE, channels_per_kv_head=16)
