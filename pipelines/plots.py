@@ -57,8 +57,7 @@ def plot_shape(shape: ModelShape, geometry: Geometry, lines: Sequence[Mapping[st
         [layer.mlp_channels / geometry.mlp_channels for layer in shape.layers],
     ])  # fmt: skip
     figure, axes = pyplot.subplots(figsize=(max(6.0, 0.36 * num_layers + 2.2), 2.9), dpi=150, layout="constrained")
-    shades = ListedColormap(pyplot.get_cmap("cividis")(np.linspace(0.15, 1, 256)))
-    shades.set_under("white")
+    shades = ListedColormap(pyplot.get_cmap("cividis")(np.linspace(0.15, 1, 256))).with_extremes(under="white")
     image = axes.imshow(left, cmap=shades, vmin=1e-6, vmax=1, aspect="auto")
     for row, block in enumerate(("attention", "mlp")):
         for layer in range(num_layers):

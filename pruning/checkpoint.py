@@ -78,7 +78,7 @@ class Checkpoint:
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise InputError(f"model.path: {self.folder} has no usable tokenizer: {error}. calibration=tokens needs none") from error
+            raise InputError(f"model.path: {self.folder} has no usable tokenizer: {_first_line(error)} calibration=tokens needs none") from error
         return tokenizer
 
     def load(self, *, dtype: str, device: torch.device | str = "cpu", device_map: str | None = None) -> PreTrainedModel:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from pruning.families import Family, Geometry
 from pruning.masking import masked

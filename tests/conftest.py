@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from workers.placement import LocalMachine, Placement, local_ray
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,3 +81,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared data: a folder `shared` beside the checkout, or its path in MULTIPRUNER_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def local_cluster() -> Iterator[LocalMachine]:
+    """One real local Ray for all tests that need it: starting one takes seconds. Eight logical GPUs on any machine: pinning is Ray's, not CUDA's."""
+    machine = LocalMachine(num_cpus=8, num_gpus=8, free_bytes=10**10)
+    with local_ray(Placement(num_evaluators=1, num_gpus=0), machine):
+        yield machine

@@ -44,6 +44,23 @@ class Pool(Protocol):
     def close(self) -> None: ...
 
 
+class EvaluatorActor:
+    """An evaluator in a process of its own. It is made by a call, not with the actor, so that what goes wrong comes back as the exception that it was."""
+
+    def start(self, kind: type[Evaluator], spec: EvaluatorSpec, order: ChannelOrder | None) -> EvaluatorInfo:
+        self.evaluator = kind(spec, order)
+        return self.evaluator.describe()
+
+    def run(self, task: Task) -> Result:
+        return self.evaluator.run(task)
+
+    def set_order(self, order: ChannelOrder) -> None:
+        self.evaluator.set_order(order)
+
+    def describe(self) -> EvaluatorInfo:
+        return self.evaluator.describe()
+
+
 @dataclass(eq=False)
 class _Worker:
     """One actor: `starting` until its first answer, then it has a task or is idle."""
@@ -65,12 +82,22 @@ class RayPool:
         placement: how many evaluators, and what each of them gets.
         policy: what to do about failures.
         task_timeout_s: a task that takes longer is taken from its evaluator, which is replaced; hung processes are reported by nobody else.
+        kind: the class of the evaluators.
 
     Use as a context manager: actors are gone when it closes, also after an error.
     """
 
-    def __init__(self, spec: EvaluatorSpec, placement: Placement, *, policy: FaultPolicy | None = None, task_timeout_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        spec: EvaluatorSpec,
+        placement: Placement,
+        *,
+        policy: FaultPolicy | None = None,
+        task_timeout_s: float = 3600.0,
+        kind: type[Evaluator] = Evaluator,
+    ) -> None:
         self.spec = spec
+        self.kind = kind
         self.placement = placement
         self.policy = policy or FaultPolicy()
         self.task_timeout_s = task_timeout_s
@@ -149,9 +176,10 @@ class RayPool:
         self._workers.clear()
 
     def _start_worker(self) -> None:
-        actor_class: Any = ray.remote(Evaluator)
-        actor: Any = actor_class.options(**self.placement.actor_options()).remote(self._spec_ref, self._order_ref)
-        self._workers.append(_Worker(self._started, actor, actor.describe.remote(), ordered=self._order is not None))
+        actor_class: Any = ray.remote(EvaluatorActor)
+        actor: Any = actor_class.options(**self.placement.actor_options()).remote()
+        started = actor.start.remote(self.kind, self._spec_ref, self._order_ref)
+        self._workers.append(_Worker(self._started, actor, started, ordered=self._order is not None))
         self._started += 1
 
     def _hand_out(self, waiting: deque[int], tasks: Sequence[Task]) -> None:
@@ -222,13 +250,13 @@ class RayPool:
         self._replace(worker)
 
     def _start_failed(self, worker: _Worker, error: RayError) -> None:
-        cause = error.cause if isinstance(error, RayTaskError) else getattr(error, "cause", None)
+        cause = error.cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, InputError):
             raise cause from error
         self._failed_starts += 1
-        if self.policy.decide(Failure("start_failed", self._failed_starts, _first_line(error))) is Decision.ABORT:
-            raise WorkersLost(f"{self._failed_starts} evaluators in a row failed to start; the last one: {error}") from error
-        log.warning("evaluator %d failed to start (%s); starting another", worker.number, _first_line(error))
+        if self.policy.decide(Failure("start_failed", self._failed_starts, _last_line(error))) is Decision.ABORT:
+            raise WorkersLost(f"{self._failed_starts} evaluators in a row failed to start; the last one: {_last_line(error)}") from error
+        log.warning("evaluator %d failed to start (%s); starting another", worker.number, _last_line(error))
         self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
@@ -238,5 +266,14 @@ class RayPool:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+    """What happened to a process, without the addresses that Ray lists below it."""
+    return _lines(error)[0]
+
+
+def _last_line(error: Exception) -> str:
+    """The exception at the end of a remote traceback."""
+    return _lines(error)[-1]
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -1,0 +1,305 @@
+"""A search, a real MLflow server and a real browser: what a user finds on the MLflow page of a run.
+
+MULTIPRUNER_SCREENSHOTS=FOLDER keeps the pictures of the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException, TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+from transformers import LlamaConfig, LlamaForCausalLM
+
+REPO = Path(__file__).resolve().parents[2]
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver) on PATH"),
+]
+
+SERVER_START_S = 90
+PAGE_S = 40
+
+# The last line makes headless Chromium a computer with a mouse: without one, charts keep their tool bar in view.
+CHROMIUM_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1600,1200",
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
+)
+
+NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+
+# Plotly keeps the points of a chart in its element, so they are compared as numbers.
+READ_CHART = """
+const cards = [...document.querySelectorAll('[data-testid="experiment-view-compare-runs-card"]')];
+const card = cards.find(card => card.innerText.split('\\n')[0] === arguments[0]);
+const plot = card?.querySelector('.js-plotly-plot');
+const title = card?.querySelector('svg .xtitle')?.textContent;
+return plot?.data?.length && title ? {x_title: title, x: plot.data[0].x, y: plot.data[0].y} : null;
+"""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that has ended: where it wrote, and what."""
+
+    tracking_uri: str
+    summary: dict[str, Any]
+    steps: list[dict[str, Any]]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [0.0, *(step["ratio"] for step in self.steps)]
+
+    @property
+    def perplexities(self) -> list[float]:
+        return [self.summary["perplexity"]["block"]["dense"], *(step["perplexity"] for step in self.steps)]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The browser's one tab. Everything waits for what it needs."""
+
+    driver: webdriver.Chrome
+    url: str
+    screenshots: Path
+
+    @property
+    def text(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def until(self, ask: Callable[[], Any], what: str) -> Any:
+        """The first answer that is true. A failure leaves a picture of the page."""
+        passing = (StaleElementReferenceException, ElementClickInterceptedException, ElementNotInteractableException)
+        try:
+            return WebDriverWait(self.driver, PAGE_S, 0.2, passing).until(lambda _: ask(), f"no {what} in {PAGE_S} s")
+        except TimeoutException:
+            self.screenshot("timeout")
+            raise
+
+    def until_text(self, *wanted: str) -> None:
+        for text in wanted:
+            self.until(lambda text=text: text in self.text, repr(text))
+
+    def named(self, selector: str, text: str) -> WebElement | None:
+        return next((element for element in self.driver.find_elements(By.CSS_SELECTOR, selector) if element.text == text), None)
+
+    def click(self, selector: str, text: str = "") -> None:
+        """Clicks the first element with exactly this text."""
+
+        def clicked() -> bool:
+            element = self.named(selector, text)
+            if element is not None:
+                element.click()
+            return element is not None
+
+        self.until(clicked, f"{selector} {text!r} to click")
+
+    def search_charts(self, metric: str) -> None:
+        field = self.until(lambda: self.driver.find_element(By.CSS_SELECTOR, "input[placeholder='Search metric charts']"), "search field for charts")
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(metric)
+
+    def chart(self, name: str, x_title: str) -> dict[str, Any]:
+        """The points of the chart with this name, once its x-axis has this title."""
+
+        def drawn() -> dict[str, Any] | None:
+            chart: dict[str, Any] | None = self.driver.execute_script(READ_CHART, name)
+            return chart if chart and chart["x_title"] == x_title else None
+
+        points: dict[str, Any] = self.until(drawn, f"chart {name} against {x_title}")
+        return points
+
+    def screenshot(self, name: str) -> None:
+        self.screenshots.mkdir(parents=True, exist_ok=True)
+        assert self.driver.save_screenshot(self.screenshots / f"{name}.png")
+
+    def open_runs(self) -> None:
+        """From the start page to the runs of the experiment."""
+        self.driver.get(self.url)
+        self.click("[role=button]", "Model training")
+        self.click("a", "multipruner")
+
+    def open_run(self, tab: str) -> None:
+        self.open_runs()
+        self.click("a", "tiny-llama 30%")
+        self.click("[role=tab]", tab)
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    folder = tmp_path_factory.mktemp("search")
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 128}
+    LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)).save_pretrained(folder / "tiny-llama")
+    save_file({"input_ids": torch.randint(128, (24, 32))}, folder / "tokens.safetensors")
+    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    overrides = [
+        f"model.path={folder}/tiny-llama",
+        "model.dtype=float32",
+        "calibration=tokens",
+        f"calibration.path={folder}/tokens.safetensors",
+        "calibration.num_block_samples=8",
+        "calibration.num_width_samples=8",
+        "calibration.num_heldout_samples=4",
+        "calibration.sequence_length=32",
+        "calibration.batch_size=4",
+        "search.target_ratio=0.3",
+        "search.distribution=[40,40,20]",
+        "search.mlp_group_channels=16",
+        "search.head_group_channels=16",
+        "cluster=inline",
+        f"output_dir={folder}/run",
+        f"store.url=sqlite:///{folder}/scores.db",
+        f"tracking.uri={tracking_uri}",
+    ]
+    done = subprocess.run([sys.executable, "-m", "pipelines.prune", *overrides], cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [json.loads(line) for line in (folder / "run" / "trajectory.jsonl").read_text().splitlines()]
+    assert {step["stage"] for step in steps} == {"block", "mlp_channels", "attention_heads"}
+    return Search(tracking_uri, json.loads((folder / "run" / "summary.json").read_text()), steps)
+
+
+@pytest.fixture(scope="module")
+def server(search: Search, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server over what the search wrote."""
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--backend-store-uri", search.tracking_uri], cwd=log.parent, env=env, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + SERVER_START_S
+        while not _healthy(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
+    try:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": NO_ASSISTANT})
+        screenshots = os.environ.get("MULTIPRUNER_SCREENSHOTS")
+        yield Page(driver, server, Path(screenshots) if screenshots else tmp_path_factory.mktemp("screenshots"))
+    finally:
+        driver.quit()
+
+
+def test_experiment_lists_the_run(page: Page) -> None:
+    page.open_runs()
+    page.until_text("1 matching run", "tiny-llama 30%", "tokens-block")
+    page.screenshot("1-runs")
+
+
+def test_overview_tells_what_was_run_and_what_came_of_it(page: Page, search: Search) -> None:
+    page.open_run("Overview")
+    page.until_text("Finished", "Metrics (", "Parameters (", "tokens-block (")
+    last = search.steps[-1]
+    metrics = {
+        "prune/perplexity": last["perplexity"],
+        "prune/ratio": last["ratio"],
+        "prune/num_parameters": last["num_parameters"],
+        "result/heldout_perplexity": search.summary["perplexity"]["heldout"]["pruned"],
+        "result/heldout_perplexity_dense": search.summary["perplexity"]["heldout"]["dense"],
+        "result/flops_per_token": search.summary["flops_per_token"]["pruned"],
+    }
+    shown = page.text.splitlines()
+    for name, value in metrics.items():
+        assert float(shown[shown.index(name) + 1]) == pytest.approx(value), name
+    params = {"model.dtype": "float32", "search.target_ratio": "0.3", "search.distribution": "[40.0, 40.0, 20.0]", "calibration.source": "tokens"}
+    for name, text in params.items():
+        assert shown[shown.index(name) + 1] == text, name
+    page.screenshot("2-overview")
+    page.click("button", "+2")
+    page.until_text("tokens-width (", "tokens-heldout (")
+    page.screenshot("3-datasets")
+
+
+def test_metrics_are_charts_by_step(page: Page, search: Search) -> None:
+    page.open_run("Model metrics")
+    page.until_text("prune\n(9)", "result\n(10)")
+    page.screenshot("4-metrics")
+    for name in ("ratio", "num_parameters", "flops_per_token", "perplexity"):
+        page.search_charts(f"prune/{name}")
+        chart = page.chart(name, "Step")
+        assert chart["x"] == list(range(len(search.steps) + 1)), name
+        assert chart["y"][1:] == pytest.approx([step[name] for step in search.steps]), name
+    assert chart["y"][0] == pytest.approx(search.perplexities[0])
+    page.screenshot("5-perplexity-by-step")
+
+
+def test_ratio_goes_on_the_x_axis(page: Page, search: Search) -> None:
+    page.open_runs()
+    page.click("label:has(input[name=runs-view-mode][value=CHART])")
+    page.search_charts("prune/perplexity")
+    page.chart("prune/perplexity", "Step")
+    page.click("button[aria-label='Configure charts']")
+    page.click("[role=menuitem]", "Metric")
+    page.screenshot("6-x-axis-menu")
+    page.click("[role=menuitemcheckbox]", "prune/ratio")
+    chart = page.chart("prune/perplexity", "prune/ratio")
+    assert chart["x"] == pytest.approx(search.ratios)
+    assert chart["y"] == pytest.approx(search.perplexities)
+    page.screenshot("7-perplexity-by-ratio")
+
+
+@pytest.mark.parametrize("picture", ["trajectory.png", "shape.png"])
+def test_pictures_are_shown(page: Page, picture: str) -> None:
+    page.open_run("Artifacts")
+    page.click("div", picture)
+    selector = f"img[alt='{picture}']"
+    widths = "return [...document.querySelectorAll(arguments[0])].map(image => image.complete && image.naturalWidth)"
+    page.until(lambda: any(page.driver.execute_script(widths, selector)), f"picture {picture}")
+    page.screenshot(f"8-{Path(picture).stem}")
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
