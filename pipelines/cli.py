@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from workers.faults import WorkersLost
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-log = logging.getLogger(__name__)
+_KEPT = "  Everything computed so far is kept: the same command with the same output_dir goes on from there"
 
 Job = Callable[[DictConfig, Sequence[str]], object]
 """Takes the composed configuration and the overrides that the user gave."""
@@ -43,11 +42,10 @@ def launch(config_name: str, job: Job) -> None:
             job(config, list(HydraConfig.get().overrides.task))
         except InputError as error:
             _stop(str(error), 2)
-        except (ScoringError, WorkersLost) as error:
-            log.debug("stopped", exc_info=True)
-            _stop(f"{error}\nEverything computed so far is kept: the same command with the same output_dir goes on from there", 1)
+        except (ScoringError, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
+            _stop(f"{error}\n{_KEPT}", 1)
         except KeyboardInterrupt:
-            _stop("interrupted. Everything computed so far is kept: the same command with the same output_dir goes on from there", 130)
+            _stop(f"interrupted\n{_KEPT}", 130)
 
     hydrated()
 
@@ -95,5 +93,5 @@ def _option_names(config: DictConfig) -> list[str]:
 
 def _stop(message: str, status: int) -> None:
     lines = message.splitlines()
-    console.print("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines), style="red", markup=False)
+    console.print("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines), style="red", markup=False, soft_wrap=True)
     sys.exit(status)

@@ -236,11 +236,11 @@ class SearchRun:
     def _show(self, summary: Mapping[str, Any], tracked: bool) -> None:
         console.print()
         console.print(table(summary))
-        console.print(f"everything is in {self.folder.path}: {', '.join(ARTIFACTS)}", markup=False)
+        console.print(f"everything is in {self.folder.path}: {', '.join(ARTIFACTS)}", markup=False, soft_wrap=True)
         if tracked:
             uri = self.job.config.tracking.uri
             opened = f"mlflow ui --backend-store-uri {masked_uri(uri)}, then http://127.0.0.1:5000" if local_folder(uri) else masked_uri(uri)
-            console.print(f"in MLflow: {opened}", markup=False)
+            console.print(f"in MLflow: {opened}", markup=False, soft_wrap=True)
 
 
 def _set_of(line: Mapping[str, Any]) -> str:

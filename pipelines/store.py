@@ -15,6 +15,8 @@ from sqlalchemy.engine import make_url
 from pruning.errors import InputError
 
 SCHEMA_VERSION = 1
+SQLITE_TIMEOUT_S = 30.0
+"""How long to wait for another process that writes to the same file."""
 
 _metadata = sql.MetaData()
 _contexts = sql.Table(
@@ -74,7 +76,7 @@ class ScoreStore:
         try:
             if is_sqlite and parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self._engine = sql.create_engine(parsed, connect_args={"timeout": 30.0} if is_sqlite else {})
+            self._engine = sql.create_engine(parsed, connect_args={"timeout": SQLITE_TIMEOUT_S} if is_sqlite else {})
             with self._engine.begin() as connection:
                 if is_sqlite:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")

@@ -21,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from selenium import webdriver
 from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
-from transformers import LlamaConfig, LlamaForCausalLM
 
 REPO = Path(__file__).resolve().parents[2]
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -110,19 +107,13 @@ class Page:
         for text in wanted:
             self.until(lambda text=text: text in self.text, repr(text))
 
-    def named(self, selector: str, text: str) -> WebElement | None:
-        return next((element for element in self.driver.find_elements(By.CSS_SELECTOR, selector) if element.text == text), None)
-
     def click(self, selector: str, text: str = "") -> None:
         """Clicks the first element with exactly this text."""
+        self._act(lambda element: element.click(), selector, text)
 
-        def clicked() -> bool:
-            element = self.named(selector, text)
-            if element is not None:
-                element.click()
-            return element is not None
-
-        self.until(clicked, f"{selector} {text!r} to click")
+    def choose(self, selector: str, text: str) -> None:
+        """Chooses an item of a submenu by keyboard: WebDriver's mouse jumps there, and a submenu closes unless the mouse is seen moving towards it."""
+        self._act(lambda element: element.send_keys(Keys.ENTER), selector, text)
 
     def search_charts(self, metric: str) -> None:
         field = self.until(lambda: self.driver.find_element(By.CSS_SELECTOR, "input[placeholder='Search metric charts']"), "search field for charts")
@@ -154,20 +145,25 @@ class Page:
         self.click("a", "tiny-llama 30%")
         self.click("[role=tab]", tab)
 
+    def _act(self, action: Callable[[WebElement], None], selector: str, text: str) -> None:
+        def acted() -> bool:
+            element = next((found for found in self.driver.find_elements(By.CSS_SELECTOR, selector) if found.text == text), None)
+            if element is not None:
+                action(element)
+            return element is not None
+
+        self.until(acted, f"{selector} with the text {text!r}")
+
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
+def search(checkpoint_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
     folder = tmp_path_factory.mktemp("search")
-    torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 128}
-    LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)).save_pretrained(folder / "tiny-llama")
-    save_file({"input_ids": torch.randint(128, (24, 32))}, folder / "tokens.safetensors")
     tracking_uri = f"sqlite:///{folder}/mlflow.db"
     overrides = [
-        f"model.path={folder}/tiny-llama",
+        f"model.path={checkpoint_folder}",
         "model.dtype=float32",
         "calibration=tokens",
-        f"calibration.path={folder}/tokens.safetensors",
+        f"calibration.path={token_file}",
         "calibration.num_block_samples=8",
         "calibration.num_width_samples=8",
         "calibration.num_heldout_samples=4",
@@ -280,7 +276,7 @@ def test_ratio_goes_on_the_x_axis(page: Page, search: Search) -> None:
     page.click("button[aria-label='Configure charts']")
     page.click("[role=menuitem]", "Metric")
     page.screenshot("6-x-axis-menu")
-    page.click("[role=menuitemcheckbox]", "prune/ratio")
+    page.choose("[role=menuitemcheckbox]", "prune/ratio")
     chart = page.chart("prune/perplexity", "prune/ratio")
     assert chart["x"] == pytest.approx(search.ratios)
     assert chart["y"] == pytest.approx(search.perplexities)
