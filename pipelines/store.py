@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import sqlalchemy as sql
+from filelock import FileLock
 from sqlalchemy.engine import make_url
 
 from pruning.errors import InputError
@@ -72,18 +73,15 @@ class ScoreStore:
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
         self.name = parsed.render_as_string(hide_password=True)
-        is_sqlite = parsed.get_backend_name() == "sqlite"
+        file = Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:") else None
         try:
-            if is_sqlite and parsed.database and parsed.database != ":memory:":
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self._engine = sql.create_engine(parsed, connect_args={"timeout": SQLITE_TIMEOUT_S} if is_sqlite else {})
-            with self._engine.begin() as connection:
-                if is_sqlite:
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                _metadata.create_all(connection)
-                found = connection.execute(sql.select(_versions.c.version)).scalar()
-                if found is None:
-                    connection.execute(sql.insert(_versions).values(version=SCHEMA_VERSION))
+            self._engine = sql.create_engine(parsed, connect_args={"timeout": SQLITE_TIMEOUT_S} if file else {})
+            if file is None:
+                found = self._prepare()
+            else:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{file}.lock"):  # several processes may create the same file at once
+                    found = self._prepare()
         except (sql.exc.SQLAlchemyError, OSError, ImportError) as error:
             raise self._unusable(error) from error
         if found not in (None, SCHEMA_VERSION):
@@ -94,6 +92,17 @@ class ScoreStore:
 
     def __exit__(self, *_: object) -> None:
         self._engine.dispose()
+
+    def _prepare(self) -> int | None:
+        """Makes what is missing; the schema version that was there, None in a new store."""
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            _metadata.create_all(connection)
+            found: int | None = connection.execute(sql.select(_versions.c.version)).scalar()
+            if found is None:
+                connection.execute(sql.insert(_versions).values(version=SCHEMA_VERSION))
+        return found
 
     def lookup(self, context: Context, shapes: Iterable[str]) -> dict[tuple[str, int], BatchScore]:
         """Known scores by (shape digest, batch)."""

@@ -21,6 +21,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 log = logging.getLogger(__name__)
 
+FINISH_TIMEOUT_S = 60.0
+"""How long the end of a search waits for a tracking server that is behind."""
+
 _RETRY_S = (1.0, 5.0, 15.0, 30.0)
 
 
@@ -64,7 +67,7 @@ class Tracker:
         values = {name: float(value) for name, value in metrics.items() if value is not None}
         self._queue.put(lambda client: self._log_batch(client, values, step, timestamp))
 
-    def finish(self, *, succeeded: bool, artifacts: Sequence[Path], timeout_s: float = 60.0) -> bool:
+    def finish(self, *, succeeded: bool, artifacts: Sequence[Path], timeout_s: float | None = None) -> bool:
         """Sends the rest. False: the server did not take everything in time; the same command with `resume=true` sends it again."""
         assert self._thread is not None
         status = "FINISHED" if succeeded else "FAILED"
@@ -72,7 +75,7 @@ class Tracker:
             self._queue.put(lambda client, path=path: client.log_artifact(self.run_id, str(path)))  # type: ignore[misc]
         self._queue.put(lambda client: client.set_terminated(self.run_id, status))
         self._queue.put(None)
-        self._thread.join(timeout_s)
+        self._thread.join(FINISH_TIMEOUT_S if timeout_s is None else timeout_s)
         if not self._thread.is_alive():
             return True
         self._stop.set()

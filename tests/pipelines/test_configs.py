@@ -1,0 +1,42 @@
+"""Every file of conf/ composes into a checked configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from pipelines.cli import CONF, _option_names
+from pipelines.config import PruneConfig, register
+from tests.conftest import ROOT
+
+FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+NEEDS_FILE = {"text", "tokens"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_choice_composes(file: Path) -> None:
+    register()
+    needed = ["calibration.path=FILE"] if file.stem in NEEDS_FILE else []
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = PruneConfig.of(compose("prune", overrides=[f"{file.parent}={file.stem}", *needed]))
+    assert config.problems() == []
+
+
+def test_experiments_say_how_to_run_them() -> None:
+    for file in (CONF / "experiment").glob("**/*.yaml"):
+        assert f"python -m pipelines.prune experiment={file.stem}" in file.read_text()
+
+
+def test_the_readme_names_every_option() -> None:
+    """And names none that does not exist."""
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        names = {name for name in _option_names(compose("prune")) if "." in name or name in ("output_dir", "resume")}
+    readme = (ROOT / "README.md").read_text()
+    missing = [name for name in names if f"`{name}`" not in readme]
+    assert missing == []
+    mentioned = set(re.findall(r"`((?:model|calibration|search|cluster|tracking|store)\.[a-z_0-9]+)`", readme))
+    assert mentioned <= names
