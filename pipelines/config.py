@@ -18,6 +18,9 @@ from pruning.importance import Importance
 
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 CLUSTERS = ("local", "inline")
+URLS = ("store.url", "tracking.uri")
+"""Options that may hold a password."""
+MASK = "***"
 
 
 @dataclass
@@ -121,7 +124,7 @@ class TrackingConfig:
     def problems(self) -> list[str]:
         if self.uri.split("://")[0] in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks") or self.uri == "databricks":
             return []
-        return [f"tracking.uri: {self.uri}; give sqlite:///FILE or http(s)://HOST:PORT (MLflow no longer writes plain folders)"]
+        return [f"tracking.uri: {masked_url(self.uri)}; give sqlite:///FILE or http(s)://HOST:PORT (MLflow no longer writes plain folders)"]
 
 
 @dataclass
@@ -197,6 +200,23 @@ def register() -> None:
     }
     for group, schema in groups.items():
         store.store(group=group, name="schema", node=schema)
+
+
+def masked_url(url: str) -> str:
+    """The URL without its password, for logs, saved configurations and MLflow."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
+
+
+def without_password(text: str, url: str) -> str:
+    """`text` without the password of `url`, for messages of libraries that quote it."""
+    try:
+        password = make_url(url).password
+    except ArgumentError:
+        return text
+    return text.replace(str(password), MASK) if password else text
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:

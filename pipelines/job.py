@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.config import PruneConfig
+from pipelines.config import MASK, URLS, PruneConfig, masked_url
 from pipelines.folder import RunFolder
 from pruning.accounting import Accounting
 from pruning.calibration import Calibration, Recipe, Source, make_calibration
@@ -141,25 +141,28 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         raise InputError(f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; leave resume out to start one")
     merged = config.copy()
     merged.merge_with(OmegaConf.load(saved))
-    for override in overrides:
-        name = override.split("=", 1)[0].lstrip("+~")
-        if name == "experiment":
-            raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
+    given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    if "experiment" in given:
+        raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
+    # A password is not saved, so a URL that has one comes from the command or the environment again.
+    masked = [name for name in URLS if MASK in OmegaConf.select(merged, name)]
+    for name in given + masked:
         OmegaConf.update(merged, name, OmegaConf.select(config, name))
     return merged
 
 
-def with_absolute_paths(config: PruneConfig) -> DictConfig:
-    """The configuration as it is saved: paths absolute, so that a run can be resumed from anywhere."""
+def saved_form(config: PruneConfig) -> DictConfig:
+    """The configuration as it is saved and shown: paths absolute, so that a run can be resumed from anywhere; passwords in URLs masked."""
     saved = OmegaConf.structured(config)
     for field in ("model.path", "calibration.path"):
         value = OmegaConf.select(saved, field)
         if value is not None and Path(value).expanduser().exists():
             OmegaConf.update(saved, field, str(Path(value).expanduser().absolute()))
-    for field in ("store.url", "tracking.uri"):
-        scheme, separator, file = OmegaConf.select(saved, field).partition("sqlite:///")
-        if separator and not scheme and file and not file.startswith(":"):
-            OmegaConf.update(saved, field, f"sqlite:///{Path(file).absolute()}")
+    for field in URLS:
+        url = masked_url(OmegaConf.select(saved, field))
+        scheme, separator, file = url.partition("sqlite:///")
+        in_file = separator and not scheme and file and not file.startswith(":")
+        OmegaConf.update(saved, field, f"sqlite:///{Path(file).absolute()}" if in_file else url)
     saved.resume = False
     return cast("DictConfig", saved)
 

@@ -26,24 +26,35 @@ STAGES = {
 }
 
 
-def plot_trajectory(lines: Sequence[Mapping[str, Any]], dense_perplexity: float, title: str, path: Path) -> None:
-    """Calibration perplexity against ratio, one point a step, coloured by stage."""
+def plot_trajectory(lines: Sequence[Mapping[str, Any]], dense: Mapping[str, float | None], title: str, path: Path) -> None:
+    """Calibration perplexity against ratio, one point a step, coloured by stage.
+
+    Blocks and widths are scored on different texts, so they are two curves, each starting at the dense model's perplexity on its own
+    text (`dense`: by set, `block` and `width`).
+    """
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
-    ratios = [0.0, *(100 * line["ratio"] for line in lines)]
-    perplexities = [dense_perplexity, *(line["perplexity"] for line in lines)]
-    axes.plot(ratios, perplexities, color="0.75", linewidth=1, zorder=1)
-    axes.scatter([0], [dense_perplexity], color="black", marker="D", s=28, label="dense", zorder=2)
+    drawn: list[float] = []
+    for set_name, style, marker in (("block", "-", "D"), ("width", "--", "d")):
+        steps = [(100 * line["ratio"], line["perplexity"]) for line in lines if (line["stage"] == "block") == (set_name == "block")]
+        start = dense[set_name]
+        if not steps or start is None:
+            continue
+        curve = [(0.0, start), *(point for point in steps if point[1] is not None)]
+        axes.plot([across for across, _ in curve], [up for _, up in curve], color="0.7", linestyle=style, linewidth=1, zorder=1)
+        axes.scatter([0.0], [start], color="black", marker=marker, s=30, label=f"dense, on the {set_name} text", zorder=2)
+        drawn += [up for _, up in curve]
     for stage, (label, color, marker) in STAGES.items():
         points = [(100 * line["ratio"], line["perplexity"]) for line in lines if line["stage"] == stage and line["perplexity"] is not None]
         if points:
             across, up = zip(*points, strict=True)
-            axes.scatter(across, up, color=color, marker=marker, s=28, label=f"{label} ({len(points)} steps)", zorder=2)
-    finite = [value for value in perplexities if value is not None]
-    if max(finite) > 10 * min(finite):
+            count = f"{len(points)} step{'s' if len(points) > 1 else ''}"
+            axes.scatter(across, up, color=color, marker=marker, s=30, label=f"{label}, {count}", zorder=3)
+    if drawn and max(drawn) > 10 * min(drawn):
         axes.set_yscale("log")
     axes.set(xlabel="parameters removed (%)", ylabel="calibration perplexity", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    if drawn:
+        axes.legend()
     figure.savefig(path)
     pyplot.close(figure)
 

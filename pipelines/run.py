@@ -9,15 +9,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from pipelines.config import masked_url
 from pipelines.console import SearchProgress, console, duration
 from pipelines.driver import Scorer, run_search
 from pipelines.folder import RunFolder
-from pipelines.job import PruneJob, with_absolute_paths
+from pipelines.job import PruneJob, saved_form
 from pipelines.journal import Journal
 from pipelines.plots import plot_shape, plot_trajectory
 from pipelines.store import Context, ScoreStore
 from pipelines.summary import costs, git_revision, perplexity, table, versions
-from pipelines.tracking import TokenDataset, Tracker, local_folder, masked_uri, step_metrics
+from pipelines.tracking import TokenDataset, Tracker, local_folder, step_metrics
 from pruning.calibration import SetName
 from pruning.errors import TargetNotReached
 from pruning.search import GreedySearch
@@ -52,7 +53,7 @@ class SearchRun:
 
     @property
     def model_name(self) -> str:
-        return self.job.config.model.path.rstrip("/").split("/")[-1]
+        return self.job.config.model.path.rstrip("/").split("/")[-1].removesuffix(".gguf")
 
     def go(self) -> dict[str, Any]:
         """Runs until the target is met; returns the summary.
@@ -61,7 +62,7 @@ class SearchRun:
             TargetNotReached: it cannot be met. Everything up to there is written first.
         """
         started = time.monotonic()
-        self.folder.write("config.yaml", OmegaConf.to_yaml(with_absolute_paths(self.job.config)))
+        self.folder.write("config.yaml", OmegaConf.to_yaml(saved_form(self.job.config)))
         self._announce()
         self.tracker.start(self._params(), self._tags(), self._datasets())
         try:
@@ -152,7 +153,7 @@ class SearchRun:
             "seconds": round(seconds, 1),
             "shape": self.search.shape.text,
             "output_dir": str(self.folder.path),
-            "tracking": {"uri": masked_uri(config.tracking.uri), "run_id": self.tracker.run_id},
+            "tracking": {"uri": masked_url(config.tracking.uri), "run_id": self.tracker.run_id},
             "identity": self.job.identity(),
             "versions": versions(),
             "git_revision": git_revision(),
@@ -166,7 +167,7 @@ class SearchRun:
         self.folder.write("pruning_config.json", dump_json(authors))
         self.folder.write("summary.json", dump_json(summary))
         title = f"{summary['model']}, {summary['ratio']:.1%} removed"
-        dense = summary["perplexity"]["block"]["dense"]
+        dense = {name: pair["dense"] for name, pair in summary["perplexity"].items()}
         self.folder.write_with("trajectory.png", lambda path: plot_trajectory(lines, dense, title, path))
         self.folder.write_with("shape.png", lambda path: plot_shape(self.search.shape, geometry, lines, title, path))
 
@@ -207,11 +208,9 @@ class SearchRun:
         return self.tracker.finish(succeeded=succeeded, artifacts=[self.folder.path / name for name in ARTIFACTS])
 
     def _params(self) -> dict[str, Any]:
-        tree = OmegaConf.to_container(with_absolute_paths(self.job.config))
+        tree = OmegaConf.to_container(saved_form(self.job.config))
         assert isinstance(tree, dict)
         flat = {f"{group!s}.{name!s}": value for group, fields in tree.items() if isinstance(fields, dict) for name, value in fields.items()}
-        flat["tracking.uri"] = masked_uri(str(flat["tracking.uri"]))
-        flat["store.url"] = masked_uri(str(flat["store.url"]))
         return flat | {f"resolved.{name}": value for name, value in self.job.identity().items()} | {"output_dir": str(self.folder.path)}
 
     def _tags(self) -> dict[str, str]:
@@ -239,7 +238,7 @@ class SearchRun:
         console.print(f"everything is in {self.folder.path}: {', '.join(ARTIFACTS)}", markup=False, soft_wrap=True)
         if tracked:
             uri = self.job.config.tracking.uri
-            opened = f"mlflow ui --backend-store-uri {masked_uri(uri)}, then http://127.0.0.1:5000" if local_folder(uri) else masked_uri(uri)
+            opened = f"mlflow ui --backend-store-uri {masked_url(uri)}, then http://127.0.0.1:5000" if local_folder(uri) else masked_url(uri)
             console.print(f"in MLflow: {opened}", markup=False, soft_wrap=True)
 
 

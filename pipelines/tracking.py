@@ -15,6 +15,8 @@ from typing import Any
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from pipelines.config import masked_url, without_password
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default one call to a server that is away blocks for minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -79,7 +81,7 @@ class Tracker:
         if not self._thread.is_alive():
             return True
         self._stop.set()
-        log.warning("MLflow at %s did not take everything; nothing is lost: resume=true with this output_dir sends it again", masked_uri(self.uri))
+        log.warning("MLflow at %s did not take everything; nothing is lost: resume=true with this output_dir sends it again", masked_url(self.uri))
         return False
 
     def _send_all(self) -> None:
@@ -96,7 +98,8 @@ class Tracker:
                     break
                 except Exception as error:  # noqa: BLE001 - whatever a tracking server does wrong must not reach the search
                     if not self._warned:
-                        log.warning("MLflow at %s: %s; the search goes on, sending is tried again", masked_uri(self.uri), _first_line(error))
+                        reason = without_password(_first_line(error), self.uri)
+                        log.warning("MLflow at %s: %s; the search goes on, sending is tried again", masked_url(self.uri), reason)
                         self._warned = True
                     self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                     attempt += 1
@@ -164,14 +167,6 @@ def local_folder(uri: str) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     return Path(url.database).absolute().parent
-
-
-def masked_uri(uri: str) -> str:
-    """The URI without its password, for logs, saved configurations and MLflow itself."""
-    try:
-        return make_url(uri).render_as_string(hide_password=True)
-    except ArgumentError:
-        return uri
 
 
 def _first_line(error: Exception) -> str:

@@ -109,8 +109,7 @@ class RayPool:
         self._failed_starts = 0
         self._started = 0
         self._workers: list[_Worker] = []
-        for _ in range(placement.num_evaluators):
-            self._start_worker()
+        self._fill()
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +137,7 @@ class RayPool:
         waiting = deque(sorted(range(len(tasks)), key=lambda index: -tasks[index].cost(self._num_layers)))
         failures = [0] * len(tasks)
         remaining = len(tasks)
+        self._fill()
         try:
             while remaining:
                 self._hand_out(waiting, tasks)
@@ -151,9 +151,9 @@ class RayPool:
                         self._recover(worker, tasks[index], failures[index], error)
                         waiting.appendleft(index)
         finally:
-            # The caller stopped listening: what is still running belongs to nobody.
+            # After an error, or when the caller stopped listening, what is still running belongs to nobody.
             for worker in [worker for worker in self._workers if worker.task is not None]:
-                self._replace(worker)
+                self._drop(worker)
 
     def device(self) -> str:
         while all(worker.starting for worker in self._workers):
@@ -174,6 +174,11 @@ class RayPool:
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers.clear()
+
+    def _fill(self) -> None:
+        """Starts evaluators until there are as many as asked for. It does not wait for them."""
+        for _ in range(self.placement.num_evaluators - len(self._workers)):
+            self._start_worker()
 
     def _start_worker(self) -> None:
         actor_class: Any = ray.remote(EvaluatorActor)
@@ -260,9 +265,12 @@ class RayPool:
         self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
+        self._drop(worker)
+        self._fill()
+
+    def _drop(self, worker: _Worker) -> None:
         ray.kill(worker.actor)
         self._workers.remove(worker)
-        self._start_worker()
 
 
 def _first_line(error: Exception) -> str:

@@ -104,8 +104,7 @@ class Page:
             raise
 
     def until_text(self, *wanted: str) -> None:
-        for text in wanted:
-            self.until(lambda text=text: text in self.text, repr(text))
+        self.until(lambda: all(text in self.text for text in wanted), f"{' or '.join(wanted)} on the page")
 
     def click(self, selector: str, text: str = "") -> None:
         """Clicks the first element with exactly this text."""
@@ -116,9 +115,11 @@ class Page:
         self._act(lambda element: element.send_keys(Keys.ENTER), selector, text)
 
     def search_charts(self, metric: str) -> None:
+        """Leaves one chart on the page."""
         field = self.until(lambda: self.driver.find_element(By.CSS_SELECTOR, "input[placeholder='Search metric charts']"), "search field for charts")
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(metric)
+        self.until_text(f"{metric.split('/')[0]}\n(1)")
 
     def chart(self, name: str, x_title: str) -> dict[str, Any]:
         """The points of the chart with this name, once its x-axis has this title."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.tracking import TokenDataset, Tracker, masked_uri
+from pipelines.config import masked_url, without_password
+from pipelines.tracking import TokenDataset, Tracker
 from tests.pipelines.conftest import Cli
 
 
@@ -106,6 +107,20 @@ def test_calls_return_at_once_and_points_arrive_when_it_is_back(tmp_path: Path, 
 
 
 def test_passwords_are_masked() -> None:
-    assert "secret" not in masked_uri("postgresql://me:secret@db/scores")
-    assert "secret" not in masked_uri("https://me:secret@mlflow.example.org:5000")
-    assert masked_uri("sqlite:///outputs/mlflow.db") == "sqlite:///outputs/mlflow.db"
+    assert "secret" not in masked_url("postgresql://me:secret@db/scores")
+    assert "secret" not in masked_url("https://me:secret@mlflow.example.org:5000")
+    assert masked_url("sqlite:///outputs/mlflow.db") == "sqlite:///outputs/mlflow.db"
+    assert without_password("cannot reach https://me:secret@x", "https://me:secret@x") == "cannot reach https://me:***@x"
+
+
+def test_a_password_is_nowhere_in_what_a_run_leaves(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searched for in every file of the folder and in all output, while the server that it is for refuses connections."""
+    monkeypatch.setattr("pipelines.tracking.FINISH_TIMEOUT_S", 3.0)
+    outcome = cli("tracking.uri=http://me:hunter2@127.0.0.1:9")
+    assert outcome.status == 0, outcome.output
+    assert "127.0.0.1:9" in outcome.output
+    assert "hunter2" not in outcome.output
+    for path in outcome.folder.iterdir():
+        assert b"hunter2" not in path.read_bytes(), path.name
+    monkeypatch.setattr("pipelines.tracking.FINISH_TIMEOUT_S", 60.0)
+    assert cli("resume=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", bare=True).status == 0
