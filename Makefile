@@ -25,7 +25,7 @@ prune: setup ## Prune SmolLM2-135M to ratio 0.10 in about five minutes (ARGS="se
 	$(BIN)/python -m pipelines.prune experiment=demo $(ARGS)
 
 mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db
 
 test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of them)
 	$(BIN)/python -m pytest $(ARGS)

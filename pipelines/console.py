@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
@@ -35,15 +35,23 @@ def log_to(path: Path | None) -> None:
 
 
 class SearchProgress:
-    """One bar for a whole search, in candidates. Shown on a terminal only; `eta_s` serves log lines as well."""
+    """One bar for a whole search, in candidates. Shown on a terminal only; `left_s` serves log lines as well."""
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("candidates"), _Rate(), _TimeLeft(), TimeElapsedColumn(),
-            console=console, speed_estimate_period=600, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._progress.add_task("starting", total=None)
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("candidates, {task.fields[rate]}, {task.fields[left]} left,"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting evaluators", total=None, rate="-/s", left="?")
         self._done = 0.0
+        self._scored = 0.0
+        self._remaining = 0.0
+        self._started = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -54,26 +62,27 @@ class SearchProgress:
 
     def expect(self, description: str, remaining: int) -> None:
         """So many candidates are still to come, estimated."""
+        if not self._scored:
+            self._started = time.monotonic()  # evaluators are up: the rate counts from here
+        self._remaining = remaining
         self._progress.update(self._task, description=description, total=round(self._done) + remaining)
 
-    def advance(self, candidates: float) -> None:
+    def advance(self, candidates: float, *, scored: bool) -> None:
+        """So many candidates are done; those that came from the store do not count for the rate."""
         self._done += candidates
-        self._progress.update(self._task, completed=round(self._done, 1))
+        self._remaining -= candidates
+        self._scored += candidates if scored else 0
+        self._progress.update(self._task, completed=round(self._done, 1), rate=f"{self.rate:.1f}/s", left=duration(self.left_s))
 
     @property
-    def eta_s(self) -> float | None:
-        """Seconds left for the whole search, from the candidates of the last minutes."""
-        return self._progress.tasks[0].time_remaining
+    def rate(self) -> float:
+        """Candidates scored per second, over the whole run so far."""
+        return self._scored / max(time.monotonic() - self._started, 1e-3)
 
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
-
-
-class _TimeLeft(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{duration(task.time_remaining)} left")
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left for the whole search; None before the first score."""
+        return max(self._remaining, 0) / self.rate if self.rate else None
 
 
 def duration(seconds: float | None) -> str:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pipelines.journal import Journal, step_line
 from pipelines.store import BatchScore, Context, ScoreStore
@@ -18,6 +18,13 @@ from workers.pool import Pool
 from workers.tasks import ScoreResult, ScoreTask
 
 log = logging.getLogger(__name__)
+
+
+class OnEvaluation(Protocol):
+    """Told how many candidates got done, in fractions where a candidate has several batches, and whether they were scored or in the store."""
+
+    def __call__(self, candidates: float, *, scored: bool) -> None: ...
+
 
 Candidate = Removal | None
 """What a candidate takes away from the current shape; None is that shape itself."""
@@ -41,13 +48,12 @@ class Scorer:
 
     Args:
         context: what the scores depend on, but for the token set, which is filled in here.
-        on_evaluation: told the number of candidates that got done, in fractions where a candidate has several batches.
+        on_evaluation: told of progress.
     """
 
-    def __init__(
-        self, pool: Pool, store: ScoreStore, calibration: Calibration, context: Context, on_evaluation: Callable[[float], None] = lambda _: None
-    ) -> None:
-        self.pool, self.store, self.on_evaluation = pool, store, on_evaluation
+    def __init__(self, pool: Pool, store: ScoreStore, calibration: Calibration, context: Context, on_evaluation: OnEvaluation | None = None) -> None:
+        self.pool, self.store = pool, store
+        self.on_evaluation = on_evaluation or _nobody
         self.num_scored = 0
         self.num_reused = 0
         self._order = context.order
@@ -62,7 +68,7 @@ class Scorer:
         missing = {batch: [candidate for candidate in candidates if (digests[candidate], batch) not in known] for batch in range(num_batches)}
         num_missing = sum(map(len, missing.values()))
         self.num_reused += len(candidates) * num_batches - num_missing
-        self.on_evaluation((len(candidates) * num_batches - num_missing) / num_batches)
+        self.on_evaluation((len(candidates) * num_batches - num_missing) / num_batches, scored=False)
         tasks = _split(set_name, base, missing, self._order, self.pool.num_evaluators)
         for index, result in self.pool.run(tasks):
             assert isinstance(result, ScoreResult)
@@ -71,7 +77,7 @@ class Scorer:
             self.store.add(context, scores)
             known |= scores
             self.num_scored += len(scores)
-            self.on_evaluation(len(scores) / num_batches)
+            self.on_evaluation(len(scores) / num_batches, scored=True)
         return {candidate: _joined(known, digests[candidate], num_batches) for candidate in candidates}
 
     @property
@@ -112,6 +118,10 @@ def run_search(
         if step.excluded:
             log.warning("step %d: NaN or infinite score, out: %s", line["step"], ", ".join(map(str, step.excluded)))
         on_step(line)
+
+
+def _nobody(candidates: float, *, scored: bool) -> None:
+    """Nobody wants to know of progress."""
 
 
 def _split(set_name: SetName, base: ModelShape, missing: Mapping[int, Sequence[Candidate]], order: str, num_evaluators: int) -> list[ScoreTask]:

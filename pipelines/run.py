@@ -18,7 +18,7 @@ from pipelines.journal import Journal
 from pipelines.plots import plot_shape, plot_trajectory
 from pipelines.store import Context, ScoreStore
 from pipelines.summary import costs, git_revision, perplexity, table, versions
-from pipelines.tracking import TokenDataset, Tracker, local_folder, step_metrics
+from pipelines.tracking import TokenDataset, Tracker, charts_link, local_folder, step_metrics
 from pruning.calibration import SetName
 from pruning.errors import TargetNotReached
 from pruning.search import GreedySearch
@@ -46,7 +46,8 @@ class SearchRun:
         self.tracker = Tracker(
             uri=job.config.tracking.uri,
             experiment=job.config.tracking.experiment,
-            run_name=f"{self.model_name} {job.config.search.target_ratio:.0%}",
+            run_name=f"{self.model_name} {job.config.search.target_ratio:.0%} {':'.join(f'{share:g}' for share in job.config.search.distribution)}",
+            started=record["started"],
             run_id=record.get("mlflow_run_id"),
             on_run_id=lambda run_id: self._record(mlflow_run_id=run_id),
         )
@@ -114,7 +115,7 @@ class SearchRun:
             log.info(
                 "step %d: cut %s; perplexity %s%s, ratio %.2f %%, %.1f s, %s left",
                 line["step"], self.search.steps[-1].removal, _rounded(line["perplexity"]), change, 100 * line["ratio"],
-                line["seconds"], duration(progress.eta_s if stage else 0),
+                line["seconds"], duration(progress.left_s if stage else 0),
             )  # fmt: skip
 
         progress.expect(self.search.stage.name if self.search.stage else "done", self.search.expected_evaluations())
@@ -217,6 +218,7 @@ class SearchRun:
         tags = {f"version.{name}": found for name, found in versions().items()}
         tags |= {"model.fingerprint": self.job.fingerprint, "model.type": self.job.accounting.family.model_type}
         tags |= {f"calibration.{name}.fingerprint": tokens.fingerprint for name, tokens in self.job.calibration.sets().items()}
+        tags |= {"mlflow.source.name": "pipelines.prune", "mlflow.source.type": "LOCAL"}
         revision = git_revision()
         return tags | ({"mlflow.source.git.commit": revision} if revision else {})
 
@@ -238,8 +240,9 @@ class SearchRun:
         console.print(f"everything is in {self.folder.path}: {', '.join(ARTIFACTS)}", markup=False, soft_wrap=True)
         if tracked:
             uri = self.job.config.tracking.uri
-            opened = f"mlflow ui --backend-store-uri {masked_url(uri)}, then http://127.0.0.1:5000" if local_folder(uri) else masked_url(uri)
-            console.print(f"in MLflow: {opened}", markup=False, soft_wrap=True)
+            server = "http://127.0.0.1:5000" if local_folder(uri) else masked_url(uri)
+            start = f"mlflow ui --backend-store-uri {uri}, then " if local_folder(uri) else ""
+            console.print(f"in MLflow: {start}{charts_link(server, self.tracker.experiment_id)}", markup=False, soft_wrap=True)
 
 
 def _set_of(line: Mapping[str, Any]) -> str:

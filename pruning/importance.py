@@ -161,7 +161,8 @@ def _permute(module: nn.Module, cut: Cut, indices: torch.Tensor) -> None:
     for name, dim in (("weight", cut.dim), ("bias", 0)):
         parameter = getattr(module, name, None)
         if parameter is not None and not (name == "bias" and cut.dim == 1):
-            parameter.data = parameter.data.index_select(dim, indices.to(parameter.device))
+            # Into the same storage: weights are mapped from their file, and a second copy of each would stay resident beside it.
+            parameter.copy_(parameter.index_select(dim, indices.to(parameter.device)))
 
 
 def _descending(scores: torch.Tensor) -> _Indices:

@@ -101,7 +101,7 @@ def local_ray(placement: Placement, machine: LocalMachine) -> Iterator[None]:
         num_cpus=max(machine.num_cpus, placement.num_evaluators * placement.num_cpus),
         num_gpus=machine.num_gpus,
         include_dashboard=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=True,
     )
     try:

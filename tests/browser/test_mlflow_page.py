@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -70,6 +71,7 @@ class Search:
     """A search that has ended: where it wrote, and what."""
 
     tracking_uri: str
+    printed_path: str
     summary: dict[str, Any]
     steps: list[dict[str, Any]]
 
@@ -143,7 +145,7 @@ class Page:
 
     def open_run(self, tab: str) -> None:
         self.open_runs()
-        self.click("a", "tiny-llama 30%")
+        self.click("a", "tiny-llama 30% 40:40:20")
         self.click("[role=tab]", tab)
 
     def _act(self, action: Callable[[WebElement], None], selector: str, text: str) -> None:
@@ -183,7 +185,9 @@ def search(checkpoint_folder: Path, token_file: Path, tmp_path_factory: pytest.T
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads(line) for line in (folder / "run" / "trajectory.jsonl").read_text().splitlines()]
     assert {step["stage"] for step in steps} == {"block", "mlp_channels", "attention_heads"}
-    return Search(tracking_uri, json.loads((folder / "run" / "summary.json").read_text()), steps)
+    printed = re.search(r"http://127\.0\.0\.1:5000(/\S+)", done.stdout)
+    assert printed, done.stdout
+    return Search(tracking_uri, printed[1], json.loads((folder / "run" / "summary.json").read_text()), steps)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +232,7 @@ def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
 
 def test_experiment_lists_the_run(page: Page) -> None:
     page.open_runs()
-    page.until_text("1 matching run", "tiny-llama 30%", "tokens-block")
+    page.until_text("1 matching run", "tiny-llama 30% 40:40:20", "tokens-block")
     page.screenshot("1-runs")
 
 
@@ -282,6 +286,17 @@ def test_ratio_goes_on_the_x_axis(page: Page, search: Search) -> None:
     assert chart["x"] == pytest.approx(search.ratios)
     assert chart["y"] == pytest.approx(search.perplexities)
     page.screenshot("7-perplexity-by-ratio")
+
+
+def test_the_printed_link_opens_charts_against_ratio(page: Page, search: Search) -> None:
+    page.driver.get("about:blank")
+    page.driver.get(page.url + search.printed_path)
+    page.until_text("Against ratio", "prune\n(9)")
+    page.search_charts("prune/perplexity")
+    chart = page.chart("prune/perplexity", "prune/ratio")
+    assert chart["x"] == pytest.approx(search.ratios)
+    assert chart["y"] == pytest.approx(search.perplexities)
+    page.screenshot("9-printed-link")
 
 
 @pytest.mark.parametrize("picture", ["trajectory.png", "shape.png"])

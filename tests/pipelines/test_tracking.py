@@ -89,7 +89,7 @@ def test_calls_return_at_once_and_points_arrive_when_it_is_back(tmp_path: Path, 
 
     monkeypatch.setattr(Tracker, "_connect", flaky)
     ids: list[str] = []
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "test", "name", None, ids.append)
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "test", "name", 1.8e9, None, ids.append)
     with caplog.at_level(logging.WARNING):
         started = time.monotonic()
         tracker.start({"a": 1}, {"b": "2"}, {"block": TokenDataset("set", "digest", {"path": None}, 4, 32)})
