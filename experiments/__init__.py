@@ -1,0 +1,1 @@
+"""Benchmarks and reproductions with their measured results. Nothing that the product imports."""

@@ -1,0 +1,66 @@
+"""Runs the benchmarks: `python -m experiments.benchmarks [NAME ...] [--save]`. Exit status 1 when a bound does not hold."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+from experiments.benchmarks import importance_orders, memory, prefix_reuse
+from experiments.benchmarks.report import Report, machine, versions
+from pruning.checkpoint import DTYPES
+from pruning.errors import InputError
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
+    "prefix_reuse": lambda options: prefix_reuse.run(dtype=options.dtype, num_rounds=options.rounds),
+    "memory": lambda options: memory.run(num_candidates=options.candidates),
+    "importance_orders": lambda options: importance_orders.run(dtype=options.dtype, num_windows=options.windows),
+}
+
+
+def main() -> int:
+    """Prints each report as it comes. Returns the exit status: 2 when the input is wrong."""
+    options = _parse()
+    print(f"{machine()}; {versions()}\n")
+    missed = 0
+    for name in options.names:
+        started = time.perf_counter()
+        try:
+            report = BENCHMARKS[name](options)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(f"{report.markdown()}\n({time.perf_counter() - started:.0f} s)\n", flush=True)
+        missed += len(report.missed)
+        if options.save:
+            print(f"saved as {report.save(sys.argv[1:]).name}\n")
+    return int(missed > 0)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", type=_name, default=[*BENCHMARKS], help=f"{', '.join(BENCHMARKS)}; all when none is named")
+    parser.add_argument("--save", action="store_true", help="write dated files under experiments/benchmarks/results")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of prefix_reuse and importance_orders")
+    parser.add_argument("--rounds", type=_positive, default=3, help="of prefix_reuse")
+    parser.add_argument("--candidates", type=_positive, default=7, help="that memory scores; 61 are all")
+    parser.add_argument("--windows", type=_positive, default=8, help="of 512 tokens of WikiText-2 in importance_orders")
+    return parser.parse_args()
+
+
+def _name(text: str) -> str:
+    if text not in BENCHMARKS:
+        raise argparse.ArgumentTypeError(f"no benchmark {text!r}; there are {', '.join(BENCHMARKS)}")
+    return text
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""How much time the reused prefix saves: one block step scored from the changed layer up, against from the embedding up."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from experiments.benchmarks import subject
+from experiments.benchmarks.report import Report
+from pruning.accounting import Accounting
+from pruning.checkpoint import resolve_dtype
+from pruning.masking import masked
+from pruning.scoring import run_prefix, score_candidates, sequence_nll
+from pruning.search import GreedySearch, Stage
+from pruning.shape import LayerShape, ModelShape
+
+T = TypeVar("T")
+
+NUM_SEQUENCES, SEQUENCE_LENGTH = 2, 128
+BOUND = 0.9
+"""The speed-up must be at least this share of what the FLOP count allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Seconds for all candidates both ways."""
+
+    whole_s: float
+    reused_s: float
+
+    @property
+    def speedup(self) -> float:
+        return self.whole_s / self.reused_s
+
+
+def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
+    """Scores one block step of SmolLM2 both ways, on one thread."""
+    checkpoint = subject.checkpoint()
+    dtype = resolve_dtype(dtype, on_gpu=False)
+    text, tokens = subject.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
+    accounting = Accounting(checkpoint.config())
+    candidates = block_candidates(accounting)
+    with _one_thread():
+        model = checkpoint.load(dtype=dtype)
+        input_ids_BT = torch.from_numpy(tokens.input_ids)
+        sequence_nll(model, input_ids_BT)  # the first forward of a process is slower
+        rounds = [measure(model, accounting, candidates, input_ids_BT) for _ in range(num_rounds)]
+    settings = {
+        "model": subject.MODEL,
+        "dtype, threads": f"{dtype}, 1",
+        "batch": f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint {tokens.fingerprint})",
+        "candidates": f"{len(candidates)}, all of the first block step",
+    }
+    return _report(settings, rounds, allowed_speedup(accounting, candidates, SEQUENCE_LENGTH))
+
+
+def measure(model: PreTrainedModel, accounting: Accounting, candidates: Sequence[ModelShape], input_ids_BT: torch.Tensor) -> Round:
+    """One round: the two ways take turns candidate by candidate, so that what else the machine does meets both alike."""
+    family, geometry = accounting.family, accounting.geometry
+    prefix, reused_s = _timed(partial(run_prefix, model, family, geometry, accounting.dense, input_ids_BT))
+    whole_s = 0.0
+    for candidate in candidates:
+        reused, seconds = _timed(partial(score_candidates, model, family, geometry, prefix, [candidate]))
+        reused_s += seconds
+        whole, seconds = _timed(partial(_score_whole, model, accounting, candidate, input_ids_BT))
+        whole_s += seconds
+        assert torch.equal(whole, reused[0]), f"{candidate.text}: {whole.tolist()} from the embedding up, {reused[0].tolist()} with the prefix reused"
+    return Round(whole_s, reused_s)
+
+
+def allowed_speedup(accounting: Accounting, candidates: Sequence[ModelShape], context_length: int) -> float:
+    """What FLOPs allow: all layers and the head for each candidate, over the layers once, and the changed layers upwards and the head for each.
+
+    A removed block saves its own FLOPs both ways.
+    """
+    dense, gone = accounting.dense, LayerShape(0, 0)
+
+    def flops(shape: ModelShape) -> int:
+        return accounting.flops_per_token(shape, context_length=context_length)
+
+    def suffix(candidate: ModelShape) -> ModelShape:
+        start = dense.first_difference(candidate)
+        return ModelShape((gone,) * start + candidate.layers[start:])
+
+    head = flops(ModelShape((gone,) * len(dense.layers)))
+    return sum(map(flops, candidates)) / (flops(dense) - head + sum(flops(suffix(candidate)) for candidate in candidates))
+
+
+def block_candidates(accounting: Accounting) -> list[ModelShape]:
+    """The dense model without one block, for each block."""
+    search = GreedySearch(accounting, [Stage("block", 0.5)])
+    return [search.shape.without(removal) for removal in search.propose()]
+
+
+def llama_2_7b() -> PretrainedConfig:
+    """The configuration of Llama-2-7B."""
+    sizes = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    return AutoConfig.for_model("llama", **sizes, num_attention_heads=32, num_key_value_heads=32, tie_word_embeddings=False)
+
+
+def _report(settings: dict[str, str], rounds: Sequence[Round], allowed: float) -> Report:
+    measured = statistics.median(each.speedup for each in rounds)
+    llama = Accounting(llama_2_7b())
+    llama_candidates = block_candidates(llama)
+    llama_allowed = allowed_speedup(llama, llama_candidates, 2048)
+    rows = [(str(number), f"{each.whole_s:.1f} s", f"{each.reused_s:.1f} s", f"{each.speedup:.3f}") for number, each in enumerate(rounds, start=1)]
+    return Report(
+        "prefix_reuse",
+        "Prefix reuse: one block step",
+        settings,
+        ("round", "from the embedding up", "prefix reused", "speed-up"),
+        (*rows, ("median", "", "", f"{measured:.3f}"), ("FLOPs allow", "", "", f"{allowed:.3f}"), ("share of it", "", "", f"{measured / allowed:.3f}")),
+        (
+            "Both ways gave bit-identical NLL for every candidate in every round.",
+            f"For the {len(llama_candidates)} candidates of Llama-2-7B's first block step at 2,048 tokens, FLOPs allow {llama_allowed:.3f}.",
+        ),
+        () if measured >= BOUND * allowed else (f"measured / allowed is {measured / allowed:.3f}, below {BOUND}",),
+    )
+
+
+def _score_whole(model: PreTrainedModel, accounting: Accounting, candidate: ModelShape, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    with masked(model, accounting.family, accounting.geometry, candidate):
+        return sequence_nll(model, input_ids_BT)
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
