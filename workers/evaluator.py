@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import socket
+import sys
 import time
 
 import torch
@@ -16,6 +18,8 @@ from pruning.masking import masked
 from pruning.scoring import Prefix, run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape
 from workers.tasks import EvaluatorInfo, EvaluatorSpec, OrderTask, Result, ScoreResult, ScoreTask, Task
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ class Evaluator:
     """
 
     def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None) -> None:
+        _give_freed_tensors_back()
         torch.set_num_threads(spec.num_threads)
         self.spec = spec
         self.visible_gpus = tuple(gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu)
@@ -115,6 +120,17 @@ class Evaluator:
                 f"model: with architecture {self.family.model_type!r}, running only the layers above a change gives another result than running all "
                 f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
             )
+
+
+def _give_freed_tensors_back() -> None:
+    """Has glibc return the memory of large tensors as soon as they are freed.
+
+    Left alone it raises its own threshold, and what a layer frees stays between the outputs that are kept: on SmolLM2 at 2 x 2,048 tokens in
+    float32 that held 0.7 GB more, in some runs. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def evaluator_bytes(num_parameters: int, dtype: str, batch_tokens: int, hidden_size: int, num_layers: int) -> int:
