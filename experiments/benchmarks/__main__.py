@@ -14,7 +14,7 @@ from pruning.errors import InputError
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "prefix_reuse": lambda options: prefix_reuse.run(dtype=options.dtype, num_rounds=options.rounds),
-    "memory": lambda options: memory.run(num_candidates=options.candidates, num_processes=options.processes),
+    "memory": lambda options: memory.run(num_candidates=options.candidates),
     "importance_orders": lambda options: importance_orders.run(dtype=options.dtype, num_windows=options.windows),
 }
 
@@ -45,7 +45,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of prefix_reuse and importance_orders")
     parser.add_argument("--rounds", type=_positive, default=3, help="of prefix_reuse")
     parser.add_argument("--candidates", type=_positive, default=7, help="that memory scores; 61 are all")
-    parser.add_argument("--processes", type=_positive, default=2, help="of memory, of which the largest counts")
     parser.add_argument("--windows", type=_positive, default=8, help="of 512 tokens of WikiText-2 in importance_orders")
     return parser.parse_args()
 

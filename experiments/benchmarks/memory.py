@@ -39,11 +39,12 @@ class Footprint:
         return self.peak_bytes - self.loaded_bytes
 
 
-def run(*, num_candidates: int = 7, num_processes: int = 2) -> Report:
-    """Measures in fresh processes, so that peaks of other work do not count. The largest counts: what an allocator gives back differs between them."""
-    subject.checkpoint()  # converted here on first use, not in a process that is measured
-    footprints = [_measure_apart(num_candidates) for _ in range(num_processes)]
-    found = max(footprints, key=lambda footprint: footprint.above_bytes)
+def run(*, num_candidates: int = 7) -> Report:
+    """Measures in a fresh process, so that peaks of other work do not count."""
+    subject.checkpoint()  # converted here on first use, not in the process that is measured
+    command = [sys.executable, "-m", "experiments.benchmarks.memory", str(num_candidates)]
+    output = subprocess.run(command, cwd=subject.REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = Footprint(**json.loads(output.splitlines()[-1]))
     rows = (
         ("model weights", found.model_bytes),
         ("resident after load", found.loaded_bytes),
@@ -52,7 +53,6 @@ def run(*, num_candidates: int = 7, num_processes: int = 2) -> Report:
         ("peak above load", found.above_bytes),
         ("bound", BOUND_BYTES),
     )
-    above = ", ".join(f"{footprint.above_bytes / 1e6:,.0f}" for footprint in footprints)
     return Report(
         "memory",
         "Memory of one evaluator over a block step",
@@ -60,10 +60,9 @@ def run(*, num_candidates: int = 7, num_processes: int = 2) -> Report:
         ("what", "MB"),
         tuple((name, f"{value / 1e6:,.0f}") for name, value in rows),
         (
-            f"Peak above load in {num_processes} fresh processes: {above} MB; the table has the largest.",
-            f"{found.num_candidates} candidates were scored in {found.seconds:.0f} s. First come attention and MLP of the first, the middle and the last layer, "
-            "and a narrowed MLP in the first.",
-            "More candidates need no more: they run one after the other on one kept prefix, and none has a longer suffix than those of the first layer.",
+            f"{found.num_candidates} candidates were scored in {found.seconds:.0f} s: attention and MLP of the first, the middle and the last layer, and a "
+            "narrowed MLP in the first, come first.",
+            "The peak does not depend on how many there are: they run one after the other on one kept prefix, and the first layer's have the longest suffix.",
         ),
         () if found.above_bytes <= BOUND_BYTES else (f"{found.above_bytes / 1e6:,.0f} MB above load, the bound is {BOUND_BYTES / 1e6:,.0f} MB",),
     )
@@ -94,12 +93,6 @@ def block_removals(geometry: Geometry) -> tuple[Removal, ...]:
     removals = [Removal(kind, layer, 0) for layer in layers for kind in ("attention", "mlp")]
     removals.insert(2 * len(ends), Removal("mlp_channels", 0, geometry.mlp_channels * 7 // 8))
     return tuple(removals)
-
-
-def _measure_apart(num_candidates: int) -> Footprint:
-    command = [sys.executable, "-m", "experiments.benchmarks.memory", str(num_candidates)]
-    output = subprocess.run(command, cwd=subject.REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return Footprint(**json.loads(output.splitlines()[-1]))
 
 
 def _peak_bytes() -> int:
