@@ -138,3 +138,15 @@ def test_a_task_for_another_order_is_refused(spec: EvaluatorSpec) -> None:
         evaluator.run(ScoreTask("block", 0, DENSE.text, (None,), "other"))
     with pytest.raises(ValueError, match="sorted already"):
         evaluator.run(OrderTask("l1"))
+
+
+def test_sorting_never_reaches_the_checkpoint_on_disk(spec: EvaluatorSpec) -> None:
+    """Weights are mapped from their file and sorted in place: the file must stay what it was."""
+    before = spec.checkpoint.fingerprint()
+    evaluator = Evaluator(spec)
+    order = evaluator.run(OrderTask("l1"))
+    assert isinstance(order, ChannelOrder)
+    stored = [parameter.clone() for parameter in evaluator.model.parameters()]
+    evaluator.set_order(order)
+    assert any((was != now).any() for was, now in zip(stored, evaluator.model.parameters(), strict=True)), "nothing was sorted"
+    assert spec.checkpoint.fingerprint() == before
