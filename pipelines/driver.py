@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class OnEvaluation(Protocol):
-    """Told how many candidates got done, in fractions where a candidate has several batches, and whether they were scored or in the store."""
+    """Told how many candidates got done, in fractions where a candidate has several batches, and whether they were scored or in the store.
+
+    Called about every second, with 0 candidates if none got done.
+    """
 
     def __call__(self, candidates: float, *, scored: bool) -> None: ...
 
@@ -69,12 +72,16 @@ class Scorer:
         num_missing = sum(map(len, missing.values()))
         self.num_reused += len(candidates) * num_batches - num_missing
         self.on_evaluation((len(candidates) * num_batches - num_missing) / num_batches, scored=False)
-        tasks = _split(set_name, base, missing, self._order, self.pool.num_evaluators)
-        for index, result in self.pool.run(tasks):
-            assert isinstance(result, ScoreResult)
-            task = tasks[index]
-            scores = {(digests[candidate], task.batch): BatchScore(nll, result.num_tokens) for candidate, nll in zip(task.candidates, result.nll, strict=True)}
-            self.store.add(context, scores)
+        tasks = [ScoreTask(set_name, batch, base.text, tuple(missing[batch]), self._order) for batch in missing if missing[batch]]
+        for answers in self.pool.run(tasks):
+            scores = {
+                (digests[candidate], task.batch): BatchScore(nll, result.num_tokens)
+                for task, result in answers
+                if isinstance(task, ScoreTask) and isinstance(result, ScoreResult)
+                for candidate, nll in zip(task.candidates, result.nll, strict=True)
+            }
+            if scores:
+                self.store.add(context, scores)  # all that came together in one transaction
             known |= scores
             self.num_scored += len(scores)
             self.on_evaluation(len(scores) / num_batches, scored=True)
@@ -122,18 +129,6 @@ def run_search(
 
 def _nobody(candidates: float, *, scored: bool) -> None:
     """Nobody wants to know of progress."""
-
-
-def _split(set_name: SetName, base: ModelShape, missing: Mapping[int, Sequence[Candidate]], order: str, num_evaluators: int) -> list[ScoreTask]:
-    """Tasks of (batch, candidates). With few batches for many evaluators, a batch's candidates are dealt out in turn, so that each part
-    costs about the same; each part runs the prefix again."""
-    batches = {batch: candidates for batch, candidates in missing.items() if candidates}
-    parts = max(1, -(-2 * num_evaluators // len(batches))) if batches and num_evaluators > 1 else 1
-    tasks = []
-    for batch, candidates in batches.items():
-        by_layer = sorted(candidates, key=lambda candidate: candidate.layer if candidate else len(base.layers))
-        tasks += [ScoreTask(set_name, batch, base.text, tuple(by_layer[part::parts]), order) for part in range(min(parts, len(by_layer)))]
-    return tasks
 
 
 def _joined(known: Mapping[tuple[str, int], BatchScore], digest: str, num_batches: int) -> ShapeScore:

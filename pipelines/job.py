@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.config import MASK, URLS, PruneConfig, masked_url
+from pipelines.config import URLS, ClusterConfig, PruneConfig
 from pipelines.folder import RunFolder
+from pipelines.secrets import MASK, masked_url
 from pruning.accounting import Accounting
 from pruning.calibration import Calibration, Recipe, Source, make_calibration
 from pruning.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
@@ -19,10 +20,12 @@ from pruning.errors import InputError
 from pruning.families import Geometry
 from pruning.importance import ChannelOrder, Importance
 from pruning.search import Stage, make_stages, stage_problems
+from workers.cluster import joined_ray, local_ray
 from workers.evaluator import evaluator_bytes
 from workers.inline import InlinePool
-from workers.placement import LocalMachine, Placement, local_ray, place_locally
-from workers.pool import Pool, RayPool
+from workers.placement import LocalMachine, Placement, place_locally
+from workers.pool import Pool
+from workers.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec, OrderTask
 
 
@@ -67,7 +70,8 @@ class PruneJob:
         if self.placement is None:
             yield InlinePool(spec)
             return
-        with local_ray(self.placement, self.machine), RayPool(spec, self.placement, task_timeout_s=cluster.task_timeout_s) as pool:
+        num_cpus = max(self.machine.num_cpus, (self.placement.num_evaluators or 1) * self.placement.num_cpus)
+        with local_ray(num_cpus, self.machine.num_gpus), RayPool(spec, self.placement, task_timeout_s=cluster.task_timeout_s) as pool:
             yield pool
 
     def channel_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
@@ -75,10 +79,22 @@ class PruneJob:
         path = folder.path / "channel_order.safetensors"
         if path.exists():
             return ChannelOrder.load(path)
-        [(_, order)] = pool.run([OrderTask(cast("Importance", self.config.search.importance))])
+        [order] = [result for answers in pool.run([OrderTask(cast("Importance", self.config.search.importance))]) for _, result in answers]
         assert isinstance(order, ChannelOrder)
         folder.write_with(path.name, order.save)
         return order
+
+
+def joined(cluster: ClusterConfig) -> AbstractContextManager[None]:
+    """The running cluster that the configuration names, joined; nothing to do for other kinds.
+
+    Raises:
+        InputError: it cannot be joined.
+    """
+    if cluster.kind != "ray":
+        return nullcontext()
+    assert cluster.address is not None
+    return joined_ray(cluster.address, allow_open=cluster.allow_open, timeout_s=cluster.join_timeout_s)
 
 
 def make_job(config: PruneConfig) -> PruneJob:
@@ -102,23 +118,15 @@ def make_job(config: PruneConfig) -> PruneJob:
     context = getattr(model_config, "max_position_embeddings", None)
     if context and config.calibration.sequence_length > context:
         problems.append(f"calibration.sequence_length: {config.calibration.sequence_length}, above this model's context of {context} tokens")
-    on_gpu = machine.num_gpus > 0 and cluster.num_gpus_per_evaluator != 0
+    on_gpu = (cluster.kind == "ray" or machine.num_gpus > 0) and cluster.num_gpus_per_evaluator != 0
     dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
+    batch_tokens = config.calibration.batch_size * config.calibration.sequence_length
+    needed = evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, model_config.hidden_size, geometry.num_layers)
     placement = None
-    if cluster.kind == "local":
-        batch_tokens = config.calibration.batch_size * config.calibration.sequence_length
-        needed = evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, model_config.hidden_size, geometry.num_layers)
-        try:
-            placement = place_locally(
-                machine,
-                num_evaluators=cluster.num_evaluators,
-                num_gpus_per_evaluator=cluster.num_gpus_per_evaluator,
-                num_cpus_per_evaluator=cluster.num_cpus_per_evaluator,
-                evaluator_bytes=needed,
-                start_timeout_s=cluster.start_timeout_s,
-            )
-        except InputError as error:
-            problems.append(str(error))
+    try:
+        placement = _placement(cluster, machine, needed)
+    except InputError as error:
+        problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
     stages = make_stages(accounting, target_ratio=config.search.target_ratio, distribution=config.search.distribution, **groups)
@@ -127,6 +135,31 @@ def make_job(config: PruneConfig) -> PruneJob:
         config, checkpoint, checkpoint.fingerprint(), accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
         machine, placement,
     )  # fmt: skip
+
+
+def _placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_bytes: int) -> Placement | None:
+    """Where evaluators go; None: they stay in this process."""
+    if cluster.kind == "inline":
+        return None
+    if cluster.kind == "ray":
+        gpus = cluster.num_gpus_per_evaluator or 0
+        return Placement(
+            cluster.num_evaluators,
+            gpus,
+            cluster.num_cpus_per_evaluator,
+            memory_bytes=0 if gpus else evaluator_bytes,
+            start_timeout_s=cluster.start_timeout_s,
+            stall_timeout_s=cluster.stall_timeout_s,
+        )
+    return place_locally(
+        machine,
+        num_evaluators=cluster.num_evaluators,
+        num_gpus_per_evaluator=cluster.num_gpus_per_evaluator,
+        num_cpus_per_evaluator=cluster.num_cpus_per_evaluator,
+        evaluator_bytes=evaluator_bytes,
+        start_timeout_s=cluster.start_timeout_s,
+        stall_timeout_s=cluster.stall_timeout_s,
+    )
 
 
 def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -144,11 +177,24 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     if "experiment" in given:
         raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
-    # A password is not saved, so a URL that has one comes from the command or the environment again.
-    masked = [name for name in URLS if MASK in OmegaConf.select(merged, name)]
-    for name in given + masked:
+    for name in given:
         OmegaConf.update(merged, name, OmegaConf.select(config, name))
+    for name in URLS:
+        OmegaConf.update(merged, name, _with_password(name, OmegaConf.select(merged, name), OmegaConf.select(config, name)))
     return merged
+
+
+def _with_password(name: str, saved: str, given: str) -> str:
+    """The saved URL. A password is not saved: a URL that had one comes from the command or the environment again.
+
+    Raises:
+        InputError: it does not.
+    """
+    if MASK not in saved:
+        return saved
+    if masked_url(given) != saved:
+        raise InputError(f"{name}: the run in output_dir used {saved}, and passwords are not saved; give it again, as on the first command")
+    return given
 
 
 def saved_form(config: PruneConfig) -> DictConfig:

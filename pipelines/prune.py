@@ -11,7 +11,7 @@ from pipelines.cli import launch
 from pipelines.config import PruneConfig
 from pipelines.console import log_to
 from pipelines.folder import RunFolder
-from pipelines.job import make_job, resumed
+from pipelines.job import PruneJob, joined, make_job, resumed
 from pipelines.run import SearchRun
 from pipelines.store import ScoreStore
 
@@ -23,8 +23,13 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         InputError: something that the user can mend, found before anything expensive starts.
     """
     log_to(None)
-    job = make_job(PruneConfig.of(resumed(raw, overrides) if raw.resume else raw))
-    with ScoreStore(job.config.store.url) as store:
+    config = PruneConfig.of(resumed(raw, overrides) if raw.resume else raw)
+    with joined(config.cluster):
+        return _run(make_job(config))
+
+
+def _run(job: PruneJob) -> dict[str, Any]:
+    with ScoreStore(job.config.store.url, job.config.store.retry_s) as store:
         folder = RunFolder(job.config.output_dir)
         try:
             record = folder.claim(job.identity())

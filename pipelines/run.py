@@ -9,20 +9,23 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipelines.config import masked_url
 from pipelines.console import SearchProgress, console, duration
 from pipelines.driver import Scorer, run_search
 from pipelines.folder import RunFolder
+from pipelines.heartbeat import Heartbeat
 from pipelines.job import PruneJob, saved_form
 from pipelines.journal import Journal
 from pipelines.plots import plot_shape, plot_trajectory
+from pipelines.secrets import masked_url
 from pipelines.store import Context, ScoreStore
 from pipelines.summary import costs, git_revision, perplexity, table, versions
 from pipelines.tracking import TokenDataset, Tracker, charts_link, local_folder, step_metrics
 from pruning.calibration import SetName
 from pruning.errors import TargetNotReached
+from pruning.importance import ChannelOrder
 from pruning.search import GreedySearch
 from pruning.shape import ModelShape, dump_json, write_authors_config
+from workers.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,9 @@ class SearchRun:
             run_id=record.get("mlflow_run_id"),
             on_run_id=lambda run_id: self._record(mlflow_run_id=run_id),
         )
+        self.heartbeat = Heartbeat(folder, target_ratio=job.config.search.target_ratio)
+        for line in self.journal.lines[-1:]:
+            self._beat_step(line)
 
     @property
     def model_name(self) -> str:
@@ -62,31 +68,27 @@ class SearchRun:
         Raises:
             TargetNotReached: it cannot be met. Everything up to there is written first.
         """
+        with self.heartbeat.life():
+            return self._go()
+
+    def _go(self) -> dict[str, Any]:
         started = time.monotonic()
         self.folder.write("config.yaml", OmegaConf.to_yaml(saved_form(self.job.config)))
         self._announce()
         self.tracker.start(self._params(), self._tags(), self._datasets())
         try:
             with self.job.pool() as pool, SearchProgress() as progress:
-                device = pool.device()
+                for _ in pool.wait():
+                    self.heartbeat.beat(pool)
                 order = self.job.channel_order(pool, self.folder)
                 pool.set_order(order)
-                context = Context(
-                    model=self.job.fingerprint,
-                    tokens="",
-                    order=order.fingerprint,
-                    dtype=self.job.dtype,
-                    device=device,
-                    batch_size=self.job.config.calibration.batch_size,
-                    num_threads=self.job.config.cluster.num_cpus_per_evaluator,
-                )
-                scorer = Scorer(pool, self.store, self.job.calibration, context, progress.advance)
+                scorer = self._scorer(pool, order, progress)
                 dense = self._score_all(scorer, self.job.accounting.dense)
                 self._track_past(dense)
                 problem = self._search(scorer, progress, dense)
                 pruned = self._score_all(scorer, self.search.shape)
-                num_evaluators = pool.num_evaluators
-            summary = self._summary(dense, pruned, scorer, num_evaluators, time.monotonic() - started, problem)
+                self.heartbeat.beat(pool, now=True)
+                summary = self._summary(dense, pruned, scorer, time.monotonic() - started, problem)
             self._write_results(summary)
             complete = self._track_result(summary)
         except BaseException:
@@ -97,6 +99,24 @@ class SearchRun:
             raise problem
         return summary
 
+    def _scorer(self, pool: Pool, order: ChannelOrder, progress: SearchProgress) -> Scorer:
+        context = Context(
+            model=self.job.fingerprint,
+            tokens="",
+            order=order.fingerprint,
+            dtype=self.job.dtype,
+            device=pool.device,
+            batch_size=self.job.config.calibration.batch_size,
+            num_threads=self.job.config.cluster.num_cpus_per_evaluator,
+        )
+
+        def report(candidates: float, *, scored: bool) -> None:
+            progress.advance(candidates, scored=scored)
+            self.heartbeat.beat(pool, rate=round(progress.rate, 3), left_s=progress.left_s, tracking=self.tracker.state(), evaluations=scorer.evaluations)
+
+        scorer = Scorer(pool, self.store, self.job.calibration, context, report)
+        return scorer
+
     def _search(self, scorer: Scorer, progress: SearchProgress, dense: _Scores) -> TargetNotReached | None:
         """The loop. A target that cannot be met ends it like one that is met, and is returned."""
         # A change of perplexity is one on the same calibration set, which the stages do not share.
@@ -106,6 +126,7 @@ class SearchRun:
 
         def report(line: Mapping[str, Any]) -> None:
             self.tracker.log_metrics(step_metrics(line), step=line["step"], timestamp=line["timestamp"])
+            self._beat_step(line)
             stage = self.search.stage
             progress.expect(stage.name if stage else "done", self.search.expected_evaluations())
             before = previous.get(_set_of(line))
@@ -135,10 +156,8 @@ class SearchRun:
     def _score_all(self, scorer: Scorer, shape: ModelShape) -> _Scores:
         return {name: scorer.score(name, shape, [None])[None].nll for name in self.job.calibration.sets()}
 
-    def _summary(
-        self, dense: _Scores, pruned: _Scores, scorer: Scorer, num_evaluators: int, seconds: float, problem: TargetNotReached | None
-    ) -> dict[str, Any]:
-        config, context_length = self.job.config, self.job.config.calibration.sequence_length
+    def _summary(self, dense: _Scores, pruned: _Scores, scorer: Scorer, seconds: float, problem: TargetNotReached | None) -> dict[str, Any]:
+        config, context_length, faults = self.job.config, self.job.config.calibration.sequence_length, scorer.pool.faults
         return {
             "status": "target reached" if problem is None else str(problem),
             "model": self.model_name,
@@ -150,7 +169,10 @@ class SearchRun:
             "context_length": context_length,
             "dtype": self.job.dtype,
             "evaluations": {"candidates": sum(len(step.candidates) for step in self.search.steps), **scorer.evaluations},
-            "num_evaluators": num_evaluators,
+            "num_evaluators": scorer.pool.num_evaluators,
+            "faults": dict(faults.counts),
+            "lost_evaluations": faults.num_lost_evaluations,
+            "copied_tasks": faults.num_copied_tasks,
             "seconds": round(seconds, 1),
             "shape": self.search.shape.text,
             "output_dir": str(self.folder.path),
@@ -229,6 +251,9 @@ class SearchRun:
             name: TokenDataset(f"{calibration.source}-{name}", tokens.fingerprint, source, tokens.num_sequences, tokens.sequence_length)
             for name, tokens in self.job.calibration.sets().items()
         }
+
+    def _beat_step(self, line: Mapping[str, Any]) -> None:
+        self.heartbeat.beat(**{name: line[name] for name in ("step", "stage", "ratio", "perplexity")})
 
     def _record(self, **fields: Any) -> None:
         self.record |= fields

@@ -1,23 +1,34 @@
-"""Scores by fingerprint, in SQLite or any database that SQLAlchemy opens. A score is here before its step is committed."""
+"""Scores by fingerprint, in SQLite, PostgreSQL or any database that SQLAlchemy opens. A score is here before its step is committed.
+
+A database that is away for a while, because it is locked, restarting or unreachable, costs a search time and nothing else.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sql
 from filelock import FileLock
-from sqlalchemy.engine import make_url
+from sqlalchemy.dialects import postgresql, sqlite
 
+from pipelines.database import Database
 from pruning.errors import InputError
 
 SCHEMA_VERSION = 1
-SQLITE_TIMEOUT_S = 30.0
-"""How long to wait for another process that writes to the same file."""
+SQLITE_TIMEOUT_S = 5.0
+"""How long one attempt waits for another process that writes to the same file."""
+OPEN_RETRY_S = 3.0
+"""How long opening waits for a database that is away: at the start a person is looking."""
+CREATION_TIMEOUT_S = 30.0
+"""How long opening waits for other processes that open the same SQLite file, one after another."""
+SHAPES_PER_QUERY = 500
+"""A query takes 999 parameters in old SQLite, 32,766 in new, 65,535 in PostgreSQL."""
 
 _metadata = sql.MetaData()
 _contexts = sql.Table(
@@ -29,13 +40,22 @@ _contexts = sql.Table(
 _scores = sql.Table(
     "scores",
     _metadata,
-    sql.Column("context", sql.String(32), primary_key=True),
-    sql.Column("shape", sql.String(32), primary_key=True, comment="digest of the shape"),
-    sql.Column("batch", sql.Integer, primary_key=True),
+    sql.Column("context", sql.String(32)),
+    sql.Column("shape", sql.String(32), comment="digest of the shape"),
+    sql.Column("batch", sql.Integer),
     sql.Column("nll", sql.Text, nullable=False, comment="JSON list: nats summed over each sequence"),
     sql.Column("num_tokens", sql.Integer, nullable=False, comment="predicted tokens of each sequence"),
+    # The shape comes first: with the context in front, a PostgreSQL that has no statistics yet reads the whole context for every lookup.
+    sql.PrimaryKeyConstraint("shape", "context", "batch"),
 )
-_versions = sql.Table("schema_version", _metadata, sql.Column("version", sql.Integer, primary_key=True))
+_versions = sql.Table("schema_version", _metadata, sql.Column("version", sql.Integer, primary_key=True, autoincrement=False))
+
+_CREATION_LOCK = 55_671_403
+"""Key of the advisory lock under which drivers create the schema, one after another. Any number would do that is always the same."""
+
+
+class StoreUnavailable(RuntimeError):
+    """The store failed after a search had begun. What it confirmed until then is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,75 +86,99 @@ class BatchScore:
 class ScoreStore:
     """Opens (and creates) the store at an SQLAlchemy URL.
 
+    Args:
+        retry_s: how long `lookup` and `add` try again while the database is locked, restarting or unreachable.
+
     Raises:
-        InputError: it cannot be opened, is not a store of this version, or is damaged.
+        InputError: it cannot be opened or written, is not a store of this version, or is damaged.
     """
 
-    def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        self.name = parsed.render_as_string(hide_password=True)
-        file = Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:") else None
+    def __init__(self, url: str, retry_s: float = 600.0) -> None:
+        self._retry_s = retry_s
+        self._described: set[Context] = set()
+        self._database = Database(url, sqlite_timeout_s=SQLITE_TIMEOUT_S)
         try:
-            self._engine = sql.create_engine(parsed, connect_args={"timeout": SQLITE_TIMEOUT_S} if file else {})
-            if file is None:
-                found = self._prepare()
-            else:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{file}.lock"):  # several processes may create the same file at once
-                    found = self._prepare()
-        except (sql.exc.SQLAlchemyError, OSError, ImportError) as error:
-            raise self._unusable(error) from error
-        if found not in (None, SCHEMA_VERSION):
-            raise InputError(f"store.url: {self.name} has schema version {found}, this program writes {SCHEMA_VERSION}; use another file")
+            with _creating_alone(self._database.sqlite_file):
+                self._database.patiently(self._prepare, min(retry_s, OPEN_RETRY_S))
+        except (sql.exc.SQLAlchemyError, OSError) as error:
+            raise InputError(f"store.url: {self._database.explain(error)}") from error
+
+    @property
+    def name(self) -> str:
+        """The URL without secrets."""
+        return self._database.name
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._engine.dispose()
-
-    def _prepare(self) -> int | None:
-        """Makes what is missing; the schema version that was there, None in a new store."""
-        with self._engine.begin() as connection:
-            if self._engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            _metadata.create_all(connection)
-            found: int | None = connection.execute(sql.select(_versions.c.version)).scalar()
-            if found is None:
-                connection.execute(sql.insert(_versions).values(version=SCHEMA_VERSION))
-        return found
+        self._database.close()
 
     def lookup(self, context: Context, shapes: Iterable[str]) -> dict[tuple[str, int], BatchScore]:
-        """Known scores by (shape digest, batch)."""
-        wanted = list(shapes)
-        query = sql.select(_scores.c.shape, _scores.c.batch, _scores.c.nll, _scores.c.num_tokens)
-        query = query.where(_scores.c.context == context.digest, _scores.c.shape.in_(wanted))
+        """Known scores by (shape digest, batch).
+
+        Raises:
+            StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
+        """
+        wanted = list(dict.fromkeys(shapes))
+        columns = (_scores.c.shape, _scores.c.batch, _scores.c.nll, _scores.c.num_tokens)
+        known = sql.select(*columns).where(_scores.c.context == context.digest)
+
+        def read(connection: sql.Connection) -> list[Any]:
+            starts = range(0, len(wanted), SHAPES_PER_QUERY)
+            queries = [known.where(_scores.c.shape.in_(wanted[start : start + SHAPES_PER_QUERY])) for start in starts]
+            return [row for query in queries for row in connection.execute(query)]
+
         try:
-            with self._engine.connect() as connection:
-                rows = connection.execute(query).all()
+            rows = self._database.patiently(read, self._retry_s)
         except sql.exc.SQLAlchemyError as error:
-            raise self._unusable(error) from error
-        return {(shape, batch): BatchScore(tuple(json.loads(nll)), num_tokens) for shape, batch, nll, num_tokens in rows}
+            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
+        try:
+            return {(shape, batch): BatchScore(tuple(json.loads(nll)), num_tokens) for shape, batch, nll, num_tokens in rows}
+        except ValueError as error:
+            raise StoreUnavailable(f"store.url: {self.name}: a score is damaged ({error}); restore the store, or delete the rows that are") from error
 
     def add(self, context: Context, scores: Mapping[tuple[str, int], BatchScore]) -> None:
-        """Writes scores in one transaction. One that is there already stays: both were computed from the same key."""
+        """Writes scores in one transaction. One that is there already stays: both were computed from the same key.
+
+        Raises:
+            StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
+        """
+        # Sorted, so that two drivers that write the same keys lock them in the same order and cannot wait for each other.
         rows = [
             {"context": context.digest, "shape": shape, "batch": batch, "nll": json.dumps(score.nll), "num_tokens": score.num_tokens}
-            for (shape, batch), score in scores.items()
+            for (shape, batch), score in sorted(scores.items(), key=lambda item: item[0])
         ]
-        try:
-            with self._engine.begin() as connection:
+
+        def write(connection: sql.Connection) -> None:
+            if context not in self._described:
                 self._insert_new(connection, _contexts, [{"digest": context.digest, "description": json.dumps(asdict(context))}])
-                self._insert_new(connection, _scores, rows)
+            self._insert_new(connection, _scores, rows)
+
+        try:
+            self._database.patiently(write, self._retry_s)
         except sql.exc.SQLAlchemyError as error:
-            raise self._unusable(error) from error
+            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
+        self._described.add(context)
+
+    def _prepare(self, connection: sql.Connection) -> None:
+        """Checks the version, makes what is missing, and shows that the store can be written."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_CREATION_LOCK)))  # until the transaction ends, however it ends
+        found = None
+        if sql.inspect(connection).has_table(_versions.name):
+            found = connection.execute(sql.select(sql.func.max(_versions.c.version))).scalar()
+        if found not in (None, SCHEMA_VERSION):
+            raise InputError(f"store.url: {self.name} has schema version {found}, this program writes {SCHEMA_VERSION}; use another one")
+        _metadata.create_all(connection)
+        self._insert_new(connection, _versions, [{"version": SCHEMA_VERSION}])
 
     def _insert_new(self, connection: sql.Connection, table: sql.Table, rows: Sequence[Mapping[str, object]]) -> None:
         """Inserts what is not there. SQLite and PostgreSQL do so in one statement; elsewhere rows that are there are left out first."""
-        if self._engine.dialect.name in ("sqlite", "postgresql"):
-            from sqlalchemy.dialects import postgresql, sqlite
-
-            insert = sqlite.insert(table) if self._engine.dialect.name == "sqlite" else postgresql.insert(table)
+        if not rows:
+            return
+        if connection.dialect.name in ("sqlite", "postgresql"):
+            insert = sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
             connection.execute(insert.on_conflict_do_nothing(), list(rows))
             return
         keys = [column.name for column in table.primary_key]
@@ -143,15 +187,13 @@ class ScoreStore:
             if connection.execute(present).first() is None:
                 connection.execute(sql.insert(table).values(row))
 
-    def _unusable(self, error: Exception) -> InputError:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        advice = {
-            "locked": "another process is writing to it: wait for it, or give this run its own store.url",
-            "not a database": "the file is something else: give another store.url",
-            "malformed": "the file is damaged: restore it, or move it away and start again (its scores will be computed anew)",
-            "full": "the disk is full: free space and run the same command again, it goes on where it was",
-            "readonly": "it cannot be written: check permissions, or give another store.url",
-            "unable to open": "it cannot be created or read there: check the folder and permissions",
-        }
-        hint = next((text for key, text in advice.items() if key in reason.lower()), "check store.url")
-        return InputError(f"store.url: {self.name}: {reason}; {hint}")
+
+@contextmanager
+def _creating_alone(file: Path | None) -> Iterator[None]:
+    """Several processes may create the same SQLite file at once."""
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock", timeout=CREATION_TIMEOUT_S):
+        yield

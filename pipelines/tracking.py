@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from pipelines.config import masked_url, without_password
+from pipelines.secrets import masked_url, without_secrets
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default one call to a server that is away blocks for minutes
@@ -63,6 +63,7 @@ class Tracker:
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _warned: bool = False
+    _problem: str = ""
 
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]) -> None:
         """Begins to send; what describes the run goes first."""
@@ -90,6 +91,13 @@ class Tracker:
         log.warning("MLflow at %s did not take everything; nothing is lost: resume=true with this output_dir sends it again", masked_url(self.uri))
         return False
 
+    def state(self) -> str:
+        """In words, for people who watch."""
+        waiting = self._queue.qsize()
+        if self._problem:
+            return f"away ({self._problem}); {waiting} calls wait, nothing is lost"
+        return f"{waiting} calls wait" if waiting > 1 else "up to date"
+
     def _send_all(self) -> None:
         client: Any = None
         while True:
@@ -101,11 +109,12 @@ class Tracker:
                 try:
                     client = client or self._connect()
                     action(client)
+                    self._problem = ""
                     break
                 except Exception as error:  # noqa: BLE001 - whatever a tracking server does wrong must not reach the search
+                    self._problem = without_secrets(_first_line(error), self.uri)
                     if not self._warned:
-                        reason = without_password(_first_line(error), self.uri)
-                        log.warning("MLflow at %s: %s; the search goes on, sending is tried again", masked_url(self.uri), reason)
+                        log.warning("MLflow at %s: %s; the search goes on, sending is tried again", masked_url(self.uri), self._problem)
                         self._warned = True
                     self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                     attempt += 1

@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from workers.placement import LocalMachine, Placement, local_ray
+from workers.cluster import local_ray
+from workers.placement import LocalMachine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,5 +88,5 @@ def shared() -> Path:
 def local_cluster() -> Iterator[LocalMachine]:
     """One real local Ray for all tests that need it: starting one takes seconds. Eight logical GPUs on any machine: pinning is Ray's, not CUDA's."""
     machine = LocalMachine(num_cpus=8, num_gpus=8, free_bytes=10**10)
-    with local_ray(Placement(num_evaluators=1, num_gpus=0), machine):
+    with local_ray(machine.num_cpus, machine.num_gpus):
         yield machine

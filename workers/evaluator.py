@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -54,7 +55,9 @@ class Evaluator:
             self.set_order(order)
 
     def describe(self) -> EvaluatorInfo:
-        return EvaluatorInfo(os.getpid(), socket.gethostname(), self.device.type, self.visible_gpus, torch.get_num_threads())
+        detail = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        device, version = f"{self.device.type} {detail}", torch.__version__.split("+")[0]
+        return EvaluatorInfo(os.getpid(), socket.gethostname(), device, self.visible_gpus, torch.get_num_threads(), version)
 
     def set_order(self, order: ChannelOrder) -> None:
         """Sorts the weights. Asking for the order that they are in does nothing.
@@ -79,16 +82,50 @@ class Evaluator:
         started = time.perf_counter()
         base = ModelShape.parse(task.base)
         candidates = [base if removal is None else base.without(removal) for removal in task.candidates]
-        prefix = self._prefix_of(task, base)
-        nll = score_candidates(self.model, self.family, self.geometry, prefix, candidates)
-        return ScoreResult(tuple(tuple(row) for row in nll.tolist()), prefix.input_ids_BT.shape[1] - 1, time.perf_counter() - started)
+        ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
+        try:
+            nll, halved = score_candidates(self.model, self.family, self.geometry, self._prefix_of(task, base), candidates), False
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            nll, halved = self._score_in_halves(task, base, candidates, error), True
+        num_tokens = len(self.spec.token_sets[task.set_name][0]) - 1
+        return ScoreResult(tuple(tuple(row) for row in nll.tolist()), num_tokens, time.perf_counter() - started, ran_prefix or halved, halved)
+
+    def _score_in_halves(self, task: ScoreTask, base: ModelShape, candidates: Sequence[ModelShape], cause: Exception) -> torch.Tensor:
+        """The same sequences in the same order, half of them at a time. The next task is tried whole again."""
+        self._free_memory()
+        tokens_BT = self._batch(task.set_name, task.batch)
+        advice = "set a smaller calibration.sequence_length, or spread the model over more GPUs with cluster.num_gpus_per_evaluator"
+        if len(tokens_BT) == 1:
+            raise InputError(f"calibration: one sequence of {tokens_BT.shape[1]} tokens does not fit into the memory of {self.describe()}; {advice}") from cause
+        log.warning("out of memory with %d sequences at a time: scoring them in two halves, which can change the last digits", len(tokens_BT))
+        halves = []
+        try:
+            for half_BT in tokens_BT.split((len(tokens_BT) + 1) // 2):
+                prefix = run_prefix(self.model, self.family, self.geometry, base, half_BT)
+                halves.append(score_candidates(self.model, self.family, self.geometry, prefix, candidates))
+                del prefix
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            self._free_memory()
+            raise InputError(
+                f"calibration.batch_size: {self.spec.batch_size} sequences of {tokens_BT.shape[1]} tokens do not fit into the memory of {self.describe()}, "
+                f"nor do half of them; set a smaller one (it is part of every score's key, so scores are computed anew), or {advice}"
+            ) from error
+        return torch.cat(halves, dim=1)
+
+    def _free_memory(self) -> None:
+        self._prefix = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
         """The prefix of the last task is kept: the next one is often for the same batch."""
-        key = (task.set_name, task.batch, task.base)
-        if self._prefix is None or self._prefix[0] != key:
+        if self._prefix is None or self._prefix[0] != task.prefix_key:
             self._prefix = None  # the old one goes before the new one comes
-            self._prefix = (key, run_prefix(self.model, self.family, self.geometry, base, self._batch(task.set_name, task.batch)))
+            self._prefix = (task.prefix_key, run_prefix(self.model, self.family, self.geometry, base, self._batch(task.set_name, task.batch)))
         return self._prefix[1]
 
     def _find_order(self, task: OrderTask) -> ChannelOrder:
@@ -120,6 +157,11 @@ class Evaluator:
                 f"model: with architecture {self.family.model_type!r}, running only the layers above a change gives another result than running all "
                 f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
             )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """CUDA's allocator has an exception for it, the CPU's has a sentence."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _give_freed_tensors_back() -> None:

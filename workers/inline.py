@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 from pruning.importance import ChannelOrder
+from workers.costs import CostModel
 from workers.evaluator import Evaluator
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, Result, Task
+from workers.faults import FaultLog
+from workers.pool import Answer, EvaluatorState
+from workers.schedule import Schedule
+from workers.tasks import EvaluatorInfo, EvaluatorSpec, Task
 
 
 class InlinePool:
@@ -17,6 +22,10 @@ class InlinePool:
 
     def __init__(self, spec: EvaluatorSpec) -> None:
         self.evaluator = Evaluator(spec)
+        self.costs = CostModel(self.evaluator.geometry.num_layers)
+        self.faults = FaultLog()
+        self._busy_s = 0.0
+        self._num_tasks = 0
 
     def __enter__(self) -> Self:
         return self
@@ -27,15 +36,30 @@ class InlinePool:
     def set_order(self, order: ChannelOrder) -> None:
         self.evaluator.set_order(order)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-        for index, task in enumerate(tasks):
-            yield index, self.evaluator.run(task)
+    def run(self, tasks: Sequence[Task]) -> Iterator[list[Answer]]:
+        schedule = Schedule(tasks, self.costs)
+        held = None
+        while (running := schedule.next(0, 1, held, time.monotonic())) is not None:
+            started = time.monotonic()
+            result = self.evaluator.run(running.task)
+            self._busy_s += time.monotonic() - started
+            self._num_tasks += 1
+            schedule.done(0, running, result)
+            held = getattr(running.task, "prefix_key", None)
+            yield [(running.task, result)]
 
+    def wait(self) -> Iterator[None]:
+        yield from ()
+
+    @property
     def device(self) -> str:
         return self.evaluator.describe().device
 
     def describe(self) -> list[EvaluatorInfo]:
         return [self.evaluator.describe()]
+
+    def states(self) -> list[EvaluatorState]:
+        return [EvaluatorState(0, "ready", self.evaluator.describe(), "", self._num_tasks, self._busy_s)]
 
     def close(self) -> None:
         """Nothing to stop."""

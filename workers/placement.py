@@ -1,36 +1,55 @@
-"""Where evaluators go: what one of them gets, how many there are, and the Ray cluster that they run on."""
+"""Where evaluators go: what each of them gets, and how many there are."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
-import ray
 
 from pruning.errors import InputError
+from workers.cluster import Node
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Number of evaluators and the resources of each."""
+    """Number of evaluators and the resources of each.
 
-    num_evaluators: int
+    Args:
+        num_evaluators: None: as many as fit, more when the cluster grows.
+        memory_bytes: main memory that Ray sets aside for each; 0: none.
+        start_timeout_s: how long one may take to load its model, once it has its resources.
+        stall_timeout_s: how long a search waits while it has no evaluator at all.
+    """
+
+    num_evaluators: int | None
     num_gpus: int
     num_cpus: int = 1
+    memory_bytes: int = 0
     start_timeout_s: float = 600.0
+    stall_timeout_s: float = 600.0
+
+    def wanted(self, nodes: Sequence[Node]) -> int:
+        """Evaluators that there should be on these nodes."""
+        return self.num_evaluators if self.num_evaluators is not None else sum(self.fits_on(node) for node in nodes if node.alive)
+
+    def fits_on(self, node: Node) -> int:
+        """Evaluators that fit on one node: an evaluator never spans two."""
+        pairs = ((node.num_gpus, self.num_gpus), (node.num_cpus, self.num_cpus), (node.memory_bytes, self.memory_bytes))
+        return min((int(has // needs) for has, needs in pairs if needs), default=0)
 
     def actor_options(self) -> dict[str, Any]:
-        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, "max_restarts": 0, "max_task_retries": 0}
+        memory = {"memory": self.memory_bytes} if self.memory_bytes else {}
+        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, "max_restarts": 0, "max_task_retries": 0} | memory
 
     def describe(self) -> str:
-        return f"{self.num_gpus} GPU and {self.num_cpus} CPU"
+        memory = f" and {self.memory_bytes / 1e9:.1f} GB of memory" if self.memory_bytes else ""
+        return f"{self.num_gpus} GPU and {self.num_cpus} CPU{memory}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,7 @@ def place_locally(
     num_cpus_per_evaluator: int,
     evaluator_bytes: int,
     start_timeout_s: float,
+    stall_timeout_s: float,
 ) -> Placement:
     """One evaluator per GPU where there are GPUs, else one per core as far as memory goes.
 
@@ -82,36 +102,4 @@ def place_locally(
                 "%d evaluators need about %.1f GB of memory each, %.1f GB are free: they may be killed. cluster.num_evaluators=%d would fit",
                 count, evaluator_bytes / 1e9, machine.free_bytes / 1e9, max(1, machine.free_bytes // evaluator_bytes),
             )  # fmt: skip
-    return Placement(count, gpus, num_cpus_per_evaluator, start_timeout_s)
-
-
-@contextmanager
-def local_ray(placement: Placement, machine: LocalMachine) -> Iterator[None]:
-    """A Ray of our own on this machine for the time of the context: loopback, token authentication, no dashboard, no usage reports.
-
-    Inside a process that is connected to a Ray already, that one is used and left alone.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # an evaluator without GPU sees none
-    ray.init(
-        address="local",
-        num_cpus=max(machine.num_cpus, placement.num_evaluators * placement.num_cpus),
-        num_gpus=machine.num_gpus,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=True,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def describe_cluster() -> str:
-    """What the connected cluster has, in words."""
-    resources = ray.cluster_resources()
-    nodes = len([node for node in ray.nodes() if node["Alive"]])
-    return f"{resources.get('GPU', 0):g} GPU and {resources.get('CPU', 0):g} CPU on {nodes} node{'s' if nodes != 1 else ''}"
+    return Placement(count, gpus, num_cpus_per_evaluator, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s)

@@ -45,9 +45,10 @@ class ScoreTask:
     candidates: tuple[Removal | None, ...]
     order: str
 
-    def cost(self, num_layers: int) -> float:
-        """Relative cost, in layers run: the prefix once, the suffix of every candidate."""
-        return num_layers + sum(num_layers - (candidate.layer if candidate else num_layers - 1) for candidate in self.candidates)
+    @property
+    def prefix_key(self) -> tuple[str, int, str]:
+        """What the prefix depends on: tasks that agree on it run it once on the same evaluator."""
+        return (self.set_name, self.batch, self.base)
 
     def __str__(self) -> str:
         names = ", ".join(str(candidate) if candidate else "base" for candidate in self.candidates[:3])
@@ -61,9 +62,6 @@ class OrderTask:
 
     importance: Importance
 
-    def cost(self, num_layers: int) -> float:
-        return float(num_layers)
-
     def __str__(self) -> str:
         return f"channel order by {self.importance}"
 
@@ -73,11 +71,19 @@ Task = ScoreTask | OrderTask
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """`nll` [candidates][sequences] in nats summed over the `num_tokens` predicted tokens of each sequence."""
+    """`nll` [candidates][sequences] in nats summed over the `num_tokens` predicted tokens of each sequence.
+
+    Args:
+        seconds: that the evaluator took.
+        ran_prefix: false if it had the prefix from the task before.
+        halved: the batch was too large for the device's memory and was run in two halves, which can change the last digits.
+    """
 
     nll: tuple[tuple[float, ...], ...]
     num_tokens: int
     seconds: float
+    ran_prefix: bool = True
+    halved: bool = False
 
 
 Result = ScoreResult | ChannelOrder
@@ -85,10 +91,21 @@ Result = ScoreResult | ChannelOrder
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorInfo:
-    """Where an evaluator runs and what it sees, for logs, checks and tests."""
+    """Where an evaluator runs and what it sees.
+
+    Args:
+        device: kind of device, as exactly as rounding depends on it: `cpu AVX2`, `cuda NVIDIA H100 80GB HBM3`.
+        torch_version: without its build, which differs between CPU and GPU.
+    """
 
     pid: int
     node: str
     device: str
     visible_gpus: tuple[str, ...]
     num_threads: int
+    torch_version: str
+    node_id: str = ""
+
+    def __str__(self) -> str:
+        gpus = f", GPU {','.join(self.visible_gpus)}" if self.visible_gpus else ""
+        return f"{self.node}, pid {self.pid}, {self.device}{gpus}"

@@ -54,6 +54,15 @@ def refused(cli: Cli, *overrides: str, says: list[str], folder: str = "run") -> 
         (["cluster=local", "cluster.num_gpus_per_evaluator=2"], ["evaluators with 2 GPU each asked for; this machine has"]),
         (["cluster=local", "cluster.num_gpus=4", "cluster.num_evaluators=5"], ["5 evaluators with 1 GPU each asked for; this machine has 4 GPU"]),
         (["cluster.num_evaluators=3"], ["cluster=inline is one evaluator"]),
+        (["cluster=ray", "cluster.address=null"], ["cluster.address: missing; give HOST:PORT of the head of a running Ray cluster, or auto"]),
+        (["cluster=ray", "cluster.address=here"], ["cluster.address: 'here' is neither auto nor HOST:PORT, such as 10.0.0.5:6379"]),
+        (["cluster=ray", "cluster.address=ray://10.0.0.5:10001"], ["cluster.address: ray://10.0.0.5:10001 is the address of a Ray Client server"]),
+        (["cluster=ray", "cluster.address=127.0.0.1:1", "cluster.join_timeout_s=1"], ["cluster.address: nothing answers at 127.0.0.1:1"]),
+        (["cluster=ray", "cluster.num_gpus_per_evaluator=null"], ["cluster.num_gpus_per_evaluator: null; with cluster=ray give a number"]),
+        (["cluster=ray", "cluster.num_gpus=4"], ["cluster.num_gpus: 4, which has no effect with cluster=ray"]),
+        (["cluster=local", "cluster.address=auto"], ["cluster.address: auto, which has no effect with cluster=local; it is for cluster=ray"]),
+        (["cluster.allow_open=true"], ["cluster.allow_open: True, which has no effect with cluster=inline"]),
+        (["cluster.stall_timeout_s=0"], ["cluster.stall_timeout_s: 0; it is in seconds, above 0"]),
         (["store.url=nonsense"], ["store.url: 'nonsense' is not an SQLAlchemy URL"]),
         (["tracking.uri=mlruns"], ["tracking.uri: mlruns; give sqlite:///FILE or http(s)://HOST:PORT"]),
         (["resume=true"], ["no config.yaml in", "no run to resume"]),
@@ -167,6 +176,30 @@ def test_a_folder_of_another_run(cli: Cli) -> None:
     assert "calibration.batch_size: 4 there, 2 here" in outcome.output
     assert (first.folder / "trajectory.jsonl").read_text() == text
     assert cli("resume=true", "search.target_ratio=0.3", bare=True).status == 2
+
+
+@pytest.mark.parametrize(("choice", "variable"), [("tracking=server", "MLFLOW_TRACKING_URI"), ("store=postgresql", "MULTIPRUNER_STORE_URL")])
+def test_a_url_that_should_be_in_the_environment(cli: Cli, choice: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    outcome = cli(choice, bare=True)
+    assert outcome.status == 2
+    assert f"empty; put it into the environment, as {variable}=" in outcome.output.replace("\n", " ")
+
+
+def test_a_password_has_to_be_given_again(cli: Cli, tmp_path: Path) -> None:
+    """It is not saved, and the run must not go on with another store or server in silence."""
+    outcome = cli("tracking.uri=http://me:hunter2@127.0.0.1:9", "search.target_ratio=0.9")
+    assert "http://me:***@127.0.0.1:9" in (outcome.folder / "config.yaml").read_text()
+    refused_again = cli("resume=true", bare=True)
+    assert refused_again.status == 2
+    assert "tracking.uri: the run in output_dir used http://me:***@127.0.0.1:9, and passwords are not saved" in refused_again.output.replace("\n", " ")
+
+
+def test_a_password_is_not_in_the_message_about_its_own_option(cli: Cli) -> None:
+    outcome = cli("store.url=[postgresql://me:hunter2@db/scores")
+    assert outcome.status == 2
+    assert "hunter2" not in outcome.output
+    assert "***" in outcome.output
 
 
 def test_a_folder_of_something_else(cli: Cli, tmp_path: Path) -> None:

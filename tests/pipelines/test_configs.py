@@ -14,10 +14,14 @@ from tests.conftest import ROOT
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 NEEDS_FILE = {"text", "tokens"}
+ENVIRONMENT = {"MULTIPRUNER_STORE_URL": "postgresql://me@db/scores", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+"""Where a password could be in a URL, it comes from here."""
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_choice_composes(file: Path) -> None:
+def test_every_choice_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     register()
     needed = ["calibration.path=FILE"] if file.stem in NEEDS_FILE else []
     with initialize_config_dir(str(CONF), version_base=None):

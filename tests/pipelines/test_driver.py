@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +18,45 @@ from pruning.calibration import Calibration, TokenSet
 from pruning.search import GreedySearch, make_stages
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
-from workers.tasks import Result, ScoreResult, ScoreTask, Task
+from workers.pool import Answer
+from workers.tasks import ScoreResult, ScoreTask, Task
 
 CONTEXT = Context(model="m", tokens="", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1)
 CALIBRATION = Calibration(TokenSet(np.zeros((5, 9), dtype=np.int64)), TokenSet(np.ones((4, 9), dtype=np.int64)), None)
 
 
 class FakePool:
-    """Scores are a function of shape and batch; answers come in any order; it can die."""
+    """Scores are a function of shape and batch; answers come in any order, in parts of any size, some together; it can die."""
 
-    def __init__(self, num_evaluators: int = 1, dies_after: int | None = None) -> None:
-        self.num_evaluators = num_evaluators
+    def __init__(self, num_parts: int = 1, dies_after: int | None = None) -> None:
+        self.num_parts = num_parts
         self.dies_after = dies_after
         self.asked: list[tuple[str, int]] = []
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-        order = list(range(len(tasks)))
-        random.Random(len(self.asked)).shuffle(order)
-        for index in order:
-            task = tasks[index]
-            assert isinstance(task, ScoreTask)
-            rows = []
-            for candidate in task.candidates:
-                base = ModelShape.parse(task.base)
-                shape = base if candidate is None else base.without(candidate)
-                self.asked.append((shape.text, task.batch))
-                if self.dies_after is not None and len(self.asked) > self.dies_after:
-                    raise ConnectionError("the driver was killed")
-                sequences = 1 if (task.set_name, task.batch) == ("block", 2) else 2
-                rows.append(tuple(random.Random(f"{shape.text} {task.batch} {sequence}").random() * 8 for sequence in range(sequences)))
-            yield index, ScoreResult(tuple(rows), 8, 0.0)
+    def run(self, tasks: Sequence[Task]) -> Iterator[list[Answer]]:
+        draw = random.Random(len(self.asked))
+        parts = [
+            replace(task, candidates=task.candidates[part :: self.num_parts])
+            for task in tasks
+            if isinstance(task, ScoreTask)
+            for part in range(min(self.num_parts, len(task.candidates)))
+        ]
+        draw.shuffle(parts)
+        while parts:
+            together = [parts.pop() for _ in range(min(len(parts), draw.randint(0, 3)))]
+            yield [(task, self._score(task)) for task in together]
+
+    def _score(self, task: ScoreTask) -> ScoreResult:
+        rows = []
+        for candidate in task.candidates:
+            base = ModelShape.parse(task.base)
+            shape = base if candidate is None else base.without(candidate)
+            self.asked.append((shape.text, task.batch))
+            if self.dies_after is not None and len(self.asked) > self.dies_after:
+                raise ConnectionError("the driver was killed")
+            sequences = 1 if (task.set_name, task.batch) == ("block", 2) else 2
+            rows.append(tuple(random.Random(f"{shape.text} {task.batch} {sequence}").random() * 8 for sequence in range(sequences)))
+        return ScoreResult(tuple(rows), 8, 0.0)
 
 
 def drive(folder: Path, pool: FakePool, store: str = "scores.db") -> tuple[GreedySearch, Scorer, Journal]:
@@ -74,9 +84,9 @@ def test_every_candidate_is_asked_once(tmp_path: Path) -> None:
     assert len(journal.lines) == len(search.steps) > 5
 
 
-@pytest.mark.parametrize("num_evaluators", [2, 5, 64])
-def test_splitting_does_not_change_a_bit(tmp_path: Path, num_evaluators: int) -> None:
-    one, many = drive(tmp_path / "one", FakePool()), drive(tmp_path / "many", FakePool(num_evaluators))
+@pytest.mark.parametrize("num_parts", [2, 5, 64])
+def test_splitting_does_not_change_a_bit(tmp_path: Path, num_parts: int) -> None:
+    one, many = drive(tmp_path / "one", FakePool()), drive(tmp_path / "many", FakePool(num_parts))
     assert times_removed(one[2]) == times_removed(many[2])
 
 
@@ -89,7 +99,7 @@ def test_a_driver_that_dies_anywhere_goes_on(tmp_path: Path, dies_after: int) ->
     _, scorer, journal = drive(tmp_path / "run", second)
     assert times_removed(journal) == times_removed(whole[2])
     stored_before = whole[1].num_scored - len(second.asked)
-    assert len(first.asked) - 12 <= stored_before <= dies_after, "only what was in flight is asked again"
+    assert len(first.asked) - 24 <= stored_before <= dies_after, "only what was in flight is asked again"
     assert scorer.num_scored == len(second.asked)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.config import masked_url, without_password
+from pipelines.secrets import masked_url, without_secrets
 from pipelines.tracking import TokenDataset, Tracker
 from tests.pipelines.conftest import Cli
 
@@ -110,7 +110,7 @@ def test_passwords_are_masked() -> None:
     assert "secret" not in masked_url("postgresql://me:secret@db/scores")
     assert "secret" not in masked_url("https://me:secret@mlflow.example.org:5000")
     assert masked_url("sqlite:///outputs/mlflow.db") == "sqlite:///outputs/mlflow.db"
-    assert without_password("cannot reach https://me:secret@x", "https://me:secret@x") == "cannot reach https://me:***@x"
+    assert without_secrets("cannot reach https://me:secret@x", "https://me:secret@x") == "cannot reach https://me:***@x"
 
 
 def test_a_password_is_nowhere_in_what_a_run_leaves(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

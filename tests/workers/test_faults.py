@@ -5,23 +5,51 @@ import pickle
 import pytest
 
 from pruning.errors import InputError, ScoringError, TargetNotReached
-from workers.faults import Decision, Failure, FaultPolicy, WorkersLost
+from workers.faults import Decision, Failure, Fault, FaultLog, FaultPolicy, WorkersLost
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "decision"),
+    ("kind", "count", "others_ready", "decision"),
     [
-        ("worker_lost", 1, Decision.RETRY),
-        ("worker_lost", 2, Decision.RETRY),
-        ("worker_lost", 3, Decision.ABORT),
-        ("task_error", 1, Decision.RETRY),
-        ("task_error", 2, Decision.ABORT),
-        ("start_failed", 2, Decision.RETRY),
-        ("start_failed", 3, Decision.ABORT),
+        ("evaluator lost", 1, False, Decision.RETRY),
+        ("evaluator lost", 2, False, Decision.RETRY),
+        ("evaluator lost", 3, True, Decision.ABORT),
+        ("out of memory", 2, True, Decision.RETRY),
+        ("out of memory", 3, True, Decision.ABORT),
+        ("late", 2, True, Decision.RETRY),
+        ("late", 3, False, Decision.ABORT),
+        ("late", 0, True, Decision.RETRY),
+        ("task error", 1, True, Decision.RETRY),
+        ("task error", 2, True, Decision.ABORT),
+        ("start failed", 2, False, Decision.RETRY),
+        ("start failed", 3, False, Decision.ABORT),
+        ("start failed", 2, True, Decision.RETRY),
+        ("start failed", 3, True, Decision.BACK_OFF),
+        ("start failed", 300, True, Decision.BACK_OFF),
+        ("node lost", 1000, False, Decision.RETRY),
     ],
 )
-def test_policy(kind: str, count: int, decision: Decision) -> None:
-    assert FaultPolicy().decide(Failure(kind, count, "cause")) is decision  # type: ignore[arg-type]
+def test_policy(kind: str, count: int, others_ready: bool, decision: Decision) -> None:
+    assert FaultPolicy().decide(Failure(kind, count, "cause", others_ready)) is decision  # type: ignore[arg-type]
+
+
+def test_back_off_doubles_up_to_a_limit() -> None:
+    policy = FaultPolicy()
+    assert [policy.back_off_s(count) for count in (3, 4, 5, 6, 7, 8, 9, 10**6)] == [30, 60, 120, 240, 480, 600, 600, 600]
+
+
+def test_a_node_that_goes_blames_no_task() -> None:
+    assert not FaultPolicy.blames_task("node lost")
+    assert FaultPolicy.blames_task("evaluator lost")
+    assert FaultPolicy.blames_task("late")
+
+
+def test_the_log_counts_all_and_keeps_the_last() -> None:
+    log = FaultLog()
+    for number in range(60):
+        log.add(Fault(float(number), "late" if number % 2 else "node lost", "evaluator 1", "cause", "decision"))
+    assert log.counts == {"late": 30, "node lost": 30}
+    assert [fault.timestamp for fault in log.recent] == [float(number) for number in range(10, 60)]
 
 
 @pytest.mark.parametrize("error", [InputError("a"), TargetNotReached("b"), ScoringError("c"), WorkersLost("d")])

@@ -1,0 +1,119 @@
+"""One evaluator, without Ray: memory that runs out, several devices, a model that came by another way."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import dispatch_model
+
+from pruning.checkpoint import Checkpoint
+from pruning.errors import InputError
+from pruning.importance import ChannelOrder
+from pruning.shape import Removal
+from tests.conftest import tiny_config, tiny_model, tokens
+from workers import evaluator as module
+from workers.evaluator import Evaluator
+from workers.tasks import EvaluatorSpec, ScoreResult, ScoreTask
+
+CANDIDATES = (Removal("attention", 0, 0), Removal("mlp_channels", 1, 0), Removal("mlp_channels", 2, 128), None)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> EvaluatorSpec:
+    """A model whose memory is in its activations: 4 x 1,024 tokens of 256 channels are 4 MB a tensor."""
+    folder = tmp_path_factory.mktemp("wide")
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
+    tiny_model(tiny_config("llama", **sizes, attention_bias=False, mlp_bias=False, max_position_embeddings=1024)).save_pretrained(folder)
+    ids = tokens(4, 1024).numpy()
+    return EvaluatorSpec(Checkpoint(folder), "float32", {"block": ids, "width": ids}, batch_size=4)
+
+
+def score(evaluator: Evaluator) -> ScoreResult:
+    order = ChannelOrder.as_stored(evaluator.geometry)
+    evaluator.set_order(order)
+    result = evaluator.run(ScoreTask("block", 0, evaluator.geometry.dense.text, CANDIDATES, order.fingerprint))
+    assert isinstance(result, ScoreResult)
+    return result
+
+
+def score_with(evaluator: Evaluator, spare_bytes: int) -> ScoreResult:
+    """With so much address space left: what needs more is refused by the system, as on a machine that is full."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, before[1]))
+    try:
+        return score(evaluator)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux: the limit of a process's memory")
+def test_a_batch_that_does_not_fit_is_scored_in_halves(wide: EvaluatorSpec, caplog: pytest.LogCaptureFixture) -> None:
+    """And when halves do not fit either, the message says what to change. Sequences keep their order."""
+    evaluator = Evaluator(wide)
+    whole, outcomes = score(evaluator), []
+    assert not whole.halved
+    for megabytes in range(8, 400, 14):
+        caplog.clear()
+        evaluator._prefix = None
+        try:
+            result = score_with(evaluator, megabytes * 10**6)
+        except InputError as error:
+            assert "calibration.batch_size: 4 sequences of 1024 tokens do not fit into the memory" in str(error)
+            outcomes.append("neither")
+            continue
+        outcomes.append("halves" if result.halved else "whole")
+        assert [list(row) for row in result.nll] == [pytest.approx(row, rel=1e-6) for row in whole.nll]
+        assert ("scoring them in two halves" in caplog.text) == result.halved
+        if not result.halved:
+            assert result.nll == whole.nll
+            break
+    assert set(outcomes) == {"neither", "halves", "whole"}
+    assert score(evaluator).nll == whole.nll, "memory is there again"
+
+
+def test_one_sequence_that_does_not_fit(wide: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Evaluator(replace(wide, batch_size=1))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "run_prefix", full)
+    with pytest.raises(InputError, match=r"calibration: one sequence of 1024 tokens does not fit into the memory of .*cluster.num_gpus_per_evaluator"):
+        score(evaluator)
+
+
+def test_other_errors_are_not_taken_for_full_memory(wide: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    evaluator = Evaluator(wide)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(module, "run_prefix", broken)
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        score(evaluator)
+    assert "halves" not in caplog.text
+
+
+def test_a_model_that_accelerate_spreads_has_the_same_scores(wide: EvaluatorSpec) -> None:
+    """The hooks that move activations between devices are the real ones; the devices are both the CPU here."""
+    plain, spread = Evaluator(wide), Evaluator(wide)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    dispatch_model(spread.model, places | {f"model.layers.{layer}": "cpu" for layer in range(4)}, force_hooks=True)
+    assert hasattr(spread.model.model.layers[1], "_hf_hook")
+    assert score(spread).nll == score(plain).nll
+    assert hasattr(spread.model.model.layers[1], "_hf_hook"), "layers are back with their hooks"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_over_two_gpus(wide: EvaluatorSpec) -> None:
+    evaluator = Evaluator(wide)
+    assert len({parameter.device for parameter in evaluator.model.parameters()}) > 1
+    assert score(evaluator).nll == [pytest.approx(row, rel=1e-3) for row in score(Evaluator(wide)).nll]

@@ -1,0 +1,73 @@
+"""How long a task takes, learnt from the tasks before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from workers.tasks import ScoreResult, ScoreTask, Task
+
+_MEMORY = 0.98
+"""Weight of what was known when one more task is seen: about the last fifty count."""
+
+_SLOWNESS_MEMORY = 0.7
+
+
+@dataclass(slots=True)
+class CostModel:
+    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator, how much slower it is than that.
+
+    Before the first result a layer and a head count 1 each, so that costs compare, and `measured` is false.
+    """
+
+    num_layers: int
+    measured: bool = False
+    _layer_s: float = 1.0
+    _head_s: float = 1.0
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of l*l, l*h, h*h, l*s, h*s over tasks: the normal equations
+    _slowness: dict[int, float] = field(default_factory=dict)
+
+    def prefix_s(self) -> float:
+        return self.work_s(self.num_layers, 0)
+
+    def work_s(self, num_layers: float, num_heads: float) -> float:
+        """So many layers and heads, on an average evaluator."""
+        return num_layers * self._layer_s + num_heads * self._head_s
+
+    def task_s(self, task: Task, *, with_prefix: bool = True) -> float:
+        if not isinstance(task, ScoreTask):
+            return self.prefix_s()
+        return self.work_s(*work(task, self.num_layers, with_prefix=with_prefix))
+
+    def slowness(self, evaluator: int) -> float:
+        """1 for an average evaluator, 2 for one that takes twice as long."""
+        return self._slowness.get(evaluator, 1.0)
+
+    def observe(self, evaluator: int, task: Task, result: object) -> None:
+        """Learns from one task."""
+        if not isinstance(task, ScoreTask) or not isinstance(result, ScoreResult):
+            return
+        expected = self.task_s(task, with_prefix=result.ran_prefix)
+        layers, heads = work(task, self.num_layers, with_prefix=result.ran_prefix)
+        if self.measured and expected > 0:
+            old = self._slowness.get(evaluator, 1.0)
+            self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * result.seconds / expected
+        new = (layers * layers, layers * heads, heads * heads, layers * result.seconds, heads * result.seconds)
+        self._sums = [_MEMORY * total + value for total, value in zip(self._sums, new, strict=True)]
+        self._fit()
+
+    def _fit(self) -> None:
+        ll, lh, hh, ls, hs = self._sums
+        determinant = ll * hh - lh * lh
+        layer_s, head_s = (ls * hh - hs * lh) / determinant if determinant > 1e-9 * ll * hh else -1.0, 0.0
+        if layer_s > 0:
+            head_s = (hs * ll - ls * lh) / determinant
+        if layer_s <= 0 or head_s < 0:  # tasks too alike to tell the two apart
+            layer_s = head_s = (ls + hs) / (ll + 2 * lh + hh)
+        self._layer_s, self._head_s = layer_s, head_s
+        self.measured = True
+
+
+def work(task: ScoreTask, num_layers: int, *, with_prefix: bool) -> tuple[float, float]:
+    """Layers and heads that a task runs. A task that scores its own base runs the head only."""
+    layers = sum(num_layers - candidate.layer for candidate in task.candidates if candidate)
+    return float(layers + (num_layers if with_prefix else 0)), float(len(task.candidates))
