@@ -129,6 +129,25 @@ def test_a_driver_killed_and_started_again(tmp_path: Path, arguments: list[str],
     assert 0 < stored < total
 
 
+def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(cli: Cli, tmp_path: Path, small_disk: Path) -> None:
+    """The run's folder is on it: whichever file is the first that does not fit, nothing that was written is lost."""
+    whole = cli(folder="whole")
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (1024 * 1024 - 48 * 1024))
+    stopped = cli(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
+    assert stopped.status == 1, stopped.output
+    assert "No space left on device" in stopped.output
+    assert "Everything computed so far is kept" in stopped.output
+    assert "Traceback" not in stopped.output
+    kept = (small_disk / "run/trajectory.jsonl").read_text().splitlines()
+    assert len(kept) > 0
+    filler.unlink()
+    resumed = cli(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
+    assert resumed.status == 0, resumed.output
+    assert without_times(small_disk / "run/trajectory.jsonl") == whole.trajectory
+    assert (small_disk / "run/trajectory.jsonl").read_text().splitlines()[: len(kept) - 1] == kept[:-1]
+
+
 @pytest.fixture
 def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search begins when every evaluator is there. This one is so short that it would be over before the second."""

@@ -254,20 +254,6 @@ def test_no_second_attempt_if_none_is_wanted(locked: tuple[ScoreStore, subproces
     assert caplog.records == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a small disk, which takes root on Linux: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_full_disk_loses_nothing(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     confirmed: dict[tuple[str, int], BatchScore] = {}
     with ScoreStore(f"sqlite:///{small_disk}/scores.db", retry_s=600) as store:
@@ -285,7 +271,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, caplog: pytest.LogCaptureFi
         with pytest.raises(StoreUnavailable, match="full; the disk is full: free space and run the same command again") as caught:
             fill()
         assert time.monotonic() - started < 20  # of 600 s for which an outage would be waited for
-        assert caplog.records == []
+        assert not [record for record in caplog.records if record.name.startswith("pipelines")], "there is nothing to wait for"
         assert len(confirmed) > 200
         assert small_disk.name in str(caught.value)
         with sqlite3.connect(small_disk / "scores.db") as file:

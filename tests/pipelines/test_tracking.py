@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -76,6 +78,23 @@ def test_a_server_that_is_away_costs_nothing(cli: Cli, tmp_path: Path, monkeypat
     assert again.status == 0, again.output
     client, run = only_run(tmp_path)
     assert [point.step for point in client.get_metric_history(run.info.run_id, "prune/nll")] == list(range(len(outcome.trajectory) + 1))
+
+
+def test_a_server_that_never_answers_slows_no_step(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and says nothing, as one that is overloaded."""
+    monkeypatch.setattr("pipelines.tracking.FINISH_TIMEOUT_S", 1.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        started = time.monotonic()
+        outcome = cli(f"tracking.uri=http://127.0.0.1:{server.getsockname()[1]}")
+        assert outcome.status == 0, outcome.output
+        assert time.monotonic() - started < 60, "the search waited for MLflow"
+    for thread in threading.enumerate():
+        if thread.name == "tracking":  # its call ends with the connection
+            thread.join(60)
+    assert "resume=true with this output_dir sends it again" in outcome.output
+    slowest = max(json.loads(line)["seconds"] for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines())
+    assert slowest < 30
 
 
 def test_calls_return_at_once_and_points_arrive_when_it_is_back(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
