@@ -144,15 +144,16 @@ class ScoreStore:
         Raises:
             StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
         """
+        digest = context.digest
         # Sorted, so that two drivers that write the same keys lock them in the same order and cannot wait for each other.
         rows = [
-            {"context": context.digest, "shape": shape, "batch": batch, "nll": json.dumps(score.nll), "num_tokens": score.num_tokens}
+            {"context": digest, "shape": shape, "batch": batch, "nll": json.dumps(score.nll), "num_tokens": score.num_tokens}
             for (shape, batch), score in sorted(scores.items(), key=lambda item: item[0])
         ]
 
         def write(connection: sql.Connection) -> None:
             if context not in self._described:
-                self._insert_new(connection, _contexts, [{"digest": context.digest, "description": json.dumps(asdict(context))}])
+                self._insert_new(connection, _contexts, [{"digest": digest, "description": json.dumps(asdict(context))}])
             self._insert_new(connection, _scores, rows)
 
         try:

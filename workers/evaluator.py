@@ -37,6 +37,11 @@ class Evaluator:
     """
 
     def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None) -> None:
+        if not spec.checkpoint.folder.is_dir():
+            raise InputError(
+                f"model.path: {spec.checkpoint.folder} is not there on {socket.gethostname()}: evaluators read the weights from the path that the driver "
+                "found them at, so put the checkpoint (for hub models HF_HOME, for GGUF files MULTIPRUNER_CACHE) on storage that every node sees"
+            )
         _give_freed_tensors_back()
         torch.set_num_threads(spec.num_threads)
         self.spec = spec

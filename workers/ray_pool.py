@@ -306,7 +306,7 @@ class RayPool:
         assert worker.schedule is not None
         if worker.schedule is schedule:
             alone = len(running.holders) == 1
-            count = worker.schedule.failed(worker.number, running, blame=self.policy.blames_task(kind))
+            count = worker.schedule.failed(worker.number, running, blame=self.policy.blames_task(kind), error=kind == "task error")
             self.faults.num_lost_evaluations += len(running.task.candidates) if alone and isinstance(running.task, ScoreTask) else 0
         decision = self._decide(worker, Failure(kind, count, cause, others_ready=self.num_evaluators > 1))
         if decision is Decision.ABORT:

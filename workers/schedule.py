@@ -73,6 +73,7 @@ class Schedule:
         }
         self._running: list[Running] = []
         self._failures: Counter[tuple[PrefixKey, Candidate]] = Counter()
+        self._errors: Counter[tuple[PrefixKey, Candidate]] = Counter()
 
     @property
     def finished(self) -> bool:
@@ -119,11 +120,12 @@ class Schedule:
         self._release(running)
         return True
 
-    def failed(self, evaluator: int, running: Running, *, blame: bool = True) -> int:
+    def failed(self, evaluator: int, running: Running, *, blame: bool = True, error: bool = False) -> int:
         """Takes a task back from an evaluator that did not finish it.
 
         Args:
             blame: whether the task may be at fault. After a second failure its candidates are handed out one by one, to find the one that is.
+            error: it raised, which is counted apart from evaluators that were lost: one of each makes neither twice.
 
         Returns:
             How often a candidate of it has failed by now; 0 if somebody else is still at work on it.
@@ -134,6 +136,7 @@ class Schedule:
         keys = [(running.task.prefix_key, candidate) for candidate in running.task.candidates] if isinstance(running.task, ScoreTask) else [(("", 0, ""), None)]
         if blame:
             self._failures.update(keys)
+            self._errors.update(keys if error else ())
         if running.holders:
             return 0
         self._running.remove(running)
@@ -145,7 +148,7 @@ class Schedule:
                 insort(batch.left, candidate, key=_first_layer)
         else:
             self._whole.appendleft(running.task)
-        return max(self._failures[key] for key in keys)
+        return max(self._errors[key] if error else self._failures[key] - self._errors[key] for key in keys)
 
     def expected_s(self, evaluator: int, running: Running, *, with_prefix: bool = True) -> float:
         return self.costs.task_s(running.task, with_prefix=with_prefix) * self.costs.slowness(evaluator)

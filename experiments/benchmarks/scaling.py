@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,16 @@ on the pool, not easier."""
 BOUNDS = {8: 0.95, 64: 0.90}
 MAX_TASK_MS, MAX_LOOKUP_MS = 3.0, 0.2
 PER_HOST = 64
+
+LIMITS = """
+What limits 256: a step has 8 batches of 31 to 60 candidates, so 32 evaluators share a batch and have one or two candidates each. Each of them first runs
+the prefix of its batch, which is then half of the work or more, and the step lasts as long as its longest candidate. Past it, on paper, in this order:
+
+1. keep the prefix of the step before: two bases differ in one layer, so on average half of the layers of a prefix need not run again;
+2. score candidates of the likeliest next step on evaluators that would wait: the store keeps what turns out to be needed;
+3. run several targets side by side on one pool;
+4. more calibration batches: they use more evaluators without more waiting.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,7 @@ def run(*, counts: Sequence[int] = tuple(PACES)) -> Report:
         (
             "busy: evaluators at work, by their own clocks; scoring: without the prefixes, of which each evaluator of a batch runs its own.",
             "driver per task: CPU time of its process, with Ray's threads; look-up: store.lookup per (shape, batch).",
+            LIMITS,
         ),
         tuple(missed),
     )
@@ -156,8 +167,6 @@ def _pool(config: PretrainedConfig, pace: Pace, num_evaluators: int, scratch: Pa
 
 def _lookup_ms(store: ScoreStore, context: Context, tokens: TokenSet, search: GreedySearch) -> float:
     """The first step's look-up, in a store that holds the whole search."""
-    from dataclasses import replace
-
     step = search.steps[0]
     digests = [search.accounting.dense.without(candidate).digest for candidate, _ in step.candidates]
     full = replace(context, tokens=tokens.fingerprint)
