@@ -30,6 +30,15 @@ mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000
 test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
+cluster-test: setup ## One search on a cluster of four nodes that loses everything once (15 minutes; needs PostgreSQL)
+	$(BIN)/python -m pytest -m cluster -s tests/cluster $(ARGS)
+
+chaos: setup ## 200 random faults in many short searches (CHAOS_SEED=, CHAOS_FAULTS= to change them)
+	$(BIN)/python -m pytest -m chaos -s tests/chaos $(ARGS)
+
+soak: setup ## Thousands of steps: memory, files and sizes must not creep up
+	$(BIN)/python -m pytest -m soak -s tests/soak $(ARGS)
+
 bench: setup ## Measure prefix reuse, memory and the importance orders on SmolLM2
 	$(BIN)/python -m experiments.benchmarks $(ARGS)
 
@@ -61,4 +70,4 @@ stack-stop: ## Stop that stack; scores, runs and outputs stay
 clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
-.PHONY: help setup prune mlflow test bench lint type format image stack stack-prune stack-stop clean
+.PHONY: help setup prune mlflow test cluster-test chaos soak bench lint type format image stack stack-prune stack-stop clean

@@ -30,7 +30,8 @@ def log_to(path: Path | None) -> None:
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
-    for noisy in ("httpx", "httpcore", "huggingface_hub", "urllib3", "filelock", "matplotlib", "alembic", "datasets", "fsspec"):
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it would warn of, whoever called it reports once
+    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib", "alembic", "datasets", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

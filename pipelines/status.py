@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -35,7 +36,9 @@ def read_status(folder: Path) -> dict[str, Any]:
         raise InputError(f"output_dir: no {FILE} in {folder.absolute()}; give the output_dir of a search that has started")
     status: dict[str, Any] = json.loads(path.read_text())
     status["age_s"] = round(max(0.0, time.time() - status["updated"]), 1)
-    status["alive"] = status["state"] not in _OVER and (status["age_s"] < _STALE_S or _is_locked(folder))
+    # On the driver's own machine its lock on the folder tells. Elsewhere, on shared storage, locks may mean nothing: there it must have spoken lately.
+    here = status["host"] == socket.gethostname()
+    status["alive"] = status["state"] not in _OVER and (_is_locked(folder) if here else status["age_s"] < _STALE_S)
     if not status["alive"] and status["state"] not in _OVER:
         status["state"] = "interrupted"
     return status

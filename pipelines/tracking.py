@@ -95,7 +95,7 @@ class Tracker:
         """In words, for people who watch."""
         waiting = self._queue.qsize()
         if self._problem:
-            return f"away ({self._problem}); {waiting} calls wait, nothing is lost"
+            return f"away ({self._problem[:100]}); {waiting} calls wait, nothing is lost"
         return f"{waiting} calls wait" if waiting > 1 else "up to date"
 
     def _send_all(self) -> None:

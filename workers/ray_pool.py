@@ -166,7 +166,10 @@ class RayPool:
         if now < self._next_fill:
             return
         self._next_fill = now + _FILL_S
-        for _ in range(self.placement.wanted(nodes()) - len(self._workers)):
+        wanted = self.placement.wanted(nodes())
+        for worker in [worker for worker in self._workers if worker.state == "waiting for resources"][: max(0, len(self._workers) - wanted)]:
+            self._drop(worker)  # asked for on a node that has gone
+        for _ in range(wanted - len(self._workers)):
             actor = self.launcher.launch(self.placement)
             worker = _Worker(self._num_started, actor, actor.__ray_ready__.remote(), ordered=self._order is not None)
             worker.started = actor.start.remote(self.kind, self._spec_ref, self._order_ref)
@@ -342,9 +345,12 @@ class RayPool:
         return isinstance(error, ActorUnavailableError) and not _listens(node["NodeManagerAddress"], node["NodeManagerPort"])
 
     def _replace(self, worker: _Worker) -> None:
+        self._drop(worker)
+        self._next_fill = min(self._next_fill, time.monotonic())
+
+    def _drop(self, worker: _Worker) -> None:
         self.launcher.kill(worker.actor)
         self._workers.remove(worker)
-        self._next_fill = min(self._next_fill, time.monotonic())
 
 
 def _lost_its_node(error: RayError) -> bool:

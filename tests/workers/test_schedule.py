@@ -49,8 +49,7 @@ class Simulation:
         started, schedule = self.now, Schedule(tasks, self.costs)
         self._hand_out(schedule)
         while not schedule.finished:
-            wake = self._events[0][0] if self._events else self.now + 1.0
-            if wake > self.now + 1.0:  # the pool looks every second
+            if not self._events or self._events[0][0] > self.now + 1.0:  # the pool looks every second
                 self.now += 1.0
             else:
                 self.now, evaluator, owner, running, result = heapq.heappop(self._events)
