@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorUnavailableError
 
 from pruning.checkpoint import Checkpoint
 from pruning.errors import InputError
 from pruning.importance import ChannelOrder
 from pruning.shape import ModelShape, Removal
 from tests.workers.evaluators import Broken, CrashesOnce, ExitsOnce, FailsToStart, FailsToStartAfterTheFirst, FailsToStartTwice, Poison, RaisesOnce, Slow
+from workers.cluster import Node
 from workers.evaluator import Evaluator
 from workers.faults import WorkersLost
 from workers.inline import InlinePool
@@ -227,6 +229,31 @@ def test_a_start_that_never_comes_says_what_was_asked_and_what_there_is(local_cl
     )
     with pool, pytest.raises(WorkersLost, match=message):
         list(pool.wait())
+
+
+def test_a_node_that_goes_while_an_evaluator_starts_is_no_failed_start(local_cluster: LocalMachine, spec: EvaluatorSpec) -> None:
+    """However many evaluators were about to start there."""
+    with RayPool(spec, Placement(1, num_gpus=0)) as pool:
+        for _ in range(5):
+            [worker] = pool._workers
+            pool._failed(worker, ActorUnavailableError("the node of the actor cannot be reached", worker.actor._actor_id.binary()), None)
+            pool._fill()
+        assert pool.faults.counts == {}
+        assert [info.pid for info in pool.describe()]
+        [worker] = pool._workers
+        assert worker.number == 5
+
+
+def test_evaluators_that_fit_nowhere_any_more_are_not_waited_for(local_cluster: LocalMachine, spec: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for on a node that has left is not asked for any longer."""
+    here, gone = Node("here", "10.0.0.1", 8, 8, 10**9, True), Node("gone", "10.0.0.2", 8, 64, 10**9, True)
+    monkeypatch.setattr("workers.ray_pool.nodes", lambda: (here, gone))
+    with RayPool(spec, Placement(None, num_gpus=4)) as pool:
+        assert len(pool.states()) == 2 + 8
+        monkeypatch.setattr("workers.ray_pool.nodes", lambda: (here,))
+        pool._next_fill = 0.0
+        pool._fill()
+        assert len(pool.states()) == 2
 
 
 def test_as_many_as_fit(local_cluster: LocalMachine, spec: EvaluatorSpec) -> None:
