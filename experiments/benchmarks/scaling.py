@@ -34,7 +34,7 @@ PUBLISHED = {"target_ratio": 0.22, "distribution": [44.0, 52.0, 4.0], "mlp_group
 FLOPS_PER_S = 140e12
 """Of one evaluator: what an A100 reaches on such matrices, 45 % of its 312 TFLOP/s."""
 
-PACES = {1: 1 / 50, 8: 1 / 5, 64: 1.0, 256: 1.0}
+PACES = {1: 1 / 200, 8: 1 / 10, 64: 1.0, 256: 1.0}
 """Time scale by number of evaluators, so that none takes much longer than two minutes. Below 1, evaluators are faster than they would be, which is harder
 on the pool, not easier."""
 

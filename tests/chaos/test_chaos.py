@@ -26,6 +26,8 @@ from workers.tasks import EvaluatorSpec
 
 MORE_FILE_DESCRIPTORS = 4
 """Connections to the last evaluators, which gRPC closes when it likes. A leak for each search or each evaluator would be tens to hundreds."""
+MORE_THREADS = 4
+"""Of gRPC, which makes and ends them as it needs; there is none for each evaluator."""
 MORE_SHARED_MEMORY = 2**20
 """Pages of the object store's own bookkeeping. The tasks here are too small for it: Ray sends them with the call."""
 
@@ -64,7 +66,7 @@ def nothing_is_left(figures: Figures) -> bool:
     return (
         now.evaluators == now.actors == now.temporary_files == 0
         and now.file_descriptors <= before.file_descriptors + MORE_FILE_DESCRIPTORS
-        and now.threads <= before.threads
+        and now.threads <= before.threads + MORE_THREADS
         and now.shared_memory <= before.shared_memory + MORE_SHARED_MEMORY
     )
 
