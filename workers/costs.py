@@ -10,6 +10,10 @@ _MEMORY = 0.98
 """Weight of what was known when one more task is seen: about the last fifty count."""
 
 _SLOWNESS_MEMORY = 0.7
+_AT_MOST = 4.0
+"""Times as slow as before: one task says no more. It may have met a machine that was busy for a moment."""
+_FORGIVEN = 0.1
+"""Share of its slowness that an evaluator is let off at each step: one that gets no work could not show that it is fast again."""
 
 
 @dataclass(slots=True)
@@ -42,6 +46,10 @@ class CostModel:
         """1 for an average evaluator, 2 for one that takes twice as long."""
         return self._slowness.get(evaluator, 1.0)
 
+    def forgive(self) -> None:
+        """A new step begins."""
+        self._slowness = {evaluator: 1 + (1 - _FORGIVEN) * (slowness - 1) for evaluator, slowness in self._slowness.items()}
+
     def observe(self, evaluator: int, task: Task, result: object) -> None:
         """Learns from one task."""
         if not isinstance(task, ScoreTask) or not isinstance(result, ScoreResult):
@@ -50,7 +58,7 @@ class CostModel:
         layers, heads = work(task, self.num_layers, with_prefix=result.ran_prefix)
         if self.measured and expected > 0:
             old = self._slowness.get(evaluator, 1.0)
-            self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * result.seconds / expected
+            self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * min(result.seconds / expected, _AT_MOST * old)
         new = (layers * layers, layers * heads, heads * heads, layers * result.seconds, heads * result.seconds)
         self._sums = [_MEMORY * total + value for total, value in zip(self._sums, new, strict=True)]
         self._fit()

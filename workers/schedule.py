@@ -65,6 +65,7 @@ class Schedule:
 
     def __init__(self, tasks: Sequence[Task], costs: CostModel) -> None:
         self.costs = costs
+        costs.forgive()
         self._whole = deque(task for task in tasks if not isinstance(task, ScoreTask))
         self._batches = {
             task.prefix_key: _Batch(task, sorted(task.candidates, key=_first_layer), sum(map(self._num_layers, task.candidates)))

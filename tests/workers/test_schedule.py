@@ -122,6 +122,20 @@ def test_a_stuck_evaluator_costs_its_share_only() -> None:
     assert simulation.now - before < 1.5 * whole_search(Simulation(8))
 
 
+def test_an_evaluator_that_was_slow_once_gets_work_again() -> None:
+    """It met a machine that was busy for a moment; steps of one batch leave it little chance to show that it is over."""
+    simulation = Simulation(2)
+
+    def seconds(number: int) -> float:
+        return simulation.run(step(WIDTH, 1, base=f"step {number}"))
+
+    usual = [seconds(number) for number in range(5)][-1]
+    simulation.slowness = {1: 30.0}
+    seconds(5)
+    simulation.slowness = {}
+    assert [seconds(number) for number in range(6, 40)][-1] < 1.1 * usual
+
+
 def test_without_a_stuck_evaluator_hardly_anything_is_done_twice() -> None:
     simulation = Simulation(16)
     whole_search(simulation)
