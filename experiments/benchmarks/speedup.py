@@ -18,7 +18,7 @@ from workers.pool import Pool
 from workers.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec, ScoreResult, ScoreTask
 
-NUM_SEQUENCES, BATCH_SIZE, SEQUENCE_LENGTH = 4, 2, 128
+NUM_SEQUENCES, BATCH_SIZE, SEQUENCE_LENGTH = 4, 2, 64
 BOUND = 1.85
 
 
