@@ -95,6 +95,7 @@ class RayPool:
         self._failed_starts = 0
         self._num_started = 0
         self._next_fill = 0.0
+        self._back_off_until = 0.0
         self._usable_since = time.monotonic()
         self._device: str | None = None
         self._workers: list[_Worker] = []
@@ -163,7 +164,7 @@ class RayPool:
     def _fill(self) -> None:
         """Asks for evaluators until there are as many as wanted. Ray starts them as resources appear."""
         now = time.monotonic()
-        if now < self._next_fill:
+        if now < max(self._next_fill, self._back_off_until):
             return
         self._next_fill = now + _FILL_S
         wanted = self.placement.wanted(nodes())
@@ -248,7 +249,7 @@ class RayPool:
             self._start_failed(worker, InputError(f"torch {info.torch_version} on {info.node}, {driver_version} here: install the same on every node"))
             return
         worker.info, worker.state = info, "ready"
-        self._failed_starts = 0
+        self._failed_starts, self._back_off_until = 0, 0.0
         log.info("%s: ready after %.1f s", worker, seconds)
         if self._device is None:
             self._device = info.device
@@ -328,7 +329,7 @@ class RayPool:
             raise WorkersLost(f"{self._failed_starts} evaluators in a row failed to start; the last one: {cause}") from error
         self._replace(worker)
         if decision is Decision.BACK_OFF:
-            self._next_fill = time.monotonic() + self.policy.back_off_s(self._failed_starts)
+            self._back_off_until = time.monotonic() + self.policy.back_off_s(self._failed_starts)
 
     def _decide(self, worker: _Worker, failure: Failure) -> Decision:
         decision = self.policy.decide(failure)
@@ -346,7 +347,7 @@ class RayPool:
 
     def _replace(self, worker: _Worker) -> None:
         self._drop(worker)
-        self._next_fill = min(self._next_fill, time.monotonic())
+        self._next_fill = 0.0
 
     def _drop(self, worker: _Worker) -> None:
         self.launcher.kill(worker.actor)

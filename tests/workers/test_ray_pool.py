@@ -19,7 +19,7 @@ from pruning.shape import ModelShape, Removal
 from tests.workers.evaluators import Broken, CrashesOnce, ExitsOnce, FailsToStart, FailsToStartAfterTheFirst, FailsToStartTwice, Poison, RaisesOnce, Slow
 from workers.cluster import Node
 from workers.evaluator import Evaluator
-from workers.faults import WorkersLost
+from workers.faults import FaultPolicy, WorkersLost
 from workers.inline import InlinePool
 from workers.placement import LocalMachine, Placement
 from workers.pool import Pool
@@ -242,6 +242,22 @@ def test_a_node_that_goes_while_an_evaluator_starts_is_no_failed_start(local_clu
         assert [info.pid for info in pool.describe()]
         [worker] = pool._workers
         assert worker.number == 5
+
+
+def test_a_back_off_outlasts_other_faults(local_cluster: LocalMachine, spec: EvaluatorSpec) -> None:
+    """Starting again in haste what does not start would only cost the others their time."""
+    policy = FaultPolicy(max_failed_starts=1, first_back_off_s=1000.0, longest_back_off_s=1000.0)
+    with RayPool(spec, Placement(1, num_gpus=0), policy=policy) as pool:
+        pool.describe()
+        pool.placement = Placement(3, num_gpus=0)
+        pool._next_fill = 0.0
+        pool._fill()
+        one, two, three = pool._workers
+        pool._start_failed(two, OSError("the disk of this node is broken"))
+        assert pool.faults.recent[-1].decision.startswith("the search goes on without it")
+        pool._replace(three)
+        pool._fill()
+        assert pool._workers == [one]
 
 
 def test_evaluators_that_fit_nowhere_any_more_are_not_waited_for(local_cluster: LocalMachine, spec: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,15 @@ def test_after_two_failures_candidates_are_told_apart() -> None:
     pytest.fail(f"the poison candidate failed {worst} times")
 
 
+def test_a_lost_evaluator_and_an_exception_are_counted_apart() -> None:
+    """One of each on the same candidate makes neither twice."""
+    schedule = Schedule(step(BLOCK[:1], 1), CostModel(LAYERS))
+    for error, count in ((False, 1), (True, 1), (False, 2), (True, 2)):
+        running = schedule.next(0, 1, None, 0.0)
+        assert running is not None
+        assert schedule.failed(0, running, error=error) == count
+
+
 def test_a_machine_that_goes_blames_no_candidate() -> None:
     schedule = Schedule(step(BLOCK, 1), CostModel(LAYERS))
     for _ in range(10):
