@@ -71,6 +71,7 @@ class PruneJob:
             yield InlinePool(spec)
             return
         num_cpus = max(self.machine.num_cpus, (self.placement.num_evaluators or 1) * self.placement.num_cpus)
+        # A cluster that was joined before is used as it is: local_ray starts one only where there is none.
         with local_ray(num_cpus, self.machine.num_gpus), RayPool(spec, self.placement, task_timeout_s=cluster.task_timeout_s) as pool:
             yield pool
 
