@@ -57,6 +57,7 @@ class Heartbeat:
                 "recent_faults": [asdict(fault) for fault in pool.faults.recent],
                 "lost_evaluations": pool.faults.num_lost_evaluations,
                 "copied_tasks": pool.faults.num_copied_tasks,
+                "halved_tasks": pool.faults.num_halved_tasks,
             }
         self._fields["updated"] = round(time.time(), 3)
         self._written = time.monotonic()

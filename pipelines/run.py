@@ -173,6 +173,7 @@ class SearchRun:
             "faults": dict(faults.counts),
             "lost_evaluations": faults.num_lost_evaluations,
             "copied_tasks": faults.num_copied_tasks,
+            "halved_tasks": faults.num_halved_tasks,
             "seconds": round(seconds, 1),
             "shape": self.search.shape.text,
             "output_dir": str(self.folder.path),

@@ -90,12 +90,14 @@ class FaultLog:
         recent: the last ones.
         num_lost_evaluations: candidates that were in flight on an evaluator that did not answer, and were scored again.
         num_copied_tasks: handed to a second evaluator because the first was late.
+        num_halved_tasks: whose batch did not fit into memory, see `ScoreResult.halved`.
     """
 
     counts: Counter[FaultKind] = field(default_factory=Counter)
     recent: deque[Fault] = field(default_factory=lambda: deque(maxlen=50))
     num_lost_evaluations: int = 0
     num_copied_tasks: int = 0
+    num_halved_tasks: int = 0
 
     def add(self, fault: Fault) -> None:
         self.counts[fault.kind] += 1

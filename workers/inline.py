@@ -12,7 +12,7 @@ from workers.evaluator import Evaluator
 from workers.faults import FaultLog
 from workers.pool import Answer, EvaluatorState
 from workers.schedule import Schedule
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, Task
+from workers.tasks import EvaluatorInfo, EvaluatorSpec, ScoreResult, Task
 
 
 class InlinePool:
@@ -44,6 +44,7 @@ class InlinePool:
             result = self.evaluator.run(running.task)
             self._busy_s += time.monotonic() - started
             self._num_tasks += 1
+            self.faults.num_halved_tasks += isinstance(result, ScoreResult) and result.halved
             schedule.done(0, running, result)
             held = getattr(running.task, "prefix_key", None)
             yield [(running.task, result)]

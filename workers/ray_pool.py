@@ -24,7 +24,7 @@ from workers.faults import Decision, Failure, Fault, FaultKind, FaultLog, FaultP
 from workers.placement import Placement
 from workers.pool import Answer, EvaluatorState, State
 from workers.schedule import PrefixKey, Running, Schedule
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, ScoreTask, Task
+from workers.tasks import EvaluatorInfo, EvaluatorSpec, ScoreResult, ScoreTask, Task
 
 log = logging.getLogger(__name__)
 
@@ -241,6 +241,7 @@ class RayPool:
         first = worker.schedule.done(worker.number, running, reply.value)
         current = worker.schedule is schedule
         worker.state, worker.running, worker.schedule = "ready", None, None
+        self.faults.num_halved_tasks += isinstance(reply.value, ScoreResult) and reply.value.halved
         return [(running.task, reply.value)] if first and current else []
 
     def _started(self, worker: _Worker, info: EvaluatorInfo, seconds: float) -> None:

@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -22,6 +24,7 @@ from pruning.checkpoint import find_checkpoint
 from pruning.shape import ModelShape, Removal, read_authors_config
 from tests.conftest import ROOT
 from tests.pipelines.conftest import Cli, without_times
+from workers import evaluator
 from workers.placement import LocalMachine
 from workers.ray_pool import RayPool
 
@@ -127,6 +130,23 @@ def test_a_driver_killed_and_started_again(tmp_path: Path, arguments: list[str],
     assert resumed.trajectory == whole.trajectory
     assert resumed.summary["evaluations"]["scored"] == total - stored
     assert 0 < stored < total
+
+
+def test_the_summary_says_that_batches_were_halved(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Last digits may then differ, so whoever compares runs must be able to see it."""
+    assert cli(folder="whole").summary["halved_tasks"] == 0
+    run_prefix = evaluator.run_prefix
+
+    def short_of_memory(model: Any, family: Any, geometry: Any, base: Any, input_ids_BT: torch.Tensor) -> Any:
+        if len(input_ids_BT) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run_prefix(model, family, geometry, base, input_ids_BT)
+
+    monkeypatch.setattr(evaluator, "run_prefix", short_of_memory)
+    halved = cli("store.url=sqlite:///halved.db", folder="halved")
+    assert halved.status == 0, halved.output
+    assert halved.summary["halved_tasks"] > 0
+    assert "scoring them in two halves" in halved.output
 
 
 def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(cli: Cli, tmp_path: Path, small_disk: Path) -> None:
