@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -93,6 +94,7 @@ class Evaluator:
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
             nll, halved = self._score_in_halves(task, base, candidates, error), True
         num_tokens = len(self.spec.token_sets[task.set_name][0]) - 1
         return ScoreResult(tuple(tuple(row) for row in nll.tolist()), num_tokens, time.perf_counter() - started, ran_prefix or halved, halved)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
+import multiprocessing
 import resource
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,30 +56,42 @@ def score_with(evaluator: Evaluator, spare_bytes: int) -> ScoreResult:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux: the limit of a process's memory")
-def test_a_batch_that_does_not_fit_is_scored_in_halves(wide: EvaluatorSpec, caplog: pytest.LogCaptureFixture) -> None:
-    """And when halves do not fit either, the message says what to change. Sequences keep their order."""
-    evaluator = Evaluator(wide)
-    whole, outcomes, messages = score(evaluator), [], set()
-    assert not whole.halved
-    for megabytes in range(8, 400, 14):
-        caplog.clear()
+def with_more_and_more_memory(spec: EvaluatorSpec) -> tuple[ScoreResult, list[ScoreResult | str], int, ScoreResult]:
+    """The score with all memory; with 8 MB, 12 MB and so on until a whole batch fits; the warnings logged; with all memory again."""
+    evaluator, outcomes = Evaluator(spec), list[ScoreResult | str]()
+    warnings = logging.handlers.BufferingHandler(1000)
+    logging.getLogger("workers.evaluator").addHandler(warnings)
+    whole = score(evaluator)
+    for megabytes in range(8, 400, 4):
         evaluator._prefix = None
         try:
-            result = score_with(evaluator, megabytes * 10**6)
+            outcomes.append(score_with(evaluator, megabytes * 10**6))
         except InputError as error:
-            outcomes.append("neither")
-            messages.add(str(error).partition(" of ")[0])
+            outcomes.append(str(error))
             continue
-        outcomes.append("halves" if result.halved else "whole")
-        assert [list(row) for row in result.nll] == [pytest.approx(row, rel=1e-6) for row in whole.nll]
-        assert ("scoring them in two halves" in caplog.text) == result.halved
-        if not result.halved:
-            assert result.nll == whole.nll
+        if not outcomes[-1].halved:  # type: ignore[union-attr]
             break
-    assert set(outcomes) == {"neither", "halves", "whole"}
-    assert messages == {"calibration.batch_size: 4 sequences"}
-    assert score(evaluator).nll == whole.nll, "memory is there again"
+    return whole, outcomes, sum("scoring them in two halves" in record.getMessage() for record in warnings.buffer), score(evaluator)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux: the limit of a process's memory")
+def test_a_batch_that_does_not_fit_is_scored_in_halves(wide: EvaluatorSpec) -> None:
+    """And when halves do not fit either, the message says what to change. In a process of its own, whose heap has no room from before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        whole, outcomes, num_warnings, again = process.submit(with_more_and_more_memory, wide).result(timeout=300)
+    assert not whole.halved
+    assert again.nll == whole.nll, "memory is there again"
+    refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    halves = [outcome for outcome in outcomes if isinstance(outcome, ScoreResult) and outcome.halved]
+    assert refused, "neither fits"
+    assert halves, "halves fit"
+    assert len(refused) + len(halves) + 1 == len(outcomes), "and then the whole"
+    assert {message.partition(" of ")[0] for message in refused} == {"calibration.batch_size: 4 sequences"}
+    assert isinstance(outcomes[-1], ScoreResult)
+    assert outcomes[-1].nll == whole.nll
+    for result in halves:
+        assert [list(row) for row in result.nll] == [pytest.approx(row, rel=1e-6) for row in whole.nll], "sequences keep their order"
+    assert num_warnings == len(refused) + len(halves)
 
 
 def test_one_sequence_that_does_not_fit(wide: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
