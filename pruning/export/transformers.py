@@ -1,0 +1,195 @@
+"""A pruned model as a folder that stock transformers opens: the family's own classes, a small file of code, and fewer tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+from pruning.errors import InputError
+from pruning.export import modeling_pruned
+from pruning.export.modeling_pruned import PrunedLayers
+from pruning.families import FAMILIES, Family, Geometry
+from pruning.shape import ModelShape
+from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
+
+CODE = "modeling_pruned.py"
+"""The file of code in the folder."""
+
+_PREFIX = "pruned_"
+
+_CLASSES = '''
+
+class Pruned{config}({config}):
+    """The family's configuration, and `pruned`."""
+
+    model_type = "{model_type}"
+
+
+class Pruned{model}(PrunedLayers, {model}):
+    """{model} with pruned layers."""
+
+    config_class = Pruned{config}
+
+
+class Pruned{causal}(PrunedLayers, {causal}):
+    """{causal} with pruned layers."""
+
+    config_class = Pruned{config}
+'''
+
+_Classes = tuple[type[PretrainedConfig], type[PreTrainedModel], type[PreTrainedModel]]
+_registered: dict[str, _Classes] = {}
+
+
+def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:
+    """The layers that are written. Half layers are paired in the families of the registry, whose blocks are known to follow one another."""
+    return pruned_layers(shape, pair=family.model_type in FAMILIES)
+
+
+def pruned_config(config: PretrainedConfig, family: Family, geometry: Geometry, layers: tuple[PrunedLayer, ...]) -> PretrainedConfig:
+    """The configuration of the pruned model: the dense one with fewer layers, and under `pruned` what each of them has left.
+
+    Lists with an entry per layer, such as `layer_types`, follow the layers that the attention blocks come from.
+
+    Raises:
+        InputError: the architecture cannot be written, since its blocks depend on which layer they are in.
+    """
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise InputError(f"model: attention of {config.model_type!r} with scale_attn_by_inverse_layer_idx depends on its layer number, which pruning changes")
+    config_class = _classes(config.model_type)[0]
+    values = config.to_dict()
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) == geometry.num_layers and not name.startswith("_"):
+            values[name] = [value[layer.source] for layer in layers]
+    for name in ("model_type", "architectures", "auto_map", "transformers_version"):
+        values.pop(name, None)
+    pruned: PretrainedConfig = config_class.from_dict(values)
+    pruned.num_hidden_layers = len(layers)
+    _, model, causal = (kind.__name__ for kind in _classes(config.model_type))
+    pruned.architectures = [causal]
+    pruned.auto_map = {
+        "AutoConfig": f"{Path(CODE).stem}.{config_class.__name__}",
+        "AutoModel": f"{Path(CODE).stem}.{model}",
+        "AutoModelForCausalLM": f"{Path(CODE).stem}.{causal}",
+    }
+    pruned.pruned = {
+        "layers": family.layers.partition(".")[2],
+        "attention": family.attention,
+        "mlp": family.mlp,
+        "attention_norms": list(family.attention_norms),
+        "mlp_norms": list(family.mlp_norms),
+        "head_dim": geometry.head_dim,
+        "intermediate_size": geometry.mlp_channels,
+        "blocks": [
+            {
+                "num_attention_heads": layer.kv_heads * geometry.queries_per_kv_head,
+                "num_key_value_heads": layer.kv_heads,
+                "intermediate_size": layer.mlp_channels,
+            }
+            for layer in layers
+        ],
+    }
+    return pruned
+
+
+def pruned_model(model: PreTrainedModel, family: Family, geometry: Geometry, shape: ModelShape) -> PreTrainedModel:
+    """The pruned model of a dense, sorted one, as it will be when its folder is opened.
+
+    Its tensors are views of the dense model's, so that no second copy is made; nothing may change the dense model afterwards.
+    """
+    layers = layers_of(shape, family)
+    config = pruned_config(model.config, family, geometry, layers)
+    with torch.device("meta"):
+        pruned: PreTrainedModel = _classes(model.config.model_type)[2]._from_config(
+            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+    tensors = {name: tensor.detach() for name, tensor in pruned_tensors(model, family, geometry, layers)}
+    missing, unexpected = pruned.load_state_dict(tensors, strict=False, assign=True)
+    pruned.tie_weights()
+    _check_names(pruned, missing, unexpected)
+    _copy_buffers(model, pruned)
+    pruned.generation_config = model.generation_config
+    pruned.requires_grad_(False)
+    pruned.eval()
+    return pruned
+
+
+def source_code(model_type: str) -> str:
+    """The text of the file of code for one family: the layers, and the family's classes with them mixed in."""
+    config_class, model, causal = _bases(model_type)
+    imports: dict[str, list[str]] = {}
+    for base in (config_class, model, causal):
+        imports.setdefault(base.__module__, []).append(base.__name__)
+    lines = "".join(f"from {module} import {', '.join(names)}\n" for module, names in sorted(imports.items()))
+    last_import = "from transformers.cache_utils import Cache\n"
+    code = Path(modeling_pruned.__file__).read_text(encoding="utf-8").replace(last_import, last_import + lines)
+    return code + _CLASSES.format(config=config_class.__name__, model=model.__name__, causal=causal.__name__, model_type=_PREFIX + model_type)
+
+
+def register() -> None:
+    """Lets AutoConfig, AutoModel and AutoModelForCausalLM open pruned models of the known families without code from their folders."""
+    for model_type in FAMILIES:
+        register_family(model_type)
+
+
+def register_family(model_type: str) -> None:
+    """The same for one architecture of transformers, named as the dense model names it."""
+    if model_type not in _registered:
+        config_class, model, causal = _registered[model_type] = _make_classes(model_type)
+        AutoConfig.register(config_class.model_type, config_class)
+        AutoModel.register(config_class, model)
+        AutoModelForCausalLM.register(config_class, causal)
+
+
+def dense_type(model_type: str) -> str | None:
+    """The architecture that a pruned one was cut from; None if it is no pruned one."""
+    return model_type.removeprefix(_PREFIX) if model_type.startswith(_PREFIX) else None
+
+
+def _classes(model_type: str) -> _Classes:
+    register_family(model_type)
+    return _registered[model_type]
+
+
+def _bases(model_type: str) -> _Classes:
+    """The family's own classes.
+
+    Raises:
+        InputError: transformers has none, because the architecture comes with its own code.
+    """
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(f"model: architecture {model_type!r} comes with code of its own; pruned models are written for the architectures of transformers")
+    config_class = CONFIG_MAPPING[model_type]
+    model: Any = MODEL_MAPPING[config_class]
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    return config_class, model, causal
+
+
+def _make_classes(model_type: str) -> _Classes:
+    """What the file of code defines, made here."""
+    config_base, model_base, causal_base = _bases(model_type)
+    config = type(f"Pruned{config_base.__name__}", (config_base,), {"model_type": _PREFIX + model_type, "__doc__": "The family's configuration, and `pruned`."})
+    made: list[Any] = [type(f"Pruned{base.__name__}", (PrunedLayers, base), {"config_class": config}) for base in (model_base, causal_base)]
+    return config, made[0], made[1]
+
+
+def _check_names(pruned: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
+    tied = set(getattr(pruned, "all_tied_weights_keys", None) or {})
+    absent = [name for name in missing if name not in tied]
+    if absent or unexpected:
+        raise InputError(f"model: the pruned {pruned.config.model_type!r} would lack {absent[:3]} and have {unexpected[:3]} too many; it cannot be exported")
+
+
+def _copy_buffers(model: nn.Module, pruned: nn.Module) -> None:
+    """Buffers that are not saved, such as rotary frequencies, are made with the model: on the meta device they are empty."""
+    for name, buffer in list(pruned.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            source = model.get_submodule(owner).get_buffer(leaf)
+            pruned.get_submodule(owner).register_buffer(leaf, source, persistent=False)
