@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from pruning.errors import InputError
 from pruning.export import modeling_pruned
 from pruning.export.modeling_pruned import PrunedLayers
+from pruning.export.shards import MAX_SHARD_BYTES, write_shards
+from pruning.export.subject import Subject
 from pruning.families import FAMILIES, Family, Geometry
 from pruning.shape import ModelShape
 from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
 
 CODE = "modeling_pruned.py"
 """The file of code in the folder."""
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "chat_template*")
 
 _PREFIX = "pruned_"
 
@@ -96,6 +101,36 @@ def pruned_config(config: PretrainedConfig, family: Family, geometry: Geometry, 
         ],
     }
     return pruned
+
+
+def problems(config: PretrainedConfig, family: Family, geometry: Geometry, shape: ModelShape) -> list[str]:
+    """What keeps a shape of this model from being written, found from the configuration alone. Any shape can be, of any architecture of transformers."""
+    try:
+        pruned_config(config, family, geometry, layers_of(shape, family))
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def write(folder: Path, subject: Subject, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+    """Writes configuration, code, weights and tokenizer; returns the number of values in the weights."""
+    model, family, geometry = subject.model, subject.family, subject.geometry
+    layers = layers_of(subject.shape, family)
+    config = pruned_config(model.config, family, geometry, layers)
+    config.dtype = subject.dtype
+    config.save_pretrained(folder)
+    (folder / CODE).write_text(source_code(model.config.model_type), encoding="utf-8")
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    copy_tokenizer(subject.tokenizer_folder, folder)
+    return write_shards(folder, lambda: pruned_tensors(model, family, geometry, layers), dtype=subject.dtype, max_shard_bytes=max_shard_bytes)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """The files of a tokenizer, as they are."""
+    for pattern in TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
 
 
 def pruned_model(model: PreTrainedModel, family: Family, geometry: Geometry, shape: ModelShape) -> PreTrainedModel:
