@@ -18,7 +18,7 @@ from pipelines.config import register
 from pipelines.console import console
 from pipelines.secrets import without_secrets
 from pipelines.store import StoreUnavailable
-from pruning.errors import InputError, ScoringError
+from pruning.errors import ExportError, InputError, ScoringError
 from workers.faults import WorkersLost
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -44,6 +44,8 @@ def launch(config_name: str, job: Job) -> None:
             job(config, list(HydraConfig.get().overrides.task))
         except InputError as error:
             _stop(str(error), 2)
+        except ExportError as error:
+            _stop(str(error), 1)
         except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
             _stop(f"{error}\n{_KEPT}", 1)
         except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -15,9 +16,12 @@ from pipelines.secrets import masked_url
 from pruning.calibration import SOURCES
 from pruning.checkpoint import DTYPES
 from pruning.errors import InputError
+from pruning.export.folder import FORMATS
 from pruning.importance import Importance
+from pruning.search import Layout
 
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
+LAYOUTS: tuple[str, ...] = get_args(Layout)
 CLUSTERS = ("local", "ray", "inline")
 URLS = ("store.url", "tracking.uri")
 """Options that may hold a password."""
@@ -71,9 +75,10 @@ class SearchConfig:
     mlp_group_channels: int | None = MISSING
     head_group_channels: int | None = MISSING
     importance: str = MISSING
+    layout: str = MISSING
 
     def problems(self) -> list[str]:
-        found = _one_of("search.importance", self.importance, IMPORTANCES)
+        found = _one_of("search.importance", self.importance, IMPORTANCES) + _one_of("search.layout", self.layout, LAYOUTS)
         if not 0 < self.target_ratio < 1:
             hint = f"; did you mean {self.target_ratio / 100:g}?" if 1 <= self.target_ratio < 100 else ""
             found.append(f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, above 0 and below 1{hint}")
@@ -203,18 +208,76 @@ class PruneConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result. Two runs that agree on them, and on the bytes of model and calibration, have the same trajectory."""
         calibration, search = self.calibration, self.search
-        return {
+        identity: dict[str, Any] = {
             "calibration.batch_size": calibration.batch_size,
             "search.target_ratio": search.target_ratio,
             "search.distribution": [float(share) for share in search.distribution],
             "search.importance": search.importance,
         }
+        # Left out where it changes nothing, as in folders from before there was a choice.
+        return identity | ({"search.layout": search.layout} if search.layout != "any" else {})
+
+
+@dataclass
+class ExportConfig:
+    """Everything that `pipelines.export` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    run: str | None = MISSING
+    shape: str | None = MISSING
+    importance: str | None = MISSING
+    format: str = MISSING
+    dtype: str = MISSING
+    max_shard_gb: float = MISSING
+    tokenizer_gguf: str | None = MISSING
+    output_dir: str | None = MISSING
+
+    @classmethod
+    def of(cls, config: DictConfig, given: Sequence[str]) -> ExportConfig:
+        """The checked configuration.
+
+        Args:
+            given: names of the options that the command gives.
+
+        Raises:
+            InputError: with every problem at once.
+        """
+        typed = OmegaConf.to_object(config)
+        assert isinstance(typed, cls)
+        problems = typed.problems(given)
+        if problems:
+            raise InputError("\n".join(problems))
+        return typed
+
+    def problems(self, given: Sequence[str]) -> list[str]:
+        found = _one_of("format", self.format, tuple(FORMATS)) + _one_of("dtype", self.dtype, DTYPES)
+        if (self.run is None) == (self.shape is None):
+            what = "neither is given" if self.run is None else "both are given"
+            found.append(f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and model.path=MODEL")
+        if self.run is not None:
+            names = [name for name in given if name.partition(".")[0] in ("model", "importance")]
+            found += [f"{name}: has no effect with run=, which knows its model and channel order" for name in names]
+        else:
+            found += self.model.problems()
+            found += ["model.dtype: has no effect on an export; give dtype"] if "model.dtype" in given else []
+            found += [] if self.output_dir else ["output_dir: missing; with shape= give the folder to write"]
+            if self.importance not in (None, "l1", "none"):
+                found.append(
+                    f"importance: {self.importance!r}; with shape= one of l1, none, or null for the channel_order.safetensors beside the file (activation "
+                    "needs the calibration text of its search: give run=)"
+                )
+        if not 0 < self.max_shard_gb < math.inf:
+            found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
+        if self.tokenizer_gguf is not None and self.format != "gguf":
+            found.append(f"tokenizer_gguf: {self.tokenizer_gguf}, which has no effect with format={self.format}; it is for format=gguf")
+        return found
 
 
 def register() -> None:
     """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
     store = ConfigStore.instance()
     store.store(name="prune_schema", node=PruneConfig)
+    store.store(name="export_schema", node=ExportConfig)
     groups = {
         "model": ModelConfig,
         "calibration": CalibrationConfig,

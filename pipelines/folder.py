@@ -60,7 +60,8 @@ class RunFolder:
             self.write("run.json", dump_json(record))
             return record
         theirs = record["identity"]
-        differing = [f"{name}: {theirs.get(name)} there, {value} here" for name, value in identity.items() if theirs.get(name) != value]
+        names = dict.fromkeys([*identity, *theirs])
+        differing = [f"{name}: {theirs.get(name)} there, {identity.get(name)} here" for name in names if theirs.get(name) != identity.get(name)]
         if differing:
             raise InputError(
                 f"output_dir: {self.path} belongs to another run:\n  " + "\n  ".join(differing) + "\nGive another output_dir; scores that both need are shared"

@@ -19,7 +19,7 @@ from pruning.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
 from pruning.errors import InputError
 from pruning.families import Geometry
 from pruning.importance import ChannelOrder, Importance
-from pruning.search import Stage, make_stages, stage_problems
+from pruning.search import Layout, Stage, make_stages, stage_problems
 from workers.cluster import joined_ray, local_ray
 from workers.evaluator import evaluator_bytes
 from workers.inline import InlinePool
@@ -115,7 +115,8 @@ def make_job(config: PruneConfig) -> PruneJob:
         "head_group_channels": _given(config.search.head_group_channels, geometry.channels_per_kv_head),
     }
     machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
-    problems = stage_problems(accounting, distribution=config.search.distribution, **groups)
+    layout = cast("Layout", config.search.layout)
+    problems = stage_problems(accounting, distribution=config.search.distribution, layout=layout, **groups)
     context = getattr(model_config, "max_position_embeddings", None)
     if context and config.calibration.sequence_length > context:
         problems.append(f"calibration.sequence_length: {config.calibration.sequence_length}, above this model's context of {context} tokens")
@@ -130,7 +131,7 @@ def make_job(config: PruneConfig) -> PruneJob:
         problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    stages = make_stages(accounting, target_ratio=config.search.target_ratio, distribution=config.search.distribution, **groups)
+    stages = make_stages(accounting, target_ratio=config.search.target_ratio, distribution=config.search.distribution, layout=layout, **groups)
     calibration = make_calibration(_recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size)
     return PruneJob(
         config, checkpoint, checkpoint.fingerprint(), accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],

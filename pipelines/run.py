@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -23,7 +23,7 @@ from pipelines.tracking import TokenDataset, Tracker, charts_link, local_folder,
 from pruning.calibration import SetName
 from pruning.errors import TargetNotReached
 from pruning.importance import ChannelOrder
-from pruning.search import GreedySearch
+from pruning.search import GreedySearch, Layout
 from pruning.shape import ModelShape, dump_json, write_authors_config
 from workers.pool import Pool
 
@@ -44,7 +44,7 @@ class SearchRun:
     def __init__(self, job: PruneJob, store: ScoreStore, folder: RunFolder, record: dict[str, Any]) -> None:
         self.job, self.store, self.folder, self.record = job, store, folder, record
         self.journal = Journal(folder.path / "trajectory.jsonl")
-        self.search = GreedySearch(job.accounting, job.stages)
+        self.search = GreedySearch(job.accounting, job.stages, cast("Layout", job.config.search.layout))
         self.journal.replay(self.search)
         self.tracker = Tracker(
             uri=job.config.tracking.uri,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.utils.logging import disable_progress_bar
@@ -65,6 +68,24 @@ class Checkpoint:
             instead = f" (it has {', '.join(others[:3])}, which could run code when opened: convert them to safetensors first)" if others else ""
             raise InputError(f"model.path: no *.safetensors in {self.folder}{instead}")
         return files
+
+    def stored_dtype(self) -> str:
+        """The type that most values of the weights are stored in: `float32`, `bfloat16` or `float16`.
+
+        Raises:
+            InputError: it is another one.
+        """
+        values: Counter[str] = Counter()
+        for path in self.weight_files():
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    tensor = file.get_slice(name)
+                    values[tensor.get_dtype()] += math.prod(tensor.get_shape())
+        [(most, _)] = values.most_common(1) or [("none", 0)]
+        names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+        if most not in names:
+            raise InputError(f"model.path: the weights in {self.folder} are stored as {most}; expected one of {', '.join(names)}")
+        return names[most]
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the configuration and of every weight file, 32 hexadecimal digits. Names and dates do not count."""

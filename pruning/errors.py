@@ -11,3 +11,7 @@ class TargetNotReached(InputError):
 
 class ScoringError(RuntimeError):
     """A measurement failed in a way that another try would not mend, such as every candidate scoring NaN."""
+
+
+class ExportError(RuntimeError):
+    """A folder was written and does not compute what the masked model does."""

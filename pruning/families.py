@@ -119,6 +119,16 @@ class Geometry:
         """Query channels that share one KV head."""
         return self.queries_per_kv_head * self.head_dim
 
+    def problems(self, shape: ModelShape) -> list[str]:
+        """Why a shape is not one of this model, one message each."""
+        if len(shape.layers) != self.num_layers:
+            return [f"it has {len(shape.layers)} layers, the model {self.num_layers}"]
+        return [
+            f"layer {index} has {layer.kv_heads} KV heads and {layer.mlp_channels} MLP channels, the model's have {self.kv_heads} and {self.mlp_channels}"
+            for index, layer in enumerate(shape.layers)
+            if layer.kv_heads > self.kv_heads or layer.mlp_channels > self.mlp_channels
+        ]
+
     def size(self, part: Part, layer: LayerShape) -> int:
         """Rows (or columns) of `part` in a layer of that shape."""
         if part == "q":

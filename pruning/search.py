@@ -12,6 +12,11 @@ from pruning.errors import InputError, ScoringError, TargetNotReached
 from pruning.shape import Kind, ModelShape, Removal
 
 StageName = Literal["block", "mlp_channels", "attention_heads"]
+Layout = Literal["any", "portable"]
+"""Which shapes a search may come to: any, or those that every runtime serves."""
+
+PORTABLE_CHANNELS = 256
+"""Portable widths are multiples of it (FORMATS: "DeciLM folder")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,13 @@ class Step:
 
 
 def make_stages(
-    accounting: Accounting, *, target_ratio: float, distribution: Sequence[float], mlp_group_channels: int, head_group_channels: int
+    accounting: Accounting,
+    *,
+    target_ratio: float,
+    distribution: Sequence[float],
+    mlp_group_channels: int,
+    head_group_channels: int,
+    layout: Layout = "any",
 ) -> tuple[Stage, ...]:
     """The published three stages with cumulative targets.
 
@@ -61,7 +72,7 @@ def make_stages(
         InputError: with every problem at once.
     """
     groups = {"mlp_group_channels": mlp_group_channels, "head_group_channels": head_group_channels}
-    problems = stage_problems(accounting, distribution=distribution, **groups)
+    problems = stage_problems(accounting, distribution=distribution, layout=layout, **groups)
     if problems:
         raise InputError("\n".join(problems))
     total = sum(distribution)
@@ -72,7 +83,9 @@ def make_stages(
     )
 
 
-def stage_problems(accounting: Accounting, *, distribution: Sequence[float], mlp_group_channels: int, head_group_channels: int) -> list[str]:
+def stage_problems(
+    accounting: Accounting, *, distribution: Sequence[float], mlp_group_channels: int, head_group_channels: int, layout: Layout = "any"
+) -> list[str]:
     """What is wrong with these settings for this model, one message each."""
     geometry, problems = accounting.geometry, []
     width_share = sum(distribution[1:]) > 0
@@ -83,6 +96,12 @@ def stage_problems(accounting: Accounting, *, distribution: Sequence[float], mlp
         ]
     if distribution[1] > 0 and not 0 < mlp_group_channels <= geometry.mlp_channels:
         problems.append(f"search.mlp_group_channels: {mlp_group_channels}; this model's MLPs have {geometry.mlp_channels} channels")
+    elif distribution[1] > 0 and layout == "portable" and (geometry.mlp_channels % PORTABLE_CHANNELS or mlp_group_channels % PORTABLE_CHANNELS):
+        problems.append(
+            f"search.layout: portable, whose MLP widths are multiples of {PORTABLE_CHANNELS}: this model has {geometry.mlp_channels} channels and "
+            f"search.mlp_group_channels takes {mlp_group_channels} at a time; change the group, leave the widths alone (a search.distribution whose second "
+            "number is 0), or use search.layout=any"
+        )
     per_head = geometry.channels_per_kv_head
     full_width = geometry.kv_heads * per_head
     if distribution[2] > 0 and (head_group_channels <= 0 or head_group_channels % per_head or full_width % head_group_channels):
@@ -105,8 +124,9 @@ class GreedySearch:
         ...     step = search.observe({candidate: score(candidate) for candidate in candidates})
     """
 
-    def __init__(self, accounting: Accounting, stages: Sequence[Stage]) -> None:
+    def __init__(self, accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any") -> None:
         self.accounting = accounting
+        self.layout = layout
         self.stages = tuple(stages)
         self.shape = accounting.dense
         self.steps: list[Step] = []
@@ -133,7 +153,7 @@ class GreedySearch:
         stage = self.stage
         if stage is None:
             return ()
-        candidates = _candidates(stage, self.shape)
+        candidates = self._candidates(stage, self.shape)
         if not candidates:
             raise TargetNotReached(
                 f"search.target_ratio: stage {stage.name!r} has no candidate left at ratio {self.ratio:.4f}, below its target of "
@@ -169,7 +189,7 @@ class GreedySearch:
         """Evaluations still to come, estimated: each step removes what the mean candidate would, and candidates stay as many as now."""
         total, shape, ratio = 0, self.shape, self.ratio
         for stage in self.stages:
-            candidates = _candidates(stage, shape)
+            candidates = self._candidates(stage, shape)
             if ratio >= stage.target_ratio or not candidates:
                 continue
             mean = sum(self.accounting.ratio(shape.without(candidate)) for candidate in candidates) / len(candidates) - self.accounting.ratio(shape)
@@ -177,6 +197,15 @@ class GreedySearch:
             total += steps * len(candidates)
             ratio += steps * mean
         return total
+
+    def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
+        candidates = _candidates(stage, shape)
+        return candidates if self.layout == "any" else tuple(removal for removal in candidates if _is_portable(removal, len(shape.layers)))
+
+
+def _is_portable(removal: Removal, num_layers: int) -> bool:
+    """Every runtime wants attention in the first layer and an MLP in the last (FORMATS: "DeciLM folder", "GGUF")."""
+    return not (removal.kind == "attention" and removal.layer == 0) and not (removal.kind == "mlp" and removal.layer == num_layers - 1)
 
 
 def _candidates(stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:

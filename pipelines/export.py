@@ -1,0 +1,156 @@
+"""`python -m pipelines.export`: the shape that a search came to goes in, a checkpoint that other software opens comes out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipelines.cli import launch
+from pipelines.config import ExportConfig
+from pipelines.console import console, log_to
+from pipelines.past_run import PastRun, read_run
+from pipelines.summary import git_revision, versions
+from pruning.accounting import Accounting
+from pruning.checkpoint import Checkpoint, find_checkpoint
+from pruning.errors import InputError
+from pruning.export.folder import Export, check_target, write_export
+from pruning.importance import ChannelOrder, Importance, channel_order
+from pruning.shape import ModelShape, read_authors_config
+
+log = logging.getLogger(__name__)
+
+
+_FINGERPRINTS = {name: f"{name}.fingerprint" for name in ("model", "calibration.block", "calibration.width")}
+"""What a run's identity calls by the name of the thing."""
+
+
+def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Writes one checkpoint; returns what its manifest says.
+
+    Raises:
+        InputError: something that the user can mend, found before any weight is read.
+        ExportError: the folder does not compute what the search's masked model does.
+    """
+    log_to(None)
+    config = ExportConfig.of(raw, [override.partition("=")[0] for override in overrides])
+    if config.run is not None:
+        return export_run(read_run(config.run), config)
+    assert config.output_dir is not None
+    target = _folder(config.output_dir)
+    check_target(target)
+    checkpoint = find_checkpoint(config.model.path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code)
+    accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
+    path = Path(config.shape or "").expanduser()
+    shape = _read_shape(path, accounting)
+    order = _order_of(shape, path, config.importance, checkpoint, accounting)
+    described = {"model": _model(config.model.path, config.model.revision, checkpoint.fingerprint(), accounting), **_made()}
+    return _write(Export(checkpoint, accounting, shape, order, config.format, config.dtype, described, _options(config)), target)
+
+
+def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
+    """The same for a search that has ended."""
+    target = _folder(config.output_dir) if config.output_dir else run.folder / config.format
+    check_target(target)
+    described = {"model": _model(run.config.model.path, run.config.model.revision, run.fingerprint, run.accounting), **_story(run), **_made()}
+    return _write(Export(run.checkpoint, run.accounting, run.shape, run.order, config.format, config.dtype, described, _options(config)), target)
+
+
+def _write(job: Export, target: Path) -> dict[str, Any]:
+    problems = job.problems()
+    if problems:
+        raise InputError("\n".join(problems))
+    log.info("%s: %.1f %% of the parameters removed; writing %s", job.description["model"]["name"], 100 * job.accounting.ratio(job.shape), target)
+    description = write_export(job, target)
+    checked = description["verification"]
+    if isinstance(checked, Mapping):
+        log.info("opened in a fresh process: logits differ by %.1e of the largest, %.0e are allowed", checked["difference"], checked["tolerance"])
+    console.print(
+        f"{target}: {description['num_stored_parameters']:,} values, {description['dtype']}, {description['status']}; README.md there says how to open it",
+        markup=False,
+        soft_wrap=True,
+    )
+    return description
+
+
+def _options(config: ExportConfig) -> dict[str, Any]:
+    """What `write` of the format takes."""
+    return {"max_shard_bytes": int(config.max_shard_gb * 1e9)}
+
+
+def _model(path: str, revision: str | None, fingerprint: str, accounting: Accounting) -> dict[str, Any]:
+    """The dense model, named so that others can find it: a path on this machine would tell them nothing."""
+    local = path.startswith("package:") or Path(path).expanduser().exists()
+    name = path.rstrip("/").split("/")[-1].removesuffix(".gguf")
+    return {"name": name, "hub_id": None if local else path, "revision": revision, "fingerprint": fingerprint, "model_type": accounting.family.model_type}
+
+
+def _story(run: PastRun) -> dict[str, Any]:
+    """How the shape was found, and what was measured of it."""
+    saved, identity, summary = run.config, run.record["identity"], run.summary or {}
+    groups: dict[str, Any] = {group: OmegaConf.to_container(saved[group]) for group in ("calibration", "search")}
+    settings = {f"{group}.{name}": value for group, fields in groups.items() for name, value in fields.items() if name != "path"}
+    steps = [{name: line[name] for name in ("step", "stage", "removed", "ratio", "perplexity")} for line in run.lines]
+    evaluation = run.folder / "evaluation.json"
+    return {
+        "settings": settings | {_FINGERPRINTS.get(name, name): value for name, value in identity.items()},
+        "perplexity": summary.get("perplexity"),
+        "evaluation": _same_shape(json.loads(evaluation.read_text()), run.shape) if evaluation.is_file() else None,
+        **{name: summary.get(name) for name in ("flops_per_token", "kv_cache_bytes_per_token", "context_length")},
+        "trajectory": steps,
+    }
+
+
+def _same_shape(evaluation: dict[str, Any], shape: ModelShape) -> dict[str, Any] | None:
+    """An evaluation of an earlier shape of the same folder says nothing of this one."""
+    return evaluation if evaluation.get("shape") == shape.text else None
+
+
+def _made() -> dict[str, Any]:
+    return {"versions": versions(), "git_revision": git_revision(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _read_shape(path: Path, accounting: Accounting) -> ModelShape:
+    """shape.json, or the authors' pruning_config.json."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"shape: cannot read {path}: {error}; give shape.json of a search, or a pruning_config.json of the method's authors") from error
+    geometry = accounting.geometry
+    if isinstance(data, dict) and "pruned_attn_idx" in data:
+        return read_authors_config(data, geometry.dense, channels_per_kv_head=geometry.channels_per_kv_head)
+    shape = ModelShape.from_json(data if isinstance(data, dict) else {})
+    problems = geometry.problems(shape)
+    if problems:
+        raise InputError("\n".join(f"shape: {path} does not fit this model: {problem}" for problem in problems))
+    return shape
+
+
+def _order_of(shape: ModelShape, path: Path, importance: str | None, checkpoint: Checkpoint, accounting: Accounting) -> ChannelOrder:
+    """The order that the widths of a shape file refer to. Whole blocks refer to none."""
+    geometry, beside = accounting.geometry, path.parent / "channel_order.safetensors"
+    narrowed = any(0 < layer.kv_heads < geometry.kv_heads or 0 < layer.mlp_channels < geometry.mlp_channels for layer in shape.layers)
+    if importance is None and beside.is_file():
+        return ChannelOrder.load(beside)
+    if importance is None and narrowed:
+        raise InputError(
+            f"importance: {path} narrows blocks, and no channel_order.safetensors lies beside it, so it is not known which channels are left; give "
+            "importance=l1 (the published order) or none (as stored), or run= instead of shape="
+        )
+    if importance == "l1" and narrowed:
+        model = checkpoint.load(dtype=checkpoint.stored_dtype())
+        return channel_order(model, accounting.family, geometry, cast("Importance", importance))
+    return ChannelOrder.as_stored(geometry)
+
+
+def _folder(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+if __name__ == "__main__":
+    launch("export", export)

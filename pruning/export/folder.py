@@ -1,0 +1,161 @@
+"""Writes an export so that the folder is there whole and verified, or not under its name."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pruning.accounting import Accounting
+from pruning.checkpoint import Checkpoint
+from pruning.errors import ExportError, InputError
+from pruning.export import transformers
+from pruning.export.card import model_card
+from pruning.export.manifest import BAD, UNVERIFIED, VERIFIED, write_manifest
+from pruning.export.subject import Subject
+from pruning.export.verify import passed, probe_tokens, verify_export
+from pruning.families import Family, Geometry
+from pruning.importance import ChannelOrder, reorder
+from pruning.masking import masked
+from pruning.shape import ModelShape
+from pruning.surgery import PrunedLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One format: what it cannot express, which layers it has, how it is written.
+
+    `write` returns the number of values in the weights. `opens_in_transformers` decides whether the folder can be verified here.
+    """
+
+    problems: Callable[[PretrainedConfig, Family, Geometry, ModelShape], list[str]]
+    layers_of: Callable[[ModelShape, Family], tuple[PrunedLayer, ...]]
+    write: Callable[..., int]
+    opens_in_transformers: bool
+
+
+FORMATS = {
+    "transformers": Format(transformers.problems, transformers.layers_of, transformers.write, opens_in_transformers=True),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Export:
+    """What is to be written.
+
+    Args:
+        order: in which `shape` counts its channels and heads.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the type that the weights are stored in.
+        description: what the manifest and the card say beyond what is found here.
+        options: of the format's `write`.
+    """
+
+    checkpoint: Checkpoint
+    accounting: Accounting
+    shape: ModelShape
+    order: ChannelOrder
+    format: str
+    dtype: str
+    description: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def problems(self) -> list[str]:
+        """What the format cannot express, one message each; found before anything is loaded."""
+        return FORMATS[self.format].problems(self.checkpoint.config(), self.accounting.family, self.accounting.geometry, self.shape)
+
+
+def write_export(export: Export, target: Path) -> dict[str, Any]:
+    """Loads the dense model, writes the pruned one beside `target`, verifies it, and moves it there; returns what its manifest says.
+
+    Raises:
+        InputError: the format cannot express the shape, or `target` is there already.
+        ExportError: what was written does not compute what the masked model does. It is kept as `target` with `.bad` added.
+    """
+    check_target(target)
+    problems = export.problems()
+    if problems:
+        raise InputError("\n".join(problems))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(export, target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        folder = Path(scratch) / target.name
+        folder.mkdir()
+        description = _write(export, folder)
+        if description["status"] == BAD:
+            bad = target.with_name(target.name + ".bad")
+            shutil.rmtree(bad, ignore_errors=True)
+            folder.rename(bad)
+            raise ExportError(f"{bad} is not what the search found, so it is not called {target.name}: {description['verification']}")
+        if target.exists():
+            target.rmdir()  # empty: see check_target
+        folder.rename(target)
+    return description
+
+
+def check_target(target: Path) -> None:
+    """Refuses a folder in which something would be overwritten.
+
+    Raises:
+        InputError: see above.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"output_dir: {target} is there already and not empty; give another folder")
+
+
+def _check_room(export: Export, parent: Path) -> None:
+    width = getattr(torch, export.checkpoint.stored_dtype() if export.dtype == "auto" else export.dtype).itemsize
+    needed, free = export.accounting.num_stored_parameters(export.shape) * width, shutil.disk_usage(parent).free
+    if needed > free:
+        raise InputError(f"output_dir: the weights take {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; give a folder on another disk")
+
+
+def _write(export: Export, folder: Path) -> dict[str, Any]:
+    form, accounting, shape = FORMATS[export.format], export.accounting, export.shape
+    family, geometry = accounting.family, accounting.geometry
+    stored = export.checkpoint.stored_dtype()
+    dtype = stored if export.dtype == "auto" else export.dtype
+    model = export.checkpoint.load(dtype=stored)
+    reorder(model, family, geometry, export.order)
+    tokens = probe_tokens(model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or 48)
+    logits = _masked_logits(model, family, geometry, shape, tokens)
+    num_values = form.write(folder, Subject(model, family, geometry, shape, export.checkpoint.folder, getattr(torch, dtype)), **export.options)
+    del model  # the fresh process needs room for the pruned one
+    description: dict[str, Any] = {
+        "format": export.format,
+        **export.description,
+        "dtype": dtype,
+        "shape": shape.text,
+        "layers": [asdict(layer) for layer in form.layers_of(shape, family)],
+        "ratio": accounting.ratio(shape),
+        "num_parameters": {"dense": accounting.num_dense_parameters, "pruned": accounting.num_parameters(shape)},
+        "num_stored_parameters": num_values,
+        "channel_order": export.order.fingerprint,
+        **_verified(form, folder, tokens, logits, {stored, dtype}),
+    }
+    (folder / "README.md").write_text(model_card(description), encoding="utf-8")
+    write_manifest(folder, description)
+    return description
+
+
+def _verified(form: Format, folder: Path, tokens: torch.Tensor, logits: torch.Tensor, dtypes: set[str]) -> dict[str, Any]:
+    if not form.opens_in_transformers:
+        return {"status": UNVERIFIED, "verification": "not opened: this format is not one of transformers'"}
+    coarsest = next(dtype for dtype in ("bfloat16", "float16", "float32") if dtype in dtypes)
+    try:
+        result = verify_export(folder, tokens, logits, coarsest)
+    except RuntimeError as error:
+        return {"status": BAD, "verification": str(error)}
+    return {"status": VERIFIED if passed(result) else BAD, "verification": result}
+
+
+@torch.inference_mode()
+def _masked_logits(model: PreTrainedModel, family: Family, geometry: Geometry, shape: ModelShape, tokens: torch.Tensor) -> torch.Tensor:
+    with masked(model, family, geometry, shape):
+        logits: torch.Tensor = model(tokens, use_cache=False).logits
+    return logits

@@ -1,0 +1,195 @@
+"""A pruned model as one GGUF file for llama.cpp, architecture `deci`: the only one whose head counts and MLP widths differ per layer.
+
+Names and meanings of the fields are those of llama.cpp's `gguf-py/gguf/constants.py`; how its `deci` graph treats absent blocks was measured
+(FORMATS, section 3) and decides what stands in for them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from numpy.typing import NDArray
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from pruning.export.gguf_tokenizer import Field, tokenizer_fields
+from pruning.export.llama_like import llama_problems, rope_parameters
+from pruning.export.subject import Subject
+from pruning.families import Family, Geometry
+from pruning.shape import ModelShape
+from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
+
+ARCHITECTURE = "deci"
+
+STAND_IN_CHANNELS = 32
+"""Width of the zero MLP of a layer that has attention only: without one, llama.cpp forgets that layer's attention without a word."""
+
+FILE_TYPES = {
+    torch.float32: ("f32", LlamaFileType.ALL_F32, GGMLQuantizationType.F32),
+    torch.float16: ("f16", LlamaFileType.MOSTLY_F16, GGMLQuantizationType.F16),
+    torch.bfloat16: ("bf16", LlamaFileType.MOSTLY_BF16, GGMLQuantizationType.BF16),
+}
+
+_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_INSIDE = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One tensor of the file. `heads`: its rows are those of so many heads, to be put in llama.cpp's order."""
+
+    name: str
+    tensor: torch.Tensor
+    heads: int = 0
+    stands_in: bool = False
+
+
+def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:  # noqa: ARG001 - the formats are called alike
+    """The layers that are written; half layers are paired."""
+    return pruned_layers(shape, pair=True)
+
+
+def problems(config: PretrainedConfig, family: Family, geometry: Geometry, shape: ModelShape) -> list[str]:  # noqa: ARG001 - called alike
+    """What this format cannot express, from the configuration alone. Every shape can be."""
+    return llama_problems(config, "gguf")
+
+
+def file_name(dtype: torch.dtype) -> str:
+    """Of the one file in the folder."""
+    return f"model-{FILE_TYPES[dtype][0]}.gguf"
+
+
+def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None) -> int:
+    """Writes the file, one tensor at a time.
+
+    Args:
+        tokenizer_gguf: a GGUF of the dense model, whose tokenizer is copied; without one it is made from the files in `subject.tokenizer_folder`.
+
+    Returns:
+        Values of the pruned model that were written; what stands in for absent blocks and rotary frequencies do not count.
+
+    Raises:
+        InputError: the tokenizer cannot be told to llama.cpp.
+    """
+    config, geometry = subject.model.config, subject.geometry
+    layers = layers_of(subject.shape, subject.family)
+    vocabulary = tokenizer_fields(subject.tokenizer_folder, config.vocab_size, tokenizer_gguf)
+    entries = [*_pruned(subject, layers), *_stand_ins(layers, config.hidden_size, geometry), *_rotary_factors(config, geometry)]
+    writer = GGUFWriter(folder / file_name(subject.dtype), ARCHITECTURE)
+    _add_settings(writer, config, geometry, layers)
+    writer.add_file_type(FILE_TYPES[subject.dtype][1])
+    _add_fields(writer, vocabulary)
+    for entry in entries:
+        stored = _stored_type(entry, subject.dtype)
+        num_bytes = entry.tensor.numel() * stored.itemsize
+        writer.add_tensor_info(entry.name, tuple(entry.tensor.shape), np.dtype(np.float32), num_bytes, FILE_TYPES[stored][2])
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for entry in entries:
+            writer.write_tensor_data(_values(entry, _stored_type(entry, subject.dtype)))
+    finally:
+        writer.close()
+    return sum(entry.tensor.numel() for entry in entries if not entry.stands_in)
+
+
+def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of each head in llama.cpp's order: rotary pairs next to each other, which transformers keeps half a head apart."""
+    rows = tensor.shape[0] // heads
+    return tensor.reshape(heads, 2, rows // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _pruned(subject: Subject, layers: tuple[PrunedLayer, ...]) -> Iterator[Entry]:
+    """The pruned model's tensors, which are views of the dense model's."""
+    prefix, geometry = subject.family.layers + ".", subject.geometry
+    for name, tensor in pruned_tensors(subject.model, subject.family, geometry, layers):
+        module, _, kind = name.rpartition(".")
+        if not name.startswith(prefix):
+            yield Entry(f"{_OUTSIDE[module]}.{kind}", tensor)
+            continue
+        number, _, inside = module.removeprefix(prefix).partition(".")
+        kv_heads = layers[int(number)].kv_heads
+        heads = {"self_attn.q_proj": kv_heads * geometry.queries_per_kv_head, "self_attn.k_proj": kv_heads}.get(inside, 0)
+        yield Entry(f"blk.{number}.{_INSIDE[inside]}.{kind}", tensor, heads)
+
+
+def _stand_ins(layers: tuple[PrunedLayer, ...], hidden_size: int, geometry: Geometry) -> Iterator[Entry]:
+    """Blocks of zeros that add nothing, where llama.cpp cannot do without a block: attention in layer 0, an MLP after every attention."""
+    zero, one = torch.zeros(1, 1), torch.ones(1)
+    for number, layer in enumerate(layers):
+        rows, norm = {}, ""
+        if number == 0 and not layer.kv_heads:
+            norm = "attn_norm"
+            rows = {"attn_q": geometry.channels_per_kv_head, "attn_k": geometry.head_dim, "attn_v": geometry.head_dim, "attn_output": 0}
+            columns = geometry.channels_per_kv_head
+        elif not layer.mlp_channels:
+            norm = "ffn_norm"
+            rows = {"ffn_gate": STAND_IN_CHANNELS, "ffn_up": STAND_IN_CHANNELS, "ffn_down": 0}
+            columns = STAND_IN_CHANNELS
+        if rows:
+            yield Entry(f"blk.{number}.{norm}.weight", one.expand(hidden_size), stands_in=True)
+        for name, size in rows.items():
+            shape = (size, hidden_size) if size else (hidden_size, columns)
+            yield Entry(f"blk.{number}.{name}.weight", zero.expand(shape), stands_in=True)
+
+
+def _rotary_factors(config: PretrainedConfig, geometry: Geometry) -> Iterator[Entry]:
+    """What llama.cpp divides each rotary frequency by, as a tensor; none where the frequencies are not scaled."""
+    rope = rope_parameters(config)
+    if rope["rope_type"] == "default":
+        return
+    scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    exponents = torch.arange(0, geometry.head_dim, 2, dtype=torch.float32) / geometry.head_dim
+    yield Entry("rope_freqs.weight", rope["rope_theta"] ** -exponents / scaled, stands_in=True)
+
+
+def _add_settings(writer: GGUFWriter, config: PretrainedConfig, geometry: Geometry, layers: tuple[PrunedLayer, ...]) -> None:
+    kv_heads = [layer.kv_heads or int(number == 0) for number, layer in enumerate(layers)]
+    writer.add_type("model")
+    writer.add_quantization_version(2)
+    writer.add_block_count(len(layers))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_feed_forward_length([layer.mlp_channels or STAND_IN_CHANNELS for layer in layers])
+    writer.add_head_count([count * geometry.queries_per_kv_head for count in kv_heads])
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(geometry.head_dim)
+    writer.add_value_length(geometry.head_dim)
+    writer.add_rope_dimension_count(geometry.head_dim)
+    writer.add_rope_freq_base(rope_parameters(config)["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
+def _add_fields(writer: GGUFWriter, fields: list[Field]) -> None:
+    for field in fields:
+        writer.add_key_value(field.key, field.value, field.type, field.sub_type)
+
+
+def _stored_type(entry: Entry, dtype: torch.dtype) -> torch.dtype:
+    """llama.cpp adds and multiplies vectors, such as norms and biases, in float32 only."""
+    return torch.float32 if entry.tensor.dim() == 1 else dtype
+
+
+def _values(entry: Entry, dtype: torch.dtype) -> NDArray[np.generic]:
+    tensor = entry.tensor.detach().to("cpu", dtype)
+    if entry.heads:
+        tensor = interleaved(tensor, entry.heads)
+    tensor = tensor.contiguous()
+    return tensor.view(torch.int16).numpy() if dtype is torch.bfloat16 else tensor.numpy()  # numpy has no bfloat16: its bits
