@@ -48,6 +48,14 @@ _scores = sql.Table(
     # The shape comes first: with the context in front, a PostgreSQL that has no statistics yet reads the whole context for every lookup.
     sql.PrimaryKeyConstraint("shape", "context", "batch"),
 )
+_answers = sql.Table(
+    "answers",
+    _metadata,
+    sql.Column("context", sql.String(32)),
+    sql.Column("task", sql.String(32), comment="digest of the requests or windows that were answered together"),
+    sql.Column("answers", sql.Text, nullable=False, comment="JSON list, one for each request or window"),
+    sql.PrimaryKeyConstraint("task", "context"),
+)
 _versions = sql.Table("schema_version", _metadata, sql.Column("version", sql.Integer, primary_key=True, autoincrement=False))
 
 _CREATION_LOCK = 55_671_403
@@ -72,7 +80,36 @@ class Context:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        return _digest(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerContext:
+    """Everything besides the requests or windows themselves that an answer depends on.
+
+    Args:
+        model: fingerprint of the checkpoint.
+        tokenizer: fingerprint of the tokenizer's files; empty for windows, which are tokens already.
+        shape: digest of the shape that it is cut to, empty for the checkpoint as it is; and `order`, the fingerprint of its channel order.
+        batch_size: requests that are padded to run together; 0 for windows, which are not.
+        max_length: tokens that a request may have; None is what the model can take.
+        harness: version of lm-eval; empty for windows.
+    """
+
+    model: str
+    tokenizer: str
+    shape: str
+    order: str
+    dtype: str
+    device: str
+    batch_size: int
+    num_threads: int
+    max_length: int | None
+    harness: str
+
+    @property
+    def digest(self) -> str:
+        return _digest(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +132,7 @@ class ScoreStore:
 
     def __init__(self, url: str, retry_s: float = 600.0) -> None:
         self._retry_s = retry_s
-        self._described: set[Context] = set()
+        self._described: set[Context | AnswerContext] = set()
         self._database = Database(url, sqlite_timeout_s=SQLITE_TIMEOUT_S)
         try:
             with _creating_alone(self._database.sqlite_file):
@@ -124,15 +161,7 @@ class ScoreStore:
         columns = (_scores.c.shape, _scores.c.batch, _scores.c.nll, _scores.c.num_tokens)
         known = sql.select(*columns).where(_scores.c.context == context.digest)
 
-        def read(connection: sql.Connection) -> list[Any]:
-            starts = range(0, len(wanted), SHAPES_PER_QUERY)
-            queries = [known.where(_scores.c.shape.in_(wanted[start : start + SHAPES_PER_QUERY])) for start in starts]
-            return [row for query in queries for row in connection.execute(query)]
-
-        try:
-            rows = self._database.patiently(read, self._retry_s)
-        except sql.exc.SQLAlchemyError as error:
-            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
+        rows = self._read(known, _scores.c.shape, wanted)
         try:
             return {(shape, batch): BatchScore(tuple(json.loads(nll)), num_tokens) for shape, batch, nll, num_tokens in rows}
         except ValueError as error:
@@ -151,10 +180,49 @@ class ScoreStore:
             for (shape, batch), score in sorted(scores.items(), key=lambda item: item[0])
         ]
 
+        self._write(context, _scores, rows)
+
+    def lookup_answers(self, context: AnswerContext, tasks: Iterable[str]) -> dict[str, list[Any]]:
+        """Known answers by digest of the task.
+
+        Raises:
+            StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
+        """
+        wanted = list(dict.fromkeys(tasks))
+        known = sql.select(_answers.c.task, _answers.c.answers).where(_answers.c.context == context.digest)
+        rows = self._read(known, _answers.c.task, wanted)
+        try:
+            return {task: json.loads(answers) for task, answers in rows}
+        except ValueError as error:
+            raise StoreUnavailable(f"store.url: {self.name}: an answer is damaged ({error}); restore the store, or delete the rows that are") from error
+
+    def add_answers(self, context: AnswerContext, answers: Mapping[str, Sequence[Any]]) -> None:
+        """Writes answers in one transaction. One that is there already stays: both were computed from the same key.
+
+        Raises:
+            StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
+        """
+        rows = [{"context": context.digest, "task": task, "answers": json.dumps(answers[task])} for task in sorted(answers)]
+        self._write(context, _answers, rows)
+
+    def _read(self, query: sql.Select[Any], key: sql.Column[Any], wanted: Sequence[str]) -> list[Any]:
+        """The rows of `query` with one of the wanted keys."""
+
+        def read(connection: sql.Connection) -> list[Any]:
+            starts = range(0, len(wanted), SHAPES_PER_QUERY)
+            queries = [query.where(key.in_(wanted[start : start + SHAPES_PER_QUERY])) for start in starts]
+            return [row for query in queries for row in connection.execute(query)]
+
+        try:
+            return self._database.patiently(read, self._retry_s)
+        except sql.exc.SQLAlchemyError as error:
+            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
+
+    def _write(self, context: Context | AnswerContext, table: sql.Table, rows: Sequence[Mapping[str, object]]) -> None:
         def write(connection: sql.Connection) -> None:
             if context not in self._described:
-                self._insert_new(connection, _contexts, [{"digest": digest, "description": json.dumps(asdict(context))}])
-            self._insert_new(connection, _scores, rows)
+                self._insert_new(connection, _contexts, [{"digest": context.digest, "description": json.dumps(asdict(context))}])
+            self._insert_new(connection, table, rows)
 
         try:
             self._database.patiently(write, self._retry_s)
@@ -187,6 +255,10 @@ class ScoreStore:
             present = sql.select(sql.literal(1)).where(*(table.c[key] == row[key] for key in keys))
             if connection.execute(present).first() is None:
                 connection.execute(sql.insert(table).values(row))
+
+
+def _digest(context: Context | AnswerContext) -> str:
+    return hashlib.sha256(json.dumps(asdict(context), sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 import ray
 
 from pruning.importance import ChannelOrder
-from workers.evaluator import Evaluator
 from workers.placement import Placement
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, Task
+from workers.pool import EvaluatorKind, Spec
+from workers.tasks import EvaluatorInfo, Task
 
 _MAX_RECORDS = 100
 
@@ -49,7 +49,7 @@ class EvaluatorActor:
         for name in ("pruning", "workers"):
             logging.getLogger(name).setLevel(logging.INFO)
 
-    def start(self, kind: type[Evaluator], spec: EvaluatorSpec, order: ChannelOrder | None) -> Reply:
+    def start(self, kind: EvaluatorKind, spec: Spec, order: ChannelOrder | None) -> Reply:
         self.evaluator = kind(spec, order)
         return Reply(self.describe(), self._records.take())
 

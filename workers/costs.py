@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from workers.tasks import ScoreResult, ScoreTask, Task
+from workers.tasks import AnswerResult, AnswerTask, RequestTask, ScoreResult, ScoreTask, Task, WindowTask
 
 _MEMORY = 0.98
 """Weight of what was known when one more task is seen: about the last fifty count."""
@@ -18,7 +18,8 @@ _FORGIVEN = 0.1
 
 @dataclass(slots=True)
 class CostModel:
-    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator, how much slower it is than that.
+    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator, how much slower it is than that. Tasks
+    that answer requests or windows take c x their size, with a c of its own for each kind.
 
     Before the first result a layer and a head count 1 each, so that costs compare, and `measured` is false.
     """
@@ -28,7 +29,14 @@ class CostModel:
     _layer_s: float = 1.0
     _head_s: float = 1.0
     _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of l*l, l*h, h*h, l*s, h*s over tasks: the normal equations
+    _sizes: dict[str, tuple[float, float]] = field(default_factory=dict)  # kind -> seconds and size seen
     _slowness: dict[int, float] = field(default_factory=dict)
+
+    def knows(self, task: Task) -> bool:
+        """Whether what a task is expected to take is more than a guess."""
+        if isinstance(task, (RequestTask, WindowTask)):
+            return task.kind in self._sizes
+        return self.measured and isinstance(task, ScoreTask)
 
     def prefix_s(self) -> float:
         return self.work_s(self.num_layers, 0)
@@ -38,6 +46,9 @@ class CostModel:
         return num_layers * self._layer_s + num_heads * self._head_s
 
     def task_s(self, task: Task, *, with_prefix: bool = True) -> float:
+        if isinstance(task, (RequestTask, WindowTask)):
+            seconds, size = self._sizes.get(task.kind, (0.0, 1.0))
+            return seconds / size * task.size
         if not isinstance(task, ScoreTask):
             return self.prefix_s()
         return self.work_s(*work(task, self.num_layers, with_prefix=with_prefix))
@@ -52,16 +63,28 @@ class CostModel:
 
     def observe(self, evaluator: int, task: Task, result: object) -> None:
         """Learns from one task."""
+        if isinstance(task, (RequestTask, WindowTask)) and isinstance(result, AnswerResult):
+            self._observe_size(evaluator, task, result)
         if not isinstance(task, ScoreTask) or not isinstance(result, ScoreResult):
             return
         expected = self.task_s(task, with_prefix=result.ran_prefix)
         layers, heads = work(task, self.num_layers, with_prefix=result.ran_prefix)
         if self.measured and expected > 0:
-            old = self._slowness.get(evaluator, 1.0)
-            self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * min(result.seconds / expected, _AT_MOST * old)
+            self._compare(evaluator, result.seconds / expected)
         new = (layers * layers, layers * heads, heads * heads, layers * result.seconds, heads * result.seconds)
         self._sums = [_MEMORY * total + value for total, value in zip(self._sums, new, strict=True)]
         self._fit()
+
+    def _observe_size(self, evaluator: int, task: AnswerTask, result: AnswerResult) -> None:
+        expected = self.task_s(task)
+        if expected > 0:
+            self._compare(evaluator, result.seconds / expected)
+        seconds, size = self._sizes.get(task.kind, (0.0, 0.0))
+        self._sizes[task.kind] = (_MEMORY * seconds + result.seconds, _MEMORY * size + task.size)
+
+    def _compare(self, evaluator: int, ratio: float) -> None:
+        old = self._slowness.get(evaluator, 1.0)
+        self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * min(ratio, _AT_MOST * old)
 
     def _fit(self) -> None:
         ll, lh, hh, ls, hs = self._sums

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import socket
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -19,9 +15,8 @@ from pruning.importance import ChannelOrder, channel_order, reorder
 from pruning.masking import masked
 from pruning.scoring import Prefix, run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape
+from workers.device import Device, out_of_memory
 from workers.tasks import EvaluatorInfo, EvaluatorSpec, OrderTask, Result, ScoreResult, ScoreTask, Task
-
-_M_MMAP_THRESHOLD = -3  # malloc.h
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +33,9 @@ class Evaluator:
     """
 
     def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None) -> None:
-        if not spec.checkpoint.folder.is_dir():
-            raise InputError(
-                f"model.path: {spec.checkpoint.folder} is not there on {socket.gethostname()}: evaluators read the weights from the path that the driver "
-                "found them at, so put the checkpoint (for hub models HF_HOME, for GGUF files MULTIPRUNER_CACHE) on storage that every node sees"
-            )
-        _give_freed_tensors_back()
-        torch.set_num_threads(spec.num_threads)
         self.spec = spec
-        self.visible_gpus = tuple(gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu)
-        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if self.visible_gpus and not num_gpus:
-            log.warning("GPUs %s are assigned to this evaluator, but torch sees no CUDA device: it scores on the CPU", ",".join(self.visible_gpus))
-        self.device = torch.device("cuda" if num_gpus else "cpu")
-        self.model = spec.checkpoint.load(dtype=spec.dtype, device=self.device, device_map="balanced" if num_gpus > 1 else None)
+        self._device = Device(spec.num_threads)
+        self.model = self._device.load(spec.checkpoint, spec.dtype)
         accounting = Accounting(self.model.config, trust_remote_code=spec.checkpoint.trust_remote_code)
         self.family, self.geometry = accounting.family, accounting.geometry
         self._order: ChannelOrder | None = None
@@ -61,9 +45,7 @@ class Evaluator:
             self.set_order(order)
 
     def describe(self) -> EvaluatorInfo:
-        detail = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-        device, version = f"{self.device.type} {detail}", torch.__version__.split("+")[0]
-        return EvaluatorInfo(os.getpid(), socket.gethostname(), device, self.visible_gpus, torch.get_num_threads(), version)
+        return self._device.describe()
 
     def set_order(self, order: ChannelOrder) -> None:
         """Sorts the weights. Asking for the order that they are in does nothing.
@@ -79,8 +61,17 @@ class Evaluator:
         self._order = order
 
     def run(self, task: Task) -> Result:
-        """Does one task."""
-        return self._score(task) if isinstance(task, ScoreTask) else self._find_order(task)
+        """Does one task.
+
+        Raises:
+            TypeError: it is one of a `DocumentEvaluator`.
+        """
+        match task:
+            case ScoreTask():
+                return self._score(task)
+            case OrderTask():
+                return self._find_order(task)
+        raise TypeError(f"an evaluator of shapes cannot do {task}")
 
     def _score(self, task: ScoreTask) -> ScoreResult:
         if self._order is None or task.order != self._order.fingerprint:
@@ -92,7 +83,7 @@ class Evaluator:
         try:
             nll, halved = score_candidates(self.model, self.family, self.geometry, self._prefix_of(task, base), candidates), False
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
             nll, halved = self._score_in_halves(task, base, candidates, error), True
@@ -114,7 +105,7 @@ class Evaluator:
                 halves.append(score_candidates(self.model, self.family, self.geometry, prefix, candidates))
                 del prefix
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             self._free_memory()
             raise InputError(
@@ -125,8 +116,7 @@ class Evaluator:
 
     def _free_memory(self) -> None:
         self._prefix = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._device.free_memory()
 
     def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
         """The prefix of the last task is kept: the next one is often for the same batch."""
@@ -144,7 +134,7 @@ class Evaluator:
 
     def _batch(self, name: str, index: int) -> torch.Tensor:
         start = index * self.spec.batch_size
-        return torch.tensor(self.spec.token_sets[name][start : start + self.spec.batch_size], device=self.device)  # type: ignore[index]
+        return torch.tensor(self.spec.token_sets[name][start : start + self.spec.batch_size], device=self._device.torch)  # type: ignore[index]
 
     def _check_family(self) -> None:
         """Scores two small shapes of this very model both ways, since families outside the registry were found by their layout alone."""
@@ -164,22 +154,6 @@ class Evaluator:
                 f"model: with architecture {self.family.model_type!r}, running only the layers above a change gives another result than running all "
                 f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
             )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """CUDA's allocator has an exception for it, the CPU's has a sentence."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
-def _give_freed_tensors_back() -> None:
-    """Has glibc return the memory of large tensors as soon as they are freed.
-
-    Left alone it raises its own threshold, and what a layer frees stays between the outputs that are kept: on SmolLM2 at 2 x 2,048 tokens in
-    float32 that held 0.7 GB more, in some runs. Elsewhere than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def evaluator_bytes(num_parameters: int, dtype: str, batch_tokens: int, hidden_size: int, num_layers: int) -> int:

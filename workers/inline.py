@@ -10,19 +10,23 @@ from pruning.importance import ChannelOrder
 from workers.costs import CostModel
 from workers.evaluator import Evaluator
 from workers.faults import FaultLog
-from workers.pool import Answer, EvaluatorState
+from workers.pool import Answer, EvaluatorKind, EvaluatorState, Spec
 from workers.schedule import Schedule
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, ScoreResult, Task
+from workers.tasks import EvaluatorInfo, ScoreResult, Task
 
 
 class InlinePool:
-    """One evaluator in this process; tasks run one after the other."""
+    """One evaluator in this process; tasks run one after the other.
+
+    Args:
+        kind: the class of the evaluator.
+    """
 
     num_evaluators = 1
 
-    def __init__(self, spec: EvaluatorSpec) -> None:
-        self.evaluator = Evaluator(spec)
-        self.costs = CostModel(self.evaluator.geometry.num_layers)
+    def __init__(self, spec: Spec, *, kind: EvaluatorKind = Evaluator) -> None:
+        self.evaluator = kind(spec, None)
+        self.costs = CostModel(spec.checkpoint.config().num_hidden_layers)
         self.faults = FaultLog()
         self._busy_s = 0.0
         self._num_tasks = 0

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pruning.importance import ChannelOrder
 from workers.costs import CostModel
 from workers.faults import FaultLog
-from workers.tasks import EvaluatorInfo, Result, Task
+from workers.tasks import DocumentSpec, EvaluatorInfo, EvaluatorSpec, Result, Task
 
 Answer = tuple[Task, Result]
 State = Literal["waiting for resources", "loading", "ready", "working"]
+
+Spec = EvaluatorSpec | DocumentSpec
+
+
+class AnyEvaluator(Protocol):
+    """What a pool hands tasks to: an `Evaluator` of shapes, a `DocumentEvaluator`."""
+
+    def describe(self) -> EvaluatorInfo: ...
+
+    def set_order(self, order: ChannelOrder) -> None: ...
+
+    def run(self, task: Task) -> Result: ...
+
+
+EvaluatorKind = Callable[[Any, ChannelOrder | None], AnyEvaluator]
+"""The class of an evaluator: takes its spec, and the channel order if that is known."""
 
 
 class Pool(Protocol):

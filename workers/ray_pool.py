@@ -22,9 +22,9 @@ from workers.costs import CostModel
 from workers.evaluator import Evaluator
 from workers.faults import Decision, Failure, Fault, FaultKind, FaultLog, FaultPolicy, WorkersLost
 from workers.placement import Placement
-from workers.pool import Answer, EvaluatorState, State
+from workers.pool import Answer, EvaluatorKind, EvaluatorState, Spec, State
 from workers.schedule import PrefixKey, Running, Schedule
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, ScoreResult, ScoreTask, Task
+from workers.tasks import EvaluatorInfo, ScoreResult, ScoreTask, Task
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +74,12 @@ class RayPool:
 
     def __init__(
         self,
-        spec: EvaluatorSpec,
+        spec: Spec,
         placement: Placement,
         *,
         policy: FaultPolicy | None = None,
         task_timeout_s: float = 3600.0,
-        kind: type[Evaluator] = Evaluator,
+        kind: EvaluatorKind = Evaluator,
         launcher: ActorLauncher | None = None,
     ) -> None:
         self.kind = kind
@@ -267,7 +267,7 @@ class RayPool:
                 self._task_failed(worker, "late", f"no answer within {limit:.0f} s", TimeoutError(), schedule)
 
     def _time_limit(self, worker: _Worker) -> float:
-        if not self.costs.measured or worker.schedule is None or worker.running is None or not isinstance(worker.running.task, ScoreTask):
+        if worker.schedule is None or worker.running is None or not self.costs.knows(worker.running.task):
             return self.task_timeout_s
         return min(self.task_timeout_s, max(_HUNG_AT_LEAST_S, _HUNG_TIMES * worker.schedule.expected_s(worker.number, worker.running)))
 
@@ -312,7 +312,7 @@ class RayPool:
         if worker.schedule is schedule:
             alone = len(running.holders) == 1
             count = worker.schedule.failed(worker.number, running, blame=self.policy.blames_task(kind), error=kind == "task error")
-            self.faults.num_lost_evaluations += len(running.task.candidates) if alone and isinstance(running.task, ScoreTask) else 0
+            self.faults.num_lost_evaluations += running.task.num_evaluations if alone else 0
         decision = self._decide(worker, Failure(kind, count, cause, others_ready=self.num_evaluators > 1))
         if decision is Decision.ABORT:
             advice = "; give evaluators more memory or start fewer (cluster.num_evaluators)" if kind == "out of memory" else ""

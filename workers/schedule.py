@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pruning.shape import Removal
 from workers.costs import CostModel
-from workers.tasks import ScoreTask, Task
+from workers.tasks import RequestTask, ScoreTask, Task, WindowTask
 
 MAX_TASK_S = 10.0
 """No task is longer than this, if it has more than one candidate: so much work is lost with an evaluator."""
@@ -59,22 +59,22 @@ class Schedule:
     left, an idle evaluator gets a copy of a task that is late: both answers are equal, the first one counts.
 
     Args:
-        tasks: one for each batch, with all candidates to be scored on it; other kinds of task are handed out whole.
+        tasks: one for each batch, with all candidates to be scored on it; other kinds of task are handed out whole, the largest first.
         costs: what a task is expected to take.
     """
 
     def __init__(self, tasks: Sequence[Task], costs: CostModel) -> None:
         self.costs = costs
         costs.forgive()
-        self._whole = deque(task for task in tasks if not isinstance(task, ScoreTask))
+        self._whole = deque(sorted((task for task in tasks if not isinstance(task, ScoreTask)), key=_size_of_whole, reverse=True))
         self._batches = {
             task.prefix_key: _Batch(task, sorted(task.candidates, key=_first_layer), sum(map(self._num_layers, task.candidates)))
             for task in tasks
             if isinstance(task, ScoreTask) and task.candidates
         }
         self._running: list[Running] = []
-        self._failures: Counter[tuple[PrefixKey, Candidate]] = Counter()
-        self._errors: Counter[tuple[PrefixKey, Candidate]] = Counter()
+        self._failures: Counter[Hashable] = Counter()  # of (prefix key, candidate), or of a task that is handed out whole
+        self._errors: Counter[Hashable] = Counter()
 
     @property
     def finished(self) -> bool:
@@ -82,8 +82,8 @@ class Schedule:
 
     @property
     def num_running(self) -> int:
-        """Candidates that evaluators are at work on."""
-        return sum(_size(running.task) for running in self._running)
+        """Candidates that evaluators are at work on; requests and windows too."""
+        return sum(running.task.num_evaluations for running in self._running)
 
     def next(self, evaluator: int, num_evaluators: int, held: PrefixKey | None, now: float) -> Running | None:
         """Work for an idle evaluator; None if there is none that it should do.
@@ -93,6 +93,8 @@ class Schedule:
             held: the prefix that this evaluator has from its last task.
             now: seconds on the clock that `Running.holders` uses.
         """
+        if self._whole and self._leaves_whole(evaluator, num_evaluators):
+            return None
         task: Task | None = self._whole.popleft() if self._whole else None
         if task is None:
             batch = self._batch_for(held, now)
@@ -134,7 +136,8 @@ class Schedule:
         if running not in self._running:
             return 0
         del running.holders[evaluator]
-        keys = [(running.task.prefix_key, candidate) for candidate in running.task.candidates] if isinstance(running.task, ScoreTask) else [(("", 0, ""), None)]
+        task = running.task
+        keys: list[Hashable] = [(task.prefix_key, candidate) for candidate in task.candidates] if isinstance(task, ScoreTask) else [task]
         if blame:
             self._failures.update(keys)
             self._errors.update(keys if error else ())
@@ -153,6 +156,13 @@ class Schedule:
 
     def expected_s(self, evaluator: int, running: Running, *, with_prefix: bool = True) -> float:
         return self.costs.task_s(running.task, with_prefix=with_prefix) * self.costs.slowness(evaluator)
+
+    def _leaves_whole(self, evaluator: int, num_evaluators: int) -> bool:
+        """An evaluator that is so slow that its next task would end after everything else leaves it to the others."""
+        slowness = self.costs.slowness(evaluator)
+        if slowness < _SLOW or not self._running or not self.costs.knows(self._whole[0]):
+            return False
+        return self.costs.task_s(self._whole[0]) * slowness > sum(map(self.costs.task_s, self._whole)) / num_evaluators
 
     def _num_layers(self, candidate: Candidate) -> int:
         return self.costs.num_layers - candidate.layer if candidate else 0
@@ -217,9 +227,10 @@ class Schedule:
 
     def _copy_of_late(self, evaluator: int, held: PrefixKey | None, now: float) -> Running | None:
         """The task that is expected last, if this evaluator would have it done well before."""
-        if not self.costs.measured or not self._running:
+        if not self._running:
             return None
-        late = max((running for running in self._running if len(running.holders) == 1), key=lambda running: self._remaining_s(running, now), default=None)
+        alone = (running for running in self._running if len(running.holders) == 1 and self.costs.knows(running.task))
+        late = max(alone, key=lambda running: self._remaining_s(running, now), default=None)
         if late is None or evaluator in late.holders:
             return None
         mine = self.expected_s(evaluator, late, with_prefix=not isinstance(late.task, ScoreTask) or late.task.prefix_key != held)
@@ -250,5 +261,6 @@ def _first_layer(candidate: Candidate) -> float:
     return candidate.layer if candidate else math.inf
 
 
-def _size(task: Task) -> int:
-    return len(task.candidates) if isinstance(task, ScoreTask) else 0
+def _size_of_whole(task: Task) -> int:
+    """So that the last ones are short, and all evaluators are done at about the same time."""
+    return task.size if isinstance(task, (RequestTask, WindowTask)) else 0

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from pruning.calibration import SetName, Tokens
 from pruning.checkpoint import Checkpoint
@@ -30,6 +35,27 @@ class EvaluatorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentSpec:
+    """Everything that a `DocumentEvaluator` is made from.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`, resolved.
+        shape: canonical text of what is left of the model after its weights are sorted by `order`; None takes the checkpoint as it is.
+        batch_size: requests that run together. Above 1 they are padded, so it is part of every answer's key.
+        max_length: tokens that a request may have, longer ones lose their beginning; None is what the model can take.
+        num_threads: CPU threads of the evaluator's own process.
+    """
+
+    checkpoint: Checkpoint
+    dtype: str
+    shape: str | None = None
+    order: ChannelOrder | None = field(default=None, repr=False)
+    batch_size: int = 1
+    max_length: int | None = None
+    num_threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreTask:
     """NLL of some candidates on one batch: a pure function of its fields, safe to repeat anywhere.
 
@@ -50,6 +76,10 @@ class ScoreTask:
         """What the prefix depends on: tasks that agree on it run it once on the same evaluator."""
         return (self.set_name, self.batch, self.base)
 
+    @property
+    def num_evaluations(self) -> int:
+        return len(self.candidates)
+
     def __str__(self) -> str:
         names = ", ".join(str(candidate) if candidate else "base" for candidate in self.candidates[:3])
         more = f" and {len(self.candidates) - 3} more" if len(self.candidates) > 3 else ""
@@ -62,11 +92,88 @@ class OrderTask:
 
     importance: Importance
 
+    @property
+    def num_evaluations(self) -> int:
+        return 0
+
     def __str__(self) -> str:
         return f"channel order by {self.importance}"
 
 
-Task = ScoreTask | OrderTask
+RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+REQUEST_KINDS: tuple[str, ...] = get_args(RequestKind)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTask:
+    """Some of lm-eval's requests, answered together: a pure function of them and of the evaluator's `DocumentSpec`.
+
+    Args:
+        digest: SHA-256 over kind and requests, 32 hexadecimal digits.
+        requests: the arguments of each: (context, continuation), (text,) or (context, generation settings).
+        label: what they are, in words.
+    """
+
+    kind: RequestKind
+    digest: str
+    requests: tuple[tuple[Any, ...], ...] = field(repr=False, compare=False)
+    label: str = field(default="", compare=False)
+
+    @classmethod
+    def of(cls, kind: RequestKind, requests: Sequence[tuple[Any, ...]], label: str = "") -> RequestTask:
+        """Raises TypeError if a request holds more than text, numbers, lists and mappings of them."""
+        text = json.dumps([kind, list(requests)], sort_keys=True)
+        return cls(kind, hashlib.sha256(text.encode()).hexdigest()[:32], tuple(requests), label)
+
+    @property
+    def num_evaluations(self) -> int:
+        return len(self.requests)
+
+    @property
+    def size(self) -> int:
+        """What its time grows with: characters."""
+        return sum(len(part) for request in self.requests for part in request if isinstance(part, str)) + 1
+
+    def __str__(self) -> str:
+        return f"{len(self.requests)} requests ({self.kind}) of {self.label or self.digest[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTask:
+    """Equally long windows of tokens, int64 [B, T], run as one batch.
+
+    Args:
+        digest: SHA-256 over shape and tokens, 32 hexadecimal digits.
+    """
+
+    digest: str
+    input_ids: Tokens = field(repr=False, compare=False)
+    label: str = field(default="", compare=False)
+
+    @classmethod
+    def of(cls, input_ids: Tokens, label: str = "") -> WindowTask:
+        data = np.ascontiguousarray(input_ids, dtype="<i8")
+        return cls(hashlib.sha256(str(data.shape).encode() + data.tobytes()).hexdigest()[:32], input_ids, label)
+
+    @property
+    def kind(self) -> Literal["windows"]:
+        return "windows"
+
+    @property
+    def num_evaluations(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def size(self) -> int:
+        """What its time grows with: tokens."""
+        return int(self.input_ids.size)
+
+    def __str__(self) -> str:
+        return f"{len(self.input_ids)} windows of {self.label or self.digest[:8]}"
+
+
+AnswerTask = RequestTask | WindowTask
+Task = ScoreTask | OrderTask | RequestTask | WindowTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +193,22 @@ class ScoreResult:
     halved: bool = False
 
 
-Result = ScoreResult | ChannelOrder
+@dataclass(frozen=True, slots=True)
+class AnswerResult:
+    """`answers` in the order of the task: (log-likelihood in nats, whether greedy decoding gives it) of each `loglikelihood` request, the
+    log-likelihood of each `loglikelihood_rolling`, the text of each `generate_until`, the NLL of each window in nats summed over its T - 1 predicted tokens.
+
+    Args:
+        seconds: that the evaluator took.
+        num_truncated: requests that were longer than the model can take, and lost their beginning.
+    """
+
+    answers: tuple[Any, ...]
+    seconds: float
+    num_truncated: int = 0
+
+
+Result = ScoreResult | ChannelOrder | AnswerResult
 
 
 @dataclass(frozen=True, slots=True)
