@@ -6,6 +6,7 @@ Names and meanings of the fields are those of llama.cpp's `gguf-py/gguf/constant
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
+from torch.nn import functional
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -26,8 +28,10 @@ from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
 
 ARCHITECTURE = "deci"
 
-STAND_IN_CHANNELS = 32
-"""Width of the zero MLP of a layer that has attention only: without one, llama.cpp forgets that layer's attention without a word."""
+CHANNEL_STEP = 32
+"""MLPs are filled up with zero channels, which add nothing, to a multiple of this: no quantized type of llama.cpp has smaller blocks, and llama-quantize
+refuses files with other widths. It is also the width of the zero MLP of a layer that has attention only: without one, llama.cpp forgets that layer's
+attention without a word."""
 
 FILE_TYPES = {
     torch.float32: ("f32", LlamaFileType.ALL_F32, GGMLQuantizationType.F32),
@@ -51,10 +55,17 @@ _INSIDE = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One tensor of the file. `heads`: its rows are those of so many heads, to be put in llama.cpp's order."""
+    """One tensor of the file, made from that of the model when it is written.
+
+    Args:
+        shape: in the file; what it has more than `tensor` is filled with zeros.
+        heads: the rows are those of so many heads, to be put in llama.cpp's order; 0 if they are not.
+        stands_in: the model has no such tensor.
+    """
 
     name: str
     tensor: torch.Tensor
+    shape: tuple[int, ...]
     heads: int = 0
     stands_in: bool = False
 
@@ -96,8 +107,8 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
     _add_fields(writer, vocabulary)
     for entry in entries:
         stored = _stored_type(entry, subject.dtype)
-        num_bytes = entry.tensor.numel() * stored.itemsize
-        writer.add_tensor_info(entry.name, tuple(entry.tensor.shape), np.dtype(np.float32), num_bytes, FILE_TYPES[stored][2])
+        num_bytes = math.prod(entry.shape) * stored.itemsize
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), num_bytes, FILE_TYPES[stored][2])
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -121,17 +132,22 @@ def _pruned(subject: Subject, layers: tuple[PrunedLayer, ...]) -> Iterator[Entry
     for name, tensor in pruned_tensors(subject.model, subject.family, geometry, layers):
         module, _, kind = name.rpartition(".")
         if not name.startswith(prefix):
-            yield Entry(f"{_OUTSIDE[module]}.{kind}", tensor)
+            yield Entry(f"{_OUTSIDE[module]}.{kind}", tensor, tuple(tensor.shape))
             continue
         number, _, inside = module.removeprefix(prefix).partition(".")
-        kv_heads = layers[int(number)].kv_heads
-        heads = {"self_attn.q_proj": kv_heads * geometry.queries_per_kv_head, "self_attn.k_proj": kv_heads}.get(inside, 0)
-        yield Entry(f"blk.{number}.{_INSIDE[inside]}.{kind}", tensor, heads)
+        layer = layers[int(number)]
+        heads = {"self_attn.q_proj": layer.kv_heads * geometry.queries_per_kv_head, "self_attn.k_proj": layer.kv_heads}.get(inside, 0)
+        shape = list(tensor.shape)
+        if inside in ("mlp.gate_proj", "mlp.up_proj"):
+            shape[0] = _channels(layer)
+        elif inside == "mlp.down_proj" and kind == "weight":
+            shape[1] = _channels(layer)
+        yield Entry(f"blk.{number}.{_INSIDE[inside]}.{kind}", tensor, tuple(shape), heads)
 
 
 def _stand_ins(layers: tuple[PrunedLayer, ...], hidden_size: int, geometry: Geometry) -> Iterator[Entry]:
     """Blocks of zeros that add nothing, where llama.cpp cannot do without a block: attention in layer 0, an MLP after every attention."""
-    zero, one = torch.zeros(1, 1), torch.ones(1)
+    nothing, one = torch.zeros(0, 0), torch.ones(1)
     for number, layer in enumerate(layers):
         rows, norm = {}, ""
         if number == 0 and not layer.kv_heads:
@@ -140,13 +156,13 @@ def _stand_ins(layers: tuple[PrunedLayer, ...], hidden_size: int, geometry: Geom
             columns = geometry.channels_per_kv_head
         elif not layer.mlp_channels:
             norm = "ffn_norm"
-            rows = {"ffn_gate": STAND_IN_CHANNELS, "ffn_up": STAND_IN_CHANNELS, "ffn_down": 0}
-            columns = STAND_IN_CHANNELS
+            rows = {"ffn_gate": CHANNEL_STEP, "ffn_up": CHANNEL_STEP, "ffn_down": 0}
+            columns = CHANNEL_STEP
         if rows:
-            yield Entry(f"blk.{number}.{norm}.weight", one.expand(hidden_size), stands_in=True)
+            yield Entry(f"blk.{number}.{norm}.weight", one.expand(hidden_size), (hidden_size,), stands_in=True)
         for name, size in rows.items():
             shape = (size, hidden_size) if size else (hidden_size, columns)
-            yield Entry(f"blk.{number}.{name}.weight", zero.expand(shape), stands_in=True)
+            yield Entry(f"blk.{number}.{name}.weight", nothing, shape, stands_in=True)
 
 
 def _rotary_factors(config: PretrainedConfig, geometry: Geometry) -> Iterator[Entry]:
@@ -156,7 +172,7 @@ def _rotary_factors(config: PretrainedConfig, geometry: Geometry) -> Iterator[En
         return
     scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
     exponents = torch.arange(0, geometry.head_dim, 2, dtype=torch.float32) / geometry.head_dim
-    yield Entry("rope_freqs.weight", rope["rope_theta"] ** -exponents / scaled, stands_in=True)
+    yield Entry("rope_freqs.weight", rope["rope_theta"] ** -exponents / scaled, tuple(exponents.shape), stands_in=True)
 
 
 def _add_settings(writer: GGUFWriter, config: PretrainedConfig, geometry: Geometry, layers: tuple[PrunedLayer, ...]) -> None:
@@ -167,7 +183,7 @@ def _add_settings(writer: GGUFWriter, config: PretrainedConfig, geometry: Geomet
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_feed_forward_length([layer.mlp_channels or STAND_IN_CHANNELS for layer in layers])
+    writer.add_feed_forward_length([_channels(layer) for layer in layers])
     writer.add_head_count([count * geometry.queries_per_kv_head for count in kv_heads])
     writer.add_head_count_kv(kv_heads)
     writer.add_key_length(geometry.head_dim)
@@ -182,14 +198,22 @@ def _add_fields(writer: GGUFWriter, fields: list[Field]) -> None:
         writer.add_key_value(field.key, field.value, field.type, field.sub_type)
 
 
+def _channels(layer: PrunedLayer) -> int:
+    """Width of a layer's MLP in the file."""
+    return max(1, math.ceil(layer.mlp_channels / CHANNEL_STEP)) * CHANNEL_STEP
+
+
 def _stored_type(entry: Entry, dtype: torch.dtype) -> torch.dtype:
     """llama.cpp adds and multiplies vectors, such as norms and biases, in float32 only."""
-    return torch.float32 if entry.tensor.dim() == 1 else dtype
+    return torch.float32 if len(entry.shape) == 1 else dtype
 
 
 def _values(entry: Entry, dtype: torch.dtype) -> NDArray[np.generic]:
     tensor = entry.tensor.detach().to("cpu", dtype)
     if entry.heads:
         tensor = interleaved(tensor, entry.heads)
+    if entry.shape != tuple(tensor.shape):
+        more = [size - had for size, had in zip(entry.shape, tensor.shape, strict=True)]
+        tensor = functional.pad(tensor, [side for size in reversed(more) for side in (0, size)])
     tensor = tensor.contiguous()
     return tensor.view(torch.int16).numpy() if dtype is torch.bfloat16 else tensor.numpy()  # numpy has no bfloat16: its bits
