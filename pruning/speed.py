@@ -143,8 +143,9 @@ def compare_speed(
     """Measures the models in turns: dense, pruned, pruned, dense and so on, after a run of each that is not timed.
 
     Args:
-        models: in evaluation mode, on their devices, all in memory together. Any causal language model of transformers that returns its KV
-            cache; one of the two roles alone is measured without ratios.
+        models: in evaluation mode, on their devices, all in memory together, and loaded the same way: weights that are views of another model's
+            have other strides. Any causal language model of transformers that returns its KV cache; one of the two roles alone is measured
+            without ratios.
         disk_bytes: see `weight_file_bytes`.
         clock: seconds, read before the prefill, between it and the decoding, and after that, in the runs that are not timed too.
 
