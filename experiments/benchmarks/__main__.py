@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiments.benchmarks import importance_orders, memory, prefix_reuse, scaling, speedup
+from experiments.benchmarks import export_memory, importance_orders, memory, prefix_reuse, scaling, speedup
 from experiments.benchmarks.report import Report, machine, versions
 from pruning.checkpoint import DTYPES
 from pruning.errors import InputError
@@ -15,6 +15,7 @@ from pruning.errors import InputError
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "prefix_reuse": lambda options: prefix_reuse.run(dtype=options.dtype, num_rounds=options.rounds),
     "memory": lambda options: memory.run(num_candidates=options.candidates),
+    "export_memory": lambda _: export_memory.run(),
     "importance_orders": lambda options: importance_orders.run(dtype=options.dtype, num_windows=options.windows),
     "speedup": lambda options: speedup.run(dtype=options.dtype, num_rounds=options.rounds),
     "scaling": lambda options: scaling.run(counts=options.evaluators),
