@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -144,7 +145,10 @@ def _order_of(shape: ModelShape, path: Path, importance: str | None, checkpoint:
         )
     if importance == "l1" and narrowed:
         model = checkpoint.load(dtype=checkpoint.stored_dtype())
-        return channel_order(model, accounting.family, geometry, cast("Importance", importance))
+        order = channel_order(model, accounting.family, geometry, cast("Importance", importance))
+        del model
+        gc.collect()  # modules refer to one another; the export loads the model again
+        return order
     return ChannelOrder.as_stored(geometry)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -90,6 +91,7 @@ def export(folder: Path, target: Path) -> Footprint:
     layers = [narrowed if index % 2 else full for index, full in enumerate(accounting.dense.layers)]
     layers[0], layers[2] = LayerShape(0, geometry.mlp_channels), LayerShape(geometry.kv_heads, 0)
     order = channel_order(checkpoint.load(dtype="float32"), accounting.family, geometry, "l1")
+    gc.collect()
     described = {"model": {"name": "random", "hub_id": None}}
     write_export(Export(checkpoint, accounting, ModelShape(tuple(layers)), order, "transformers", "auto", described, {}), target)
     weight_bytes, written_bytes = (sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in (folder, target))

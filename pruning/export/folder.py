@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -125,7 +126,8 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     tokens = probe_tokens(model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or 48)
     logits = _masked_logits(model, family, geometry, shape, tokens)
     num_values = form.write(folder, Subject(model, family, geometry, shape, export.checkpoint.folder, getattr(torch, dtype)), **export.options)
-    del model  # the fresh process needs room for the pruned one
+    del model
+    gc.collect()  # modules refer to one another; the fresh process needs the room
     description: dict[str, Any] = {
         "format": export.format,
         **export.description,
