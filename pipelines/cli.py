@@ -32,7 +32,7 @@ Job = Callable[[DictConfig, Sequence[str]], object]
 def launch(config_name: str, job: Job) -> None:
     """Runs a job under Hydra. Exit status: 0 done, 2 the user can mend it, 1 a fault."""
     register()
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = [_spelt_out(word) for word in sys.argv[1:]]
     if not {"-m", "--multirun", "--help", "--hydra-help", "-h"} & set(arguments):
         problems = override_problems(config_name, [word for word in arguments if "=" in word and not word.startswith("-")])
         if problems:
@@ -52,6 +52,12 @@ def launch(config_name: str, job: Job) -> None:
             _stop(f"interrupted\n{_KEPT}", 130)
 
     hydrated()
+
+
+def _spelt_out(word: str) -> str:
+    """`model=PATH` for `model.path=PATH`: people write it, and Hydra takes it for a file of `conf/model`."""
+    name, _, value = word.partition("=")
+    return f"model.path={value}" if name == "model" and value and not (CONF / "model" / f"{value}.yaml").is_file() else word
 
 
 def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
