@@ -172,6 +172,43 @@ class StoreConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """Group `evaluation`: what a model is measured on."""
+
+    tasks: list[str] = MISSING
+    num_fewshot: int | None = MISSING
+    limit: int | None = MISSING
+    data_dir: str | None = MISSING
+    texts: list[str] = MISSING
+    sequence_length: int | None = MISSING
+    batch_size: int | None = MISSING
+    max_length: int | None = MISSING
+    dense: bool = MISSING
+    cost: bool = MISSING
+    cost_batch_size: int = MISSING
+    cost_prompt_tokens: int = MISSING
+    cost_new_tokens: int = MISSING
+    cost_rounds: int = MISSING
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.tasks or self.texts or self.cost)
+
+    def problems(self) -> list[str]:
+        lowest = {"num_fewshot": 0, "limit": 1, "sequence_length": 2, "batch_size": 1, "max_length": 2}
+        lowest |= dict.fromkeys(("cost_batch_size", "cost_prompt_tokens", "cost_new_tokens", "cost_rounds"), 1)
+        given = [(name, getattr(self, name)) for name in lowest]
+        found = [problem for name, value in given if value is not None for problem in _at_least(f"evaluation.{name}", value, lowest[name])]
+        for name in ("tasks", "texts"):
+            words = list(getattr(self, name))
+            found += [f"evaluation.{name}: {word} is there twice" for word in dict.fromkeys(words) if words.count(word) > 1]
+        if self.data_dir is not None and not (self.tasks or self.texts):
+            found.append(f"evaluation.data_dir: {self.data_dir}, which has no effect without evaluation.tasks")
+        return found
+
+
+@dataclass
 class PruneConfig:
     """Everything that `pipelines.prune` takes."""
 
@@ -275,8 +312,11 @@ class ExportConfig:
 
 def register() -> None:
     """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
+    from pipelines.evaluate_config import EvaluateConfig
+
     store = ConfigStore.instance()
     store.store(name="prune_schema", node=PruneConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
     groups = {
         "model": ModelConfig,
@@ -285,6 +325,7 @@ def register() -> None:
         "cluster": ClusterConfig,
         "tracking": TrackingConfig,
         "store": StoreConfig,
+        "evaluation": EvaluationConfig,
     }
     for group, schema in groups.items():
         store.store(group=group, name="schema", node=schema)

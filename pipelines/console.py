@@ -31,19 +31,23 @@ def log_to(path: Path | None) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it would warn of, whoever called it reports once
-    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib", "alembic", "datasets", "fsspec"):
+    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib", "alembic", "datasets", "fsspec", "lm_eval"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-class SearchProgress:
-    """One bar for a whole search, in candidates. Shown on a terminal only; `left_s` serves log lines as well."""
+class WorkProgress:
+    """One bar for a whole job. Shown on a terminal only; `left_s` serves log lines as well.
 
-    def __init__(self) -> None:
+    Args:
+        unit: what is counted, in the plural.
+    """
+
+    def __init__(self, unit: str) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("candidates, {task.fields[rate]}, {task.fields[left]} left,"),
+            TextColumn(unit + ", {task.fields[rate]}, {task.fields[left]} left,"),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -61,28 +65,28 @@ class SearchProgress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def expect(self, description: str, remaining: int) -> None:
-        """So many candidates are still to come, estimated."""
+    def expect(self, description: str, remaining: float) -> None:
+        """So much is still to come, estimated."""
         if not self._scored:
             self._started = time.monotonic()  # evaluators are up: the rate counts from here
         self._remaining = remaining
-        self._progress.update(self._task, description=description, total=round(self._done) + remaining)
+        self._progress.update(self._task, description=description, total=round(self._done + remaining))
 
-    def advance(self, candidates: float, *, scored: bool) -> None:
-        """So many candidates are done; those that came from the store do not count for the rate."""
-        self._done += candidates
-        self._remaining -= candidates
-        self._scored += candidates if scored else 0
+    def advance(self, done: float, *, scored: bool) -> None:
+        """So much is done; what came from the store does not count for the rate."""
+        self._done += done
+        self._remaining -= done
+        self._scored += done if scored else 0
         self._progress.update(self._task, completed=round(self._done, 1), rate=f"{self.rate:.1f}/s", left=duration(self.left_s))
 
     @property
     def rate(self) -> float:
-        """Candidates scored per second, over the whole run so far."""
+        """What was scored per second, over the whole run so far."""
         return self._scored / max(time.monotonic() - self._started, 1e-3)
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left for the whole search; None before the first score."""
+        """Seconds left for the whole job; None before the first score."""
         return max(self._remaining, 0) / self.rate if self.rate else None
 
 

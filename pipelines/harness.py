@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
 import lm_eval
 import lm_eval.api.task
+import lm_eval.evaluator
 from lm_eval.api.model import LM
 
 from pruning.errors import InputError
@@ -78,12 +80,23 @@ def evaluate_tasks(model: LM, names: Sequence[str], manager: Any, *, num_fewshot
     """
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # it would fork this process, with all its threads, to compute standard errors
-    with without_bars(lm_eval.api.task):
+    with without_bars(lm_eval.api.task), _without_git():
         found = lm_eval.simple_evaluate(
             model=model, tasks=list(names), task_manager=manager, num_fewshot=num_fewshot, limit=limit, log_samples=False, use_cache=None
         )
     assert found is not None
     return {name: task_results(values, found["n-samples"].get(name)) for name, values in found["results"].items()}
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """It asks git for the revision of the folder that the user is in, and where that is none, git's complaint looks like ours."""
+    asked = lm_eval.evaluator.get_git_commit_hash
+    try:
+        lm_eval.evaluator.get_git_commit_hash = lambda: None
+        yield
+    finally:
+        lm_eval.evaluator.get_git_commit_hash = asked
 
 
 def task_results(values: Mapping[str, Any], num_samples: Mapping[str, int] | None) -> dict[str, Any]:

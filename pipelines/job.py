@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.config import URLS, ClusterConfig, PruneConfig
+from pipelines.config import URLS, PruneConfig
+from pipelines.farm import find_placement, open_pool, runs_on_gpus
 from pipelines.folder import RunFolder
 from pipelines.secrets import MASK, masked_url
 from pruning.accounting import Accounting
@@ -20,12 +21,9 @@ from pruning.errors import InputError
 from pruning.families import Geometry
 from pruning.importance import ChannelOrder, Importance
 from pruning.search import Layout, Stage, make_stages, stage_problems
-from workers.cluster import joined_ray, local_ray
 from workers.evaluator import evaluator_bytes
-from workers.inline import InlinePool
-from workers.placement import LocalMachine, Placement, place_locally
+from workers.placement import LocalMachine, Placement
 from workers.pool import Pool
-from workers.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec, OrderTask
 
 
@@ -67,12 +65,7 @@ class PruneJob:
             self.config.calibration.batch_size,
             cluster.num_cpus_per_evaluator,
         )
-        if self.placement is None:
-            yield InlinePool(spec)
-            return
-        num_cpus = max(self.machine.num_cpus, (self.placement.num_evaluators or 1) * self.placement.num_cpus)
-        # A cluster that was joined before is used as it is: local_ray starts one only where there is none.
-        with local_ray(num_cpus, self.machine.num_gpus), RayPool(spec, self.placement, task_timeout_s=cluster.task_timeout_s) as pool:
+        with open_pool(cluster, self.machine, self.placement, spec) as pool:
             yield pool
 
     def channel_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
@@ -84,18 +77,6 @@ class PruneJob:
         assert isinstance(order, ChannelOrder)
         folder.write_with(path.name, order.save)
         return order
-
-
-def joined(cluster: ClusterConfig) -> AbstractContextManager[None]:
-    """The running cluster that the configuration names, joined; nothing to do for other kinds.
-
-    Raises:
-        InputError: it cannot be joined.
-    """
-    if cluster.kind != "ray":
-        return nullcontext()
-    assert cluster.address is not None
-    return joined_ray(cluster.address, allow_open=cluster.allow_open, timeout_s=cluster.join_timeout_s)
 
 
 def make_job(config: PruneConfig) -> PruneJob:
@@ -120,13 +101,12 @@ def make_job(config: PruneConfig) -> PruneJob:
     context = getattr(model_config, "max_position_embeddings", None)
     if context and config.calibration.sequence_length > context:
         problems.append(f"calibration.sequence_length: {config.calibration.sequence_length}, above this model's context of {context} tokens")
-    on_gpu = (cluster.kind == "ray" or machine.num_gpus > 0) and cluster.num_gpus_per_evaluator != 0
-    dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
+    dtype = resolve_dtype(model.dtype, on_gpu=runs_on_gpus(cluster, machine))
     batch_tokens = config.calibration.batch_size * config.calibration.sequence_length
     needed = evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, model_config.hidden_size, geometry.num_layers)
     placement = None
     try:
-        placement = _placement(cluster, machine, needed)
+        placement = find_placement(cluster, machine, needed)
     except InputError as error:
         problems.append(str(error))
     if problems:
@@ -137,31 +117,6 @@ def make_job(config: PruneConfig) -> PruneJob:
         config, checkpoint, checkpoint.fingerprint(), accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
         machine, placement,
     )  # fmt: skip
-
-
-def _placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_bytes: int) -> Placement | None:
-    """Where evaluators go; None: they stay in this process."""
-    if cluster.kind == "inline":
-        return None
-    if cluster.kind == "ray":
-        gpus = cluster.num_gpus_per_evaluator or 0
-        return Placement(
-            cluster.num_evaluators,
-            gpus,
-            cluster.num_cpus_per_evaluator,
-            memory_bytes=0 if gpus else evaluator_bytes,
-            start_timeout_s=cluster.start_timeout_s,
-            stall_timeout_s=cluster.stall_timeout_s,
-        )
-    return place_locally(
-        machine,
-        num_evaluators=cluster.num_evaluators,
-        num_gpus_per_evaluator=cluster.num_gpus_per_evaluator,
-        num_cpus_per_evaluator=cluster.num_cpus_per_evaluator,
-        evaluator_bytes=evaluator_bytes,
-        start_timeout_s=cluster.start_timeout_s,
-        stall_timeout_s=cluster.stall_timeout_s,
-    )
 
 
 def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

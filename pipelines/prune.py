@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 from pipelines.cli import launch
 from pipelines.config import PruneConfig
 from pipelines.console import log_to
+from pipelines.farm import joined
 from pipelines.folder import RunFolder
-from pipelines.job import PruneJob, joined, make_job, resumed
+from pipelines.job import PruneJob, make_job, resumed
 from pipelines.run import SearchRun
 from pipelines.store import ScoreStore
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from pipelines.console import SearchProgress, console, duration
+from pipelines.console import WorkProgress, console, duration
 from pipelines.driver import Scorer, run_search
 from pipelines.folder import RunFolder
 from pipelines.heartbeat import Heartbeat
@@ -77,7 +77,7 @@ class SearchRun:
         self._announce()
         self.tracker.start(self._params(), self._tags(), self._datasets())
         try:
-            with self.job.pool() as pool, SearchProgress() as progress:
+            with self.job.pool() as pool, WorkProgress("candidates") as progress:
                 for _ in pool.wait():
                     self.heartbeat.beat(pool)
                 order = self.job.channel_order(pool, self.folder)
@@ -99,7 +99,7 @@ class SearchRun:
             raise problem
         return summary
 
-    def _scorer(self, pool: Pool, order: ChannelOrder, progress: SearchProgress) -> Scorer:
+    def _scorer(self, pool: Pool, order: ChannelOrder, progress: WorkProgress) -> Scorer:
         context = Context(
             model=self.job.fingerprint,
             tokens="",
@@ -117,7 +117,7 @@ class SearchRun:
         scorer = Scorer(pool, self.store, self.job.calibration, context, report)
         return scorer
 
-    def _search(self, scorer: Scorer, progress: SearchProgress, dense: _Scores) -> TargetNotReached | None:
+    def _search(self, scorer: Scorer, progress: WorkProgress, dense: _Scores) -> TargetNotReached | None:
         """The loop. A target that cannot be met ends it like one that is met, and is returned."""
         # A change of perplexity is one on the same calibration set, which the stages do not share.
         previous: dict[str, float | None] = {"block": perplexity(dense["block"])}

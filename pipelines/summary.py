@@ -18,7 +18,7 @@ from pipelines.console import duration
 from pruning.accounting import Accounting
 from pruning.shape import ModelShape
 
-VERSIONED = ("multipruner", "torch", "transformers", "ray", "mlflow", "hydra-core", "safetensors")
+VERSIONED = ("multipruner", "torch", "transformers", "ray", "mlflow", "hydra-core", "safetensors", "lm_eval")
 
 
 def perplexity(nll: float) -> float | None:

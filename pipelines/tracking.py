@@ -50,6 +50,8 @@ class Tracker:
     Args:
         started: seconds since 1970.
         run_id: of the run to go on with; None makes a new one, and tells `on_run_id`.
+        keeps_status: leave the run as finished, failed or running as it is: it belongs to another job.
+        again: what sends again what a server did not take.
     """
 
     uri: str
@@ -59,6 +61,8 @@ class Tracker:
     run_id: str | None
     on_run_id: Callable[[str], None]
     experiment_id: str | None = None
+    keeps_status: bool = False
+    again: str = "resume=true with this output_dir"
     _queue: Queue[Callable[[Any], None] | None] = field(default_factory=Queue)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -82,13 +86,14 @@ class Tracker:
         status = "FINISHED" if succeeded else "FAILED"
         for path in artifacts:
             self._queue.put(lambda client, path=path: client.log_artifact(self.run_id, str(path)))  # type: ignore[misc]
-        self._queue.put(lambda client: client.set_terminated(self.run_id, status))
+        if not self.keeps_status:
+            self._queue.put(lambda client: client.set_terminated(self.run_id, status))
         self._queue.put(None)
         self._thread.join(FINISH_TIMEOUT_S if timeout_s is None else timeout_s)
         if not self._thread.is_alive():
             return True
         self._stop.set()
-        log.warning("MLflow at %s did not take everything; nothing is lost: resume=true with this output_dir sends it again", masked_url(self.uri))
+        log.warning("MLflow at %s did not take everything; nothing is lost: %s sends it again", masked_url(self.uri), self.again)
         return False
 
     def state(self) -> str:
@@ -138,7 +143,8 @@ class Tracker:
             self.on_run_id(self.run_id)
         else:
             self.experiment_id = client.get_run(self.run_id).info.experiment_id
-            client.update_run(self.run_id, status="RUNNING")
+            if not self.keeps_status:
+                client.update_run(self.run_id, status="RUNNING")
         return client
 
     def _describe(self, client: Any, params: Mapping[str, Any], tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]) -> None:
@@ -162,7 +168,8 @@ class Tracker:
             )
             for context, dataset in datasets.items()
         ]
-        client.log_inputs(self.run_id, inputs)
+        if inputs:
+            client.log_inputs(self.run_id, inputs)
 
     def _log_batch(self, client: Any, values: Mapping[str, float], step: int, timestamp: float) -> None:
         from mlflow.entities import Metric

@@ -167,6 +167,41 @@ def _from_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Calibratio
     return Calibration(block=sets[1], width=sets[0], heldout=TokenSet(heldout) if len(heldout) else None)
 
 
+def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Tokens:
+    """A text tokenized as a whole and cut into windows; the tail is dropped (METHOD: "Calibration sets as published").
+
+    Returns:
+        int64 [windows, length]; no windows if the text is too short.
+    """
+    return _cut(_tokenize(tokenizer, text), length)
+
+
+def measured_text(name: str, *, option: str, folder: Path | None = None) -> str:
+    """The text that a perplexity is measured on.
+
+    Args:
+        name: `wikitext2`, the test split of WikiText-2; or a file: .jsonl with a column `text`, whose rows are joined with two newlines, .raw as
+            WikiText is distributed, or any other plain text.
+        option: that names it, for messages.
+        folder: where a local copy of WikiText-2 may lie, as wikitext2.test.raw.
+
+    Raises:
+        InputError: it is not there or not text.
+    """
+    if name == "wikitext2":
+        copy = folder / "wikitext2.test.raw" if folder else None
+        if copy is not None and copy.is_file():
+            return wikitext_text(_read_text(str(copy), option))
+        return "\n\n".join(_hub_dataset("Salesforce/wikitext", option=option, name="wikitext-2-raw-v1", split="test")["text"])
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"{option}: {name} is neither wikitext2 nor a file; give a text file (.txt, .raw) or a .jsonl with a column text")
+    if path.suffix == ".jsonl":
+        return "\n\n".join(_read_jsonl(path, "text", option))
+    text = _read_text(name, option)
+    return wikitext_text(text) if path.suffix == ".raw" else text
+
+
 def wikitext_text(raw: str) -> str:
     """The text of a WikiText raw file as the papers tokenize it: the hub's rows (blank ones empty, others with their newline) joined with two newlines."""
     return "\n\n".join(line if line.strip() else "" for line in raw.splitlines(keepends=True))
@@ -228,16 +263,16 @@ def _hub_rows(path: str, *, column: str, **options: Any) -> list[str]:
     return [row for row in rows[column] if row]
 
 
-def _hub_dataset(path: str, **options: Any) -> Any:
+def _hub_dataset(path: str, *, option: str = "calibration", **options: Any) -> Any:
     import datasets
 
     try:
         return datasets.load_dataset(path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        local = "calibration.path=FILE, or use calibration=pydoc, which needs no network" if option == "calibration" else f"{option}=[FILE]"
         raise InputError(
-            f"calibration: dataset {path!r} is neither in the local cache nor to be had from the hub ({reason}). "
-            "Give a local copy with calibration.path=FILE, or use calibration=pydoc, which needs no network"
+            f"{option}: dataset {path!r} is neither in the local cache nor to be had from the hub ({reason}). Give a local copy with {local}"
         ) from error
 
 
@@ -254,19 +289,19 @@ def _split_text(text: str) -> tuple[str, str]:
     return (text, "") if boundary < 0 else (text[:boundary], text[boundary + 2 :])
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str, option: str = "calibration.path") -> str:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"calibration.path: cannot read {path} as UTF-8 text: {error}") from error
+        raise InputError(f"{option}: cannot read {path} as UTF-8 text: {error}") from error
     if not text.strip():
-        raise InputError(f"calibration.path: {path} is empty")
+        raise InputError(f"{option}: {path} is empty")
     return text
 
 
-def _read_jsonl(path: Path, column: str) -> list[str]:
+def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]:
     rows = []
-    for number, line in enumerate(_read_text(str(path)).splitlines(), start=1):
+    for number, line in enumerate(_read_text(str(path), option or "calibration.path").splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -274,9 +309,9 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
             rows.append(row[column])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             fields = ", ".join(row) if isinstance(error, KeyError) else "not JSON"
-            raise InputError(f"calibration.column: line {number} of {path} has no field {column!r} (it has: {fields})") from error
+            raise InputError(f"{option or 'calibration.column'}: line {number} of {path} has no field {column!r} (it has: {fields})") from error
         if not isinstance(rows[-1], str):
-            raise InputError(f"calibration.column: field {column!r} of line {number} in {path} is not text")
+            raise InputError(f"{option or 'calibration.column'}: field {column!r} of line {number} in {path} is not text")
     return [row for row in rows if row]
 
 

@@ -38,7 +38,7 @@ class DocumentEvaluator:
     def __init__(self, spec: DocumentSpec, order: ChannelOrder | None = None) -> None:
         self.spec = spec
         self._device = Device(spec.num_threads)
-        self.model = _as_specified(self._device.load(spec.checkpoint, spec.dtype), spec)
+        self.model = load_model(self._device, spec)
         self._harness: Any = None
 
     def describe(self) -> EvaluatorInfo:
@@ -97,8 +97,13 @@ class DocumentEvaluator:
         return f"evaluation: a request does not fit into {where} ({task}); set evaluation.max_length, or {advice}"
 
 
-def _as_specified(model: PreTrainedModel, spec: DocumentSpec) -> PreTrainedModel:
-    """The pruned model that a shape stands for; the checkpoint itself without one."""
+def load_model(device: Device, spec: DocumentSpec) -> PreTrainedModel:
+    """The pruned model that a shape stands for; the checkpoint itself without one.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    model = device.load(spec.checkpoint, spec.dtype)
     if spec.shape is None:
         return model
     from pruning.export.transformers import pruned_model

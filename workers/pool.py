@@ -9,16 +9,16 @@ from typing import Any, Literal, Protocol
 from pruning.importance import ChannelOrder
 from workers.costs import CostModel
 from workers.faults import FaultLog
-from workers.tasks import DocumentSpec, EvaluatorInfo, EvaluatorSpec, Result, Task
+from workers.tasks import DocumentSpec, EvaluatorInfo, EvaluatorSpec, Result, SpeedSpec, Task
 
 Answer = tuple[Task, Result]
 State = Literal["waiting for resources", "loading", "ready", "working"]
 
-Spec = EvaluatorSpec | DocumentSpec
+Spec = EvaluatorSpec | DocumentSpec | SpeedSpec
 
 
 class AnyEvaluator(Protocol):
-    """What a pool hands tasks to: an `Evaluator` of shapes, a `DocumentEvaluator`."""
+    """What a pool hands tasks to: an `Evaluator` of shapes, a `DocumentEvaluator`, a `SpeedEvaluator`."""
 
     def describe(self) -> EvaluatorInfo: ...
 

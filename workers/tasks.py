@@ -14,6 +14,7 @@ from pruning.calibration import SetName, Tokens
 from pruning.checkpoint import Checkpoint
 from pruning.importance import ChannelOrder, Importance
 from pruning.shape import Removal
+from pruning.speed import Role, SpeedComparison, SpeedSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,26 @@ class DocumentSpec:
     batch_size: int = 1
     max_length: int | None = None
     num_threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedSpec:
+    """Everything that a `SpeedEvaluator` is made from: one model, or two."""
+
+    dense: DocumentSpec | None
+    pruned: DocumentSpec | None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        spec = self.pruned or self.dense
+        assert spec is not None
+        return spec.checkpoint
+
+    @property
+    def num_threads(self) -> int:
+        spec = self.pruned or self.dense
+        assert spec is not None
+        return spec.num_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +193,27 @@ class WindowTask:
         return f"{len(self.input_ids)} windows of {self.label or self.digest[:8]}"
 
 
+@dataclass(frozen=True, slots=True)
+class SpeedTask:
+    """What the models cost, and how fast they are.
+
+    Args:
+        disk_bytes: (role, bytes) of the weight files.
+    """
+
+    settings: SpeedSettings
+    disk_bytes: tuple[tuple[Role, int], ...]
+
+    @property
+    def num_evaluations(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return "speed"
+
+
 AnswerTask = RequestTask | WindowTask
-Task = ScoreTask | OrderTask | RequestTask | WindowTask
+Task = ScoreTask | OrderTask | RequestTask | WindowTask | SpeedTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +248,7 @@ class AnswerResult:
     num_truncated: int = 0
 
 
-Result = ScoreResult | ChannelOrder | AnswerResult
+Result = ScoreResult | ChannelOrder | AnswerResult | SpeedComparison
 
 
 @dataclass(frozen=True, slots=True)

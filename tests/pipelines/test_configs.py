@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from pipelines.cli import CONF, _option_names
 from pipelines.config import PruneConfig, register
+from pipelines.evaluate_config import EvaluateConfig
 from tests.conftest import ROOT
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -25,6 +26,10 @@ def test_every_choice_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     register()
     needed = ["calibration.path=FILE"] if file.stem in NEEDS_FILE else []
     with initialize_config_dir(str(CONF), version_base=None):
+        if file.parent.name == "evaluation" or file == Path("model/none.yaml"):
+            raw = compose("evaluate", overrides=[f"{file.parent}={file.stem}", "run=DIR", "evaluation.cost=true"])
+            assert EvaluateConfig.of(raw, []).problems([]) == []
+            return
         config = PruneConfig.of(compose("prune", overrides=[f"{file.parent}={file.stem}", *needed]))
     assert config.problems() == []
 

@@ -1,0 +1,130 @@
+"""What an evaluation came to: evaluation.json for scripts, a table for people and for MLflow, metrics."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+Row = tuple[str, str, float | None, float | None, float | None]
+"""What, metric, dense, measured (the pruned model; the dense one where it is alone), standard error of that."""
+
+_SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
+_SIZES = {
+    "num_parameters": "parameters",
+    "disk_bytes": "bytes on disk",
+    "memory_bytes": "bytes in memory",
+    "kv_cache_bytes_per_token": "KV-cache bytes per token",
+    "flops_per_token": "FLOPs per token",
+}
+
+
+def rows(report: Mapping[str, Any]) -> list[Row]:
+    """One row for each number with a dense counterpart: perplexities, then tasks, then their average."""
+    found: list[Row] = []
+    dense = report["dense"] or {"perplexity": {}, "tasks": {}, "average": None}
+    found += [(name, "token perplexity", dense["perplexity"].get(name), value, None) for name, value in report["perplexity"].items()]
+    for name, values in report["tasks"].items():
+        theirs = dense["tasks"].get(name, {})
+        found += [(name, metric, theirs.get(metric), values[metric], values.get(_stderr(metric))) for metric in metrics_of(values)]
+    if report["average"] is not None:
+        found.append(("average", "acc_norm, else acc", dense["average"], report["average"], None))
+    return found
+
+
+def metrics_of(values: Mapping[str, Any]) -> list[str]:
+    """The metrics of a task, without standard errors and counts."""
+    return [name for name in values if name != "num_documents" and "_stderr" not in name]
+
+
+def _stderr(metric: str) -> str:
+    name, comma, filter_name = metric.partition(",")
+    return f"{name}_stderr{comma}{filter_name}"
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """As a person reads it."""
+    pruned = report["shape"] is not None
+    shown = Table(title=_title(report), title_justify="left")
+    columns = {"": "left", "metric": "left", "dense": "right"} | ({"pruned": "right"} if pruned else {}) | {"stderr": "right", "change": "right"}
+    for name, side in columns.items():
+        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    previous = ""
+    for name, metric, dense, value, stderr in rows(report):
+        values = (dense, value) if pruned else (value,)
+        cells = [*map(_number, values), "" if stderr is None else _number(stderr), _change(metric, dense, value) if pruned else ""]
+        shown.add_row("" if name == previous else name, metric, *cells)
+        previous = name
+    cost = report["cost"] or {}
+    if cost:
+        shown.add_section()
+        for name, label in (_SIZES | {name: name.replace("_per_s", "/s").replace("_", " ") for name in _SPEEDS}).items():
+            cells = [_count((cost.get(role) or {}).get(name)) for role in (("dense", "pruned") if pruned else ("dense",))]
+            shown.add_row("cost" if name == "num_parameters" else "", label, *cells, "", _ratio((cost.get("ratio") or {}).get(name)))
+    return shown
+
+
+def as_csv(report: Mapping[str, Any]) -> str:
+    """The table as MLflow's page shows it."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("benchmark", "metric", "dense", "pruned" if report["shape"] is not None else "measured", "stderr"))
+    writer.writerows(rows(report))
+    return text.getvalue()
+
+
+def metrics(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """As MLflow stores them: `eval/TASK/METRIC` and `eval/TEXT/token_perplexity`; the dense model's in `eval_dense/`, if there is a pruned one."""
+    found = _metrics_of("eval", report)
+    if report["shape"] is not None and report["dense"] is not None:
+        found |= _metrics_of("eval_dense", report["dense"])
+    cost = report["cost"] or {}
+    for section, values in (("eval_cost", cost.get("pruned") or cost.get("dense")), ("eval_cost_ratio", cost.get("ratio"))):
+        for name, value in (values or {}).items():
+            number = value["median"] if isinstance(value, Mapping) else value
+            if isinstance(number, (int, float)):
+                found[f"{section}/{name}"] = float(number)
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _metrics_of(section: str, measured: Mapping[str, Any]) -> dict[str, float | None]:
+    found = {f"{section}/{name}/token_perplexity": value for name, value in measured["perplexity"].items()}
+    for name, values in measured["tasks"].items():
+        found |= {f"{section}/{name}/{metric.replace(',', ':')}": value for metric, value in values.items()}
+    return found | {f"{section}/average": measured["average"]}
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    ratio = report["ratio"]
+    return str(report["model"]) + (f": {ratio:.1%} of the parameters removed" if ratio is not None else "")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def _count(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['median']:,.1f}"
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _change(metric: str, dense: float | None, value: float | None) -> str:
+    """Of perplexities relative, of accuracies the difference."""
+    if dense is None or value is None:
+        return ""
+    if metric == "token perplexity":
+        return f"{value / dense - 1:+.1%}" if dense else ""
+    return f"{value - dense:+.4f}"
+
+
+def _ratio(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"x {value['median']:.2f} ({value['lowest']:.2f} to {value['highest']:.2f})"
+    return "" if value is None else f"x {value:.3f}"
