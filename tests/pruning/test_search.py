@@ -136,3 +136,29 @@ def test_groups_that_do_not_fit(accounting: Accounting, settings: dict[str, int]
 def test_block_only_families_refuse_widths() -> None:
     with pytest.raises(InputError, match=r"whole blocks only; use search.distribution=\[1,0,0\]"):
         make_search(Accounting(tiny_config("starcoder2")))
+
+
+def test_a_portable_search_keeps_what_every_runtime_needs() -> None:
+    """Attention in the first layer, an MLP in the last, widths in multiples of 256, however far it goes."""
+    accounting = Accounting(tiny_config("llama", intermediate_size=1024))
+    settings = {"target_ratio": 0.8, "distribution": (45, 45, 10), "mlp_group_channels": 256, "head_group_channels": 16}
+    search = GreedySearch(accounting, make_stages(accounting, layout="portable", **settings), "portable")
+    assert len(search.propose()) == 8 - 2
+    before = search.expected_evaluations()
+    with pytest.raises(TargetNotReached):
+        run(search)
+    assert search.shape.layers[0].kv_heads
+    assert search.shape.layers[-1].mlp_channels
+    assert all(layer.mlp_channels % 256 == 0 for layer in search.shape.layers)
+    free = GreedySearch(accounting, make_stages(accounting, **settings))
+    assert before < free.expected_evaluations()
+    assert len(free.propose()) == 8
+
+
+@pytest.mark.parametrize(("channels", "group"), [(1000, 256), (1024, 100)])
+def test_portable_widths(channels: int, group: int) -> None:
+    accounting = Accounting(tiny_config("llama", intermediate_size=channels))
+    settings = {"target_ratio": 0.3, "mlp_group_channels": group, "head_group_channels": 16}
+    with pytest.raises(InputError, match=f"search.layout: portable, .*this model has {channels} channels and search.mlp_group_channels takes {group}"):
+        make_stages(accounting, distribution=(40, 40, 20), layout="portable", **settings)
+    make_stages(accounting, distribution=(80, 0, 20), layout="portable", **settings)
