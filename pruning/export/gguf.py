@@ -60,14 +60,12 @@ class Entry:
     Args:
         shape: in the file; what it has more than `tensor` is filled with zeros.
         heads: the rows are those of so many heads, to be put in llama.cpp's order; 0 if they are not.
-        stands_in: the model has no such tensor.
     """
 
     name: str
     tensor: torch.Tensor
     shape: tuple[int, ...]
     heads: int = 0
-    stands_in: bool = False
 
 
 def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:  # noqa: ARG001 - the formats are called alike
@@ -92,7 +90,7 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
         tokenizer_gguf: a GGUF of the dense model, whose tokenizer is copied; without one it is made from the files in `subject.tokenizer_folder`.
 
     Returns:
-        Values of the pruned model that were written; what stands in for absent blocks and rotary frequencies do not count.
+        Number of values in the file, zeros that fill it up included.
 
     Raises:
         InputError: the tokenizer cannot be told to llama.cpp.
@@ -117,7 +115,7 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
             writer.write_tensor_data(_values(entry, _stored_type(entry, subject.dtype)))
     finally:
         writer.close()
-    return sum(entry.tensor.numel() for entry in entries if not entry.stands_in)
+    return sum(math.prod(entry.shape) for entry in entries)
 
 
 def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
@@ -159,10 +157,10 @@ def _stand_ins(layers: tuple[PrunedLayer, ...], hidden_size: int, geometry: Geom
             rows = {"ffn_gate": CHANNEL_STEP, "ffn_up": CHANNEL_STEP, "ffn_down": 0}
             columns = CHANNEL_STEP
         if rows:
-            yield Entry(f"blk.{number}.{norm}.weight", one.expand(hidden_size), (hidden_size,), stands_in=True)
+            yield Entry(f"blk.{number}.{norm}.weight", one.expand(hidden_size), (hidden_size,))
         for name, size in rows.items():
             shape = (size, hidden_size) if size else (hidden_size, columns)
-            yield Entry(f"blk.{number}.{name}.weight", nothing, shape, stands_in=True)
+            yield Entry(f"blk.{number}.{name}.weight", nothing, shape)
 
 
 def _rotary_factors(config: PretrainedConfig, geometry: Geometry) -> Iterator[Entry]:
@@ -172,7 +170,7 @@ def _rotary_factors(config: PretrainedConfig, geometry: Geometry) -> Iterator[En
         return
     scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
     exponents = torch.arange(0, geometry.head_dim, 2, dtype=torch.float32) / geometry.head_dim
-    yield Entry("rope_freqs.weight", rope["rope_theta"] ** -exponents / scaled, tuple(exponents.shape), stands_in=True)
+    yield Entry("rope_freqs.weight", rope["rope_theta"] ** -exponents / scaled, tuple(exponents.shape))
 
 
 def _add_settings(writer: GGUFWriter, config: PretrainedConfig, geometry: Geometry, layers: tuple[PrunedLayer, ...]) -> None:
