@@ -18,7 +18,7 @@ from pipelines.console import console, log_to
 from pipelines.past_run import PastRun, read_run
 from pipelines.summary import git_revision, versions
 from pruning.accounting import Accounting
-from pruning.checkpoint import Checkpoint, find_checkpoint
+from pruning.checkpoint import Checkpoint, find_checkpoint, gguf_source
 from pruning.errors import InputError
 from pruning.export.folder import Export, check_target, write_export
 from pruning.importance import ChannelOrder, Importance, channel_order
@@ -51,7 +51,7 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     shape = _read_shape(path, accounting)
     order = _order_of(shape, path, config.importance, checkpoint, accounting)
     described = {"model": _model(config.model.path, config.model.revision, checkpoint.fingerprint(), accounting), **_made()}
-    return _write(Export(checkpoint, accounting, shape, order, config.format, config.dtype, described, _options(config)), target)
+    return _write(Export(checkpoint, accounting, shape, order, config.format, config.dtype, described, _options(config, config.model.path)), target)
 
 
 def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
     target = _folder(config.output_dir) if config.output_dir else run.folder / config.format
     check_target(target)
     described = {"model": _model(run.config.model.path, run.config.model.revision, run.fingerprint, run.accounting), **_story(run), **_made()}
-    return _write(Export(run.checkpoint, run.accounting, run.shape, run.order, config.format, config.dtype, described, _options(config)), target)
+    options = _options(config, run.config.model.path)
+    return _write(Export(run.checkpoint, run.accounting, run.shape, run.order, config.format, config.dtype, described, options), target)
 
 
 def _write(job: Export, target: Path) -> dict[str, Any]:
@@ -79,9 +80,12 @@ def _write(job: Export, target: Path) -> dict[str, Any]:
     return description
 
 
-def _options(config: ExportConfig) -> dict[str, Any]:
+def _options(config: ExportConfig, model_path: str) -> dict[str, Any]:
     """What `write` of the format takes."""
-    return {"max_shard_bytes": int(config.max_shard_gb * 1e9)}
+    if config.format != "gguf":
+        return {"max_shard_bytes": int(config.max_shard_gb * 1e9)}
+    given = Path(config.tokenizer_gguf).expanduser() if config.tokenizer_gguf else gguf_source(model_path)
+    return {"tokenizer_gguf": given}
 
 
 def _model(path: str, revision: str | None, fingerprint: str, accounting: Accounting) -> dict[str, Any]:

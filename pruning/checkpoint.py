@@ -137,11 +137,10 @@ def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code
     Raises:
         InputError: nothing usable is there.
     """
-    if path.startswith(_PACKAGE):
-        return Checkpoint(_converted_gguf(_file_of_package(path.removeprefix(_PACKAGE))), trust_remote_code)
+    source = gguf_source(path)
+    if source is not None:
+        return Checkpoint(_converted_gguf(source), trust_remote_code)
     local = Path(path).expanduser()
-    if local.suffix == ".gguf" and local.is_file():
-        return Checkpoint(_converted_gguf(local), trust_remote_code)
     if local.is_dir():
         folder = local.resolve()
     elif local.exists():
@@ -151,6 +150,18 @@ def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: no config.json in {folder}")
     return Checkpoint(folder, trust_remote_code)
+
+
+def gguf_source(path: str) -> Path | None:
+    """The GGUF file that a user names; None where the name is of something else.
+
+    Raises:
+        InputError: the package that should ship it does not.
+    """
+    if path.startswith(_PACKAGE):
+        return _file_of_package(path.removeprefix(_PACKAGE))
+    local = Path(path).expanduser()
+    return local if local.suffix == ".gguf" and local.is_file() else None
 
 
 def resolve_dtype(dtype: str, *, on_gpu: bool) -> str:

@@ -23,8 +23,8 @@ the Python package `multipruner` is installed, call `pruning.export.transformers
 - vLLM (its own implementation of DeciLM): `vllm serve {folder} --trust-remote-code`
 - transformers: `AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)`, which runs the two files of code in this folder.""",
     "gguf": """\
-- llama.cpp: `llama-cli --model {folder}/model.gguf --prompt "Once upon a time"`
-- smaller: `llama-quantize {folder}/model.gguf model-Q4_K_M.gguf Q4_K_M`""",
+- llama.cpp: `llama-cli --model {folder}/{gguf} --prompt "Once upon a time"`
+- smaller: `llama-quantize {folder}/{gguf} model-Q4_K_M.gguf Q4_K_M`""",
 }
 
 
@@ -42,13 +42,19 @@ def model_card(description: Mapping[str, Any]) -> str:
         f"{parameters['pruned']:,} of {parameters['dense']:,} parameters are left. What went was chosen by MultiPruner "
         "([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)): a greedy search that takes away, step by step, what raises the perplexity of a "
         "calibration text least.",
-        "## Open it\n\n" + LOADING[description["format"]].replace("{folder}", "FOLDER") + "\n\nFOLDER is the folder that this file is in.",
+        "## Open it\n\n"
+        + LOADING[description["format"]].replace("{folder}", "FOLDER").replace("{gguf}", _gguf(description))
+        + "\n\nFOLDER is the folder that this file is in.",
         "## Measured\n\n" + _numbers(description),
         "## How it was made\n\n" + _making(description),
         "## Limits\n\nNothing was trained after the removal. Knowledge and languages that the calibration text does not touch may have gone first; "
         "judge the model on the task that it is for. The licence is that of the model it was made from.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _gguf(description: Mapping[str, Any]) -> str:
+    return next((name for name in description.get("weight_files", ()) if name.endswith(".gguf")), "model.gguf")
 
 
 def _front_matter(description: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pruning.accounting import Accounting
 from pruning.checkpoint import Checkpoint
 from pruning.errors import ExportError, InputError
-from pruning.export import transformers
+from pruning.export import decilm, gguf, transformers
 from pruning.export.card import model_card
 from pruning.export.manifest import BAD, UNVERIFIED, VERIFIED, write_manifest
 from pruning.export.subject import Subject
@@ -43,6 +43,8 @@ class Format:
 
 FORMATS = {
     "transformers": Format(transformers.problems, transformers.layers_of, transformers.write, opens_in_transformers=True),
+    "decilm": Format(decilm.problems, decilm.layers_of, decilm.write, opens_in_transformers=True),
+    "gguf": Format(gguf.problems, gguf.layers_of, gguf.write, opens_in_transformers=False),
 }
 
 
@@ -137,6 +139,7 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
         "ratio": accounting.ratio(shape),
         "num_parameters": {"dense": accounting.num_dense_parameters, "pruned": accounting.num_parameters(shape)},
         "num_stored_parameters": num_values,
+        "weight_files": sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern)),
         "channel_order": export.order.fingerprint,
         **_verified(form, folder, tokens, logits, {stored, dtype}),
     }
