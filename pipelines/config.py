@@ -218,6 +218,8 @@ class PruneConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    export: str | None = MISSING
     output_dir: str | None = MISSING
     resume: bool = MISSING
 
@@ -236,8 +238,10 @@ class PruneConfig:
         return typed
 
     def problems(self) -> list[str]:
-        groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store)
+        groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store, self.evaluation)
         found = [problem for group in groups for problem in group.problems()]
+        if self.export is not None:
+            found += _one_of("export", self.export, tuple(FORMATS))
         if self.resume and self.output_dir is None:
             found.append("output_dir: missing; resume=true goes on with the run in that folder")
         return found

@@ -21,6 +21,7 @@ from pruning.accounting import Accounting
 from pruning.checkpoint import Checkpoint, find_checkpoint, gguf_source
 from pruning.errors import InputError
 from pruning.export.folder import Export, check_target, write_export
+from pruning.export.manifest import FILE, check_folder
 from pruning.importance import ChannelOrder, Importance, channel_order
 from pruning.shape import ModelShape, read_authors_config
 
@@ -61,6 +62,16 @@ def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
     described = {"model": _model(run.config.model.path, run.config.model.revision, run.fingerprint, run.accounting), **_story(run), **_made()}
     options = _options(config, run.config.model.path)
     return _write(Export(run.checkpoint, run.accounting, run.shape, run.order, config.format, config.dtype, described, options), target)
+
+
+def is_exported(run: PastRun, target: Path) -> bool:
+    """Whether `target` is a whole export of this run as it is now, so that a command that is given again has nothing to do."""
+    if not (target / FILE).is_file():
+        return False
+    manifest = check_folder(target)
+    return bool(
+        manifest["shape"] == run.shape.text and manifest["channel_order"] == run.order.fingerprint and manifest["model"]["fingerprint"] == run.fingerprint
+    )
 
 
 def _write(job: Export, target: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""`python -m pipelines.prune`: a pretrained model goes in, its pruned shape and the whole path that led to it come out."""
+"""`python -m pipelines.prune`: a pretrained model goes in, its pruned shape and the whole path that led to it come out.
+
+On request it goes all the way: the pruned model is measured and written as a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,21 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from pipelines.benchmarks import open_benchmarks
 from pipelines.cli import launch
-from pipelines.config import PruneConfig
+from pipelines.config import ExportConfig, ModelConfig, PruneConfig
 from pipelines.console import log_to
+from pipelines.evaluate import evaluate_run
+from pipelines.evaluate_config import EvaluateConfig
+from pipelines.export import export_run, is_exported
 from pipelines.farm import joined
 from pipelines.folder import RunFolder
 from pipelines.job import PruneJob, make_job, resumed
+from pipelines.past_run import read_run
 from pipelines.run import SearchRun
 from pipelines.store import ScoreStore
+from pruning.errors import InputError
+from pruning.export.folder import FORMATS
 
 
 def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -30,15 +40,61 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _run(job: PruneJob) -> dict[str, Any]:
+    _check_what_follows(job)
     with ScoreStore(job.config.store.url, job.config.store.retry_s) as store:
         folder = RunFolder(job.config.output_dir)
         try:
             record = folder.claim(job.identity())
             log_to(folder.path / "prune.log")
-            return SearchRun(job, store, folder, record).go()
+            summary = SearchRun(job, store, folder, record).go()
+            _finish(job.config, folder)
+            return summary
         finally:
             log_to(None)
             folder.release()
+
+
+def _check_what_follows(job: PruneJob) -> None:
+    """What evaluation and export need is asked for before the hours of the search, not after them.
+
+    Raises:
+        InputError: tasks or texts are missing, or the format cannot express this model.
+    """
+    config, accounting = job.config, job.accounting
+    if config.export is not None:
+        problems = FORMATS[config.export].problems(job.checkpoint.config(), accounting.family, accounting.geometry, accounting.dense)
+        if problems:
+            raise InputError("\n".join(problems))
+    if config.evaluation.wanted:
+        length = config.evaluation.sequence_length or config.calibration.sequence_length
+        with open_benchmarks(config.evaluation, job.checkpoint.tokenizer, length):
+            pass
+
+
+def _finish(config: PruneConfig, folder: RunFolder) -> None:
+    """Evaluation comes first: its numbers are on the model card."""
+    path = str(folder.path)
+    if config.evaluation.wanted:
+        evaluate_run(
+            EvaluateConfig(
+                model=ModelConfig("", None, "auto", trust_remote_code=False),
+                evaluation=config.evaluation,
+                cluster=config.cluster,
+                tracking=config.tracking,
+                store=config.store,
+                run=path,
+                checkpoint=None,
+                output_dir=None,
+            ),
+            folder,
+        )
+    if config.export is not None:
+        run = read_run(path)
+        if not is_exported(run, folder.path / config.export):
+            export_run(
+                run,
+                ExportConfig(run=path, shape=None, importance=None, format=config.export, dtype="auto", max_shard_gb=5, tokenizer_gguf=None, output_dir=None),
+            )
 
 
 if __name__ == "__main__":

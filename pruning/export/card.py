@@ -42,9 +42,7 @@ def model_card(description: Mapping[str, Any]) -> str:
         f"{parameters['pruned']:,} of {parameters['dense']:,} parameters are left. What went was chosen by MultiPruner "
         "([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)): a greedy search that takes away, step by step, what raises the perplexity of a "
         "calibration text least.",
-        "## Open it\n\n"
-        + LOADING[description["format"]].replace("{folder}", "FOLDER").replace("{gguf}", _gguf(description))
-        + "\n\nFOLDER is the folder that this file is in.",
+        f"## Open it\n\n{_loading(description)}\n\nFOLDER is the folder that this file is in.",
         "## Measured\n\n" + _numbers(description),
         "## How it was made\n\n" + _making(description),
         "## Limits\n\nNothing was trained after the removal. Knowledge and languages that the calibration text does not touch may have gone first; "
@@ -53,8 +51,9 @@ def model_card(description: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _gguf(description: Mapping[str, Any]) -> str:
-    return next((name for name in description.get("weight_files", ()) if name.endswith(".gguf")), "model.gguf")
+def _loading(description: Mapping[str, Any]) -> str:
+    gguf = next((name for name in description["weight_files"] if name.endswith(".gguf")), "")
+    return LOADING[description["format"]].replace("{folder}", "FOLDER").replace("{gguf}", gguf)
 
 
 def _front_matter(description: Mapping[str, Any]) -> str:
