@@ -203,7 +203,7 @@ class EvaluationConfig:
         for name in ("tasks", "texts"):
             words = list(getattr(self, name))
             found += [f"evaluation.{name}: {word} is there twice" for word in dict.fromkeys(words) if words.count(word) > 1]
-        if self.data_dir is not None and not (self.tasks or self.texts):
+        if self.data_dir is not None and self.cost and not (self.tasks or self.texts):
             found.append(f"evaluation.data_dir: {self.data_dir}, which has no effect without evaluation.tasks")
         return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.answers import Answerer, progress_size
 from pipelines.benchmarks import Benchmarks, average, open_benchmarks
-from pipelines.console import WorkProgress
+from pipelines.console import WorkProgress, duration
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.farm import find_placement, local_session, open_pool, runs_on_gpus
 from pipelines.store import AnswerContext, ScoreStore
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _REQUEST_TOKENS = 512
 """Of a long request: memory is planned for so many."""
 _GPU_BATCH_SIZE = 16
+_LINE_EVERY_S = 60.0
+"""How often the log says how long it will take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +145,7 @@ class ModelMeasurement:
         self.job, self.store, self.progress = job, store, progress
         self._models_left = len(job.subjects.models)
         self._request_tokens = 0
+        self._next_line = time.monotonic() + _LINE_EVERY_S
 
     def measure(self, subject: Subject) -> Measured:
         """All tasks and texts on one model. Raises what `Pool.run` does."""
@@ -209,3 +212,6 @@ class ModelMeasurement:
 
     def _report(self, size: int, computed: bool) -> None:
         self.progress.advance(size, scored=computed)
+        if time.monotonic() > self._next_line:
+            log.info("%s left", duration(self.progress.left_s))
+            self._next_line = time.monotonic() + _LINE_EVERY_S

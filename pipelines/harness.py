@@ -78,7 +78,7 @@ def evaluate_tasks(model: LM, names: Sequence[str], manager: Any, *, num_fewshot
 
     A metric of a filter other than `none` is called `metric,filter`. What has no number, such as an unknown standard error, is null.
     """
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # it would fork this process, with all its threads, to compute standard errors
     with without_bars(lm_eval.api.task), _without_git():
         found = lm_eval.simple_evaluate(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ def task_manager(names: Sequence[str], data_dir: str | None) -> Iterator[Any]:
     Raises:
         InputError: unknown tasks, missing files, a hub that cannot be reached, or rows that are not what the task needs.
     """
+    import datasets
+
+    datasets.disable_progress_bars()  # one bar is shown, ours
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every metric whose defaults a stock task relies on
     with tempfile.TemporaryDirectory(prefix="multipruner-tasks-") as scratch:
         manager = _stock_manager(names) if data_dir is None else _local_manager(names, Path(data_dir).expanduser(), Path(scratch))
         _check_documents(manager, names, data_dir)
@@ -139,6 +145,8 @@ def _check_documents(manager: Any, names: Sequence[str], data_dir: str | None) -
 
 
 def _unloadable(name: str, error: Exception, data_dir: str | None) -> str:
+    if not isinstance(error, (OSError, JSONDecodeError)) and not type(error).__module__.startswith(("datasets", "huggingface_hub", "pyarrow")):
+        return _unusable(name, error, data_dir)  # the documents are there: the harness has begun to use them
     reason = _reason(error)
     if data_dir is not None:
         return f"evaluation.data_dir: the file of {name} in {data_dir} cannot be read: {reason}; it takes one JSON object a line, in the task's native columns"
@@ -162,15 +170,18 @@ def _wrong_rows(task: Any, data_dir: str | None) -> list[str]:
         documents = task.eval_docs
         if not len(documents):
             return [f"evaluation.tasks: {task.config.task} has no documents"]
-        document = documents[0]
-        task.doc_to_text(document)
-        task.doc_to_target(document)
+        task.doc_to_text(documents[0])
+        task.doc_to_target(documents[0])
         if task.config.doc_to_choice is not None:
-            task.doc_to_choice(document)
+            task.doc_to_choice(documents[0])
     except Exception as error:  # noqa: BLE001 - templates and functions of a task fail in their own ways on rows that they were not made for
-        name, option = task.config.task, "evaluation.tasks" if data_dir is None else "evaluation.data_dir"
-        return [f"{option}: the rows of {name} are not what the task needs ({_reason(error)}); it takes the columns of the dataset {_dataset_of(name)}"]
+        return [_unusable(task.config.task, error, data_dir)]
     return []
+
+
+def _unusable(name: str, error: Exception, data_dir: str | None) -> str:
+    option = "evaluation.tasks" if data_dir is None else "evaluation.data_dir"
+    return f"{option}: the rows of {name} are not what the task needs ({_reason(error)}); it takes the columns of the dataset {_dataset_of(name)}"
 
 
 def _reason(error: Exception) -> str:

@@ -10,11 +10,12 @@ from dataclasses import replace
 import torch
 
 from pruning.importance import ChannelOrder
+from workers.documents import DocumentEvaluator
 from workers.evaluator import Evaluator
-from workers.tasks import EvaluatorSpec, Result, ScoreResult, ScoreTask, Task
+from workers.tasks import AnswerResult, DocumentSpec, EvaluatorSpec, Result, ScoreResult, ScoreTask, Task
 
 
-def first_time(spec: EvaluatorSpec, name: str) -> bool:
+def first_time(spec: EvaluatorSpec | DocumentSpec, name: str) -> bool:
     """Whether this is the first evaluator that asks: it leaves a mark beside the checkpoint, which each test has a copy of."""
     try:
         (spec.checkpoint.folder.parent / f"{name}.mark").touch(exist_ok=False)
@@ -131,3 +132,21 @@ class Slow(Evaluator):
             time.sleep(0.5)
             return replace(result, seconds=time.perf_counter() - started)
         return result
+
+
+class DiesOfTheFirstDocument(DocumentEvaluator):
+    """Whoever begins first, dies."""
+
+    def run(self, task: Task) -> AnswerResult:
+        if first_time(self.spec, "document"):
+            os._exit(3)
+        return super().run(task)
+
+
+class RaisesAtTheFirstDocument(DocumentEvaluator):
+    """Whoever begins first, raises."""
+
+    def run(self, task: Task) -> AnswerResult:
+        if first_time(self.spec, "document"):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().run(task)
