@@ -72,7 +72,7 @@ def open_benchmarks(evaluation: EvaluationConfig, tokenizer: Callable[[], PreTra
         manager = None
         if evaluation.tasks:
             try:
-                manager = stack.enter_context(task_manager(list(evaluation.tasks), evaluation.data_dir))
+                manager = stack.enter_context(task_manager(list(evaluation.tasks), evaluation.data_dir, evaluation.num_fewshot))
             except InputError as error:
                 problems.append(str(error))
         if problems:

@@ -18,6 +18,7 @@ from pipelines.evaluation import EvaluationJob, Measured, ModelMeasurement, open
 from pipelines.evaluation_report import as_csv, metrics, table
 from pipelines.farm import joined
 from pipelines.folder import RunFolder
+from pipelines.job import saved_url
 from pipelines.secrets import masked_url
 from pipelines.store import ScoreStore
 from pipelines.summary import git_revision, versions
@@ -130,6 +131,8 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
     """The MLflow run: that of the search, or one that the folder remembers, or a new one."""
     run, tracking = job.subjects.run, job.config.tracking
     record = run.record if run is not None else folder.read("run.json") or {}
+    if run is not None and saved_url(tracking.uri) != run.config.tracking.uri:
+        record = {}  # the search's page is elsewhere
 
     def remember(run_id: str) -> None:
         if run is None:

@@ -162,12 +162,17 @@ def saved_form(config: PruneConfig) -> DictConfig:
         if value is not None and Path(value).expanduser().exists():
             OmegaConf.update(saved, field, str(Path(value).expanduser().absolute()))
     for field in URLS:
-        url = masked_url(OmegaConf.select(saved, field))
-        scheme, separator, file = url.partition("sqlite:///")
-        in_file = separator and not scheme and file and not file.startswith(":")
-        OmegaConf.update(saved, field, f"sqlite:///{Path(file).absolute()}" if in_file else url)
+        OmegaConf.update(saved, field, saved_url(OmegaConf.select(saved, field)))
     saved.resume = False
     return cast("DictConfig", saved)
+
+
+def saved_url(url: str) -> str:
+    """A URL as it is saved: files absolute, passwords masked."""
+    masked = masked_url(url)
+    scheme, separator, file = masked.partition("sqlite:///")
+    in_file = separator and not scheme and file and not file.startswith(":")
+    return f"sqlite:///{Path(file).absolute()}" if in_file else masked
 
 
 def default_mlp_group(geometry: Geometry) -> int:

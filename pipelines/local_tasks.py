@@ -23,11 +23,12 @@ _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 @contextmanager
-def task_manager(names: Sequence[str], data_dir: str | None) -> Iterator[Any]:
+def task_manager(names: Sequence[str], data_dir: str | None, num_fewshot: int | None = None) -> Iterator[Any]:
     """A `TaskManager` of lm-eval that knows these tasks. Their documents are loaded once, so that what is missing is known now.
 
     Args:
         data_dir: a folder with `<task>.jsonl` or `<task>_<split>*.jsonl` for every task, in the task's native columns; None takes the hub's.
+        num_fewshot: examples that will be asked for; None: each task's own number.
 
     Raises:
         InputError: unknown tasks, missing files, a hub that cannot be reached, or rows that are not what the task needs.
@@ -37,7 +38,7 @@ def task_manager(names: Sequence[str], data_dir: str | None) -> Iterator[Any]:
     datasets.disable_progress_bars()  # one bar is shown, ours
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every metric whose defaults a stock task relies on
     with tempfile.TemporaryDirectory(prefix="multipruner-tasks-") as scratch:
-        manager = _stock_manager(names) if data_dir is None else _local_manager(names, Path(data_dir).expanduser(), Path(scratch))
+        manager = _stock_manager(names) if data_dir is None else _local_manager(names, Path(data_dir).expanduser(), Path(scratch), num_fewshot)
         _check_documents(manager, names, data_dir)
         yield manager
 
@@ -67,7 +68,7 @@ def _stock_manager(names: Sequence[str]) -> Any:
     return manager
 
 
-def _local_manager(names: Sequence[str], folder: Path, scratch: Path) -> Any:
+def _local_manager(names: Sequence[str], folder: Path, scratch: Path, num_fewshot: int | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if not folder.is_dir():
@@ -77,7 +78,7 @@ def _local_manager(names: Sequence[str], folder: Path, scratch: Path) -> Any:
     problems = []
     for name in names:
         try:
-            (scratch / f"{name}.yaml").write_text(yaml.safe_dump(_local_description(name, stock[name], folder), sort_keys=False))
+            (scratch / f"{name}.yaml").write_text(yaml.safe_dump(_local_description(name, stock[name], folder, num_fewshot), sort_keys=False))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -85,13 +86,19 @@ def _local_manager(names: Sequence[str], folder: Path, scratch: Path) -> Any:
     return TaskManager(include_defaults=False, include_path=str(scratch))
 
 
-def _local_description(name: str, stock: Path, folder: Path) -> dict[str, Any]:
+def _local_description(name: str, stock: Path, folder: Path, num_fewshot: int | None) -> dict[str, Any]:
     """The stock task with its documents in files: what the harness reads instead of the hub."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     stock_config = load_yaml(stock, resolve_func=False)
     splits = {split: str(stock_config[split]) for split in _SPLITS if stock_config.get(split)}
     files = _files_of(name, splits, folder)
+    own = stock_config.get("num_fewshot")
+    wanted = own if num_fewshot is None or own == 0 else num_fewshot  # a 0 of the task's own stands, the harness has it
+    examples = splits.get("fewshot_split") or splits.get("training_split") or splits.get("validation_split")
+    if wanted and examples and examples not in files:
+        # The harness would take them from the very documents that it measures.
+        raise InputError(f"evaluation.num_fewshot: {wanted} examples of {name} come from its {examples} split; add {name}_{examples}.jsonl to {folder}")
     description: dict[str, Any] = {"include": str(stock), "task": name, "dataset_path": "json", "dataset_name": None}
     description["dataset_kwargs"] = {"data_files": {split: str(path) for split, path in files.items()}}
     return description | {option: None for option, split in splits.items() if split not in files}

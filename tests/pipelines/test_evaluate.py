@@ -309,6 +309,10 @@ def test_an_export(run: Evaluate, searched: Path, reader: Path, tmp_path: Path) 
         (("model.path={reader}", "evaluation.texts=[{short}]"), ["short.txt is shorter than one window of 320 tokens"]),
         (("model.path={reader}", "evaluation.sequence_length=1000"), ["above this model's context of 320 tokens"]),
         (("model.path={reader}", "evaluation.cost_prompt_tokens=1000"), ["evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 1000 + 32"]),
+        (
+            ("model.path={reader}", "evaluation.num_fewshot=2", "evaluation.tasks=[piqa]"),
+            ["2 examples of piqa come from its train split; add piqa_train"],
+        ),
         (("run={bad}",), ["has no run.json"]),
         (("checkpoint={reader}",), ["has no multipruner.json"]),
         (("model.path={reader}", "evaluation=none"), ["evaluation: nothing to measure"]),
