@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from pruning.errors import InputError
 from pruning.export.gguf_tokenizer import Field, tokenizer_fields
 from pruning.export.llama_like import llama_problems, rope_parameters
 from pruning.export.subject import Subject
@@ -76,6 +77,15 @@ def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:  # 
 def problems(config: PretrainedConfig, family: Family, geometry: Geometry, shape: ModelShape) -> list[str]:  # noqa: ARG001 - called alike
     """What this format cannot express, from the configuration alone. Every shape can be."""
     return llama_problems(config, "gguf")
+
+
+def tokenizer_problems(folder: Path, config: PretrainedConfig, tokenizer_gguf: Path | None = None) -> list[str]:
+    """Whether `write` would refuse the tokenizer, which can be known before anything is loaded; see there for the arguments."""
+    try:
+        tokenizer_fields(folder, config.vocab_size, tokenizer_gguf)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def file_name(dtype: torch.dtype) -> str:

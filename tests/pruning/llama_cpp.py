@@ -5,7 +5,6 @@ Asked with `ask`; run as a program it answers one question, a JSON object on sta
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-AVAILABLE = importlib.util.find_spec("cyllama") is not None
-needs_llama_cpp = pytest.mark.skipif(not AVAILABLE, reason="needs llama.cpp: pip install cyllama (a wheel for Linux x86-64)")
+from pruning.export.verify_gguf import has_llama_cpp, opened
 
-_GGML_TYPES = {"f32": 0, "f16": 1}
+needs_llama_cpp = pytest.mark.skipif(not has_llama_cpp(), reason="needs llama.cpp: pip install 'cyllama<0.3' (wheels for Linux x86-64)")
+QUANTIZED = {"Q8_0": 7, "Q4_K_M": 15}
+"""Numbers of llama.cpp's `llama_ftype`."""
 
 
 class Answer(NamedTuple):
@@ -34,9 +34,9 @@ def ask(model: Path, scratch: Path, prompt: list[int], *, generate: int = 0, cac
     return Answer(*_run({"model": str(model), "prompt": prompt, "generate": generate, "cache": cache, "texts": texts}, scratch))
 
 
-def quantize(source: Path, target: Path, scratch: Path) -> None:
-    """What llama-quantize does, to Q8_0."""
-    _run({"model": str(source), "quantize": str(target)}, scratch)
+def quantize(source: Path, target: Path, scratch: Path, kind: str) -> None:
+    """What llama-quantize does."""
+    _run({"model": str(source), "quantize": str(target), "type": QUANTIZED[kind]}, scratch)
 
 
 def _run(question: dict[str, object], scratch: Path) -> tuple[np.ndarray, list[int], list[list[int]]]:
@@ -49,35 +49,20 @@ def _run(question: dict[str, object], scratch: Path) -> tuple[np.ndarray, list[i
 
 
 def _main(logits: str) -> None:
-    from cyllama.llama import llama_cpp as native
-
-    class Model(native.LlamaModel):
-        """0.2.18 asks its model for a number that it lacks."""
-
-        @property
-        def n_vocab(self) -> int:
-            return self.get_vocab().n_vocab
-
     question = json.loads(sys.stdin.read())
-    native.llama_backend_init()
     if "quantize" in question:
+        from cyllama.llama import llama_cpp as native
+
+        native.llama_backend_init()
         parameters = native.LlamaModelQuantizeParams()
-        parameters.ftype = 7  # LLAMA_FTYPE_MOSTLY_Q8_0
+        parameters.ftype = question["type"]
         native.model_quantize(question["model"], question["quantize"], parameters)
         sys.stdout.write(json.dumps({"generated": None, "texts": []}))
         return
-    model = Model(question["model"], native.LlamaModelParams())
-    vocab = model.get_vocab()
-    context_parameters = native.LlamaContextParams()
-    context_parameters.n_ctx = 256
-    context_parameters.n_threads = context_parameters.n_threads_batch = 1
-    context_parameters.type_k = context_parameters.type_v = _GGML_TYPES[question["cache"]]
-    context_parameters.flash_attn_type = 0  # off: it rounds to half precision whatever the cache holds
-    context = native.LlamaContext(model, context_parameters)
+    vocab, feed = opened(question["model"], 256, cache=question["cache"])
     rows, tokens, generated = [], list(question["prompt"]), []
     for step in range(len(tokens) + question["generate"]):
-        assert context.decode(native.llama_batch_get_one([tokens[step]], step)) == 0
-        rows.append(np.array(context.get_logits(), dtype=np.float32))
+        rows.append(feed(tokens[step], step))
         if step >= len(question["prompt"]) - 1:
             tokens.append(int(rows[-1].argmax()))
             generated.append(tokens[-1])

@@ -21,6 +21,8 @@ from pruning.errors import InputError
 from pruning.export import gguf
 from pruning.export.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_fields
 from pruning.export.subject import Subject
+from pruning.export.verify import TOLERANCES, probe_tokens
+from pruning.export.verify_gguf import verify_gguf
 from pruning.importance import channel_order, reorder
 from pruning.masking import masked
 from pruning.shape import LayerShape, ModelShape
@@ -242,9 +244,26 @@ def test_half_precision_and_quantize(dtype: torch.dtype, tokenizer_folder: Path,
     wanted = masked_logits(subject, input_ids)
     half = ask(tmp_path / gguf.file_name(dtype), tmp_path, input_ids[0].tolist(), cache="f16")
     np.testing.assert_allclose(half.logits, wanted, atol=0.1, rtol=0)
-    quantize(tmp_path / gguf.file_name(dtype), tmp_path / "q8.gguf", tmp_path)
-    small = ask(tmp_path / "q8.gguf", tmp_path, input_ids[0].tolist(), cache="f16")
-    np.testing.assert_allclose(small.logits, wanted, atol=0.3, rtol=0)
+    for kind, apart in (("Q8_0", 0.3), ("Q4_K_M", 1.0)):
+        quantize(tmp_path / gguf.file_name(dtype), tmp_path / "small.gguf", tmp_path, kind)
+        small = ask(tmp_path / "small.gguf", tmp_path, input_ids[0].tolist(), cache="f16")
+        np.testing.assert_allclose(small.logits, wanted, atol=apart, rtol=0)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_verification(dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path) -> None:
+    subject = subject_of("qwen2", tokenizer_folder, dtype=dtype)
+    gguf.write(tmp_path, subject)
+    path, ids = tmp_path / gguf.file_name(dtype), probe_tokens(VOCAB, 256)
+    with masked(subject.model, subject.family, subject.geometry, subject.shape), torch.inference_mode():
+        logits = subject.model(ids, use_cache=False).logits
+    good = verify_gguf(path, ids, logits, TOLERANCES[str(dtype).removeprefix("torch.")], num_threads=1)
+    assert good["difference"] < good["tolerance"]
+    assert verify_gguf(path, ids, logits.roll(1, dims=1), 1e-5, num_threads=1)["difference"] > 0.1
+    path.write_bytes(path.read_bytes()[:-4096])
+    with pytest.raises(RuntimeError, match="cannot open.*(?i:error)"):
+        verify_gguf(path, ids, logits, 1e-5, num_threads=1)
 
 
 def _split(pattern: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
@@ -311,6 +330,7 @@ def test_unknown_tokenizers_are_refused(tokenizer, reason: str, tmp_path: Path) 
     with pytest.raises(InputError, match=f"{reason}.*tokenizer_gguf=FILE"):
         gguf.write(tmp_path, subject_of("llama", tmp_path))
     assert not list(tmp_path.glob("*.gguf"))
+    assert re.search(reason, gguf.tokenizer_problems(tmp_path, config_of("llama"))[0])
 
 
 def test_a_tokenizer_with_too_many_tokens_is_refused(tokenizer_folder: Path) -> None:
@@ -339,6 +359,21 @@ def test_what_cannot_be_expressed(config: PretrainedConfig, reason: str) -> None
 def test_what_can_be_expressed(name: str) -> None:
     accounting = Accounting(config_of(name))
     assert gguf.problems(config_of(name), accounting.family, accounting.geometry, HARD) == []
+
+
+@pytest.mark.data
+@needs_llama_cpp
+def test_a_sentencepiece_tokenizer_that_is_used(shared: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(str(shared / "models" / "stories260K"))
+    accounting = Accounting(checkpoint.config())
+    subject = Subject(checkpoint.load(dtype="float32"), accounting.family, accounting.geometry, accounting.dense, checkpoint.folder, torch.float32)
+    gguf.write(tmp_path, subject)
+    tokenizer = checkpoint.tokenizer()
+    texts = (*NASTY, "Once upon a time, there was a little girl named Lily. She's 3!")
+    answer = ask(tmp_path / "model-f32.gguf", tmp_path, tokenizer(texts[-1]).input_ids, generate=16, texts=texts)
+    assert answer.texts == [tokenizer(text).input_ids for text in texts]
+    prompt = torch.tensor([tokenizer(texts[-1]).input_ids])
+    assert answer.generated == subject.model.generate(prompt, max_new_tokens=16, do_sample=False)[0, prompt.shape[1] :].tolist()
 
 
 @pytest.mark.data
