@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -57,7 +58,7 @@ class DocumentEvaluator:
         """Does one task.
 
         Raises:
-            InputError: it does not fit into memory.
+            InputError: it does not fit into memory, or into the model's context.
             TypeError: it is one of an `Evaluator`.
         """
         if not isinstance(task, (RequestTask, WindowTask)):
@@ -65,6 +66,8 @@ class DocumentEvaluator:
         started = time.perf_counter()
         try:
             answers, num_truncated = self._windows(task) if isinstance(task, WindowTask) else self._requests(task)
+        except AssertionError as error:  # how the harness says that a request is not for this model
+            raise InputError(self._refused(task, error)) from error
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -86,6 +89,13 @@ class DocumentEvaluator:
                 torch.manual_seed(SEED)
             answers = getattr(self._harness, task.kind)(instances, disable_tqdm=True)
         return tuple(answers), truncations.count
+
+    def _refused(self, task: AnswerTask, error: AssertionError) -> str:
+        check = traceback.extract_tb(error.__traceback__)[-1].line
+        return (
+            f"evaluation.tasks: lm-eval cannot ask this model, whose requests may have {self._harness.max_length} tokens, for {task}: {str(error) or check}. "
+            "It refuses what does not fit; leave that task out, or give evaluation.max_length if the model takes more"
+        )
 
     def _too_large(self, task: AnswerTask) -> str:
         where, advice = f"the memory of {self.describe()}", "spread the model over more GPUs with cluster.num_gpus_per_evaluator"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pruning.checkpoint import Checkpoint
+from pruning.errors import InputError
 from tests.documents import save_reader
 from tests.workers import evaluators
 from workers.costs import CostModel
@@ -60,6 +61,12 @@ def test_the_order_of_tasks_changes_nothing(spec: DocumentSpec) -> None:
 def test_long_requests_are_counted(spec: DocumentSpec) -> None:
     result = DocumentEvaluator(spec).run(RequestTask.of("loglikelihood", [("word " * 100, "end"), ("the cat", " runs")]))
     assert result.num_truncated == 1
+
+
+def test_an_answer_longer_than_the_context_is_refused(spec: DocumentSpec) -> None:
+    """As the harness does, but in words: it could only be judged in part."""
+    with pytest.raises(InputError, match=r"requests may have 320 tokens, for 1 requests .* of piqa: assert len\(continuation_enc\) <="):
+        DocumentEvaluator(spec).run(RequestTask.of("loglikelihood", [("the cat", " runs" * 100)], "piqa"))
 
 
 def test_tasks_of_others_are_refused(spec: DocumentSpec) -> None:
