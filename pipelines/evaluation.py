@@ -212,6 +212,6 @@ class ModelMeasurement:
 
     def _report(self, size: int, computed: bool) -> None:
         self.progress.advance(size, scored=computed)
-        if time.monotonic() > self._next_line:
+        if self.progress.left_s is not None and time.monotonic() > self._next_line:
             log.info("%s left", duration(self.progress.left_s))
             self._next_line = time.monotonic() + _LINE_EVERY_S
