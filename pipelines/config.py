@@ -260,6 +260,22 @@ class PruneConfig:
 
 
 @dataclass
+class PlanConfig(PruneConfig):
+    """Everything that `pipelines.plan` takes."""
+
+    tflops_per_evaluator: float | None = MISSING
+    rate_of: str | None = MISSING
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.tflops_per_evaluator is not None and self.tflops_per_evaluator <= 0:
+            found.append(f"tflops_per_evaluator: {self.tflops_per_evaluator:g}; it is above 0")
+        if self.tflops_per_evaluator is not None and self.rate_of is not None:
+            found.append("tflops_per_evaluator, rate_of: both are given; give one of them")
+        return found
+
+
+@dataclass
 class ExportConfig:
     """Everything that `pipelines.export` takes."""
 
@@ -322,6 +338,7 @@ def register() -> None:
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
+    store.store(name="plan_schema", node=PlanConfig)
     groups = {
         "model": ModelConfig,
         "calibration": CalibrationConfig,

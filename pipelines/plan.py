@@ -1,0 +1,163 @@
+"""`python -m pipelines.plan`: what a search would take, from the model's configuration alone: steps, evaluations, FLOPs, memory, hours."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from pipelines.cli import launch
+from pipelines.config import PlanConfig, PruneConfig
+from pipelines.console import console, duration, log_to
+from pipelines.folder import RunFolder
+from pipelines.job import default_mlp_group
+from pruning.accounting import Accounting
+from pruning.checkpoint import find_checkpoint, resolve_dtype
+from pruning.errors import InputError
+from pruning.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
+from pruning.search import Layout, make_stages
+from pruning.shape import ModelShape, Removal, dump_json
+from workers.evaluator import evaluator_bytes
+
+log = logging.getLogger(__name__)
+
+ROUNDING = 0.0005
+"""Half of the last digit of a ratio that is given in tenths of a percent. The ranges hold for every ratio that rounds to the target: published
+searches end as early as that (Llama-2-7B's 22 % at 0.2196)."""
+
+TOKENS_PER_ROW = {"alpaca": 128, "c4": 480, "ptb": 28}
+"""Of calibration sets that are made of rows, roughly; the paper's 256 rows of Alpaca give 16 sequences of 2,048."""
+
+_REUSED = 0.05
+"""A search looks up a few of its own scores again."""
+
+
+def plan(raw: DictConfig, _overrides: Sequence[str]) -> dict[str, Any]:
+    """Plans one search; returns what plan.json says.
+
+    Raises:
+        InputError: the settings do not fit the model, or no path reaches the target.
+    """
+    log_to(None)
+    config = PlanConfig.of(raw)
+    assert isinstance(config, PlanConfig)
+    model = config.model
+    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    accounting = Accounting(checkpoint.config(), trust_remote_code=model.trust_remote_code)
+    found = search_plan(accounting, config)
+    if found.impossible is not None:
+        raise InputError(f"search.target_ratio: {config.search.target_ratio:g}; no path reaches it: the {found.impossible} stage runs out of candidates")
+    report = _report(config, accounting, found, hidden_size=checkpoint.config().get_text_config().hidden_size)
+    folder = RunFolder(config.output_dir)
+    try:
+        path = folder.write("plan.json", dump_json(report))
+    finally:
+        folder.release()
+    console.print(_table(report))
+    console.print(f"written to {path}", markup=False, soft_wrap=True)
+    return report
+
+
+def search_plan(accounting: Accounting, config: PruneConfig) -> SearchPlan:
+    """The ranges for the target, and for the lowest and highest that round to it."""
+    search = config.search
+    groups = {
+        "mlp_group_channels": search.mlp_group_channels or default_mlp_group(accounting.geometry),
+        "head_group_channels": search.head_group_channels or accounting.geometry.channels_per_kv_head,
+    }
+    layout = cast("Layout", search.layout)
+    plans = []
+    for target in (search.target_ratio, search.target_ratio - ROUNDING, search.target_ratio + ROUNDING):
+        stages = make_stages(accounting, target_ratio=target, distribution=search.distribution, layout=layout, **groups)
+        plans.append(plan_search(accounting, stages, layout))
+    return merged(plans) if plans[0].impossible is None else plans[0]
+
+
+def measured_tflops(folder: Path) -> float:
+    """10^12 FLOPs per second and evaluator of an earlier search, from its trajectory.
+
+    Raises:
+        InputError: it has not ended, or took its scores from the store, which says nothing about speed.
+    """
+    try:
+        summary, config = json.loads((folder / "summary.json").read_text()), OmegaConf.load(folder / "config.yaml")
+        lines = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"rate_of: {folder} is not the output_dir of a search that has ended: {error}") from error
+    evaluations = summary["evaluations"]
+    if evaluations["reused"] > _REUSED * evaluations["scored"]:
+        raise InputError(f"rate_of: the search in {folder} took scores from the store, so that its time says nothing of its work; give another")
+    accounting = Accounting(find_checkpoint(config.model.path, revision=config.model.revision).config())
+    calibration, total, base = summary["calibration"], 0.0, accounting.dense
+    for line in lines:
+        tokens = calibration["block" if line["stage"] == "block" else "width"]
+        removals = [Removal.from_json(candidate) for candidate in line["candidates"]]
+        total += step_flops(accounting, removals, base, num_sequences=tokens["num_sequences"], sequence_length=tokens["sequence_length"])
+        base = ModelShape.parse(line["shape"])
+    return total / (float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12)
+
+
+def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int) -> dict[str, Any]:
+    calibration, num_evaluators = config.calibration, config.cluster.num_evaluators or 1
+    sequences = {
+        "block": _num_sequences(calibration.source, calibration.num_block_samples, calibration.sequence_length),
+        "width": _num_sequences(calibration.source, calibration.num_width_samples, calibration.sequence_length),
+    }
+    batches = {name: -(-count // calibration.batch_size) for name, count in sequences.items()}
+    flops = planned_flops(
+        accounting,
+        found,
+        tokens={name: count * calibration.sequence_length for name, count in sequences.items()},
+        sequence_length=calibration.sequence_length,
+        num_prefixes={name: max(1.0, num_evaluators / count) for name, count in batches.items()},
+    )
+    dtype = resolve_dtype(config.model.dtype, on_gpu=config.cluster.num_gpus_per_evaluator != 0 and config.cluster.kind == "ray")
+    tokens = calibration.batch_size * calibration.sequence_length
+    tflops = measured_tflops(Path(config.rate_of).expanduser()) if config.rate_of else config.tflops_per_evaluator
+    return {
+        "model": config.model.path.rstrip("/").split("/")[-1],
+        "num_parameters": accounting.num_dense_parameters,
+        "target_ratio": config.search.target_ratio,
+        **found.to_json(),
+        "calibration": {
+            name: {"num_sequences": count, "sequence_length": calibration.sequence_length, "estimated": calibration.source in TOKENS_PER_ROW}
+            for name, count in sequences.items()
+        },
+        "tasks_per_candidate": batches,
+        "flops": flops,
+        "dtype": dtype,
+        "peak_bytes_per_evaluator": evaluator_bytes(accounting.num_dense_parameters, dtype, tokens, hidden_size, accounting.geometry.num_layers),
+        "num_evaluators": num_evaluators,
+        "tflops_per_evaluator": tflops,
+        "hours": flops / (tflops * 1e12 * num_evaluators * 3600) if tflops else None,
+    }
+
+
+def _num_sequences(source: str, num_samples: int, sequence_length: int) -> int:
+    return max(1, num_samples * TOKENS_PER_ROW[source] // sequence_length) if source in TOKENS_PER_ROW else num_samples
+
+
+def _table(report: Mapping[str, Any]) -> Table:
+    rows = Table(title=f"{report['model']}, {report['num_parameters'] / 1e9:.2f} G parameters, to ratio {report['target_ratio']:g}", title_justify="left")
+    rows.add_column("")
+    for name in ("steps", "evaluations", "ends at ratio"):
+        rows.add_column(name, justify="right")
+    for stage in report["steps"]:
+        steps, evaluations, ratio = (report[name][stage] for name in ("steps", "evaluations", "ratio"))
+        rows.add_row(stage, *(f"{each['min']:,} to {each['max']:,}" for each in (steps, evaluations)), f"{ratio['min']:.4f} to {ratio['max']:.4f}")
+    rows.add_section()
+    rows.add_row("FLOPs", "", f"{report['flops']:.2e}", "")
+    rows.add_row(f"memory of an evaluator ({report['dtype']})", "", f"{report['peak_bytes_per_evaluator'] / 1e9:.1f} GB", "")
+    hours = report["hours"]
+    unknown = "unknown: give tflops_per_evaluator or rate_of"
+    rows.add_row(f"time on {report['num_evaluators']} evaluators", "", duration(hours * 3600) if hours is not None else unknown, "")
+    return rows
+
+
+if __name__ == "__main__":
+    launch("plan", plan)

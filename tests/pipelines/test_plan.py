@@ -1,0 +1,93 @@
+"""The command that plans: a configuration without weights is enough."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import launch
+from pipelines.plan import measured_tflops, plan
+from pruning.errors import InputError
+from tests.pipelines.conftest import Cli, Outcome
+
+LLAMA_2 = {"model_type": "llama", "vocab_size": 32000, "tie_word_embeddings": False}
+SIZES = {
+    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8},
+}
+Planning = Callable[..., Outcome]
+
+
+@pytest.fixture
+def planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Planning:
+    def run(*overrides: str, model: str = "7B") -> Outcome:
+        folder = tmp_path / model
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(LLAMA_2 | SIZES[model]))
+        monkeypatch.setattr(sys, "argv", ["plan", f"model.path={folder}", "calibration=alpaca", f"output_dir={tmp_path / 'plan'}", *overrides])
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            launch("plan", plan)
+        except SystemExit as stop:
+            status = stop.code
+        return Outcome(int(status or 0), capsys.readouterr().out, tmp_path / "plan")
+
+    return run
+
+
+def read(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.status == 0, outcome.output
+    data: dict[str, Any] = json.loads((outcome.folder / "plan.json").read_text())
+    return data
+
+
+def test_llama_2_7b_as_published(planning: Planning) -> None:
+    """The published shape implies 595 block, 1,705 MLP and 529 head evaluations."""
+    found = read(planning("search.target_ratio=0.22", "search.mlp_group_channels=1024", "search.head_group_channels=128", "search.importance=l1"))
+    for name, count in {"block": 595, "mlp_channels": 1705, "attention_heads": 529}.items():
+        assert found["evaluations"][name]["min"] <= count <= found["evaluations"][name]["max"]
+    assert found["calibration"]["block"] == {"num_sequences": 16, "sequence_length": 2048, "estimated": True}
+    assert found["num_parameters"] == 6_738_415_616
+    assert 13e9 < found["peak_bytes_per_evaluator"] < 40e9
+    assert found["hours"] is None
+
+
+def test_llama_2_70b(planning: Planning) -> None:
+    found = read(planning("search.target_ratio=0.2", "search.mlp_group_channels=1024", "tflops_per_evaluator=100", "cluster.num_evaluators=8", model="70B"))
+    assert found["num_parameters"] == 68_976_648_192
+    assert found["hours"] == pytest.approx(found["flops"] / (8 * 100e12 * 3600))
+
+
+def test_the_rate_of_an_earlier_search(cli: Cli, planning: Planning) -> None:
+    searched = cli()
+    assert searched.status == 0, searched.output
+    tflops = measured_tflops(searched.folder)
+    assert tflops > 0
+    found = read(planning(f"rate_of={searched.folder}"))
+    assert found["tflops_per_evaluator"] == tflops
+    assert found["hours"] > 0
+    again = cli(folder="again")
+    with pytest.raises(InputError, match="took scores from the store"):
+        measured_tflops(again.folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.distribution=[0,1,0]", "search.target_ratio: 0.9; no path reaches it: the mlp_channels stage runs out of candidates"),
+        ("rate_of=/nowhere", "rate_of: /nowhere is not the output_dir of a search that has ended"),
+        ("tflops_per_evaluator=0", "tflops_per_evaluator: 0; it is above 0"),
+    ],
+    ids=["impossible", "rate", "tflops"],
+)
+def test_bad_input(planning: Planning, override: str, message: str) -> None:
+    target = "search.target_ratio=0.9" if "distribution" in override else "search.target_ratio=0.1"
+    outcome = planning(target, override)
+    assert outcome.status == 2
+    assert message in outcome.errors[0]
