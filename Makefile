@@ -41,7 +41,7 @@ soak: setup ## Thousands of steps: memory, files and sizes must not creep up
 	$(BIN)/python -m pytest -m soak -s tests/soak $(ARGS)
 
 gguf-test: setup ## Open exported models in llama.cpp, SmolLM2 among them (part of `make test`, here with its figures)
-	$(BIN)/python -m pytest -s tests/pruning/test_gguf.py $(ARGS)
+	$(BIN)/python -m pytest -s tests/pruning/test_gguf.py tests/pruning/test_gguf_tokenizer.py $(ARGS)
 
 vllm-test: setup $(VLLM)/.installed ## Serve exported models with vLLM's CPU build (installs 3.4 GB into .cache/vllm first)
 	$(BIN)/python -m pytest -m vllm -s tests/pruning/test_vllm.py $(ARGS)

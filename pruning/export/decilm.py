@@ -5,7 +5,6 @@ Which fields mean what was read from vLLM 0.32: `model_executor/models/nemotron_
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pruning.shape import ModelShape, dump_json
 from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
 
 CODE = tuple(Path(module.__file__ or "") for module in (configuration_decilm, modeling_decilm, modeling_pruned))
-"""The files of code, which go into the folder as they are."""
+"""The files of code that go into the folder."""
 
 CHANNEL_STEP = 256
 """`ffn_mult` can only say multiples of this many MLP channels: whoever reads it rounds up."""
@@ -64,7 +63,8 @@ def write(folder: Path, subject: Subject, *, max_shard_bytes: int = MAX_SHARD_BY
     layers = layers_of(subject.shape, subject.family)
     (folder / "config.json").write_text(dump_json(decilm_config(model.config, geometry, layers, subject.dtype)), encoding="utf-8")
     for path in CODE:
-        shutil.copyfile(path, folder / path.name)
+        code = path.read_text(encoding="utf-8").replace("from pruning.export.", "from .")  # in the folder they are beside one another
+        (folder / path.name).write_text(code, encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     copy_tokenizer(subject.tokenizer_folder, folder)

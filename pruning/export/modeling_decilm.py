@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel
 
-from .configuration_decilm import DeciLMConfig  # relative: in a checkpoint's folder these files are not part of a package
-from .modeling_pruned import LayerConfig, NoMixing, NoMLP
+from pruning.export.configuration_decilm import DeciLMConfig
+from pruning.export.modeling_pruned import LayerConfig, NoMixing, NoMLP
 
 
 class DeciLMLayers:

@@ -23,8 +23,8 @@ from pruning.export.verify import probe_tokens
 from pruning.masking import masked
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model
+from tests.pruning.gguf_models import LLAMA3_ROPE
 from tests.pruning.test_export import HARD, TOLERANCE
-from tests.pruning.test_gguf import LLAMA3_ROPE
 
 # Four KV heads of two query heads: three of them need a fourth of zeros, and one MLP is a multiple of 256.
 FOUR_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 512}

@@ -22,8 +22,8 @@ from pruning.importance import channel_order, reorder
 from pruning.masking import masked
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import ROOT, tiny_config, tiny_model, tokens
+from tests.pruning.gguf_models import LLAMA3_ROPE
 from tests.pruning.test_export import HARD
-from tests.pruning.test_gguf import LLAMA3_ROPE
 
 pytestmark = pytest.mark.vllm
 
