@@ -83,6 +83,8 @@ def _write(job: Export, target: Path) -> dict[str, Any]:
     checked = description["verification"]
     if isinstance(checked, Mapping):
         log.info("opened in a fresh process: logits differ by %.1e of the largest, %.0e are allowed", checked["difference"], checked["tolerance"])
+    else:
+        log.warning("%s: %s", target, checked)
     console.print(
         f"{target}: {description['num_stored_parameters']:,} values, {description['dtype']}, {description['status']}; README.md there says how to open it",
         markup=False,

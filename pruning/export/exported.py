@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 
 from pruning.checkpoint import Checkpoint
 from pruning.errors import InputError
+from pruning.export import decilm
 from pruning.export.manifest import check_folder
 from pruning.export.transformers import dense_type, register_family
 
@@ -35,6 +36,8 @@ class ExportedCheckpoint(Checkpoint):
         dense = dense_type(model_type)
         if dense is not None:
             register_family(dense)
+        elif model_type == "nemotron-nas":
+            decilm.register()
         elif model_type not in CONFIG_MAPPING_NAMES:
             raise InputError(f"checkpoint: {self.folder} is of the architecture {model_type!r}, which opens elsewhere; give an export with format=transformers")
 

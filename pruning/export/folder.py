@@ -20,7 +20,8 @@ from pruning.export import decilm, gguf, transformers
 from pruning.export.card import model_card
 from pruning.export.manifest import BAD, UNVERIFIED, VERIFIED, write_manifest
 from pruning.export.subject import Subject
-from pruning.export.verify import passed, probe_tokens, verify_export
+from pruning.export.verify import TOLERANCES, passed, probe_tokens, verify_export
+from pruning.export.verify_gguf import PACKAGE, has_llama_cpp, verify_gguf
 from pruning.families import Family, Geometry
 from pruning.importance import ChannelOrder, reorder
 from pruning.masking import masked
@@ -30,21 +31,29 @@ from pruning.surgery import PrunedLayer
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format: what it cannot express, which layers it has, how it is written.
+    """One format: what it cannot express, which layers it has, how it is written, and how what was written is opened and compared.
 
-    `write` returns the number of values in the weights. `opens_in_transformers` decides whether the folder can be verified here.
+    `write` returns the number of values in the weights; `verify` takes folder, tokens, logits and the type that decides the tolerance, and returns
+    None where the software that opens the format is not installed.
     """
 
     problems: Callable[[PretrainedConfig, Family, Geometry, ModelShape], list[str]]
     layers_of: Callable[[ModelShape, Family], tuple[PrunedLayer, ...]]
     write: Callable[..., int]
-    opens_in_transformers: bool
+    verify: Callable[[Path, torch.Tensor, torch.Tensor, str], dict[str, float] | None]
+
+
+def _in_llama_cpp(folder: Path, input_ids_BT: torch.Tensor, logits_BTV: torch.Tensor, dtype: str) -> dict[str, float] | None:
+    if not has_llama_cpp():
+        return None
+    [path] = folder.glob("*.gguf")
+    return verify_gguf(path, input_ids_BT, logits_BTV, TOLERANCES[dtype], num_threads=torch.get_num_threads())
 
 
 FORMATS = {
-    "transformers": Format(transformers.problems, transformers.layers_of, transformers.write, opens_in_transformers=True),
-    "decilm": Format(decilm.problems, decilm.layers_of, decilm.write, opens_in_transformers=True),
-    "gguf": Format(gguf.problems, gguf.layers_of, gguf.write, opens_in_transformers=False),
+    "transformers": Format(transformers.problems, transformers.layers_of, transformers.write, verify_export),
+    "decilm": Format(decilm.problems, decilm.layers_of, decilm.write, verify_export),
+    "gguf": Format(gguf.problems, gguf.layers_of, gguf.write, _in_llama_cpp),
 }
 
 
@@ -70,7 +79,11 @@ class Export:
 
     def problems(self) -> list[str]:
         """What the format cannot express, one message each; found before anything is loaded."""
-        return FORMATS[self.format].problems(self.checkpoint.config(), self.accounting.family, self.accounting.geometry, self.shape)
+        config = self.checkpoint.config()
+        found = FORMATS[self.format].problems(config, self.accounting.family, self.accounting.geometry, self.shape)
+        if self.format == "gguf":
+            found += gguf.tokenizer_problems(self.checkpoint.folder, config, self.options.get("tokenizer_gguf"))
+        return found
 
 
 def write_export(export: Export, target: Path) -> dict[str, Any]:
@@ -149,13 +162,13 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
 
 
 def _verified(form: Format, folder: Path, tokens: torch.Tensor, logits: torch.Tensor, dtypes: set[str]) -> dict[str, Any]:
-    if not form.opens_in_transformers:
-        return {"status": UNVERIFIED, "verification": "not opened: this format is not one of transformers'"}
     coarsest = next(dtype for dtype in ("bfloat16", "float16", "float32") if dtype in dtypes)
     try:
-        result = verify_export(folder, tokens, logits, coarsest)
+        result = form.verify(folder, tokens, logits, coarsest)
     except RuntimeError as error:
         return {"status": BAD, "verification": str(error)}
+    if result is None:
+        return {"status": UNVERIFIED, "verification": f"not opened: llama.cpp is not installed (pip install {PACKAGE})"}
     return {"status": VERIFIED if passed(result) else BAD, "verification": result}
 
 

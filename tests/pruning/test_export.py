@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -63,7 +64,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         num_values = write(folder, Subject(model, accounting.family, accounting.geometry, shape, root, torch.float32), max_shard_bytes=40_000)
         if model_type in FAMILIES:
             assert num_values == accounting.num_stored_parameters(shape)
-    environment = os.environ | {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("stock.py")
     folders = [str(root / name) for name in (*FAMILIES, *BLOCKS_ONLY)]
     done = subprocess.run([sys.executable, "-I", script, *folders], env=environment, cwd=root, capture_output=True, text=True)
@@ -172,7 +173,7 @@ def test_an_export_that_computes_something_else_is_marked_as_bad(checkpoint: Che
         return write(folder, subject, **options)
 
     form = folder_module.FORMATS["transformers"]
-    monkeypatch.setitem(folder_module.FORMATS, "transformers", folder_module.Format(form.problems, form.layers_of, wrong_order, opens_in_transformers=True))
+    monkeypatch.setitem(folder_module.FORMATS, "transformers", dataclasses.replace(form, write=wrong_order))
     with pytest.raises(ExportError, match=r"pruned\.bad is not what the search found"):
         write_export(export_of(checkpoint), tmp_path / "pruned")
     assert [path.name for path in tmp_path.iterdir()] == ["pruned.bad"]
