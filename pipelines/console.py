@@ -31,7 +31,7 @@ def log_to(path: Path | None) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it would warn of, whoever called it reports once
-    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib", "alembic", "datasets", "fsspec", "lm_eval"):
+    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib", "alembic", "datasets", "fsspec", "gguf", "lm_eval"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

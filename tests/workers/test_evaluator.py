@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import logging.handlers
 import multiprocessing
@@ -59,6 +60,7 @@ def score_with(evaluator: Evaluator, spare_bytes: int) -> ScoreResult:
 def with_more_and_more_memory(spec: EvaluatorSpec) -> tuple[ScoreResult, list[ScoreResult | str], int, ScoreResult]:
     """The score with all memory; with 8 MB, 12 MB and so on until a whole batch fits; the warnings logged; with all memory again."""
     evaluator, outcomes = Evaluator(spec), list[ScoreResult | str]()
+    ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD: every tensor asks the system, whatever room there is in the heap
     warnings = logging.handlers.BufferingHandler(1000)
     logging.getLogger("workers.evaluator").addHandler(warnings)
     whole = score(evaluator)
