@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from safetensors.numpy import save_file
@@ -23,6 +26,8 @@ from pipelines.cli import CONF, launch
 from pipelines.config import register
 from pipelines.evaluate import evaluate
 from pipelines.export import export
+from pipelines.harness import task_results
+from pipelines.local_tasks import stock_tasks
 from pipelines.past_run import read_run
 from pipelines.prune import prune
 from pipelines.store import AnswerContext, ScoreStore
@@ -104,7 +109,6 @@ def harness_alone(reader: Path, data_dir: Path, limit: int | None = None) -> dic
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from pipelines.harness import task_results
     from pipelines.local_tasks import task_manager
 
     with task_manager(TASKS, str(data_dir)) as manager:
@@ -266,8 +270,27 @@ def test_a_shape_is_the_masked_model(reader: Path, searched: Path) -> None:
         assert list(answers) == pytest.approx(sequence_nll(model, windows).tolist(), rel=1e-5)
 
 
-def test_an_export(run: Evaluate, searched: Path, reader: Path, tmp_path: Path) -> None:
-    """Numbers of the folder are those of the search's shape; its dense model may be named; a folder that was changed is refused."""
+def lm_evals_own_command(checkpoint: Path, data_dir: Path, scratch: Path) -> dict[str, dict[str, Any]]:
+    """What `lm_eval` says of piqa and arc_easy, in a process of its own that has nothing of ours."""
+    (scratch / "tasks").mkdir()
+    for name, split in (("piqa", "validation"), ("arc_easy", "test")):
+        files = {"data_files": {split: str(data_dir / f"{name}_{split}.jsonl")}}
+        task = {"include": str(stock_tasks()[name]), "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, "training_split": None}
+        task |= {"validation_split": None} if split == "test" else {"test_split": None}
+        (scratch / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task | {"task": name}))
+    model = ["--model", "hf", "--model_args", f"pretrained={checkpoint},trust_remote_code=True,dtype=float32", "--device", "cpu", "--batch_size", "1"]
+    tasks = ["--tasks", "piqa,arc_easy", "--include_path", str(scratch / "tasks"), "--output_path", str(scratch / "lm_eval.json")]
+    environment = os.environ | {"HF_MODULES_CACHE": str(scratch / "modules"), "OMP_NUM_THREADS": "1"}
+    command = [str(Path(sys.executable).with_name("lm_eval")), *model, *tasks]
+    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [path] = [path for path in scratch.rglob("lm_eval*.json") if path.is_file()]
+    found = json.loads(path.read_text())
+    return {name: task_results(found["results"][name], found["n-samples"][name]) for name in ("piqa", "arc_easy")}
+
+
+def test_an_export(run: Evaluate, searched: Path, reader: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Numbers of the folder are those of the search's shape and of lm-eval's own command; a folder that was changed is refused."""
     overrides = [f"run={searched}", f"output_dir={tmp_path / 'export'}"]
     with initialize_config_dir(str(CONF), version_base=None):
         export(compose("export", overrides=overrides), overrides)
@@ -281,6 +304,7 @@ def test_an_export(run: Evaluate, searched: Path, reader: Path, tmp_path: Path) 
     assert outcome.report["dense"] == searched_report["dense"]
     assert outcome.report["shape"] == searched_report["shape"]
     assert outcome.report["cost"]["ratio"]["num_parameters"] < 1
+    assert lm_evals_own_command(tmp_path / "export", data_dir, tmp_path) == alone.report["tasks"]
     with (tmp_path / "export" / "config.json").open("a") as file:
         file.write("\n")
     refused = run(f"checkpoint={tmp_path / 'export'}", *what, folder="changed")
