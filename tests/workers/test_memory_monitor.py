@@ -53,5 +53,6 @@ def test_an_evaluator_that_fills_the_memory_is_replaced(spec: EvaluatorSpec, tok
     assert done.returncode == 0, done.stderr[-3000:]
     outcome = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert outcome["equal"]
-    assert outcome["faults"] == {"out of memory": 1}, outcome
+    assert outcome["faults"].pop("out of memory") == 1, outcome
+    assert set(outcome["faults"]) <= {"start failed"}, "its successor may come while the memory is still full, and is killed as well"
     assert outcome["lost"] >= 1
