@@ -14,8 +14,8 @@ import pytest
 from tests.conftest import ROOT
 from workers.tasks import EvaluatorSpec
 
-SPARE_BYTES = 2 * 10**9
-"""What an evaluator may take before the monitor steps in."""
+SPARE_BYTES = 5 * 10**9
+"""What an evaluator may take before the monitor steps in: more than other processes of the machine may come to need meanwhile."""
 
 SCRIPT = """
 import json, sys
