@@ -47,7 +47,7 @@ def test_an_evaluator_that_fills_the_memory_is_replaced(spec: EvaluatorSpec, tok
     if memory.available < 2 * SPARE_BYTES:
         pytest.skip(f"needs {2 * SPARE_BYTES / 1e9:.0f} GB of free memory")
     threshold = (memory.total - memory.available + SPARE_BYTES) / memory.total
-    settings = {"RAY_memory_monitor_refresh_ms": "50", "RAY_memory_usage_threshold": f"{threshold:.3f}", "PYTHONPATH": str(ROOT)}
+    settings = {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "50", "RAY_memory_usage_threshold": f"{threshold:.3f}", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, str(spec.checkpoint.folder), str(token_file)]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
