@@ -325,6 +325,8 @@ class ExportConfig:
                 )
         if not 0 < self.max_shard_gb < math.inf:
             found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
+        if "max_shard_gb" in given and self.format == "gguf":
+            found.append(f"max_shard_gb: {self.max_shard_gb:g}, which has no effect with format=gguf, which is one file")
         if self.tokenizer_gguf is not None and self.format != "gguf":
             found.append(f"tokenizer_gguf: {self.tokenizer_gguf}, which has no effect with format={self.format}; it is for format=gguf")
         return found

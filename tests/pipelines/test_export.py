@@ -144,6 +144,7 @@ def test_all_mistakes_at_once(exporting: Export) -> None:
         (["run=RUN", "shape=x.json"], "run, shape: both are given"),
         (["run=RUN", "model.path=x"], r"model\.path: has no effect with run="),
         (["run=RUN", "importance=l1"], "importance: has no effect with run="),
+        (["run=RUN", "format=gguf", "max_shard_gb=2"], "max_shard_gb: 2, which has no effect with format=gguf"),
         (["run=RUN/nowhere"], r"run: .*nowhere has no run\.json, config\.yaml"),
         (["shape=x.json", "model.path=MODEL"], r"shape: cannot read x\.json"),
         (["shape=x.json", "model.path=MODEL", "importance=activation"], "importance: 'activation'; with shape= one of l1, none"),
