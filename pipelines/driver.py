@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,19 @@ class ShapeScore:
         """Mean NLL in nats per token. Sequences are added in their order, so the result has the same bits wherever it was computed."""
         return sum(self.nll_per_sequence) / (len(self.nll_per_sequence) * self.num_tokens)
 
+    def stderr_of_difference(self, other: ShapeScore) -> float | None:
+        """Standard error of `self.nll - other.nll` over the sequences, paired: both shapes saw the same text, so what its difficulty adds cancels.
+
+        None where there is one sequence only, or a score is not finite. `fsum` rounds once, so the bits depend on neither order nor Python.
+        """
+        pairs = zip(self.nll_per_sequence, other.nll_per_sequence, strict=True)
+        differences = [(mine - theirs) / self.num_tokens for mine, theirs in pairs]
+        count = len(differences)
+        if count < 2 or not all(map(math.isfinite, differences)):
+            return None
+        mean = math.fsum(differences) / count
+        return math.sqrt(math.fsum((difference - mean) ** 2 for difference in differences) / (count - 1) / count)
+
 
 class Scorer:
     """Scores candidates, and asks the pool only for what the store does not have.
@@ -52,10 +66,20 @@ class Scorer:
     Args:
         context: what the scores depend on, but for the token set, which is filled in here.
         on_evaluation: told of progress.
+        set_keys: names of the calibration sets on the evaluators; None: their own.
     """
 
-    def __init__(self, pool: Pool, store: ScoreStore, calibration: Calibration, context: Context, on_evaluation: OnEvaluation | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        store: ScoreStore,
+        calibration: Calibration,
+        context: Context,
+        on_evaluation: OnEvaluation | None = None,
+        set_keys: Mapping[SetName, str] | None = None,
+    ) -> None:
         self.pool, self.store = pool, store
+        self._set_keys = set_keys or {}
         self.on_evaluation = on_evaluation or _nobody
         self.num_scored = 0
         self.num_reused = 0
@@ -72,7 +96,8 @@ class Scorer:
         num_missing = sum(map(len, missing.values()))
         self.num_reused += len(candidates) * num_batches - num_missing
         self.on_evaluation((len(candidates) * num_batches - num_missing) / num_batches, scored=False)
-        tasks = [ScoreTask(set_name, batch, base.text, tuple(missing[batch]), self._order) for batch in missing if missing[batch]]
+        key = self._set_keys.get(set_name, set_name)
+        tasks = [ScoreTask(key, batch, base.text, tuple(missing[batch]), self._order) for batch in missing if missing[batch]]
         for answers in self.pool.run(tasks):
             scores = {
                 (digests[candidate], task.batch): BatchScore(nll, result.num_tokens)
@@ -118,6 +143,7 @@ def run_search(
             accounting,
             context_length=context_length,
             evaluations=evaluations,
+            stderrs={candidate: scores[candidate].stderr_of_difference(scores[step.removal]) for candidate in candidates},
             seconds=time.monotonic() - started,
             timestamp=time.time(),
         )

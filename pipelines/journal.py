@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,26 @@ class Journal:
                 )
 
 
-def step_line(step: Step, number: int, accounting: Accounting, *, context_length: int, evaluations: int, seconds: float, timestamp: float) -> dict[str, Any]:
+def step_line(
+    step: Step,
+    number: int,
+    accounting: Accounting,
+    *,
+    context_length: int,
+    evaluations: int,
+    stderrs: Mapping[Removal, float | None],
+    seconds: float,
+    timestamp: float,
+) -> dict[str, Any]:
     """One line of the journal. Only `seconds` and `timestamp` differ between two runs with the same settings.
 
     Args:
         evaluations: candidates of all steps so far, this one included.
+        stderrs: of each candidate, the standard error of its NLL minus that of the one removed; None where it has none.
         timestamp: end of the step, seconds since 1970.
     """
+    rest = [(nll, candidate) for candidate, nll in step.candidates if candidate != step.removal and math.isfinite(nll)]
+    second = min(rest, key=lambda pair: pair[0])[1] if rest else None
     return {
         "step": number,
         "stage": step.stage,
@@ -74,9 +88,10 @@ def step_line(step: Step, number: int, accounting: Accounting, *, context_length
         "num_parameters": accounting.num_parameters(step.shape),
         "flops_per_token": accounting.flops_per_token(step.shape, context_length=context_length),
         "margin": step.margin,
+        "margin_stderr": None if second is None else stderrs[second],
         "evaluations": evaluations,
         "shape": step.shape.text,
-        "candidates": [candidate.to_json() | {"nll": nll if math.isfinite(nll) else None} for candidate, nll in step.candidates],
+        "candidates": [candidate.to_json() | {"nll": nll if math.isfinite(nll) else None, "stderr": stderrs[candidate]} for candidate, nll in step.candidates],
         "seconds": round(seconds, 3),
         "timestamp": round(timestamp, 3),
     }

@@ -52,6 +52,7 @@ class Tracker:
         run_id: of the run to go on with; None makes a new one, and tells `on_run_id`.
         keeps_status: leave the run as finished, failed or running as it is: it belongs to another job.
         again: what sends again what a server did not take.
+        parent: of the sweep that this run is a point of.
     """
 
     uri: str
@@ -63,6 +64,7 @@ class Tracker:
     experiment_id: str | None = None
     keeps_status: bool = False
     again: str = "resume=true with this output_dir"
+    parent: Tracker | None = None
     _queue: Queue[Callable[[Any], None] | None] = field(default_factory=Queue)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -150,6 +152,10 @@ class Tracker:
     def _describe(self, client: Any, params: Mapping[str, Any], tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
+        if self.parent is not None:
+            while self.parent.run_id is None and not self._stop.wait(0.1):
+                pass  # it is on its way to the same server
+            tags = {**tags, "mlflow.parentRunId": str(self.parent.run_id)}
         known = client.get_run(self.run_id).data
         new = [Param(name, str(value)) for name, value in params.items() if name not in known.params]
         for start in range(0, len(new), 100):
@@ -180,7 +186,8 @@ class Tracker:
 def step_metrics(line: Mapping[str, Any]) -> dict[str, float | int | None]:
     """The metrics of one journal line, under the names that MLflow shows in the section `prune`."""
     names = ("perplexity", "nll", "ratio", "num_parameters", "flops_per_token", "margin", "seconds", "evaluations")
-    return {f"prune/{name}": line[name] for name in names} | {"prune/num_candidates": len(line["candidates"])}
+    found = {f"prune/{name}": line[name] for name in names} | {"prune/num_candidates": len(line["candidates"])}
+    return found | {"prune/margin_stderr": line.get("margin_stderr")}  # which journals from before it was recorded lack
 
 
 def preset_view() -> dict[str, str]:

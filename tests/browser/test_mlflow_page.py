@@ -262,7 +262,7 @@ def test_overview_tells_what_was_run_and_what_came_of_it(page: Page, search: Sea
 
 def test_metrics_are_charts_by_step(page: Page, search: Search) -> None:
     page.open_run("Model metrics")
-    page.until_text("prune\n(9)", "result\n(10)")
+    page.until_text("prune\n(10)", "result\n(10)")
     page.screenshot("4-metrics")
     for name in ("ratio", "num_parameters", "flops_per_token", "perplexity"):
         page.search_charts(f"prune/{name}")
@@ -291,7 +291,7 @@ def test_ratio_goes_on_the_x_axis(page: Page, search: Search) -> None:
 def test_the_printed_link_opens_charts_against_ratio(page: Page, search: Search) -> None:
     page.driver.get("about:blank")
     page.driver.get(page.url + search.printed_path)
-    page.until_text("Against ratio", "prune\n(9)")
+    page.until_text("Against ratio", "prune\n(10)")
     page.search_charts("prune/perplexity")
     chart = page.chart("prune/perplexity", "prune/ratio")
     assert chart["x"] == pytest.approx(search.ratios)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.driver import Scorer, run_search
+from pipelines.driver import Scorer, ShapeScore, run_search
 from pipelines.journal import Journal
 from pipelines.store import Context, ScoreStore
+from pipelines.tracking import step_metrics
 from pruning.accounting import Accounting
 from pruning.calibration import Calibration, TokenSet
 from pruning.search import GreedySearch, make_stages
@@ -121,3 +124,53 @@ def test_means_are_over_all_tokens(tmp_path: Path) -> None:
     rows = [random.Random(f"{dense.text} {batch} {sequence}").random() * 8 for batch, count in ((0, 2), (1, 2), (2, 1)) for sequence in range(count)]
     assert score.nll_per_sequence == tuple(rows)
     assert score.nll == sum(rows) / (5 * 8)
+
+
+def test_standard_errors_are_of_paired_differences(tmp_path: Path) -> None:
+    """Against NumPy, from what the pool made up."""
+    search, _, journal = drive(tmp_path, FakePool(num_parts=3))
+    batches = {"block": [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], "width": [(0, 0), (0, 1), (1, 0), (1, 1)]}
+
+    def per_token(shape: ModelShape, set_name: str) -> np.ndarray:
+        return np.array([random.Random(f"{shape.text} {batch} {sequence}").random() * 8 for batch, sequence in batches[set_name]]) / 8
+
+    base = search.accounting.dense
+    for step, line in zip(search.steps, journal.lines, strict=True):
+        set_name = "block" if step.stage == "block" else "width"
+        best = per_token(base.without(step.removal), set_name)
+        expected = []
+        for removal, _ in step.candidates:
+            difference = per_token(base.without(removal), set_name) - best
+            expected.append(np.std(difference, ddof=1) / np.sqrt(len(difference)))
+        found = [candidate["stderr"] for candidate in line["candidates"]]
+        assert found == pytest.approx(expected, rel=1e-9)
+        chosen = [removal for removal, _ in step.candidates].index(step.removal)
+        assert found[chosen] == 0.0
+        others = sorted((nll, index) for index, (_, nll) in enumerate(step.candidates) if index != chosen)
+        assert line["margin_stderr"] == (found[others[0][1]] if others else None)
+        base = step.shape
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [((1.0,), (2.0,)), ((1.0, math.nan), (1.0, 2.0)), ((1.0, 2.0), (math.inf, 2.0))])
+def test_one_sequence_or_no_number_has_no_standard_error(mine: tuple[float, ...], theirs: tuple[float, ...]) -> None:
+    assert ShapeScore(mine, 4).stderr_of_difference(ShapeScore(theirs, 4)) is None
+
+
+def test_a_standard_error_by_hand() -> None:
+    """Differences per token 1, 2, 3: their mean is 2, their variance 1."""
+    assert ShapeScore((4.0, 8.0, 12.0), 4).stderr_of_difference(ShapeScore((0.0, 0.0, 0.0), 4)) == pytest.approx(1 / math.sqrt(3))
+
+
+def test_a_journal_from_before_standard_errors_goes_on(tmp_path: Path) -> None:
+    _, _, whole = drive(tmp_path, FakePool())
+    old = [json.loads(json.dumps(line)) for line in whole.lines[:3]]
+    for line in old:
+        del line["margin_stderr"]
+        for candidate in line["candidates"]:
+            del candidate["stderr"]
+    (tmp_path / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    _, scorer, journal = drive(tmp_path, FakePool())
+    assert scorer.num_scored == 0
+    assert journal.lines[:3] == old
+    assert [line["removed"] for line in journal.lines] == [line["removed"] for line in whole.lines]
+    assert "prune/margin_stderr" in step_metrics(old[0])

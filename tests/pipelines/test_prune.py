@@ -43,7 +43,8 @@ def test_the_output_folder_holds_what_is_promised(cli: Cli, checkpoint_folder: P
         assert line["nll"] == best
         assert line["perplexity"] == math.exp(best)
         assert line["margin"] == (rest[0] - best if rest else None)
-        assert next(candidate for candidate in line["candidates"] if candidate["nll"] == best) == line["removed"] | {"nll": best}
+        assert next(candidate for candidate in line["candidates"] if candidate["nll"] == best) == line["removed"] | {"nll": best, "stderr": 0.0}
+        assert line["margin_stderr"] == min((candidate["nll"], candidate["stderr"]) for candidate in line["candidates"] if candidate["nll"] > best)[1] > 0
         shape = shape.without(removal)
         assert line["num_parameters"] == accounting.num_parameters(shape)
         assert line["ratio"] == accounting.ratio(shape)

@@ -30,7 +30,7 @@ def test_a_run_is_described_in_full(cli: Cli, tmp_path: Path) -> None:
     assert run.info.status == "FINISHED"
     for name, field in (
         ("perplexity", "perplexity"), ("nll", "nll"), ("ratio", "ratio"), ("num_parameters", "num_parameters"), ("flops_per_token", "flops_per_token"),
-        ("margin", "margin"), ("seconds", "seconds"), ("evaluations", "evaluations"),
+        ("margin", "margin"), ("margin_stderr", "margin_stderr"), ("seconds", "seconds"), ("evaluations", "evaluations"),
     ):  # fmt: skip
         points = {point.step: point.value for point in client.get_metric_history(run.info.run_id, f"prune/{name}") if point.step}
         assert points == {line["step"]: pytest.approx(line[field]) for line in lines if line[field] is not None}, name
