@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,21 +15,26 @@ from pipelines.farm import find_placement, open_pool, runs_on_gpus
 from pipelines.folder import RunFolder
 from pipelines.secrets import MASK, masked_url
 from pruning.accounting import Accounting
-from pruning.calibration import Calibration, Recipe, Source, make_calibration
+from pruning.calibration import SET_NAMES, Calibration, Recipe, SetName, Source, make_calibration
 from pruning.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
 from pruning.errors import InputError
 from pruning.families import Geometry
 from pruning.importance import ChannelOrder, Importance
-from pruning.search import Layout, Stage, make_stages, stage_problems
+from pruning.influence import BlockInfluence, LayerSimilarity
+from pruning.search import FixedSearch, GreedySearch, Layout, Stage, make_stages, random_path, stage_problems
 from workers.evaluator import evaluator_bytes
 from workers.placement import LocalMachine, Placement
 from workers.pool import Pool
-from workers.tasks import EvaluatorSpec, OrderTask
+from workers.tasks import EvaluatorSpec, InfluenceTask, OrderTask
 
 
 @dataclass(frozen=True, slots=True)
 class PruneJob:
-    """One search, ready to run."""
+    """One search, ready to run.
+
+    Args:
+        set_keys: names of its calibration sets on the evaluators, which may hold those of other searches too.
+    """
 
     config: PruneConfig
     checkpoint: Checkpoint
@@ -42,6 +47,7 @@ class PruneJob:
     head_group_channels: int
     machine: LocalMachine
     placement: Placement | None
+    set_keys: Mapping[SetName, str] = field(default_factory=lambda: {name: name for name in SET_NAMES})
 
     def identity(self) -> dict[str, Any]:
         """What decides the trajectory, with everything resolved."""
@@ -54,18 +60,15 @@ class PruneJob:
             "search.head_group_channels": self.head_group_channels,
         }
 
+    def spec(self) -> EvaluatorSpec:
+        """What its evaluators are made from."""
+        token_sets = {self.set_keys[name]: tokens.input_ids for name, tokens in self.calibration.sets().items()}
+        return EvaluatorSpec(self.checkpoint, self.dtype, token_sets, self.config.calibration.batch_size, self.config.cluster.num_cpus_per_evaluator)
+
     @contextmanager
     def pool(self) -> Iterator[Pool]:
         """Evaluators, for the time of the context."""
-        cluster = self.config.cluster
-        spec = EvaluatorSpec(
-            self.checkpoint,
-            self.dtype,
-            {name: tokens.input_ids for name, tokens in self.calibration.sets().items()},
-            self.config.calibration.batch_size,
-            cluster.num_cpus_per_evaluator,
-        )
-        with open_pool(cluster, self.machine, self.placement, spec) as pool:
+        with open_pool(self.config.cluster, self.machine, self.placement, self.spec()) as pool:
             yield pool
 
     def channel_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
@@ -73,14 +76,44 @@ class PruneJob:
         path = folder.path / "channel_order.safetensors"
         if path.exists():
             return ChannelOrder.load(path)
-        [order] = [result for answers in pool.run([OrderTask(cast("Importance", self.config.search.importance))]) for _, result in answers]
+        task = OrderTask(cast("Importance", self.config.search.importance), self.set_keys["width"])
+        [order] = [result for answers in pool.run([task]) for _, result in answers]
         assert isinstance(order, ChannelOrder)
         folder.write_with(path.name, order.save)
         return order
 
+    def block_influence(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> BlockInfluence:
+        """That of the dense model, found once like the channel order, in which the weights are by now."""
+        path = folder.path / "block_influence.json"
+        if path.exists():
+            return BlockInfluence.load(path)
+        num_batches = len(self.calibration.block.batches(self.config.calibration.batch_size))
+        found: dict[int, LayerSimilarity] = {}
+        for answers in pool.run([InfluenceTask(batch, order.fingerprint, self.set_keys["block"]) for batch in range(num_batches)]):
+            found |= {task.batch: result for task, result in answers if isinstance(task, InfluenceTask) and isinstance(result, LayerSimilarity)}
+        influence = BlockInfluence.of([found[batch] for batch in range(num_batches)])
+        folder.write_with(path.name, influence.save)
+        return influence
 
-def make_job(config: PruneConfig) -> PruneJob:
+    def new_search(self, influence: BlockInfluence | None = None) -> GreedySearch:
+        """A search before its first step.
+
+        Args:
+            influence: what `search.strategy=block_influence` goes by; without it, its search has no candidates.
+        """
+        search, layout = self.config.search, cast("Layout", self.config.search.layout)
+        if search.strategy == "greedy":
+            return GreedySearch(self.accounting, self.stages, layout)
+        if search.strategy == "random":
+            return FixedSearch(self.accounting, self.stages, random_path(self.accounting.dense, search.drawn_with), layout)
+        return FixedSearch(self.accounting, self.stages, influence.path if influence else (), layout)
+
+
+def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     """Finds the model, builds the calibration sets, and checks everything against everything.
+
+    Args:
+        others: jobs made before. What one with the same settings has read already, the calibration text and every byte of the weights, is not read again.
 
     Raises:
         InputError: with all problems that could be found together.
@@ -112,9 +145,12 @@ def make_job(config: PruneConfig) -> PruneJob:
     if problems:
         raise InputError("\n".join(problems))
     stages = make_stages(accounting, target_ratio=config.search.target_ratio, distribution=config.search.distribution, layout=layout, **groups)
-    calibration = make_calibration(_recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size)
+    same_model = [other for other in others if other.config.model == model]
+    known = next((other.calibration for other in same_model if other.config.calibration == config.calibration), None)
+    calibration = known or make_calibration(_recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size)
+    fingerprint = same_model[0].fingerprint if same_model else checkpoint.fingerprint()
     return PruneJob(
-        config, checkpoint, checkpoint.fingerprint(), accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
+        config, checkpoint, fingerprint, accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
         machine, placement,
     )  # fmt: skip
 
@@ -157,13 +193,13 @@ def _with_password(name: str, saved: str, given: str) -> str:
 def saved_form(config: PruneConfig) -> DictConfig:
     """The configuration as it is saved and shown: paths absolute, so that a run can be resumed from anywhere; passwords in URLs masked."""
     saved = OmegaConf.structured(config)
-    for field in ("model.path", "calibration.path"):
-        value = OmegaConf.select(saved, field)
+    for name in ("model.path", "calibration.path"):
+        value = OmegaConf.select(saved, name)
         if value is not None and Path(value).expanduser().exists():
-            OmegaConf.update(saved, field, str(Path(value).expanduser().absolute()))
-    for field in URLS:
-        OmegaConf.update(saved, field, saved_url(OmegaConf.select(saved, field)))
-    saved.resume = False
+            OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
+    for name in URLS:
+        OmegaConf.update(saved, name, saved_url(OmegaConf.select(saved, name)))
+    saved.resume, saved.expected = False, None  # what a result is compared with is no part of the run
     return cast("DictConfig", saved)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from contextlib import nullcontext
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,12 +19,11 @@ from pipelines.journal import Journal
 from pipelines.plots import plot_shape, plot_trajectory
 from pipelines.secrets import masked_url
 from pipelines.store import Context, ScoreStore
-from pipelines.summary import costs, git_revision, perplexity, table, versions
+from pipelines.summary import costs, git_revision, perplexity, strategy_name, table, versions
 from pipelines.tracking import TokenDataset, Tracker, charts_link, local_folder, step_metrics
 from pruning.calibration import SetName
 from pruning.errors import TargetNotReached
 from pruning.importance import ChannelOrder
-from pruning.search import GreedySearch, Layout
 from pruning.shape import ModelShape, dump_json, write_authors_config
 from workers.pool import Pool
 
@@ -39,20 +39,26 @@ class SearchRun:
 
     Args:
         record: what `run.json` says of it.
+        pool: evaluators that it shares with other searches; None: it has its own.
+        parent: the MLflow run of the sweep that it is a point of.
     """
 
-    def __init__(self, job: PruneJob, store: ScoreStore, folder: RunFolder, record: dict[str, Any]) -> None:
-        self.job, self.store, self.folder, self.record = job, store, folder, record
+    def __init__(
+        self, job: PruneJob, store: ScoreStore, folder: RunFolder, record: dict[str, Any], *, pool: Pool | None = None, parent: Tracker | None = None
+    ) -> None:
+        self.job, self.store, self.folder, self.record, self._pool = job, store, folder, record, pool
         self.journal = Journal(folder.path / "trajectory.jsonl")
-        self.search = GreedySearch(job.accounting, job.stages, cast("Layout", job.config.search.layout))
-        self.journal.replay(self.search)
+        self.search = job.new_search()
+        if job.config.search.strategy != "block_influence":  # its path comes from the evaluators
+            self.journal.replay(self.search)
         self.tracker = Tracker(
             uri=job.config.tracking.uri,
             experiment=job.config.tracking.experiment,
-            run_name=f"{self.model_name} {job.config.search.target_ratio:.0%} {':'.join(f'{share:g}' for share in job.config.search.distribution)}",
+            run_name=f"{self.model_name} {job.config.search.target_ratio:.0%} {strategy_name(job.config.search)}",
             started=record["started"],
             run_id=record.get("mlflow_run_id"),
             on_run_id=lambda run_id: self._record(mlflow_run_id=run_id),
+            parent=parent,
         )
         self.heartbeat = Heartbeat(folder, target_ratio=job.config.search.target_ratio)
         for line in self.journal.lines[-1:]:
@@ -77,11 +83,14 @@ class SearchRun:
         self._announce()
         self.tracker.start(self._params(), self._tags(), self._datasets())
         try:
-            with self.job.pool() as pool, WorkProgress("candidates") as progress:
+            with self.job.pool() if self._pool is None else nullcontext(self._pool) as pool, WorkProgress("candidates") as progress:
                 for _ in pool.wait():
                     self.heartbeat.beat(pool)
                 order = self.job.channel_order(pool, self.folder)
                 pool.set_order(order)
+                if self.job.config.search.strategy == "block_influence":
+                    self.search = self.job.new_search(self.job.block_influence(pool, self.folder, order))
+                    self.journal.replay(self.search)
                 scorer = self._scorer(pool, order, progress)
                 dense = self._score_all(scorer, self.job.accounting.dense)
                 self._track_past(dense)
@@ -114,7 +123,7 @@ class SearchRun:
             progress.advance(candidates, scored=scored)
             self.heartbeat.beat(pool, rate=round(progress.rate, 3), left_s=progress.left_s, tracking=self.tracker.state(), evaluations=scorer.evaluations)
 
-        scorer = Scorer(pool, self.store, self.job.calibration, context, report)
+        scorer = Scorer(pool, self.store, self.job.calibration, context, report, self.job.set_keys)
         return scorer
 
     def _search(self, scorer: Scorer, progress: WorkProgress, dense: _Scores) -> TargetNotReached | None:
@@ -161,6 +170,7 @@ class SearchRun:
         return {
             "status": "target reached" if problem is None else str(problem),
             "model": self.model_name,
+            "strategy": strategy_name(config.search),
             "target_ratio": config.search.target_ratio,
             "ratio": self.search.ratio,
             "steps": [step.stage for step in self.search.steps],
@@ -205,8 +215,8 @@ class SearchRun:
         log.info("%s: %s parameters, %s; %s", self.model_name, f"{job.accounting.num_dense_parameters:,}", job.dtype, self.folder.path)
         sets = ", ".join(f"{name} {tokens.num_sequences} x {tokens.sequence_length}" for name, tokens in calibration.sets().items())
         log.info("calibration %s: %s tokens", job.config.calibration.source, sets)
-        if self.search.steps:
-            log.info("going on after step %d, ratio %.2f %%", len(self.search.steps), 100 * self.search.ratio)
+        for line in self.journal.lines[-1:]:
+            log.info("going on after step %d, ratio %.2f %%", line["step"], 100 * line["ratio"])
 
     def _track_past(self, dense: _Scores) -> None:
         """The dense model as step 0, and the steps of earlier processes: MLflow stores a point once however often it is sent."""

@@ -47,6 +47,10 @@ class ChannelOrder:
             digest.update(str(table.shape).encode() + np.ascontiguousarray(table, dtype="<i4").tobytes())
         return digest.hexdigest()[:32]
 
+    def after(self, current: ChannelOrder) -> ChannelOrder:
+        """The order that turns weights sorted by `current` into weights sorted by this one."""
+        return ChannelOrder(_within(current.kv_heads, self.kv_heads), _within(current.mlp_channels, self.mlp_channels))
+
     def save(self, path: Path) -> None:
         save_file({"kv_heads": self.kv_heads, "mlp_channels": self.mlp_channels}, path)
 
@@ -167,6 +171,11 @@ def _permute(module: nn.Module, cut: Cut, indices: torch.Tensor) -> None:
 
 def _descending(scores: torch.Tensor) -> _Indices:
     return torch.sort(scores, descending=True, stable=True).indices.numpy().astype(np.int32)
+
+
+def _within(current: _Indices, wanted: _Indices) -> _Indices:
+    """Where each entry of `wanted` lies in the same row of `current`."""
+    return np.take_along_axis(np.argsort(current, axis=1), wanted, axis=1).astype(np.int32)
 
 
 def _identity(rows: int, columns: int) -> _Indices:

@@ -12,11 +12,12 @@ import torch
 from pruning.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance import ChannelOrder, channel_order, reorder
+from pruning.influence import LayerSimilarity, layer_similarity
 from pruning.masking import masked
 from pruning.scoring import Prefix, run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape
 from workers.device import Device, out_of_memory
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, OrderTask, Result, ScoreResult, ScoreTask, Task
+from workers.tasks import EvaluatorInfo, EvaluatorSpec, InfluenceTask, OrderTask, Result, ScoreResult, ScoreTask, Task
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +49,11 @@ class Evaluator:
         return self._device.describe()
 
     def set_order(self, order: ChannelOrder) -> None:
-        """Sorts the weights. Asking for the order that they are in does nothing.
-
-        Raises:
-            ValueError: they are in another order already.
-        """
-        if self._order is not None:
-            if self._order.fingerprint != order.fingerprint:
-                raise ValueError(f"the weights are in order {self._order.fingerprint} already, asked for {order.fingerprint}")
+        """Sorts the weights, from whatever order they are in. Asking for that one does nothing."""
+        if self._order is not None and self._order.fingerprint == order.fingerprint:
             return
-        reorder(self.model, self.family, self.geometry, order)
+        self._prefix = None  # it may be views of weights that move now
+        reorder(self.model, self.family, self.geometry, order if self._order is None else order.after(self._order))
         self._order = order
 
     def run(self, task: Task) -> Result:
@@ -71,11 +67,12 @@ class Evaluator:
                 return self._score(task)
             case OrderTask():
                 return self._find_order(task)
+            case InfluenceTask():
+                return self._find_influence(task)
         raise TypeError(f"an evaluator of shapes cannot do {task}")
 
     def _score(self, task: ScoreTask) -> ScoreResult:
-        if self._order is None or task.order != self._order.fingerprint:
-            raise ValueError(f"the task is for channel order {task.order}, the weights are in {self._order and self._order.fingerprint}")
+        self._check_order(task.order)
         started = time.perf_counter()
         base = ModelShape.parse(task.base)
         candidates = [base if removal is None else base.without(removal) for removal in task.candidates]
@@ -126,22 +123,30 @@ class Evaluator:
         return self._prefix[1]
 
     def _find_order(self, task: OrderTask) -> ChannelOrder:
-        if self._order is not None:
-            raise ValueError("the channel order is found on the model as stored, but its weights are sorted already")
-        num_batches = -(-len(self.spec.token_sets["width"]) // self.spec.batch_size)
-        batches = (self._batch("width", index) for index in range(num_batches))
+        if self._order is not None:  # a search before this one sorted them; sums over channels in another order have other last digits
+            self.set_order(ChannelOrder.as_stored(self.geometry))
+        num_batches = -(-len(self.spec.token_sets[task.set_name]) // self.spec.batch_size)
+        batches = (self._batch(task.set_name, index) for index in range(num_batches))
         return channel_order(self.model, self.family, self.geometry, task.importance, batches)
+
+    def _find_influence(self, task: InfluenceTask) -> LayerSimilarity:
+        self._check_order(task.order)
+        return layer_similarity(self.model, self.family, self._batch(task.set_name, task.batch))
+
+    def _check_order(self, asked: str) -> None:
+        if self._order is None or asked != self._order.fingerprint:
+            raise ValueError(f"the task is for channel order {asked}, the weights are in {self._order and self._order.fingerprint}")
 
     def _batch(self, name: str, index: int) -> torch.Tensor:
         start = index * self.spec.batch_size
-        return torch.tensor(self.spec.token_sets[name][start : start + self.spec.batch_size], device=self._device.torch)  # type: ignore[index]
+        return torch.tensor(self.spec.token_sets[name][start : start + self.spec.batch_size], device=self._device.torch)
 
     def _check_family(self) -> None:
         """Scores two small shapes of this very model both ways, since families outside the registry were found by their layout alone."""
         dense = self.geometry.dense
         last = len(dense.layers) - 1
         without_last = ModelShape((*dense.layers[:last], LayerShape(0, 0)))
-        tokens = self._batch("width", 0)[:1, :8]
+        tokens = self._batch(next(iter(self.spec.token_sets)), 0)[:1, :8]
         try:
             with masked(self.model, self.family, self.geometry, without_last):
                 whole = sequence_nll(self.model, tokens)

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pruning.calibration import SetName, Tokens
+from pruning.calibration import Tokens
 from pruning.checkpoint import Checkpoint
 from pruning.importance import ChannelOrder, Importance
+from pruning.influence import LayerSimilarity
 from pruning.shape import Removal
 from pruning.speed import Role, SpeedComparison, SpeedSettings
 
@@ -23,14 +24,14 @@ class EvaluatorSpec:
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`, resolved.
-        token_sets: the calibration sets, int64 [sequences, length] each.
+        token_sets: the calibration sets by name, int64 [sequences, length] each.
         batch_size: sequences that are scored together. Part of every cache key, since it changes rounding.
         num_threads: CPU threads of the evaluator's own process.
     """
 
     checkpoint: Checkpoint
     dtype: str
-    token_sets: Mapping[SetName, Tokens] = field(repr=False)
+    token_sets: Mapping[str, Tokens] = field(repr=False)
     batch_size: int
     num_threads: int = 1
 
@@ -81,12 +82,13 @@ class ScoreTask:
     """NLL of some candidates on one batch: a pure function of its fields, safe to repeat anywhere.
 
     Args:
+        set_name: of `EvaluatorSpec.token_sets`.
         base: canonical text of the shape that the candidates are removed from.
         candidates: what each takes away; None scores `base` itself.
         order: fingerprint of the channel order that the shapes refer to.
     """
 
-    set_name: SetName
+    set_name: str
     batch: int
     base: str
     candidates: tuple[Removal | None, ...]
@@ -109,9 +111,10 @@ class ScoreTask:
 
 @dataclass(frozen=True, slots=True)
 class OrderTask:
-    """The channel order of the dense model, from the whole width calibration set."""
+    """The channel order of the dense model, from a whole calibration set."""
 
     importance: Importance
+    set_name: str = "width"
 
     @property
     def num_evaluations(self) -> int:
@@ -119,6 +122,26 @@ class OrderTask:
 
     def __str__(self) -> str:
         return f"channel order by {self.importance}"
+
+
+@dataclass(frozen=True, slots=True)
+class InfluenceTask:
+    """What each layer of the dense model does to one batch (`pruning.influence`): a pure function of its fields.
+
+    Args:
+        order: fingerprint of the channel order that the weights are in, which changes the last digits.
+    """
+
+    batch: int
+    order: str
+    set_name: str = "block"
+
+    @property
+    def num_evaluations(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return f"block influence on {self.set_name} batch {self.batch}"
 
 
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
@@ -213,7 +236,7 @@ class SpeedTask:
 
 
 AnswerTask = RequestTask | WindowTask
-Task = ScoreTask | OrderTask | RequestTask | WindowTask | SpeedTask
+Task = ScoreTask | OrderTask | InfluenceTask | RequestTask | WindowTask | SpeedTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +271,7 @@ class AnswerResult:
     num_truncated: int = 0
 
 
-Result = ScoreResult | ChannelOrder | AnswerResult | SpeedComparison
+Result = ScoreResult | ChannelOrder | LayerSimilarity | AnswerResult | SpeedComparison
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import psutil
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
-from pruning.calibration import SetName, Tokens
+from pruning.calibration import Tokens
 from pruning.families import Geometry
 from pruning.importance import ChannelOrder
 from pruning.shape import Removal
@@ -72,7 +72,7 @@ def measure(num_candidates: int) -> Footprint:
     """Scores that many candidates in this process, which should have done nothing before."""
     checkpoint = subject.checkpoint()
     _, tokens = subject.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
-    sets: dict[SetName, Tokens] = {"block": tokens.input_ids, "width": tokens.input_ids}
+    sets: dict[str, Tokens] = {"block": tokens.input_ids, "width": tokens.input_ids}
     evaluator = Evaluator(EvaluatorSpec(checkpoint, "float32", sets, NUM_SEQUENCES))
     loaded_bytes = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # from here on the kernel keeps a new peak

@@ -14,7 +14,7 @@ from ray.exceptions import ActorUnavailableError
 
 from pruning.checkpoint import Checkpoint
 from pruning.errors import InputError
-from pruning.importance import ChannelOrder
+from pruning.importance import ChannelOrder, Importance
 from pruning.shape import ModelShape, Removal
 from tests.workers.evaluators import Broken, CrashesOnce, ExitsOnce, FailsToStart, FailsToStartAfterTheFirst, FailsToStartTwice, Poison, RaisesOnce, Slow
 from workers.cluster import Node
@@ -313,8 +313,30 @@ def test_a_task_for_another_order_is_refused(spec: EvaluatorSpec) -> None:
     evaluator.set_order(stored)
     with pytest.raises(ValueError, match="the task is for channel order other"):
         evaluator.run(ScoreTask("block", 0, DENSE.text, (None,), "other"))
-    with pytest.raises(ValueError, match="sorted already"):
-        evaluator.run(OrderTask("l1"))
+
+
+@pytest.mark.parametrize("before", ["l1", "activation"])
+def test_weights_are_sorted_again_for_another_search(spec: EvaluatorSpec, before: Importance) -> None:
+    """Whatever searches came before on the same evaluator: orders and scores are those of a fresh one, to the bit."""
+    removals = (Removal("mlp_channels", 1, 8), Removal("attention_heads", 0, 1), None)
+
+    def search(evaluator: Evaluator, importance: Importance, set_name: str) -> tuple[ChannelOrder, object]:
+        order = evaluator.run(OrderTask(importance, set_name))
+        assert isinstance(order, ChannelOrder)
+        evaluator.set_order(order)
+        result = evaluator.run(ScoreTask("block", 0, DENSE.text, removals, order.fingerprint))
+        assert isinstance(result, ScoreResult)
+        return order, result.nll
+
+    used = Evaluator(spec)
+    first, _ = search(used, before, "width")
+    again, nll = search(used, "activation", "block")
+    fresh, fresh_nll = search(Evaluator(spec), "activation", "block")
+    assert first.fingerprint != again.fingerprint == fresh.fingerprint
+    assert nll == fresh_nll
+    back = used.run(ScoreTask("block", 0, DENSE.text, removals, again.fingerprint))
+    assert isinstance(back, ScoreResult)
+    assert back.nll == nll
 
 
 def test_sorting_never_reaches_the_checkpoint_on_disk(spec: EvaluatorSpec) -> None:
