@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from pipelines.expected import ExpectedConfig
 from pipelines.secrets import masked_url
 from pruning.calibration import SOURCES
 from pruning.checkpoint import DTYPES
@@ -222,6 +223,7 @@ class PruneConfig:
     export: str | None = MISSING
     output_dir: str | None = MISSING
     resume: bool = MISSING
+    expected: ExpectedConfig | None = None
 
     @classmethod
     def of(cls, config: DictConfig) -> PruneConfig:
@@ -242,6 +244,7 @@ class PruneConfig:
         found = [problem for group in groups for problem in group.problems()]
         if self.export is not None:
             found += _one_of("export", self.export, tuple(FORMATS))
+        found += self.expected.problems() if self.expected is not None else []
         if self.resume and self.output_dir is None:
             found.append("output_dir: missing; resume=true goes on with the run in that folder")
         return found
