@@ -19,10 +19,11 @@ from pruning.checkpoint import DTYPES
 from pruning.errors import InputError
 from pruning.export.folder import FORMATS
 from pruning.importance import Importance
-from pruning.search import Layout
+from pruning.search import Layout, Strategy
 
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
 CLUSTERS = ("local", "ray", "inline")
 URLS = ("store.url", "tracking.uri")
 """Options that may hold a password."""
@@ -71,6 +72,8 @@ class CalibrationConfig:
 class SearchConfig:
     """Group `search`."""
 
+    strategy: str = MISSING
+    seed: int | None = MISSING
     target_ratio: float = MISSING
     distribution: list[float] = MISSING
     mlp_group_channels: int | None = MISSING
@@ -78,8 +81,16 @@ class SearchConfig:
     importance: str = MISSING
     layout: str = MISSING
 
+    @property
+    def drawn_with(self) -> int:
+        """The seed of `strategy: random`."""
+        return 42 if self.seed is None else self.seed
+
     def problems(self) -> list[str]:
         found = _one_of("search.importance", self.importance, IMPORTANCES) + _one_of("search.layout", self.layout, LAYOUTS)
+        found += _one_of("search.strategy", self.strategy, STRATEGIES)
+        if self.seed is not None and self.strategy != "random":
+            found.append(f"search.seed: {self.seed}, which has no effect with search.strategy={self.strategy}; it is for random")
         if not 0 < self.target_ratio < 1:
             hint = f"; did you mean {self.target_ratio / 100:g}?" if 1 <= self.target_ratio < 100 else ""
             found.append(f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, above 0 and below 1{hint}")
@@ -88,6 +99,11 @@ class SearchConfig:
             found.append(
                 f"search.distribution: {shares}; it takes three numbers >= 0 with a positive sum, the shares of blocks, MLP channels and attention heads, "
                 "such as [44,52,4]"
+            )
+        elif self.strategy != "greedy" and sum(shares[1:]) > 0:
+            found.append(
+                f"search.distribution: {shares}, but search.strategy={self.strategy} removes whole blocks only; use search.distribution=[1,0,0], as "
+                "search=shortgpt and search=random do"
             )
         for name in ("mlp_group_channels", "head_group_channels"):
             value = getattr(self, name)
@@ -258,8 +274,10 @@ class PruneConfig:
             "search.distribution": [float(share) for share in search.distribution],
             "search.importance": search.importance,
         }
-        # Left out where it changes nothing, as in folders from before there was a choice.
-        return identity | ({"search.layout": search.layout} if search.layout != "any" else {})
+        # Left out where they change nothing, as in folders from before there was a choice.
+        identity |= {"search.layout": search.layout} if search.layout != "any" else {}
+        identity |= {"search.strategy": search.strategy} if search.strategy != "greedy" else {}
+        return identity | ({"search.seed": search.drawn_with} if search.strategy == "random" else {})
 
 
 @dataclass

@@ -20,7 +20,7 @@ from pruning.accounting import Accounting
 from pruning.checkpoint import find_checkpoint, resolve_dtype
 from pruning.errors import InputError
 from pruning.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.search import Layout, make_stages
+from pruning.search import Layout, Strategy, make_stages
 from pruning.shape import ModelShape, Removal, dump_json
 from workers.evaluator import evaluator_bytes
 
@@ -70,11 +70,11 @@ def search_plan(accounting: Accounting, config: PruneConfig) -> SearchPlan:
         "mlp_group_channels": search.mlp_group_channels or default_mlp_group(accounting.geometry),
         "head_group_channels": search.head_group_channels or accounting.geometry.channels_per_kv_head,
     }
-    layout = cast("Layout", search.layout)
+    layout, strategy = cast("Layout", search.layout), cast("Strategy", search.strategy)
     plans = []
     for target in (search.target_ratio, search.target_ratio - ROUNDING, search.target_ratio + ROUNDING):
         stages = make_stages(accounting, target_ratio=target, distribution=search.distribution, layout=layout, **groups)
-        plans.append(plan_search(accounting, stages, layout))
+        plans.append(plan_search(accounting, stages, layout, strategy))
     return merged(plans) if plans[0].impossible is None else plans[0]
 
 

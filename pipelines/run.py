@@ -29,7 +29,10 @@ from workers.pool import Pool
 
 log = logging.getLogger(__name__)
 
-ARTIFACTS = ("trajectory.jsonl", "shape.json", "pruning_config.json", "summary.json", "config.yaml", "trajectory.png", "shape.png")
+ARTIFACTS = (
+    "trajectory.jsonl", "shape.json", "pruning_config.json", "summary.json", "config.yaml", "trajectory.png", "shape.png", "block_influence.json",
+)  # fmt: skip
+"""What MLflow gets, as far as it is there: not every strategy writes every file."""
 
 _Scores = dict[SetName, float]
 
@@ -242,7 +245,10 @@ class SearchRun:
         ended = self.journal.lines[-1]["timestamp"] if self.journal.lines else self.record["started"]
         self.tracker.log_metrics(result, step=len(self.search.steps), timestamp=ended)
         succeeded = summary["status"] == "target reached"
-        return self.tracker.finish(succeeded=succeeded, artifacts=[self.folder.path / name for name in ARTIFACTS])
+        return self.tracker.finish(succeeded=succeeded, artifacts=[self.folder.path / name for name in self._written()])
+
+    def _written(self) -> list[str]:
+        return [name for name in ARTIFACTS if (self.folder.path / name).exists()]
 
     def _params(self) -> dict[str, Any]:
         tree = OmegaConf.to_container(saved_form(self.job.config))
@@ -276,7 +282,7 @@ class SearchRun:
     def _show(self, summary: Mapping[str, Any], tracked: bool) -> None:
         console.print()
         console.print(table(summary))
-        console.print(f"everything is in {self.folder.path}: {', '.join(ARTIFACTS)}", markup=False, soft_wrap=True)
+        console.print(f"everything is in {self.folder.path}: {', '.join(self._written())}", markup=False, soft_wrap=True)
         if tracked:
             uri = self.job.config.tracking.uri
             server = "http://127.0.0.1:5000" if local_folder(uri) else masked_url(uri)

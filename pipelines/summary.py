@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from pipelines.config import SearchConfig
 from pipelines.console import duration
 from pruning.accounting import Accounting
 from pruning.shape import ModelShape
@@ -42,6 +43,13 @@ def costs(accounting: Accounting, shape: ModelShape, *, context_length: int, dty
             "pruned": accounting.kv_cache_bytes_per_token(shape, bytes_per_value=bytes_per_value),
         },
     }
+
+
+def strategy_name(search: SearchConfig) -> str:
+    """What tells runs of one model and target apart: `44:52:4` of a greedy search, else `block_influence` or `random 42`."""
+    if search.strategy == "greedy":
+        return ":".join(f"{share:g}" for share in search.distribution)
+    return search.strategy + (f" {search.drawn_with}" if search.strategy == "random" else "")
 
 
 def versions() -> dict[str, str]:
@@ -76,6 +84,8 @@ def table(summary: Mapping[str, Any]) -> Table:
     rows.add_row(f"KV-cache bytes per token ({summary['dtype']})", *_cells(summary["kv_cache_bytes_per_token"], lambda value: f"{value:,.0f}"))
     evaluations, steps = summary["evaluations"], Counter(summary["steps"])
     rows.add_section()
+    if ":" not in summary["strategy"]:  # a control, which is not to be taken for a search
+        rows.add_row("strategy", "", summary["strategy"].replace("_", " "), "")
     rows.add_row("steps: blocks, channels, heads", "", f"{steps['block']}, {steps['mlp_channels']}, {steps['attention_heads']}", "")
     reused = f"{evaluations['reused']:,} from the store" if evaluations["reused"] else ""
     rows.add_row("candidates evaluated", "", f"{evaluations['candidates']:,}", reused)

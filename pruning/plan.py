@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruning.accounting import Accounting
-from pruning.search import Layout, Stage, StageName
+from pruning.search import Layout, Stage, StageName, Strategy
 from pruning.shape import LayerShape, ModelShape, Removal
 
 
@@ -69,7 +69,7 @@ class _Way:
     mlp_layers: int
 
 
-def plan_search(accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any") -> SearchPlan:
+def plan_search(accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any", strategy: Strategy = "greedy") -> SearchPlan:
     """Follows every path at once.
 
     Args:
@@ -80,7 +80,7 @@ def plan_search(accounting: Accounting, stages: Sequence[Stage], layout: Layout 
     plans: list[StagePlan] = []
     dead_ends = False
     for stage in stages:
-        ended = [end for way in ways for end in _through(accounting, stage, way, layout)]
+        ended = [end for way in ways for end in _through(accounting, stage, way, layout, strategy)]
         reached = [end for end in ended if end is not None]
         dead_ends = dead_ends or len(reached) < len(ended)
         if not reached:
@@ -152,19 +152,23 @@ def planned_flops(accounting: Accounting, plan: SearchPlan, *, tokens: dict[str,
     return total
 
 
-def _through(accounting: Accounting, stage: Stage, way: _Way, layout: Layout) -> Iterator[tuple[_Way, int, int, int] | None]:
+def _through(accounting: Accounting, stage: Stage, way: _Way, layout: Layout, strategy: Strategy) -> Iterator[tuple[_Way, int, int, int] | None]:
     """Every end of a stage from one beginning: where, steps, and the least and the most candidates on the way; None for a dead end."""
     if not _below(accounting, way.removed, stage):
         yield way, 0, 0, 0
-    elif stage.name == "block":
-        yield from _through_blocks(accounting, stage, way, layout)
-    else:
+    elif stage.name != "block":
         yield _through_widths(accounting, stage, way)
+    elif strategy == "block_influence":
+        yield _through_layers(accounting, stage, way, layout)
+    else:
+        for end in _through_blocks(accounting, stage, way, layout):
+            # A path that is drawn by lot can go the same ways as one that is searched, and has one candidate a step.
+            yield (end[0], end[1], end[1], end[1]) if end and strategy == "random" else end
 
 
 def _through_blocks(accounting: Accounting, stage: Stage, way: _Way, layout: Layout) -> Iterator[tuple[_Way, int, int, int] | None]:
     kept = 0 if layout == "any" else 1
-    attention, mlp = (_removed(accounting, layer) for layer in (LayerShape(0, accounting.geometry.mlp_channels), LayerShape(accounting.geometry.kv_heads, 0)))
+    attention, mlp = _block_sizes(accounting)
     most_attention, most_mlp = way.attention_layers - kept, way.mlp_layers - kept
     if _below(accounting, way.removed + most_attention * attention + most_mlp * mlp, stage):
         yield None
@@ -176,6 +180,17 @@ def _through_blocks(accounting: Accounting, stage: Stage, way: _Way, layout: Lay
                 steps = num_attention + num_mlp
                 candidates = sum(most_attention + most_mlp - step for step in range(steps))
                 yield _Way(removed, way.attention_layers - num_attention, way.mlp_layers - num_mlp), steps, candidates, candidates
+
+
+def _through_layers(accounting: Accounting, stage: Stage, way: _Way, layout: Layout) -> tuple[_Way, int, int, int] | None:
+    """Whole layers, two steps each; `portable` keeps the first and the last."""
+    num_layers, size = accounting.geometry.num_layers, sum(_block_sizes(accounting))
+    most = num_layers if layout == "any" else max(0, num_layers - 2)
+    for count in range(most + 1):
+        if not _below(accounting, way.removed + count * size, stage):
+            left = num_layers - count
+            return _Way(way.removed + count * size, left, left), 2 * count, 2 * count, 2 * count
+    return None
 
 
 def _through_widths(accounting: Accounting, stage: Stage, way: _Way) -> tuple[_Way, int, int, int] | None:
@@ -202,6 +217,12 @@ def _through_widths(accounting: Accounting, stage: Stage, way: _Way) -> tuple[_W
 
 def _below(accounting: Accounting, removed: int, stage: Stage) -> bool:
     return removed / accounting.num_dense_parameters < stage.target_ratio
+
+
+def _block_sizes(accounting: Accounting) -> tuple[int, int]:
+    """Parameters of an attention and of an MLP block."""
+    geometry = accounting.geometry
+    return _removed(accounting, LayerShape(0, geometry.mlp_channels)), _removed(accounting, LayerShape(geometry.kv_heads, 0))
 
 
 def _removed(accounting: Accounting, layer: LayerShape) -> int:

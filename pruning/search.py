@@ -1,10 +1,12 @@
-"""The three-stage greedy search (METHOD: "The three stages"). It proposes and observes; it never evaluates."""
+"""The three-stage greedy search (METHOD: "The three stages"), and searches whose path is known before. They propose and observe; they never evaluate."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from pruning.accounting import Accounting
@@ -14,6 +16,9 @@ from pruning.shape import Kind, ModelShape, Removal
 StageName = Literal["block", "mlp_channels", "attention_heads"]
 Layout = Literal["any", "portable"]
 """Which shapes a search may come to: any, or those that every runtime serves."""
+
+Strategy = Literal["greedy", "block_influence", "random"]
+"""What decides the next removal: the scores of all candidates, or one of two controls that do not look at scores (`FixedSearch`)."""
 
 PORTABLE_CHANNELS = 256
 """Portable widths are multiples of it (FORMATS: "DeciLM folder")."""
@@ -124,6 +129,9 @@ class GreedySearch:
         ...     step = search.observe({candidate: score(candidate) for candidate in candidates})
     """
 
+    advice = "Lower the target, give this stage a smaller share in search.distribution, or use smaller groups"
+    """What to do when candidates run out."""
+
     def __init__(self, accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any") -> None:
         self.accounting = accounting
         self.layout = layout
@@ -157,8 +165,7 @@ class GreedySearch:
         if not candidates:
             raise TargetNotReached(
                 f"search.target_ratio: stage {stage.name!r} has no candidate left at ratio {self.ratio:.4f}, below its target of "
-                f"{stage.target_ratio:.4f} (after {len(self.steps)} steps). Lower the target, give this stage a smaller share in "
-                "search.distribution, or use smaller groups. Everything up to here is kept"
+                f"{stage.target_ratio:.4f} (after {len(self.steps)} steps). {self.advice}. Everything up to here is kept"
             )
         return candidates
 
@@ -201,6 +208,50 @@ class GreedySearch:
     def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
         candidates = _candidates(stage, shape)
         return candidates if self.layout == "any" else tuple(removal for removal in candidates if _is_portable(removal, len(shape.layers)))
+
+
+class FixedSearch(GreedySearch):
+    """Goes a path that is known before it starts: one candidate a step, which is scored like any other, so that the trajectory has its perplexity.
+
+    Args:
+        stages: of blocks only, which is a distribution of [1, 0, 0].
+        path: removals that go together, such as both blocks of a layer: a search ends between two groups, never inside one. `portable` leaves out
+            groups that it does not allow.
+    """
+
+    advice = "Lower the target"
+
+    def __init__(self, accounting: Accounting, stages: Sequence[Stage], path: Sequence[Sequence[Removal]], layout: Layout = "any") -> None:
+        super().__init__(accounting, stages, layout)
+        num_layers = accounting.geometry.num_layers
+        groups = [group for group in path if layout == "any" or all(_is_portable(removal, num_layers) for removal in group)]
+        self._removals = [removal for group in groups for removal in group]
+        self._ends = {0, *accumulate(map(len, groups))}
+
+    @property
+    def stage(self) -> Stage | None:
+        return super().stage if len(self.steps) in self._ends else self.stages[0]
+
+    def expected_evaluations(self) -> int:
+        """Evaluations still to come, exactly."""
+        shape = self.shape
+        for count, removal in enumerate(self._removals[len(self.steps) :]):
+            if len(self.steps) + count in self._ends and self.accounting.ratio(shape) >= self.stages[0].target_ratio:
+                return count
+            shape = shape.without(removal)
+        return len(self._removals) - len(self.steps)
+
+    def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
+        return tuple(self._removals[len(self.steps) :][:1])
+
+
+def random_path(dense: ModelShape, seed: int) -> tuple[tuple[Removal, ...], ...]:
+    """Every block of a dense model, one at a time, in an order drawn by `random.Random(seed).sample` from the order that breaks ties.
+
+    It does not depend on the target: a longer search with the same seed goes on where a shorter one ended.
+    """
+    removals = _candidates(Stage("block", 1.0), dense)
+    return tuple((removal,) for removal in random.Random(seed).sample(removals, len(removals)))
 
 
 def _is_portable(removal: Removal, num_layers: int) -> bool:

@@ -11,8 +11,9 @@ from transformers import AutoConfig
 
 from pruning.accounting import Accounting
 from pruning.errors import TargetNotReached
+from pruning.influence import BlockInfluence
 from pruning.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.search import GreedySearch, Layout, Stage, StageName, make_stages
+from pruning.search import FixedSearch, GreedySearch, Layout, Stage, StageName, make_stages, random_path
 from pruning.shape import ModelShape, read_authors_config
 from tests.conftest import tiny_config
 
@@ -63,6 +64,36 @@ def test_every_path_is_inside(ratio: float, distribution: tuple[float, ...], lay
     first = plan.stages[0]
     if not plan.dead_ends:
         assert {first.steps.min, first.steps.max} <= {steps for steps, _ in seen[first.name]}, "both ends of the block stage are reached"
+
+
+@pytest.mark.parametrize("layout", ["any", "portable"])
+@pytest.mark.parametrize("ratio", [0.01, 0.2, 0.45])
+def test_paths_that_do_not_depend_on_scores_are_inside(ratio: float, layout: Layout) -> None:
+    accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
+    stages = stages_of(accounting, ratio, (1, 0, 0), layout)
+    drawn, layers = plan_search(accounting, stages, layout, "random"), plan_search(accounting, stages, layout, "block_influence")
+    assert [stage.name for stage in drawn.stages] == ["block", "mlp_channels", "attention_heads"]
+    counts, ratios = [], []
+    for seed in range(200):
+        search = FixedSearch(accounting, stages, random_path(accounting.dense, seed), layout)
+        counts.append(walk(search, seed)["block"])
+        ratios.append(search.ratio)
+    found = drawn.stages[0]
+    assert found.steps == found.evaluations
+    assert (found.steps.min, found.steps.max) == (min(steps for steps, _ in counts), max(steps for steps, _ in counts))
+    assert found.ratio[0] <= min(ratios) <= max(ratios) <= found.ratio[1]
+    search = FixedSearch(accounting, stages, BlockInfluence((0.3, 0.1, 0.4, 0.2, 0.6, 0.5)).path, layout)
+    steps, evaluations = walk(search, 0)["block"]
+    found = layers.stages[0]
+    assert steps == evaluations == found.steps.min == found.steps.max == found.evaluations.min == found.evaluations.max
+    assert found.ratio == (search.ratio, search.ratio)
+    assert drawn.impossible is layers.impossible is None
+    assert not layers.dead_ends
+
+
+def test_whole_layers_that_are_too_few() -> None:
+    accounting = Accounting(tiny_config("llama"))
+    assert plan_search(accounting, stages_of(accounting, 0.5, (1, 0, 0)), "portable", "block_influence").impossible == "block"
 
 
 def test_a_target_that_no_path_reaches() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from pruning.accounting import Accounting
 from pruning.errors import InputError, ScoringError, TargetNotReached
-from pruning.search import GreedySearch, make_stages
+from pruning.influence import BlockInfluence
+from pruning.search import FixedSearch, GreedySearch, Layout, make_stages, random_path
 from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config
 
@@ -162,3 +163,62 @@ def test_portable_widths(channels: int, group: int) -> None:
     with pytest.raises(InputError, match=f"search.layout: portable, .*this model has {channels} channels and search.mlp_group_channels takes {group}"):
         make_stages(accounting, distribution=(40, 40, 20), layout="portable", **settings)
     make_stages(accounting, distribution=(80, 0, 20), layout="portable", **settings)
+
+
+def make_fixed(accounting: Accounting, path: tuple[tuple[Removal, ...], ...], ratio: float, layout: Layout = "any") -> FixedSearch:
+    return FixedSearch(accounting, make_search(accounting, ratio, (7, 0, 0)).stages, path, layout)
+
+
+def test_a_fixed_search_has_one_candidate_a_step(accounting: Accounting) -> None:
+    path = random_path(accounting.dense, 3)
+    search = make_fixed(accounting, path, 0.4)
+    left = [search.expected_evaluations()]
+    while not search.done:
+        [candidate] = search.propose()
+        step = search.observe({candidate: 100.0 - len(search.steps)})
+        assert (step.stage, step.removal, step.margin) == ("block", candidate, None)
+        left.append(search.expected_evaluations())
+    assert left == list(range(len(search.steps), -1, -1)), "it knows how many are left"
+    assert [step.removal for step in search.steps] == [group[0] for group in path[: len(search.steps)]]
+    assert search.steps[-2].ratio < 0.4 <= search.ratio
+
+
+def test_a_fixed_search_ends_between_groups(accounting: Accounting) -> None:
+    """Whole layers: the last one goes whole, also where its attention alone would do."""
+    path = BlockInfluence((0.4, 0.2, 0.3, 0.1)).path
+    one = (run(make_fixed(accounting, path[:1], 1e-6)).ratio, run(make_fixed(accounting, path[:1], 1e-6)).steps)
+    assert [step.removal for step in one[1]] == [Removal("attention", 3, 0), Removal("mlp", 3, 0)]
+    for target in (one[1][0].ratio, one[0] - 1e-9, one[0]):
+        assert run(make_fixed(accounting, path, target)).shape == ModelShape.parse("3x48*3 0x0")
+    beyond = make_fixed(accounting, path, one[0] + 1e-9)
+    assert beyond.expected_evaluations() == 4
+    assert run(beyond).shape == ModelShape.parse("3x48 0x0 3x48 0x0")
+
+
+def test_drawn_orders_are_reproducible_nested_and_differ(accounting: Accounting) -> None:
+    dense = accounting.dense
+    blocks = {Removal(kind, layer, 0) for kind in ("attention", "mlp") for layer in range(4)}  # type: ignore[arg-type]
+    assert {removal for [removal] in random_path(dense, 42)} == blocks
+    assert random_path(dense, 42) == random_path(dense, 42)
+    assert len({random_path(dense, seed) for seed in range(20)}) == 20
+    short, long = (run(make_fixed(accounting, random_path(dense, 42), ratio)) for ratio in (0.2, 0.5))
+    assert 0 < len(short.steps) < len(long.steps)
+    assert [step.removal for step in long.steps][: len(short.steps)] == [step.removal for step in short.steps]
+
+
+def test_fixed_searches_keep_what_every_runtime_needs(accounting: Accounting) -> None:
+    drawn = make_fixed(accounting, random_path(accounting.dense, 1), 0.9, "portable")
+    layers = make_fixed(accounting, BlockInfluence((0.0, 0.2, 0.1, 0.0)).path, 0.9, "portable")
+    for search in (drawn, layers):
+        with pytest.raises(TargetNotReached, match=r"Lower the target\. Everything"):
+            run(search)
+        assert search.shape.layers[0].kv_heads
+        assert search.shape.layers[-1].mlp_channels
+    assert drawn.shape == ModelShape.parse("3x0 0x0*2 0x48")
+    assert layers.shape == ModelShape.parse("3x48 0x0*2 3x48")
+
+
+def test_a_score_that_is_not_finite_stops_a_fixed_search(accounting: Accounting) -> None:
+    search = make_fixed(accounting, random_path(accounting.dense, 1), 0.4)
+    with pytest.raises(ScoringError, match="all 1 candidates is NaN"):
+        search.observe(dict.fromkeys(search.propose(), math.nan))
