@@ -30,7 +30,7 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
     found += [(name, "token perplexity", dense["perplexity"].get(name), value, None) for name, value in report["perplexity"].items()]
     for name, values in report["tasks"].items():
         theirs = dense["tasks"].get(name, {})
-        found += [(name, metric, theirs.get(metric), values[metric], values.get(_stderr(metric))) for metric in metrics_of(values)]
+        found += [(name, metric, theirs.get(metric), values[metric], values.get(stderr_name(metric))) for metric in metrics_of(values)]
     if report["average"] is not None:
         found.append(("average", "acc_norm, else acc", dense["average"], report["average"], None))
     return found
@@ -41,7 +41,8 @@ def metrics_of(values: Mapping[str, Any]) -> list[str]:
     return [name for name in values if name != "num_documents" and "_stderr" not in name]
 
 
-def _stderr(metric: str) -> str:
+def stderr_name(metric: str) -> str:
+    """The name of the standard error of a metric."""
     name, comma, filter_name = metric.partition(",")
     return f"{name}_stderr{comma}{filter_name}"
 
