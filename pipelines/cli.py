@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config import register
 from pipelines.console import console
+from pipelines.expected import Outside
 from pipelines.secrets import without_secrets
 from pipelines.store import StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
@@ -44,7 +45,7 @@ def launch(config_name: str, job: Job) -> None:
             job(config, list(HydraConfig.get().overrides.task))
         except InputError as error:
             _stop(str(error), 2)
-        except ExportError as error:
+        except (ExportError, Outside) as error:
             _stop(str(error), 1)
         except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
             _stop(f"{error}\n{_KEPT}", 1)

@@ -21,6 +21,7 @@ from pipelines.folder import RunFolder
 from pipelines.job import saved_url
 from pipelines.secrets import masked_url
 from pipelines.store import ScoreStore
+from pipelines.subjects import Subjects
 from pipelines.summary import git_revision, versions
 from pipelines.tracking import Tracker
 from pruning.shape import dump_json
@@ -52,9 +53,13 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             folder.release()
 
 
-def evaluate_run(config: EvaluateConfig, folder: RunFolder) -> dict[str, Any]:
-    """The same for a search that has just ended, in its folder, which the caller holds. `config.run` is that folder."""
-    with open_job(config) as job:
+def evaluate_run(config: EvaluateConfig, folder: RunFolder, subjects: Subjects | None = None) -> dict[str, Any]:
+    """The same for a search that has just ended, in its folder, which the caller holds. `config.run` is that folder.
+
+    Args:
+        subjects: instead of a search, models that the caller has.
+    """
+    with open_job(config, subjects) as job:
         return _run(job, folder)
 
 

@@ -67,8 +67,11 @@ class EvaluationJob:
 
 
 @contextmanager
-def open_job(config: EvaluateConfig) -> Iterator[EvaluationJob]:
+def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterator[EvaluationJob]:
     """Finds the models, the tasks and the texts, and checks everything.
+
+    Args:
+        subjects: models that are not to be found, since the caller has them.
 
     Raises:
         InputError: with all problems that could be found together.
@@ -76,7 +79,7 @@ def open_job(config: EvaluateConfig) -> Iterator[EvaluationJob]:
     cluster, evaluation = config.cluster, config.evaluation
     machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
     on_gpu = runs_on_gpus(cluster, machine)
-    subjects = find_subjects(config, on_gpu=on_gpu)
+    subjects = subjects or find_subjects(config, on_gpu=on_gpu)
     batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
     problems = _problems_of_cost(config, subjects)
     length, placement = 2048, None

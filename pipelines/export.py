@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,14 +15,14 @@ from pipelines.cli import launch
 from pipelines.config import ExportConfig
 from pipelines.console import console, log_to
 from pipelines.past_run import PastRun, read_run
+from pipelines.shape_file import order_of, read_shape
 from pipelines.summary import git_revision, versions
 from pruning.accounting import Accounting
-from pruning.checkpoint import Checkpoint, find_checkpoint, gguf_source
+from pruning.checkpoint import find_checkpoint, gguf_source
 from pruning.errors import InputError
 from pruning.export.folder import Export, check_target, write_export
 from pruning.export.manifest import FILE, check_folder
-from pruning.importance import ChannelOrder, Importance, channel_order
-from pruning.shape import ModelShape, read_authors_config
+from pruning.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +48,8 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     checkpoint = find_checkpoint(config.model.path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code)
     accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
     path = Path(config.shape or "").expanduser()
-    shape = _read_shape(path, accounting)
-    order = _order_of(shape, path, config.importance, checkpoint, accounting)
+    shape = read_shape(path, accounting)
+    order = order_of(shape, path, config.importance, checkpoint, accounting)
     described = {"model": _model(config.model.path, config.model.revision, checkpoint.fingerprint(), accounting), **_made()}
     return _write(Export(checkpoint, accounting, shape, order, config.format, config.dtype, described, _options(config, config.model.path)), target)
 
@@ -131,42 +130,6 @@ def _same_shape(evaluation: dict[str, Any], shape: ModelShape) -> dict[str, Any]
 
 def _made() -> dict[str, Any]:
     return {"versions": versions(), "git_revision": git_revision(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _read_shape(path: Path, accounting: Accounting) -> ModelShape:
-    """shape.json, or the authors' pruning_config.json."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"shape: cannot read {path}: {error}; give shape.json of a search, or a pruning_config.json of the method's authors") from error
-    geometry = accounting.geometry
-    if isinstance(data, dict) and "pruned_attn_idx" in data:
-        return read_authors_config(data, geometry.dense, channels_per_kv_head=geometry.channels_per_kv_head)
-    shape = ModelShape.from_json(data if isinstance(data, dict) else {})
-    problems = geometry.problems(shape)
-    if problems:
-        raise InputError("\n".join(f"shape: {path} does not fit this model: {problem}" for problem in problems))
-    return shape
-
-
-def _order_of(shape: ModelShape, path: Path, importance: str | None, checkpoint: Checkpoint, accounting: Accounting) -> ChannelOrder:
-    """The order that the widths of a shape file refer to. Whole blocks refer to none."""
-    geometry, beside = accounting.geometry, path.parent / "channel_order.safetensors"
-    narrowed = any(0 < layer.kv_heads < geometry.kv_heads or 0 < layer.mlp_channels < geometry.mlp_channels for layer in shape.layers)
-    if importance is None and beside.is_file():
-        return ChannelOrder.load(beside)
-    if importance is None and narrowed:
-        raise InputError(
-            f"importance: {path} narrows blocks, and no channel_order.safetensors lies beside it, so it is not known which channels are left; give "
-            "importance=l1 (the published order) or none (as stored), or run= instead of shape="
-        )
-    if importance == "l1" and narrowed:
-        model = checkpoint.load(dtype=checkpoint.stored_dtype())
-        order = channel_order(model, accounting.family, geometry, cast("Importance", importance))
-        del model
-        gc.collect()  # modules refer to one another; the export loads the model again
-        return order
-    return ChannelOrder.as_stored(geometry)
 
 
 def _folder(path: str) -> Path:

@@ -36,25 +36,26 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     log_to(None)
     config = PruneConfig.of(resumed(raw, overrides) if raw.resume else raw)
     with joined(config.cluster):
-        return _run(make_job(config))
+        return run_job(make_job(config))
 
 
-def _run(job: PruneJob) -> dict[str, Any]:
-    _check_what_follows(job)
+def run_job(job: PruneJob) -> dict[str, Any]:
+    """One search in its folder, and what the configuration asks for after it; returns its summary."""
+    check_what_follows(job)
     with ScoreStore(job.config.store.url, job.config.store.retry_s) as store:
         folder = RunFolder(job.config.output_dir)
         try:
             record = folder.claim(job.identity())
             log_to(folder.path / "prune.log")
             summary = SearchRun(job, store, folder, record).go()
-            _finish(job.config, folder)
+            finish(job.config, folder)
             return summary
         finally:
             log_to(None)
             folder.release()
 
 
-def _check_what_follows(job: PruneJob) -> None:
+def check_what_follows(job: PruneJob) -> None:
     """What evaluation and export need is asked for before the hours of the search, not after them.
 
     Raises:
@@ -71,8 +72,8 @@ def _check_what_follows(job: PruneJob) -> None:
             pass
 
 
-def _finish(config: PruneConfig, folder: RunFolder) -> None:
-    """Evaluation comes first: its numbers are on the model card."""
+def finish(config: PruneConfig, folder: RunFolder) -> None:
+    """What the configuration asks for after the search in this folder, which the caller holds. Evaluation comes first: its numbers are on the model card."""
     path = str(folder.path)
     if config.evaluation.wanted:
         evaluate_run(

@@ -90,3 +90,18 @@ def _candidates(steps: Sequence[int], most: int) -> Range:
     total, used_up = sum(steps), sum(1 for count in steps if count == most and most)
     everything = total * len(steps)
     return Range(everything - sum(total - most * (index + 1) for index in range(used_up)), everything - sum(range(used_up)))
+
+
+def whole_blocks(accounting: Accounting, ratio: float, *, layers: bool) -> tuple[float, int, int]:
+    """The ratio nearest to `ratio` that removing whole blocks alone can come to, and how many attention and MLP blocks that takes.
+
+    Args:
+        layers: the two blocks of a layer go together.
+    """
+    dense, num_layers = accounting.dense.layers[0], accounting.geometry.num_layers
+    attention, mlp = (
+        accounting.ratio(ModelShape((layer, *accounting.dense.layers[1:]))) for layer in (LayerShape(0, dense.mlp_channels), LayerShape(dense.kv_heads, 0))
+    )
+    counts = [(a, m) for a in range(num_layers + 1) for m in range(num_layers + 1) if a == m or not layers]
+    best = min(counts, key=lambda pair: abs(pair[0] * attention + pair[1] * mlp - ratio))
+    return best[0] * attention + best[1] * mlp, *best

@@ -18,14 +18,14 @@ TASKS = ("piqa", "arc_easy", "lambada_openai", "wikitext", "cycle_letters")
 NUM_REQUESTS = 12 * 2 + 12 * 4 + 12 + 4 + 2
 
 
-def save_reader(folder: Path, **sizes: Any) -> Path:
-    """A tiny Llama with a tokenizer of bytes."""
+def save_reader(folder: Path, model_type: str = "llama", **sizes: Any) -> Path:
+    """A tiny model with a tokenizer of bytes."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={"<s>": 0} | {letter: number for number, letter in enumerate(letters, start=1)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     sizes = {"vocab_size": len(letters) + 1, "max_position_embeddings": 320, "bos_token_id": 0, "eos_token_id": 0} | sizes
-    config = tiny_config("llama", attention_bias=False, mlp_bias=False, **sizes)
+    config = tiny_config(model_type, **({"attention_bias": False, "mlp_bias": False} if model_type == "llama" else {}), **sizes)
     tiny_model(config).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
     return folder

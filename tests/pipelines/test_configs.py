@@ -36,7 +36,8 @@ def test_every_choice_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_experiments_say_how_to_run_them() -> None:
     for file in (CONF / "experiment").glob("**/*.yaml"):
-        assert f"python -m pipelines.prune experiment={file.stem}" in file.read_text()
+        name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
+        assert re.match(rf"# @package _global_\n# python -m pipelines\.(prune|reproduce) experiment={name}\s", file.read_text()), name
 
 
 def test_the_readme_names_every_option() -> None:
