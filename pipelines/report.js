@@ -2,7 +2,7 @@
 const PAPER_PX = 670;
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const byTouch = matchMedia("(pointer: coarse)").matches;
-const options = { responsive: true, displaylogo: false, displayModeBar: byTouch ? false : "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+const options = { responsive: true, displaylogo: false, displayModeBar: byTouch ? false : "hover", modeBarButtonsToRemove: ["lasso2d", "select2d", "sendChartToCloud", "sendDataToCloud"] };
 for (const [id, { data, layout }] of Object.entries(figures)) {
   // A finger that moves over a figure scrolls the page.
   Plotly.newPlot(id, data, byTouch ? { ...layout, dragmode: false } : layout, options);

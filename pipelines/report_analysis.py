@@ -119,17 +119,21 @@ def _verdict(first: str, second: str, mine: Preference, theirs: Preference) -> s
     if mine.difference == 0 or theirs.difference == 0:
         which = first if mine.difference == 0 else second
         return f"tie: in {which} both have the same score, and the first in order goes"
+    sizes = f"{_size(first, mine)}, {_size(second, theirs)}"
     if mine.num_stderrs is None or theirs.num_stderrs is None:
-        sizes = [f"{value:.4f} nats per token in {key}" for key, value in ((first, mine.difference), (second, theirs.difference))]
-        return f"by {sizes[0]} and {sizes[1]}; how much of that is chance is not known, for want of standard errors"
-    near = [value < NEAR_TIE_STDERRS for value in (mine.num_stderrs, theirs.num_stderrs)]
-    sizes = [f"{value:.1f} standard errors in {key}" for key, value in ((first, mine.num_stderrs), (second, theirs.num_stderrs))]
+        return f"how much is chance is not known: the difference is {sizes}"
+    near = [size < NEAR_TIE_STDERRS for size in (mine.num_stderrs, theirs.num_stderrs)]
     if all(near):
-        return f"near-tie: the difference is {sizes[0]} and {sizes[1]}"
+        return f"near-tie: the difference is {sizes}"
     if any(near):
-        tie, clear = (0, 1) if near[0] else (1, 0)
-        return f"near-tie on one side: the difference is {sizes[tie]}, but {sizes[clear]}"
-    return f"clear: each prefers its own choice, by {sizes[0]} and {sizes[1]}"
+        return f"near-tie in {first if near[0] else second} only: the difference is {sizes}"
+    return f"clear: each prefers its own choice, the difference is {sizes}"
+
+
+def _size(key: str, preference: Preference) -> str:
+    if preference.num_stderrs is None:
+        return f"{preference.difference:.4f} nats per token (standard error not known) in {key}"
+    return f"{preference.num_stderrs:.1f} standard errors in {key}"
 
 
 @dataclass(frozen=True, slots=True)

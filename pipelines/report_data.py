@@ -181,6 +181,8 @@ def read_runs(paths: Sequence[str]) -> tuple[ReportRun, ...]:
             found += _folders(path)
         except InputError as error:
             problems.append(str(error))
+    names = [name for name, _ in found]
+    found = [(name if names.count(name) == 1 else f"{folder.parent.name}/{name}", folder) for name, folder in found]
     runs: list[ReportRun] = []
     seen: dict[Path, str] = {}
     for name, folder in found:

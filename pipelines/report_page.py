@@ -21,6 +21,12 @@ class RunLabel:
     color: str
     name: str = ""
 
+    @property
+    def ink(self) -> str:
+        """White on dark colours, black on light ones."""
+        red, green, blue = (int(self.color[start : start + 2], 16) for start in (1, 3, 5))
+        return "#fff" if 0.3 * red + 0.59 * green + 0.11 * blue < 130 else "#000"
+
 
 Cell = str | RunLabel
 
@@ -30,7 +36,7 @@ class Table:
     """Numbers as text.
 
     Args:
-        align: one letter a column, `l` or `r`.
+        align: one letter a column: `l`, `r`, or `t` for sentences.
     """
 
     columns: tuple[str, ...]

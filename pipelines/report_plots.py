@@ -104,20 +104,22 @@ def margins(run: ReportRun) -> go.Figure:
 def fragility(runs: Sequence[ReportRun]) -> go.Figure:
     """The margins of all runs in their standard errors; what lies below the line is a near-tie."""
     figure = _figure("step", "margin (standard errors)")
-    last = 1
+    last, highest = 1, 2 * NEAR_TIE_STDERRS
     for index, run in enumerate(runs):
         steps = [(step, step.num_stderrs) for step in run.steps if step.num_stderrs is not None and math.isfinite(step.num_stderrs)]
         if steps:
-            last = max(last, len(run.steps))
+            last, highest = max(last, len(run.steps)), max(highest, *(1.3 * size for _, size in steps))
             figure.add_scatter(
                 x=[step.number for step, _ in steps], y=[max(size, _LOWEST_STDERRS) for _, size in steps], customdata=[_second(step) for step, _ in steps],
                 name=_label(run), mode="lines+markers", line=_line(index) | {"width": 1}, marker={"symbol": MARKERS[index % len(MARKERS)], "size": 8},
                 hovertemplate="%{customdata}<br>%{y:.2f} standard errors",
             )  # fmt: skip
     figure.add_hrect(y0=_LOWEST_STDERRS / 2, y1=NEAR_TIE_STDERRS, fillcolor=_TIE, opacity=0.08, line_width=0, layer="below")
-    note = {"text": "near-ties", "showarrow": False, "xref": "paper", "x": 1, "y": math.log10(NEAR_TIE_STDERRS), "xanchor": "right", "yanchor": "top"}
+    note = {"text": "near-ties", "showarrow": False, "xref": "paper", "x": 0.995, "y": math.log10(NEAR_TIE_STDERRS), "xanchor": "right", "yanchor": "top"}
     figure.add_annotation(**note, font={"color": "#9a3f00", "size": 12})
-    figure.update_yaxes(type="log", dtick=1)
+    figure.add_hline(y=NEAR_TIE_STDERRS, line={"color": _TIE, "width": 1, "dash": "dash"})
+    lowest = min((value for trace in figure.data for value in trace.y), default=1.0)
+    figure.update_yaxes(type="log", dtick=1, range=[math.log10(lowest / 1.5), math.log10(highest)])
     figure.update_xaxes(dtick=_tick(last))
     return figure
 
@@ -128,7 +130,7 @@ def votes(found: Sequence[BlockVotes], num_layers: int, num_runs: int) -> go.Fig
     count = {vote.block: len(vote.steps) for vote in found}
     for kind, name, shade, pattern in (("attention", "attention block", "#0072B2", ""), ("mlp", "MLP block", "#E69F00", "/")):
         counts = [count.get((kind, layer), 0) for layer in range(num_layers)]  # type: ignore[arg-type]
-        marker = {"color": shade, "pattern": {"shape": pattern, "fgcolor": "#111827", "solidity": 0.2}}
+        marker = {"color": shade, "pattern": {"shape": pattern, "fgcolor": "#111827", "solidity": 0.2, "fillmode": "overlay"}}
         figure.add_bar(x=list(range(num_layers)), y=counts, name=name, marker=marker, hovertemplate=f"{name} of layer %{{x}}: %{{y}} of {num_runs} runs")
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(range=[0, num_runs * 1.04], dtick=_tick(num_runs))
@@ -141,9 +143,10 @@ def overlap_matrix(found: Sequence[Overlap], runs: Sequence[ReportRun]) -> go.Fi
     keys = [run.key for run in runs]
     value = {(each.first, each.second): each.at_end for each in found} | {(each.second, each.first): each.at_end for each in found}
     cells = [[1.0 if row == column else value.get((row, column)) for column in keys] for row in keys]
+    said = [["" if cell is None else f"{cell:.2f}" for cell in row] for row in cells]
     figure = _figure("run", "run")
     figure.add_heatmap(
-        x=keys, y=keys, z=cells, zmin=0, zmax=1, xgap=2, ygap=2, texttemplate="%{z:.2f}", hovertemplate="%{y} and %{x}: %{z:.2f}<extra></extra>",
+        x=keys, y=keys, z=cells, zmin=0, zmax=1, xgap=2, ygap=2, text=said, texttemplate="%{text}", hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
         colorscale=[[0, "#ffffff"], [1, "#4d8fc7"]], colorbar={"title": {"text": "overlap"}, "thickness": 12, "outlinewidth": 0},
     )  # fmt: skip
     figure.update_xaxes(type="category", showgrid=False)
@@ -179,18 +182,21 @@ def accuracies(runs: Sequence[ReportRun], measured: Sequence[ReportRun], chosen:
     """
     figure = _figure("", "accuracy (%)")
     figure.update_xaxes(type="category")
+    ends: list[float] = []
     for index, run in ((runs.index(run), run) for run in measured):
         assert run.evaluation is not None
         scores = [score for score in run.evaluation.tasks if chosen.get(score.task) == score.metric]
-        for side, suffix, name in (("dense", "-open", f"{_label(run)}, dense"), ("pruned", "", f"{_label(run)}, pruned")):
-            shown = [(score.task, getattr(score.score, side), getattr(score.stderr, side)) for score in scores if getattr(score.score, side) is not None]
+        for which, suffix, name in (("dense", "-open", f"{_label(run)}, dense"), ("pruned", "", f"{_label(run)}, pruned")):
+            shown = [(score.task, getattr(score.score, which), getattr(score.stderr, which)) for score in scores if getattr(score.score, which) is not None]
             if shown:
+                ends += [100 * (value + side * (error or 0)) for _, value, error in shown for side in (-1, 1)]
                 figure.add_scatter(
                     x=[task for task, _, _ in shown], y=[100 * value for _, value, _ in shown], name=name, mode="markers",
                     error_y={"type": "data", "array": [None if error is None else 100 * error for _, _, error in shown], "thickness": 1.2, "width": 4},
                     marker={"color": COLORS[index % len(COLORS)], "symbol": MARKERS[index % len(MARKERS)] + suffix, "size": 9},
                     hovertemplate="%{x}: %{y:.1f} %",
                 )  # fmt: skip
+    figure.update_yaxes(range=[min(ends) - 3, max(ends) + 3])
     return figure.update_layout(scattermode="group", scattergap=0.4)
 
 

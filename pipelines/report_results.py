@@ -58,13 +58,15 @@ def cost(runs: Runs) -> Section | None:
         counts = [f"{costs[name]:,}" for name in ("candidates", "scored", "reused")]
         rest = duration(costs["seconds"]), str(costs["num_evaluators"]), faults, str(costs["lost_evaluations"])
         searches.append((label(run, runs, name=True), *counts, *rest))
-    models: list[tuple[Cell, ...]] = [(label(run, runs), *(cell for size in SIZES for cell in _saved(run.sizes.get(size)))) for run in ended]
+    models: list[tuple[Cell, ...]] = [
+        (label(run, runs, name=True), what, *_saved(run.sizes.get(size))) for size, what in zip(SIZES, _SIZE_NAMES, strict=True) for run in ended
+    ]
     return Section("cost", "Cost", (
         Heading("The searches"),
         Text("Evaluations are (candidate, batch) pairs, scored or found in the store. A search that was resumed counts its last process."),
         Table(("run", "candidates", "evaluations scored", "reused", "time", "evaluators", "faults", "lost evaluations"), "lrrrrrlr", tuple(searches)),
         Heading("The models"),
-        Table(("run", *(f"{what}, {side}" for what in _SIZE_NAMES for side in ("dense", "pruned", "change"))), "l" + "rrr" * len(_SIZE_NAMES), tuple(models)),
+        Table(("run", "what", "dense", "pruned", "change"), "llrrr", tuple(models)),
     ))  # fmt: skip
 
 
@@ -117,7 +119,8 @@ def benchmarks(runs: Runs) -> Section | None:
 def settings(runs: Runs) -> Section:
     """What differs, then where everything comes from."""
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
-    differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
+    # An option that a run is too old to have is no difference.
+    differing = [name for name in names if len({run.settings[name] for run in runs if name in run.settings}) > 1]
     keys = tuple(run.key for run in runs)
     rows = [(name, *(run.settings.get(name, NONE) for run in runs)) for name in differing]
     same = Text("One run." if len(runs) == 1 else "All settings are the same.")

@@ -26,7 +26,7 @@ def overview(runs: Runs) -> Section:
     rows = [
         (
             label(run, runs, name=True), run.model_name, outcome(run), str(len(run.steps)), f"{run.ratio:.2%}", f"{run.target_ratio:.2%}",
-            number(run.heldout.dense), number(run.heldout.pruned), str(len(run.near_ties)),
+            number(run.heldout.dense), number(run.heldout.pruned), _near_ties(run),
         )
         for run in runs
     ]  # fmt: skip
@@ -40,6 +40,11 @@ def overview(runs: Runs) -> Section:
     if len(models) > 1:
         parts.append(Text(f"{len(models)} different models: only runs of the same model are compared step by step."))
     return Section("runs", "Runs", tuple(parts))
+
+
+def _near_ties(run: ReportRun) -> str:
+    known = sum(step.near_tie is not None for step in run.steps)
+    return f"{len(run.near_ties)} of {known}" if known else NONE
 
 
 def paths(runs: Runs) -> Section:
@@ -82,14 +87,14 @@ def parting(runs: Runs) -> Section | None:
     reasons: list[Part] = []
     for each in found:
         if each.kind == "choice":
-            reasons += [Heading(f"{each.first.key} and {each.second.key} at step {each.num_common + 1}: {each.verdict}"), _choice(each, runs), *_notes(each)]
+            reasons += [Heading(f"{each.first.key} and {each.second.key}, step {each.num_common + 1}"), _choice(each, runs), *_notes(each)]
     intro = Text(
         "For every two runs of the same model: the first step at which they removed different things, and how much each preferred its own choice there. The "
         "difference is the NLL of the other run's choice minus that of its own, nats per token, with its standard error over the calibration sequences "
         f"(paired). Below {NEAR_TIE_STDERRS:g} standard errors it is a near-tie: chance may have decided."
     )
     details: tuple[Part, ...] = tuple(reasons) if len(found) <= 6 else (Folded(f"The {len(reasons)} tables of the choices", tuple(reasons)),)
-    return Section("divergence", "Where runs part", (intro, Table(columns, "llrrl", tuple(rows)), *(details if reasons else ())))
+    return Section("divergence", "Where runs part", (intro, Table(columns, "llrrt", tuple(rows)), *(details if reasons else ())))
 
 
 def _parting_step(each: Divergence) -> str:
@@ -135,9 +140,9 @@ def fragile(runs: Runs) -> Section:
     for run in runs:
         known = [step for step in run.steps if step.near_tie is not None]
         weakest = min(known, key=lambda step: step.num_stderrs or 0.0, default=None)
-        at = ", ".join(str(step.number) for step in run.near_ties) or "none"
+        at = ", ".join(str(step.number) for step in run.near_ties) or ("none" if known else NONE)
         smallest = f"step {weakest.number}: {weakest.num_stderrs:.2f}" if weakest else NONE
-        rows.append((label(run, runs, name=True), f"{len(run.near_ties)} of {len(known)}", str(len(run.steps) - len(known)), at, smallest))
+        rows.append((label(run, runs, name=True), _near_ties(run), str(len(run.steps) - len(known)), at, smallest))
     columns = ("run", "near-ties", "not known", "at steps", "smallest margin (standard errors)")
     parts: list[Part] = [
         Text(
@@ -145,7 +150,7 @@ def fragile(runs: Runs) -> Section:
             "errors over the calibration sequences (paired), the choice is a near-tie: another text may well have chosen otherwise. Not known for steps "
             "that had one candidate only, were scored on one sequence, or were recorded before standard errors were."
         ),
-        Table(columns, "lrrlr", tuple(rows)),
+        Table(columns, "lrrtr", tuple(rows)),
     ]
     if any(step.num_stderrs is not None for run in runs for step in run.steps):
         parts.append(Chart("fragility", "Margins in standard errors", "Points in the shaded part are near-ties.", plain(plots.fragility(runs))))
@@ -197,7 +202,7 @@ def left(runs: Runs) -> Section:
         removed = Counter(step.stage for step in run.steps)
         counts = ", ".join(f"{removed[stage]} of {what}" for stage, what in STAGES.items() if removed[stage])
         gone = ", ".join(map(block, removed_blocks(run))) or "none"
-        text, height = f"Steps: {counts}. Blocks removed whole, in order: {gone}.", 130 + 22 * max(14, len(run.dense_shape.layers))
+        text, height = f"Steps: {counts}. Blocks removed whole, in order: {gone}.", 130 + 16 * min(max(14, len(run.dense_shape.layers)), 50)
         parts += [
             Heading(run.name, label(run, runs)),
             Chart(f"left-{run.key}", f"{run.key}: what is left of each layer", text, plain(plots.what_is_left(run)), height),
