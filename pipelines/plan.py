@@ -47,7 +47,7 @@ def plan(raw: DictConfig, _overrides: Sequence[str]) -> dict[str, Any]:
     config = PlanConfig.of(raw)
     assert isinstance(config, PlanConfig)
     model = config.model
-    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, config_only=True)
     accounting = Accounting(checkpoint.config(), trust_remote_code=model.trust_remote_code)
     found = search_plan(accounting, config)
     if found.impossible is not None:

@@ -21,12 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.utils.logging import disable_progress_bar
 
+from pruning import baichuan
 from pruning.errors import InputError
 
 disable_progress_bar()  # one bar is shown, that of the search
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _PACKAGE = "package:"
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Checkpoint:
         """
         raw = _read_json(self.folder / "config.json")
         model_type = raw.get("model_type")
-        if not self.trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
+        is_baichuan = model_type == baichuan.MODEL_TYPE
+        if not self.trust_remote_code and model_type not in CONFIG_MAPPING_NAMES and not is_baichuan:
             if "auto_map" in raw:
                 raise InputError(
                     f"model.trust_remote_code: false, but {self.folder} needs its own code (auto_map in config.json, model_type {model_type!r}). "
@@ -53,6 +56,8 @@ class Checkpoint:
             raise InputError(f"model.path: {self.folder} has the unknown architecture {model_type!r} (model_type in config.json)")
         if raw.get("quantization_config"):
             raise InputError(f"model.path: the weights in {self.folder} are quantized, which cannot be cut; use the unquantized model")
+        if is_baichuan:
+            return baichuan.llama_config(raw)
         config: PretrainedConfig = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
         return config
 
@@ -99,6 +104,8 @@ class Checkpoint:
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
         except (OSError, ValueError) as error:
+            if (self.folder / "tokenizer.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
+                raise InputError(f"model.path: the tokenizer.model in {self.folder} needs a package: pip install sentencepiece") from error
             raise InputError(f"model.path: {self.folder} has no usable tokenizer: {_first_line(error)} calibration=tokens needs none") from error
         return tokenizer
 
@@ -126,13 +133,14 @@ class Checkpoint:
         return model
 
 
-def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code: bool = False, config_only: bool = False) -> Checkpoint:
     """Turns what a user names into a folder on disk.
 
     Args:
-        path: a folder; a `.gguf` file; `package:NAME/FILE.gguf`, a GGUF that an installed Python package ships; or a hub id. GGUFs are
-            converted once to safetensors in the cache (`cache_folder`), hub models are downloaded once by huggingface_hub.
+        path: a folder; a `.gguf` file; `package:NAME/FILE.gguf`, a GGUF that an installed Python package ships; or a hub id. GGUFs and
+            Baichuan models are converted once to Llama's safetensors in the cache (`cache_folder`), hub models are downloaded once by huggingface_hub.
         revision: of a hub model.
+        config_only: nothing but its configuration will be read: weights are neither downloaded nor converted, except from a GGUF.
 
     Raises:
         InputError: nothing usable is there.
@@ -146,10 +154,19 @@ def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code
     elif local.exists():
         raise InputError(f"model.path: {path} is a file; expected a folder with config.json and *.safetensors, a .gguf file, or a hub id")
     else:
-        folder = _downloaded(path, revision)
+        folder = _downloaded(path, revision, ["*.json"])  # some are refused for their configuration, before gigabytes come
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: no config.json in {folder}")
-    return Checkpoint(folder, trust_remote_code)
+    found = Checkpoint(folder, trust_remote_code)
+    if config_only:
+        return found
+    raw = _read_json(folder / "config.json")
+    is_baichuan = raw.get("model_type") == baichuan.MODEL_TYPE
+    if is_baichuan:
+        baichuan.refuse_alibi(raw, folder)
+    if not local.is_dir():
+        found = Checkpoint(_downloaded(path, revision, _PATTERNS), trust_remote_code)
+    return Checkpoint(baichuan.converted(found.folder, raw, found.weight_files(), cache_folder())) if is_baichuan else found
 
 
 def gguf_source(path: str) -> Path | None:
@@ -189,9 +206,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _downloaded(name: str, revision: str | None) -> Path:
+def _downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
         raise InputError(f"model.path: {name!r} is neither an existing folder nor the form of a hub id (organisation/model)") from error
     except LocalEntryNotFoundError as error:
