@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,10 +31,18 @@ Job = Callable[[DictConfig, Sequence[str]], object]
 """Takes the composed configuration and the overrides that the user gave."""
 
 
-def launch(config_name: str, job: Job) -> None:
-    """Runs a job under Hydra. Exit status: 0 done, 2 the user can mend it, 1 a fault."""
+class Failed(RuntimeError):
+    """Ends a command with status 1: it did what it could, and says what is missing."""
+
+
+def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[str]] = list) -> None:
+    """Runs a job under Hydra. Exit status: 0 done, 2 the user can mend it, 1 a fault.
+
+    Args:
+        prepare: turns the words of the command line into ones that Hydra understands.
+    """
     register()
-    arguments = sys.argv[1:] = [_spelt_out(word) for word in sys.argv[1:]]
+    arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
     if not {"-m", "--multirun", "--help", "--hydra-help", "-h"} & set(arguments):
         problems = override_problems(config_name, [word for word in arguments if "=" in word and not word.startswith("-")])
         if problems:
@@ -45,7 +54,7 @@ def launch(config_name: str, job: Job) -> None:
             job(config, list(HydraConfig.get().overrides.task))
         except InputError as error:
             _stop(str(error), 2)
-        except (ExportError, Outside) as error:
+        except (ExportError, Failed, Outside) as error:
             _stop(str(error), 1)
         except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
             _stop(f"{error}\n{_KEPT}", 1)
@@ -53,6 +62,25 @@ def launch(config_name: str, job: Job) -> None:
             _stop(f"interrupted\n{_KEPT}", 130)
 
     hydrated()
+
+
+def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
+    """A `prepare` that takes `A B x=1` for `x=1 option=[A,B]`: words that set nothing are items of that list."""
+
+    def gathered(arguments: Sequence[str]) -> list[str]:
+        free = [word for word in arguments if "=" not in word and not word.startswith("-")]
+        if not free:
+            return list(arguments)
+        if any(word.startswith(f"{option}=") for word in arguments):
+            _stop(f"{option}: given twice, as {option}= and as {', '.join(free)}; give all in one place", 2)
+        return [*(word for word in arguments if word not in free), f"{option}=[{','.join(map(_quoted, free))}]"]
+
+    return gathered
+
+
+def _quoted(word: str) -> str:
+    """Any text as a quoted string of Hydra's grammar: backslashes count only before a quote, and `${` would be looked up."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word).replace("${", "\\${") + "'"
 
 
 def _spelt_out(word: str) -> str:
@@ -68,8 +96,8 @@ def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
             compose(config_name, overrides=list(overrides))
             return []
         except (HydraException, OmegaConfBaseException) as error:
-            whole = _reason(error)
-        names = _option_names(compose(config_name))
+            whole = composition_error(error)
+        names = option_names(compose(config_name))
         problems = []
         for override in overrides:
             try:
@@ -82,19 +110,26 @@ def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
 def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
     name = override.split("=", 1)[0].lstrip("+~")
     if name not in names and "Could not find" not in str(error):
-        close = difflib.get_close_matches(name, names, n=1)
-        return f"{name}: no such option" + (f"; did you mean {close[0]}?" if close else "; --help lists all")
+        return unknown_option(name, names)
     value = override.partition("=")[2].lstrip("[{'\"")  # where the grammar is at fault, a URL may be behind any of these
-    return without_secrets(f"{override}: {_reason(error)}", value)
+    return without_secrets(f"{override}: {composition_error(error)}", value)
 
 
-def _reason(error: Exception) -> str:
+def unknown_option(name: str, names: Sequence[str]) -> str:
+    """What to say of an option that does not exist."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"{name}: no such option" + (f"; did you mean {close[0]}?" if close else "; --help lists all")
+
+
+def composition_error(error: Exception) -> str:
+    """What Hydra says is wrong, in one line."""
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type", "reference_type"))]
     return " ".join(lines)
 
 
-def _option_names(config: DictConfig) -> list[str]:
+def option_names(config: DictConfig) -> list[str]:
+    """Of groups, their options, and options without a group."""
     names: list[str] = []
     for name, value in OmegaConf.to_container(config).items():  # type: ignore[union-attr]
         names.append(str(name))

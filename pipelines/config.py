@@ -356,13 +356,17 @@ class ExportConfig:
 def register() -> None:
     """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
     from pipelines.evaluate_config import EvaluateConfig
+    from pipelines.report_config import ReportConfig
     from pipelines.reproduce_config import ReproduceConfig
+    from pipelines.sweep_config import SweepConfig
 
     store = ConfigStore.instance()
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="plan_schema", node=PlanConfig)
+    store.store(name="report_schema", node=ReportConfig)
+    store.store(name="sweep_schema", node=SweepConfig)
     store.store(name="reproduce_schema", node=ReproduceConfig)
     groups = {
         "model": ModelConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ STAGES = {
     "mlp_channels": ("MLP channels", "#E69F00", "s"),
     "attention_heads": ("attention heads", "#009E73", "^"),
 }
+
+SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 def plot_trajectory(lines: Sequence[Mapping[str, Any]], dense: Mapping[str, float | None], title: str, path: Path) -> None:
@@ -89,6 +92,36 @@ def plot_shape(shape: ModelShape, geometry: Geometry, lines: Sequence[Mapping[st
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01)
     bar.set_label("left")
     bar.set_ticks([0.25, 0.5, 0.75, 1], labels=["25 %", "50 %", "75 %", "100 %"])
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
+    """The points of `sweep.json`: each number against ratio, one line for what differs in more than the target; rings mark the Pareto front."""
+    rows = [row for row in report["points"] if row["ratio"] is not None]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row["values"]) if name not in ("block_perplexity", "width_perplexity")]
+    figure, panels = pyplot.subplots(1, max(1, len(names)), figsize=(5.2 * max(1, len(names)), 4.2), dpi=150, layout="constrained", squeeze=False)
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["ratio"]):
+        series.setdefault(", ".join(str(value) for name, value in row["settings"].items() if name != "search.target_ratio") or "points", []).append(row)
+    for axes, name in zip(panels[0], names, strict=False):
+        for (label, points), color, marker in zip(series.items(), itertools.cycle(SERIES), itertools.cycle("os^Dv*")):
+            drawn = [row for row in points if name in row["values"]]
+            across, up = [100 * row["ratio"] for row in drawn], [row["values"][name] for row in drawn]
+            errors = [row["stderrs"].get(name, 0.0) for row in drawn]
+            axes.errorbar(across, up, yerr=errors if any(errors) else None, label=label, color=color, marker=marker, markersize=5, linewidth=1, capsize=2)
+            front = [(x, y) for x, y, row in zip(across, up, drawn, strict=True) if name in row["pareto"]]
+            axes.scatter(*zip(*front, strict=True) if front else ([], []), s=90, facecolors="none", edgecolors="black", linewidths=0.8, zorder=3)
+        dense = next((row["dense"][name] for row in rows if name in row["dense"]), None)
+        if dense is not None:
+            axes.axhline(dense, color="0.5", linestyle=":", linewidth=1, label="dense")
+        values = [row["values"][name] for row in rows if name in row["values"]]
+        if values and max(values) > 5 * min(values):
+            axes.set_yscale("log")
+        axes.set(xlabel="parameters removed (%)", ylabel=name.replace("_", " "))
+        axes.grid(alpha=0.3)
+    if names and len(series) > 1:
+        panels[0][0].legend(fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
 
