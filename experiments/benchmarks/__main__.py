@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiments.benchmarks import export_memory, importance_orders, memory, prefix_reuse, scaling, speedup
+from experiments.benchmarks import export_memory, importance_orders, memory, prefix_reuse, scaling, speedup, sweep
 from experiments.benchmarks.report import Report, machine, versions
 from pruning.checkpoint import DTYPES
 from pruning.errors import InputError
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "importance_orders": lambda options: importance_orders.run(dtype=options.dtype, num_windows=options.windows),
     "speedup": lambda options: speedup.run(dtype=options.dtype, num_rounds=options.rounds),
     "scaling": lambda options: scaling.run(counts=options.evaluators),
+    "sweep": lambda _: sweep.run(),
 }
 
 

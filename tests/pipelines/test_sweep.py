@@ -256,15 +256,8 @@ def test_points_and_their_names() -> None:
 
 
 def test_hydras_own_multirun_shares_the_store(base: list[str], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.prune",
-        "--multirun",
-        *base,
-        "search.target_ratio=0.3,0.1",
-        f"output_dir={tmp_path}/multi/${{search.target_ratio}}",
-    ]
+    words = [*base, "search.target_ratio=0.3,0.1", f"output_dir={tmp_path}/multi/${{search.target_ratio}}", f"hydra.sweep.dir={tmp_path}/multirun"]
+    command = [sys.executable, "-m", "pipelines.prune", "--multirun", *words]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     first, second = (json.loads((tmp_path / "multi" / target / "summary.json").read_text()) for target in ("0.3", "0.1"))
