@@ -94,4 +94,4 @@ def _windows(name: str, evaluation: EvaluationConfig, tokenizer: Callable[[], Pr
     tokens = text_windows(tokenizer(), text, length)
     if not len(tokens):
         raise InputError(f"evaluation.texts: {name} is shorter than one window of {length} tokens; set a smaller evaluation.sequence_length")
-    return Path(name).stem if name != "wikitext2" else name, TokenSet(tokens)
+    return Path(name).stem if name != "wikitext2" else name, TokenSet(tokens[: evaluation.max_windows])

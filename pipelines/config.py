@@ -197,6 +197,7 @@ class EvaluationConfig:
     limit: int | None = MISSING
     data_dir: str | None = MISSING
     texts: list[str] = MISSING
+    max_windows: int | None = MISSING
     sequence_length: int | None = MISSING
     batch_size: int | None = MISSING
     max_length: int | None = MISSING
@@ -213,7 +214,7 @@ class EvaluationConfig:
         return bool(self.tasks or self.texts or self.cost)
 
     def problems(self) -> list[str]:
-        lowest = {"num_fewshot": 0, "limit": 1, "sequence_length": 2, "batch_size": 1, "max_length": 2}
+        lowest = {"num_fewshot": 0, "limit": 1, "max_windows": 1, "sequence_length": 2, "batch_size": 1, "max_length": 2}
         lowest |= dict.fromkeys(("cost_batch_size", "cost_prompt_tokens", "cost_new_tokens", "cost_rounds"), 1)
         given = [(name, getattr(self, name)) for name in lowest]
         found = [problem for name, value in given if value is not None for problem in _at_least(f"evaluation.{name}", value, lowest[name])]

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from pipelines.cli import CONF, _option_names
+from pipelines.cli import CONF, option_names
 from pipelines.config import PruneConfig, register
 from pipelines.evaluate_config import EvaluateConfig
+from pipelines.grid import points_of
+from pipelines.sweep_config import SweepConfig
 from tests.conftest import ROOT
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -37,14 +40,25 @@ def test_every_choice_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_experiments_say_how_to_run_them() -> None:
     for file in (CONF / "experiment").glob("**/*.yaml"):
         name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
-        assert re.match(rf"# @package _global_\n# python -m pipelines\.(prune|reproduce) experiment={name}\s", file.read_text()), name
+        assert re.match(rf"# @package _global_\n# python -m pipelines\.(prune|sweep|reproduce) experiment={name}\s", file.read_text()), name
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONF / "experiment/sweep").glob("*.yaml")])
+def test_sweeps_are_points_that_compose(name: str) -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        raw = compose("sweep", overrides=[f"experiment=sweep/{name}"])
+        points = points_of(OmegaConf.to_container(raw.grid))  # type: ignore[arg-type]
+        configs = [SweepConfig.point(compose("sweep", overrides=[f"experiment=sweep/{name}", *point.overrides])) for point in points]
+    assert len(points) > 1
+    assert len({str(config.search) + str(config.calibration) for config in configs}) == len(points)
 
 
 def test_the_readme_names_every_option() -> None:
     """And names none that does not exist."""
     register()
     with initialize_config_dir(str(CONF), version_base=None):
-        names = {name for name in _option_names(compose("prune")) if "." in name or name in ("output_dir", "resume")}
+        names = {name for name in option_names(compose("prune")) if "." in name or name in ("output_dir", "resume")}
     readme = (ROOT / "README.md").read_text()
     missing = [name for name in names if f"`{name}`" not in readme]
     assert missing == []

@@ -184,6 +184,11 @@ def test_perplexity_of_texts(run: Evaluate, reader: Path, tmp_path: Path) -> Non
     assert set(outcome.report["perplexity"]) == {"story", "rows"}
     assert outcome.report["num_windows"]["story"] == len(windows)
     assert outcome.report["tasks"] == {}
+    few = ("evaluation=perplexity", "evaluation.texts=[story.txt]", "evaluation.sequence_length=64", "evaluation.max_windows=2", *QUICK)
+    part = run(f"model.path={reader}", *few, folder="part").report
+    assert part["num_windows"] == {"story": 2}
+    first = torch.nn.functional.cross_entropy(logits[:2].flatten(0, 1), windows[:2, 1:].flatten())
+    assert part["perplexity"]["story"] == pytest.approx(math.exp(first), rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from pipelines.store import BatchScore, ScoreStore, StoreUnavailable
+from pipelines.database import StoreUnavailable
+from pipelines.store import BatchScore, ScoreStore
 from pruning.errors import InputError
 from tests.pipelines.conftest import Cli
 from tests.pipelines.test_store import CONTEXT, write_at_once

@@ -18,7 +18,8 @@ import pytest
 import sqlalchemy as sql
 from filelock import FileLock
 
-from pipelines.store import BatchScore, Context, ScoreStore, StoreUnavailable
+from pipelines.database import StoreUnavailable
+from pipelines.store import BatchScore, Context, ScoreStore
 from pruning.errors import InputError
 
 CONTEXT = Context(model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1)
