@@ -56,6 +56,9 @@ $(VLLM)/.installed:
 bench: setup ## Measure prefix reuse, memory and the importance orders on SmolLM2
 	$(BIN)/python -m experiments.benchmarks $(ARGS)
 
+reproduce: setup ## Check the counts of all published runs
+	$(BIN)/python -m experiments.multipruner
+
 lint: setup ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -84,4 +87,4 @@ stack-stop: ## Stop that stack; scores, runs and outputs stay
 clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
-.PHONY: help setup prune mlflow test cluster-test chaos soak gguf-test vllm-test bench lint type format image stack stack-prune stack-stop clean
+.PHONY: help setup prune mlflow test cluster-test chaos soak gguf-test vllm-test bench reproduce lint type format image stack stack-prune stack-stop clean
