@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config import register
 from pipelines.console import console
-from pipelines.expected import Outside
 from pipelines.secrets import without_secrets
 from pipelines.store import StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
@@ -54,7 +53,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
             job(config, list(HydraConfig.get().overrides.task))
         except InputError as error:
             _stop(str(error), 2)
-        except (ExportError, Failed, Outside) as error:
+        except (ExportError, Failed) as error:
             _stop(str(error), 1)
         except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
             _stop(f"{error}\n{_KEPT}", 1)

@@ -9,10 +9,6 @@ from typing import Any
 from omegaconf import MISSING
 
 
-class Outside(Exception):
-    """A measured figure is farther from the expected one than its tolerance."""
-
-
 @dataclass
 class Figures:
     """Of one model. Null: not known.

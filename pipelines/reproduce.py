@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pipelines.benchmarks import open_benchmarks
-from pipelines.cli import launch
+from pipelines.cli import Failed, launch
 from pipelines.config import PruneConfig
 from pipelines.console import console, log_to
 from pipelines.counts import count_checks, expected_shape, pruned_counts, published_accounting
@@ -19,7 +19,6 @@ from pipelines.divergence import divergence_text, first_divergence, layer_differ
 from pipelines.evaluate import REPORT as EVALUATION
 from pipelines.evaluate import evaluate_run
 from pipelines.evaluate_config import EvaluateConfig
-from pipelines.expected import Outside
 from pipelines.farm import joined, runs_on_gpus
 from pipelines.folder import RunFolder
 from pipelines.job import make_job
@@ -48,7 +47,7 @@ def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         InputError: something that the user can mend.
-        Outside: a figure is outside its tolerance. The verdict is written before.
+        Failed: a figure is outside its tolerance. The verdict is written before.
     """
     log_to(None)
     config = ReproduceConfig.checked(raw, [override.split("=", 1)[0].lstrip("+~") for override in overrides])
@@ -123,7 +122,7 @@ def _conclude(config: ReproduceConfig, folder: RunFolder, checks: Sequence[Check
     """Verdict on the console and in the folder.
 
     Raises:
-        Outside: a check is.
+        Failed: a check is.
     """
     expected, name = config.figures, config.model.path.rstrip("/").split("/")[-1]
     summary = summed_up(checks)
@@ -138,7 +137,7 @@ def _conclude(config: ReproduceConfig, folder: RunFolder, checks: Sequence[Check
     console.print(f"{summary['num_within']} within, {summary['num_outside']} outside, {summary['num_not_checked']} not checked; {path}", soft_wrap=True)
     outside = [check.quantity for check in checks if check.verdict == "outside"]
     if outside:
-        raise Outside(f"outside the tolerance: {'; '.join(outside)}")
+        raise Failed(f"outside the tolerance: {'; '.join(outside)}")
     return report
 
 

@@ -25,7 +25,7 @@ from pruning.accounting import Accounting
 from pruning.shape import ModelShape, read_authors_config
 from tests.documents import save_reader, save_tasks
 
-NAMES = sorted(path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in (CONF / "experiment").glob("*/*.yaml"))
+NAMES = [f"{folder}/{path.stem}" for folder in ("multipruner", "blockpruner", "shortgpt") for path in sorted((CONF / "experiment" / folder).glob("*.yaml"))]
 MULTIPRUNER = [name for name in NAMES if name.startswith("multipruner/")]
 
 
