@@ -26,19 +26,25 @@ _OVER = ("finished", "failed", "stopped")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says, and under `alive` whether a driver is at work in the folder.
+    """What `status.json` says, and under `alive` whether a driver is at work in the folder. Of a sweep, that of the point which was at work last.
 
     Raises:
         InputError: the folder holds no run.
     """
     path = folder / FILE
+    points = [] if path.is_file() else sorted(folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)
+    if points:
+        path = points[-1]
     if not path.is_file():
         raise InputError(f"output_dir: no {FILE} in {folder.absolute()}; give the output_dir of a search that has started")
     status: dict[str, Any] = json.loads(path.read_text())
+    if points:
+        status["point"] = {"name": path.parent.name, "number": len(points)}
     status["age_s"] = round(max(0.0, time.time() - status["updated"]), 1)
     # On the driver's own machine its lock on the folder tells. Elsewhere, on shared storage, locks may mean nothing: there it must have spoken lately.
     here = status["host"] == socket.gethostname()
-    status["alive"] = status["state"] not in _OVER and (_is_locked(folder) if here else status["age_s"] < _STALE_S)
+    over = status["state"] in _OVER and not points
+    status["alive"] = not over and (_is_locked(folder) if here else status["age_s"] < _STALE_S)
     if not status["alive"] and status["state"] not in _OVER:
         status["state"] = "interrupted"
     return status
@@ -84,6 +90,8 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
         state += f", but its driver (pid {status['pid']} on {status['host']}) has said nothing for {duration(status['age_s'])}"
     if status.get("result"):
         state += f": {status['result']}"
+    if "point" in status:
+        rows.add_row("sweep", f"point {status['point']['name']}, number {status['point']['number']}")
     rows.add_row("search", state)
     if "step" in status:
         perplexity = "" if status.get("perplexity") is None else f", perplexity {status['perplexity']:.3f}"

@@ -117,6 +117,22 @@ def test_a_whole_run(cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert f"{outcome.summary['evaluations']['scored']:,} scored" in text
 
 
+def test_a_sweep_shows_the_point_at_work(tmp_path: Path) -> None:
+    sweep = RunFolder(str(tmp_path))
+    points = [RunFolder(str(tmp_path / name)) for name in ("one", "two")]
+    for point in points:
+        with Heartbeat(point, target_ratio=0.1).life():
+            pass
+        point.release()
+        status = read_status(tmp_path)
+        assert (status["point"]["name"], status["state"], status["alive"]) == (point.path.name, "finished", True), "the sweep itself goes on"
+    sweep.release()
+    status = read_status(tmp_path)
+    assert not status["alive"]
+    assert status["point"] == {"name": "two", "number": 2}
+    assert read_status(tmp_path / "one")["state"] == "finished"
+
+
 def test_no_run_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"output_dir: no status.json in"):
         read_status(tmp_path)
