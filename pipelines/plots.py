@@ -102,11 +102,11 @@ def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
     names = [name for name in dict.fromkeys(name for row in rows for name in row["values"]) if name not in ("block_perplexity", "width_perplexity")]
     figure, panels = pyplot.subplots(1, max(1, len(names)), figsize=(5.2 * max(1, len(names)), 4.2), dpi=150, layout="constrained", squeeze=False)
     series: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["ratio"]):
+    for row in rows:
         series.setdefault(", ".join(str(value) for name, value in row["settings"].items() if name != "search.target_ratio") or "points", []).append(row)
     for axes, name in zip(panels[0], names, strict=False):
         for (label, points), color, marker in zip(series.items(), itertools.cycle(SERIES), itertools.cycle("os^Dv*")):
-            drawn = [row for row in points if name in row["values"]]
+            drawn = sorted((row for row in points if name in row["values"]), key=lambda row: row["ratio"])
             across, up = [100 * row["ratio"] for row in drawn], [row["values"][name] for row in drawn]
             errors = [row["stderrs"].get(name, 0.0) for row in drawn]
             axes.errorbar(across, up, yerr=errors if any(errors) else None, label=label, color=color, marker=marker, markersize=5, linewidth=1, capsize=2)
