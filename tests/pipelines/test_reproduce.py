@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
-def checked(name: str, *overrides: str) -> ReproduceConfig:
+@cache
+def checked(name: str) -> ReproduceConfig:
     register()
     with initialize_config_dir(str(CONF), version_base=None):
-        return ReproduceConfig.checked(compose("reproduce", overrides=[f"experiment={name}", *overrides]), [])
+        return ReproduceConfig.checked(compose("reproduce", overrides=[f"experiment={name}"]), [])
 
 
 def test_all_published_runs_are_here() -> None:
@@ -77,7 +79,7 @@ def test_all_published_runs_are_here() -> None:
     assert len([name for name in NAMES if name.startswith("blockpruner/")]) == 13
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MULTIPRUNER + NAMES[-1:])
 def test_every_command_takes_every_experiment(name: str) -> None:
     register()
     with initialize_config_dir(str(CONF), version_base=None):
@@ -244,6 +246,7 @@ def test_a_run_reproduces_itself(run: Reproduce, recorded: Path, first: Path, tm
     assert "expected: null" in (tmp_path / "search" / "config.yaml").read_text(), "a run like any other"
 
 
+@pytest.mark.parametrize("first", ["llama"], indirect=True)
 def test_a_shape_file(run: Reproduce, recorded: Path, first: Path, tmp_path: Path) -> None:
     """The authors' own format, with figures that another shape has."""
     shutil.copy(first / "run" / "pruning_config.json", tmp_path / "pruning_config.json")
@@ -260,17 +263,23 @@ def test_a_shape_file(run: Reproduce, recorded: Path, first: Path, tmp_path: Pat
     assert "belongs to another run" in refused.output
 
 
-@pytest.mark.parametrize("mode", ["shape", "search"])
+@pytest.mark.parametrize(("first", "mode"), [("llama", "shape"), ("llama", "search"), ("qwen2", "shape"), ("qwen2", "search")], indirect=["first"])
 def test_a_perturbed_figure(run: Reproduce, recorded: Path, first: Path, mode: str) -> None:
     expected = yaml.safe_load(recorded.read_text())["expected"]
     perplexity = expected["pruned"]["perplexity"]["story"]
     outcome = run(*places(first), f"mode={mode}", f"expected.pruned.perplexity.story={perplexity * 1.02}", "expected.pruned.accuracy.piqa=1.5")
     assert outcome.status == 1, outcome.output
     assert outcome.outside() == ["pruned: perplexity, story", "pruned: accuracy, piqa"]
-    wider = run(*places(first), f"mode={mode}", f"expected.pruned.perplexity.story={perplexity * 1.02}", "expected.tolerance.perplexity=0.05")
-    assert wider.status == 0, wider.output
 
 
+@pytest.mark.parametrize("first", ["llama"], indirect=True)
+def test_a_wider_tolerance(run: Reproduce, recorded: Path, first: Path) -> None:
+    perplexity = yaml.safe_load(recorded.read_text())["expected"]["pruned"]["perplexity"]["story"]
+    given = f"expected.pruned.perplexity.story={perplexity * 1.02}", "expected.tolerance.perplexity=0.05"
+    assert run(*places(first), "mode=shape", *given).status == 0
+
+
+@pytest.mark.parametrize("first", ["llama"], indirect=True)
 def test_where_a_search_goes_another_way(run: Reproduce, recorded: Path, first: Path, tmp_path: Path) -> None:
     """The step is named, with what was expected there and how much worse it scored."""
     steps: list[str] = yaml.safe_load(recorded.read_text())["expected"]["steps"]
@@ -287,6 +296,7 @@ def test_where_a_search_goes_another_way(run: Reproduce, recorded: Path, first: 
     assert f"first divergence: step 2 removed {taken}; expected was {wrong[1]}, which scored +" in outcome.output
 
 
+@pytest.mark.parametrize("first", ["llama"], indirect=True)
 def test_where_only_the_order_of_blocks_is_known(run: Reproduce, recorded: Path, first: Path) -> None:
     """As of the published runs."""
     steps: list[str] = yaml.safe_load(recorded.read_text())["expected"]["steps"]
