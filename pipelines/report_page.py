@@ -36,7 +36,7 @@ class Table:
     """Numbers as text.
 
     Args:
-        align: one letter a column: `l`, `r`, or `t` for sentences.
+        align: one letter a column: `l`, `r`, `t` for sentences, or `w` for what may break anywhere, such as paths.
     """
 
     columns: tuple[str, ...]

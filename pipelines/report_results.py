@@ -128,7 +128,7 @@ def settings(runs: Runs) -> Section:
     where = [(name, *(run.identity.get(name, run.versions.get(name, NONE)) for run in runs)) for name in origins]
     folders: list[tuple[Cell, ...]] = [(label(run, runs), str(run.folder)) for run in runs]
     every = [(name, *(run.settings.get(name, NONE) for run in runs)) for name in names]
-    align = "l" * (len(runs) + 1)
+    align = "l" + "w" * len(runs)
     return Section("settings", "Settings", (
         Text("Settings in which the runs differ."),
         Table(("setting", *keys), align, tuple(rows)) if rows else same,
