@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,30 +28,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-REPO = Path(__file__).resolve().parents[2]
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+from tests.browser.chromium import MARKS, chromium
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver) on PATH"),
-]
+REPO = Path(__file__).resolve().parents[2]
+pytestmark = MARKS
 
 SERVER_START_S = 90
 PAGE_S = 40
-
-# The last line makes headless Chromium a computer with a mouse: without one, charts keep their tool bar in view.
-CHROMIUM_FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1600,1200",
-    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
-)
 
 NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 
@@ -62,7 +44,8 @@ const cards = [...document.querySelectorAll('[data-testid="experiment-view-compa
 const card = cards.find(card => card.innerText.split('\\n')[0] === arguments[0]);
 const plot = card?.querySelector('.js-plotly-plot');
 const title = card?.querySelector('svg .xtitle')?.textContent;
-return plot?.data?.length && title ? {x_title: title, x: plot.data[0].x, y: plot.data[0].y} : null;
+const traces = plot?.data?.map(trace => ({name: trace.name, x: trace.x, y: trace.y}));
+return traces?.length && title ? {x_title: title, traces, ...traces[0]} : null;
 """
 
 
@@ -70,6 +53,7 @@ return plot?.data?.length && title ? {x_title: title, x: plot.data[0].x, y: plot
 class Search:
     """A search that has ended: where it wrote, and what."""
 
+    run_name: str
     tracking_uri: str
     printed_path: str
     summary: dict[str, Any]
@@ -159,8 +143,29 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def search(checkpoint_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
-    folder = tmp_path_factory.mktemp("search")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the searches write; they share a store and a tracking database."""
+    return tmp_path_factory.mktemp("search")
+
+
+@pytest.fixture(scope="module")
+def search(checkpoint_folder: Path, token_file: Path, folder: Path) -> Search:
+    found = run_search(folder, checkpoint_folder, token_file, "run", "tiny-llama 30% 40:40:20", "search.target_ratio=0.3", "search.distribution=[40,40,20]")
+    assert {step["stage"] for step in found.steps} == {"block", "mlp_channels", "attention_heads"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def three_searches(search: Search, checkpoint_folder: Path, token_file: Path, folder: Path) -> list[Search]:
+    """The search of the other tests, one of blocks only, and one that goes further. Only the last test asks for it: the others expect one run."""
+    blocks = run_search(folder, checkpoint_folder, token_file, "blocks", "tiny-llama 35% 1:0:0", "search.target_ratio=0.35", "search.distribution=[1,0,0]")
+    further = run_search(
+        folder, checkpoint_folder, token_file, "further", "tiny-llama 40% 20:60:20", "search.target_ratio=0.4", "search.distribution=[20,60,20]"
+    )
+    return [search, blocks, further]
+
+
+def run_search(folder: Path, checkpoint_folder: Path, token_file: Path, name: str, run_name: str, *settings: str) -> Search:
     tracking_uri = f"sqlite:///{folder}/mlflow.db"
     overrides = [
         f"model.path={checkpoint_folder}",
@@ -172,22 +177,20 @@ def search(checkpoint_folder: Path, token_file: Path, tmp_path_factory: pytest.T
         "calibration.num_heldout_samples=4",
         "calibration.sequence_length=32",
         "calibration.batch_size=4",
-        "search.target_ratio=0.3",
-        "search.distribution=[40,40,20]",
+        *settings,
         "search.mlp_group_channels=16",
         "search.head_group_channels=16",
         "cluster=inline",
-        f"output_dir={folder}/run",
+        f"output_dir={folder}/{name}",
         f"store.url=sqlite:///{folder}/scores.db",
         f"tracking.uri={tracking_uri}",
     ]
     done = subprocess.run([sys.executable, "-m", "pipelines.prune", *overrides], cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = [json.loads(line) for line in (folder / "run" / "trajectory.jsonl").read_text().splitlines()]
-    assert {step["stage"] for step in steps} == {"block", "mlp_channels", "attention_heads"}
+    steps = [json.loads(line) for line in (folder / name / "trajectory.jsonl").read_text().splitlines()]
     printed = re.search(r"http://127\.0\.0\.1:5000(/\S+)", done.stdout)
     assert printed, done.stdout
-    return Search(tracking_uri, printed[1], json.loads((folder / "run" / "summary.json").read_text()), steps)
+    return Search(run_name, tracking_uri, printed[1], json.loads((folder / name / "summary.json").read_text()), steps)
 
 
 @pytest.fixture(scope="module")
@@ -217,17 +220,10 @@ def server(search: Search, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
-    try:
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": NO_ASSISTANT})
         screenshots = os.environ.get("MULTIPRUNER_SCREENSHOTS")
         yield Page(driver, server, Path(screenshots) if screenshots else tmp_path_factory.mktemp("screenshots"))
-    finally:
-        driver.quit()
 
 
 def test_experiment_lists_the_run(page: Page) -> None:
@@ -307,6 +303,26 @@ def test_pictures_are_shown(page: Page, picture: str) -> None:
     widths = "return [...document.querySelectorAll(arguments[0])].map(image => image.complete && image.naturalWidth)"
     page.until(lambda: any(page.driver.execute_script(widths, selector)), f"picture {picture}")
     page.screenshot(f"8-{Path(picture).stem}")
+
+
+def test_three_trajectories_lie_over_one_another(page: Page, three_searches: list[Search]) -> None:
+    """One chart, ratio across, a curve for each search."""
+    page.driver.get("about:blank")
+    page.driver.get(page.url + three_searches[0].printed_path)
+    page.until_text("Against ratio", "3 matching runs")
+    page.search_charts("prune/perplexity")
+
+    def curves() -> dict[str, dict[str, Any]]:
+        """By run. MLflow draws each a second time, for the smoothed one that nobody asked for here."""
+        return {trace["name"]: trace for trace in reversed(page.chart("prune/perplexity", "prune/ratio")["traces"])}
+
+    page.until(lambda: set(curves()) == {search.run_name for search in three_searches}, "curve of each of the three searches in one chart")
+    drawn = curves()
+    for search in three_searches:
+        assert drawn[search.run_name]["x"] == pytest.approx(search.ratios)
+        assert drawn[search.run_name]["y"] == pytest.approx(search.perplexities)
+        assert search.run_name in page.text
+    page.screenshot("10-three-trajectories")
 
 
 def _healthy(url: str) -> bool:
