@@ -188,11 +188,20 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2"])
+_first_runs: dict[str, Path] = {}
+
+
+@pytest.fixture(params=["llama", "qwen2"])
 def first(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
-    """A search of a tiny model and its evaluation, and a copy of `conf` with an experiment made of them."""
-    folder = tmp_path_factory.mktemp(f"first-{request.param}")
-    model = save_reader(folder / f"tiny-{request.param}", request.param)
+    """A search of a tiny model of that family and its evaluation, made once."""
+    family = request.param
+    if family not in _first_runs:
+        _first_runs[family] = first_run(tmp_path_factory.mktemp(f"first-{family}"), family, data_dir)
+    return _first_runs[family]
+
+
+def first_run(folder: Path, family: str, data_dir: Path) -> Path:
+    model = save_reader(folder / f"tiny-{family}", family)
     (folder / "story.txt").write_text("the old cat sees a small red bird under the big tree with water and fish " * 60)
     words = ["calibration=text", f"calibration.path={folder}/story.txt", "calibration.sequence_length=64", "calibration.num_block_samples=4"]
     words += ["calibration.num_width_samples=4", "calibration.num_heldout_samples=2", "search.target_ratio=0.25", "search.distribution=[40,40,20]"]
@@ -203,14 +212,13 @@ def first(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     register()
     with initialize_config_dir(str(CONF), version_base=None):
         prune(compose("prune", overrides=words), words)
-    shutil.copytree(CONF, folder / "conf")
     return folder
 
 
 @pytest.fixture
 def recorded(run: Reproduce, first: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The experiment's file."""
-    monkeypatch.setattr(cli, "CONF", Path(shutil.copytree(first / "conf", tmp_path / "conf")))
+    monkeypatch.setattr(cli, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
     outcome = run(f"record={first}/run", "record_as=mine/tiny")
     assert outcome.status == 0, outcome.output
     assert "experiment=mine/tiny mode=search" in outcome.output
