@@ -114,8 +114,11 @@ def _preference(step: ReportStep, other: Removal) -> Preference:
 
 
 def _verdict(first: str, second: str, mine: Preference, theirs: Preference) -> str:
-    if mine.difference is None or theirs.difference is None:
+    if mine.difference is None and theirs.difference is None:
         return "not comparable: what one chose was not a candidate of the other, or had no finite score there"
+    if mine.difference is None or theirs.difference is None:
+        key, known = (second, theirs) if mine.difference is None else (first, mine)
+        return f"only {key} scored both choices: the difference is {_size(key, known)}"
     if mine.difference == 0 or theirs.difference == 0:
         which = first if mine.difference == 0 else second
         return f"tie: in {which} both have the same score, and the first in order goes"

@@ -77,6 +77,10 @@ def paths(runs: Runs) -> Section:
     return Section("trajectories", "Trajectories", (*parts, Table(columns, "llrrrrrl", tuple(rows))))
 
 
+_KINDS = {"same": "on the same path", "prefix": "where one is a prefix of the other", "stage": "parted by settings", "choice": "parted by a choice"}
+_MANY_PAIRS = 30
+
+
 def parting(runs: Runs) -> Section | None:
     """Where two runs part, and why."""
     found = divergences(runs)
@@ -93,8 +97,12 @@ def parting(runs: Runs) -> Section | None:
         "difference is the NLL of the other run's choice minus that of its own, nats per token, with its standard error over the calibration sequences "
         f"(paired). Below {NEAR_TIE_STDERRS:g} standard errors it is a near-tie: chance may have decided."
     )
+    table = Table(columns, "llrrt", tuple(rows))
+    kinds: Counter[str] = Counter(each.kind for each in found)
+    counts = Text(f"Of {len(found)} pairs: {', '.join(f'{kinds[kind]} {what}' for kind, what in _KINDS.items() if kinds[kind])}.")
+    pairs: Part = table if len(found) <= _MANY_PAIRS else Folded(f"All {len(found)} pairs", (table,))
     details: tuple[Part, ...] = tuple(reasons) if len(found) <= 6 else (Folded(f"The {len(reasons)} tables of the choices", tuple(reasons)),)
-    return Section("divergence", "Where runs part", (intro, Table(columns, "llrrt", tuple(rows)), *(details if reasons else ())))
+    return Section("divergence", "Where runs part", (intro, counts, pairs, *(details if reasons else ())))
 
 
 def _parting_step(each: Divergence) -> str:

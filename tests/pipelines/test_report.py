@@ -62,7 +62,7 @@ def test_a_near_tie_is_called_one(tmp_path: Path) -> None:
         ({"attention:1": (2.3, None), "attention:2": (2.2, 0.0)},
          "how much is chance is not known: the difference is 0.5 standard errors in A, 0.1000 nats per token (standard error not known) in B"),
         ({"attention:1": (2.2, 0.0), "attention:2": (2.2, 0.0)}, "tie: in B both have the same score, and the first in order goes"),
-        ({"mlp:3": (2.5, 0.1), "attention:2": (2.2, 0.0)}, "not comparable: what one chose was not a candidate of the other, or had no finite score there"),
+        ({"mlp:3": (2.5, 0.1), "attention:2": (2.2, 0.0)}, "only A scored both choices: the difference is 0.5 standard errors in A"),
     ],
 )  # fmt: skip
 def test_verdicts(tmp_path: Path, scores: dict[str, tuple[float, float | None]], verdict: str) -> None:
@@ -74,6 +74,12 @@ def test_a_clear_choice_is_called_one(tmp_path: Path) -> None:
     others: list[Step] = [("attention:2", {"attention:1": (2.9, 0.1), "attention:2": (2.2, 0.0)})]
     found = divergence(*pair(tmp_path, steps, others))
     assert found.verdict == "clear: each prefers its own choice, the difference is 10.0 standard errors in A, 7.0 standard errors in B"
+
+
+def test_choices_that_neither_scored_do_not_compare(tmp_path: Path) -> None:
+    """As in searches that do not look at scores."""
+    first, second = [(name, {name: (2.0, 0.0)}) for name in ("attention:1", "mlp:2")]
+    assert divergence(*pair(tmp_path, [first], [second])).verdict.startswith("not comparable: what one chose was not a candidate of the other")  # type: ignore[list-item]
 
 
 def test_the_same_path_and_a_prefix(tmp_path: Path) -> None:
