@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.answers import Answerer, progress_size
 from pipelines.benchmarks import Benchmarks, average, open_benchmarks
+from pipelines.config import EvaluationConfig
 from pipelines.console import WorkProgress, duration
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.farm import find_placement, local_session, open_pool, runs_on_gpus
@@ -81,7 +82,7 @@ def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterat
     on_gpu = runs_on_gpus(cluster, machine)
     subjects = subjects or find_subjects(config, on_gpu=on_gpu)
     batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
-    problems = _problems_of_cost(config, subjects)
+    problems = problems_of_cost(evaluation, subjects.models)
     length, placement = 2048, None
     try:
         length = window_length(evaluation.sequence_length, subjects.models)
@@ -102,10 +103,11 @@ def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterat
         raise InputError("\n".join([str(error), *found])) from error
 
 
-def _problems_of_cost(config: EvaluateConfig, subjects: Subjects) -> list[str]:
-    prompt, new = config.evaluation.cost_prompt_tokens, config.evaluation.cost_new_tokens
-    contexts = [model.context_length for model in subjects.models if model.context_length]
-    if not config.evaluation.cost or not contexts or prompt + new <= min(contexts):
+def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[Subject]) -> list[str]:
+    """Why the cost of these models cannot be measured as asked for."""
+    prompt, new = evaluation.cost_prompt_tokens, evaluation.cost_new_tokens
+    contexts = [model.context_length for model in models if model.context_length]
+    if not evaluation.cost or not contexts or prompt + new <= min(contexts):
         return []
     return [f"evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: {prompt} + {new}, above this model's context of {min(contexts)} tokens; lower one"]
 

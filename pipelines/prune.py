@@ -16,6 +16,7 @@ from pipelines.config import ExportConfig, ModelConfig, PruneConfig
 from pipelines.console import log_to
 from pipelines.evaluate import evaluate_run
 from pipelines.evaluate_config import EvaluateConfig
+from pipelines.evaluation import problems_of_cost
 from pipelines.export import export_run, is_exported
 from pipelines.farm import joined
 from pipelines.folder import RunFolder
@@ -23,6 +24,7 @@ from pipelines.job import PruneJob, make_job, resumed
 from pipelines.past_run import read_run
 from pipelines.run import SearchRun
 from pipelines.store import ScoreStore
+from pipelines.subjects import Subject, window_length
 from pruning.errors import InputError
 from pruning.export.folder import FORMATS
 
@@ -67,8 +69,11 @@ def check_what_follows(job: PruneJob) -> None:
         if problems:
             raise InputError("\n".join(problems))
     if config.evaluation.wanted:
-        length = config.evaluation.sequence_length or config.calibration.sequence_length
-        with open_benchmarks(config.evaluation, job.checkpoint.tokenizer, length):
+        dense = [Subject("dense", job.checkpoint, job.fingerprint, job.dtype, accounting.num_dense_parameters)]
+        problems = problems_of_cost(config.evaluation, dense)
+        if problems:
+            raise InputError("\n".join(problems))
+        with open_benchmarks(config.evaluation, job.checkpoint.tokenizer, window_length(config.evaluation.sequence_length, dense)):
             pass
 
 

@@ -263,7 +263,7 @@ def _run_of(name: str, saved: SavedRun, evaluation: Mapping[str, Any] | None) ->
         steps=steps,
         dense={set_name: pair.dense for set_name, pair in perplexity.items() if pair.dense is not None},
         heldout=heldout,
-        heldout_text=str((identity["model"], text.get("num_sequences"), text.get("sequence_length"), f"{heldout.dense:.3g}" if heldout.dense else "")),
+        heldout_text=str((identity["model"], text.get("fingerprint") or (text.get("num_sequences"), text.get("sequence_length"), f"{heldout.dense or 0:.3g}"))),
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
         costs=_costs(summary) if summary else {},
         evaluation=_evaluation(evaluation) if evaluation is not None else None,

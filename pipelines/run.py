@@ -181,7 +181,8 @@ class SearchRun:
             **costs(self.job.accounting, self.search.shape, context_length=context_length, dtype=self.job.dtype),
             "context_length": context_length,
             "calibration": {
-                name: {"num_sequences": tokens.num_sequences, "sequence_length": tokens.sequence_length} for name, tokens in self.job.calibration.sets().items()
+                name: {"num_sequences": tokens.num_sequences, "sequence_length": tokens.sequence_length, "fingerprint": tokens.fingerprint}
+                for name, tokens in self.job.calibration.sets().items()
             },
             "dtype": self.job.dtype,
             "evaluations": {"candidates": sum(len(step.candidates) for step in self.search.steps), **scorer.evaluations},

@@ -48,8 +48,10 @@ def test_search_evaluation_export(cli: Cli, whole: list[str], monkeypatch: pytes
         ("evaluation.tasks=[piqq]", "piqq"),
         ("export=onnx", "export: 'onnx'; one of transformers, decilm, gguf"),
         ("evaluation.data_dir=/nowhere", "evaluation.data_dir"),
+        ("evaluation.sequence_length=9999", "evaluation.sequence_length: 9999, above this model's context"),
+        ("evaluation={cost:true,cost_prompt_tokens:9999}", "evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 9999 + 32"),
     ],
-    ids=["task", "format", "data"],
+    ids=["task", "format", "data", "window", "cost"],
 )
 def test_what_would_fail_after_the_search_fails_before_it(cli: Cli, whole: list[str], override: str, message: str) -> None:
     outcome = cli(*whole, override)
