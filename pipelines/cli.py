@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -17,12 +19,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config import register
 from pipelines.console import console
+from pipelines.database import StoreUnavailable
 from pipelines.secrets import without_secrets
-from pipelines.store import StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
 from workers.faults import WorkersLost
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+
+_COLLECTION = (700, 10, 10)
+"""How often Python looks for garbage, unless told otherwise."""
 
 _KEPT = "  Everything computed so far is kept: the same command with the same output_dir goes on from there"
 
@@ -40,8 +45,31 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
     Args:
         prepare: turns the words of the command line into ones that Hydra understands.
     """
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(*_COLLECTION)
     register()
     arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
+    if any(word.startswith("-") for word in arguments):
+        _under_hydra(config_name, job, arguments)
+        return
+    # What Hydra's own start does more is to compose twice again and to set up logs and folders, which these jobs have off.
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = _composed(config_name, arguments)
+        if config is not None:
+            _run(job, config, [word for word in arguments if not word.startswith(("hydra.", "hydra/"))])
+            return
+    _stop("\n".join(override_problems(config_name, arguments)), 2)
+
+
+def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
+    try:
+        return compose(config_name, overrides=list(arguments))
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _under_hydra(config_name: str, job: Job, arguments: Sequence[str]) -> None:
+    """With flags, which are Hydra's: --help, --cfg, --multirun."""
     if not {"-m", "--multirun", "--help", "--hydra-help", "-h"} & set(arguments):
         problems = override_problems(config_name, [word for word in arguments if "=" in word and not word.startswith("-")])
         if problems:
@@ -49,18 +77,22 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
 
     @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
     def hydrated(config: DictConfig) -> None:
-        try:
-            job(config, list(HydraConfig.get().overrides.task))
-        except InputError as error:
-            _stop(str(error), 2)
-        except (ExportError, Failed) as error:
-            _stop(str(error), 1)
-        except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
-            _stop(f"{error}\n{_KEPT}", 1)
-        except KeyboardInterrupt:
-            _stop(f"interrupted\n{_KEPT}", 130)
+        _run(job, config, list(HydraConfig.get().overrides.task))
 
     hydrated()
+
+
+def _run(job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
+    try:
+        job(config, overrides)
+    except InputError as error:
+        _stop(str(error), 2)
+    except (ExportError, Failed) as error:
+        _stop(str(error), 1)
+    except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
+        _stop(f"{error}\n{_KEPT}", 1)
+    except KeyboardInterrupt:
+        _stop(f"interrupted\n{_KEPT}", 130)
 
 
 def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
@@ -137,7 +169,7 @@ def option_names(config: DictConfig) -> list[str]:
     return names
 
 
-def _stop(message: str, status: int) -> None:
+def _stop(message: str, status: int) -> NoReturn:
     lines = message.splitlines()
     console.print("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines), style="red", markup=False, soft_wrap=True)
     sys.exit(status)

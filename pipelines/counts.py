@@ -5,7 +5,6 @@ from __future__ import annotations
 from transformers import AutoConfig, PretrainedConfig
 
 from pipelines.expected import ExpectedConfig
-from pipelines.job import default_mlp_group
 from pipelines.plan import search_plan
 from pipelines.reproduce_config import ReproduceConfig
 from pipelines.verdict import Check, compared, contained, not_checked, same
@@ -13,6 +12,7 @@ from pruning.accounting import Accounting
 from pruning.errors import InputError
 from pruning.implied import implied_search, target_range, whole_blocks
 from pruning.plan import Range, SearchPlan
+from pruning.search import default_mlp_group
 from pruning.shape import ModelShape
 
 _STAGES = {"block": "blocks", "mlp_channels": "MLP channels", "attention_heads": "attention heads"}

@@ -18,10 +18,9 @@ from pruning.accounting import Accounting
 from pruning.calibration import SET_NAMES, Calibration, Recipe, SetName, Source, make_calibration
 from pruning.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
 from pruning.errors import InputError
-from pruning.families import Geometry
 from pruning.importance import ChannelOrder, Importance
 from pruning.influence import BlockInfluence, LayerSimilarity
-from pruning.search import FixedSearch, GreedySearch, Layout, Stage, make_stages, random_path, stage_problems
+from pruning.search import FixedSearch, GreedySearch, Layout, Stage, default_mlp_group, make_stages, random_path, stage_problems
 from workers.evaluator import evaluator_bytes
 from workers.placement import LocalMachine, Placement
 from workers.pool import Pool
@@ -209,13 +208,6 @@ def saved_url(url: str) -> str:
     scheme, separator, file = masked.partition("sqlite:///")
     in_file = separator and not scheme and file and not file.startswith(":")
     return f"sqlite:///{Path(file).absolute()}" if in_file else masked
-
-
-def default_mlp_group(geometry: Geometry) -> int:
-    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are too narrow for that."""
-    if geometry.mlp_channels < 1024:
-        return max(1, geometry.mlp_channels // 4)
-    return max(1, round(geometry.mlp_channels / 10 / 256)) * 256
 
 
 def _recipe(config: PruneConfig) -> Recipe:

@@ -15,12 +15,11 @@ from pipelines.cli import launch
 from pipelines.config import PlanConfig, PruneConfig
 from pipelines.console import console, duration, log_to
 from pipelines.folder import RunFolder
-from pipelines.job import default_mlp_group
 from pruning.accounting import Accounting
 from pruning.checkpoint import find_checkpoint, resolve_dtype
 from pruning.errors import InputError
 from pruning.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.search import Layout, Strategy, make_stages
+from pruning.search import Layout, Strategy, default_mlp_group, make_stages
 from pruning.shape import ModelShape, Removal, dump_json
 from workers.evaluator import evaluator_bytes
 

@@ -17,7 +17,7 @@ import sqlalchemy as sql
 from filelock import FileLock
 from sqlalchemy.dialects import postgresql, sqlite
 
-from pipelines.database import Database
+from pipelines.database import Database, StoreUnavailable
 from pruning.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -60,10 +60,6 @@ _versions = sql.Table("schema_version", _metadata, sql.Column("version", sql.Int
 
 _CREATION_LOCK = 55_671_403
 """Key of the advisory lock under which drivers create the schema, one after another. Any number would do that is always the same."""
-
-
-class StoreUnavailable(RuntimeError):
-    """The store failed after a search had begun. What it confirmed until then is in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pruning.accounting import Accounting
 from pruning.errors import InputError, ScoringError, TargetNotReached
+from pruning.families import Geometry
 from pruning.shape import Kind, ModelShape, Removal
 
 StageName = Literal["block", "mlp_channels", "attention_heads"]
@@ -116,6 +117,13 @@ def stage_problems(
             f"that divide all {full_width}: one of {whole}"
         )
     return problems
+
+
+def default_mlp_group(geometry: Geometry) -> int:
+    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are too narrow for that."""
+    if geometry.mlp_channels < 1024:
+        return max(1, geometry.mlp_channels // 4)
+    return max(1, round(geometry.mlp_channels / 10 / 256)) * 256
 
 
 class GreedySearch:

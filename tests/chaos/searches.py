@@ -19,9 +19,10 @@ from unittest.mock import patch
 
 import sqlalchemy as sql
 
+from pipelines.database import StoreUnavailable
 from pipelines.driver import Scorer, run_search
 from pipelines.journal import Journal
-from pipelines.store import BatchScore, Context, ScoreStore, StoreUnavailable
+from pipelines.store import BatchScore, Context, ScoreStore
 from pruning.accounting import Accounting
 from pruning.calibration import Calibration, TokenSet
 from pruning.importance import ChannelOrder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pipelines.cli import launch
 from pipelines.plan import measured_tflops, plan
 from pruning.errors import InputError
+from tests.conftest import ROOT
 from tests.pipelines.conftest import Cli, Outcome
 
 LLAMA_2 = {"model_type": "llama", "vocab_size": 32000, "tie_word_embeddings": False}
@@ -62,6 +64,26 @@ def test_llama_2_70b(planning: Planning) -> None:
     found = read(planning("search.target_ratio=0.2", "search.mlp_group_channels=1024", "tflops_per_evaluator=100", "cluster.num_evaluators=8", model="70B"))
     assert found["num_parameters"] == 68_976_648_192
     assert found["hours"] == pytest.approx(found["flops"] / (8 * 100e12 * 3600))
+
+
+def test_it_imports_only_what_it_needs(tmp_path: Path) -> None:
+    """In a process of its own: these are what makes a command slow to start, and planning has no use for them."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2 | SIZES["70B"]))
+    program = """
+import gc, json, resource, sys
+from pipelines.cli import launch
+from pipelines.plan import plan
+launch("plan", plan)
+unwanted = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic", "requests", "sqlalchemy.dialects.postgresql"]
+print(json.dumps([[name for name in unwanted if name in sys.modules], gc.get_threshold(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+    command = [sys.executable, "-c", program, f"model.path={tmp_path}", "calibration=alpaca", f"output_dir={tmp_path / 'plan'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found, threshold, peak_kb = json.loads(done.stdout.splitlines()[-1])
+    assert found == []
+    assert threshold == [700, 10, 10], "garbage is collected as in any other process"
+    assert peak_kb < 1_000_000
+    assert json.loads((tmp_path / "plan/plan.json").read_text())["num_parameters"] == 68_976_648_192
 
 
 def test_the_rate_of_an_earlier_search(cli: Cli, planning: Planning) -> None:
