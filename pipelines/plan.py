@@ -88,17 +88,48 @@ def measured_tflops(folder: Path) -> float:
         lines = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"rate_of: {folder} is not the output_dir of a search that has ended: {error}") from error
-    evaluations = summary["evaluations"]
-    if evaluations["reused"] > _REUSED * evaluations["scored"]:
+    if not computed(summary["evaluations"]):
         raise InputError(f"rate_of: the search in {folder} took scores from the store, so that its time says nothing of its work; give another")
     accounting = Accounting(find_checkpoint(config.model.path, revision=config.model.revision).config())
-    calibration, total, base = summary["calibration"], 0.0, accounting.dense
+    total = trajectory_flops(accounting, lines, summary["calibration"])
+    return total / (float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12)
+
+
+def computed(evaluations: Mapping[str, int]) -> bool:
+    """Whether a search computed its scores, but for the few that it looks up again, so that its time says something of its work."""
+    return evaluations["reused"] <= _REUSED * evaluations["scored"]
+
+
+def trajectory_flops(accounting: Accounting, lines: Sequence[Mapping[str, Any]], calibration: Mapping[str, Mapping[str, Any]]) -> float:
+    """FLOPs of the steps of a trajectory, where each batch runs through the current shape once.
+
+    Args:
+        calibration: `num_sequences` and `sequence_length` of the sets `block` and `width`, as in summary.json.
+    """
+    total, base = 0.0, accounting.dense
     for line in lines:
         tokens = calibration["block" if line["stage"] == "block" else "width"]
         removals = [Removal.from_json(candidate) for candidate in line["candidates"]]
         total += step_flops(accounting, removals, base, num_sequences=tokens["num_sequences"], sequence_length=tokens["sequence_length"])
         base = ModelShape.parse(line["shape"])
-    return total / (float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12)
+    return total
+
+
+def search_flops(
+    accounting: Accounting, found: SearchPlan, sequences: Mapping[str, int], *, sequence_length: int, batch_size: int, num_evaluators: int
+) -> float:
+    """FLOPs of a whole search, estimated.
+
+    Args:
+        sequences: of the calibration sets `block` and `width`.
+    """
+    return planned_flops(
+        accounting,
+        found,
+        tokens={name: count * sequence_length for name, count in sequences.items()},
+        sequence_length=sequence_length,
+        num_prefixes={name: max(1.0, num_evaluators / -(-count // batch_size)) for name, count in sequences.items()},
+    )
 
 
 def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int) -> dict[str, Any]:
@@ -108,13 +139,8 @@ def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hi
         "width": _num_sequences(calibration.source, calibration.num_width_samples, calibration.sequence_length),
     }
     batches = {name: -(-count // calibration.batch_size) for name, count in sequences.items()}
-    flops = planned_flops(
-        accounting,
-        found,
-        tokens={name: count * calibration.sequence_length for name, count in sequences.items()},
-        sequence_length=calibration.sequence_length,
-        num_prefixes={name: max(1.0, num_evaluators / count) for name, count in batches.items()},
-    )
+    lengths = {"sequence_length": calibration.sequence_length, "batch_size": calibration.batch_size}
+    flops = search_flops(accounting, found, sequences, **lengths, num_evaluators=num_evaluators)
     dtype = resolve_dtype(config.model.dtype, on_gpu=config.cluster.num_gpus_per_evaluator != 0 and config.cluster.kind == "ray")
     tokens = calibration.batch_size * calibration.sequence_length
     tflops = measured_tflops(Path(config.rate_of).expanduser()) if config.rate_of else config.tflops_per_evaluator

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from pipelines.console import WorkProgress, console, duration
 from pipelines.driver import Scorer, run_search
 from pipelines.folder import RunFolder
+from pipelines.forecast import beside_plan
 from pipelines.heartbeat import Heartbeat
 from pipelines.job import PruneJob, saved_form
 from pipelines.journal import Journal
@@ -101,6 +102,7 @@ class SearchRun:
                 pruned = self._score_all(scorer, self.search.shape)
                 self.heartbeat.beat(pool, now=True)
                 summary = self._summary(dense, pruned, scorer, time.monotonic() - started, problem)
+                summary |= beside_plan(self.job.config, self.job.accounting, self.journal.lines, summary)
             self._write_results(summary)
             complete = self._track_result(summary)
         except BaseException:

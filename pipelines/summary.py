@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.table import Table
 
 from pipelines.config import SearchConfig
 from pipelines.console import duration
+from pipelines.forecast import beside_plan_row
 from pruning.accounting import Accounting
+from pruning.search import StageName
 from pruning.shape import ModelShape
 
 VERSIONED = ("multipruner", "torch", "transformers", "ray", "mlflow", "hydra-core", "safetensors", "lm_eval")
@@ -87,6 +89,10 @@ def table(summary: Mapping[str, Any]) -> Table:
     if ":" not in summary["strategy"]:  # a control, which is not to be taken for a search
         rows.add_row("strategy", "", summary["strategy"].replace("_", " "), "")
     rows.add_row("steps: blocks, channels, heads", "", f"{steps['block']}, {steps['mlp_channels']}, {steps['attention_heads']}", "")
+    for name in get_args(StageName):
+        words = beside_plan_row(summary, name)
+        if words is not None:
+            rows.add_row(f"{name.replace('_', ' ')}: steps, candidates", "", *words)
     reused = f"{evaluations['reused']:,} from the store" if evaluations["reused"] else ""
     rows.add_row("candidates evaluated", "", f"{evaluations['candidates']:,}", reused)
     rows.add_row("evaluators", "", str(summary["num_evaluators"]), "")
