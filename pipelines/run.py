@@ -21,7 +21,7 @@ from pipelines.plots import plot_shape, plot_trajectory
 from pipelines.secrets import masked_url
 from pipelines.store import Context, ScoreStore
 from pipelines.summary import costs, git_revision, perplexity, strategy_name, table, versions
-from pipelines.tracking import TokenDataset, Tracker, charts_link, local_folder, step_metrics
+from pipelines.tracking import TokenDataset, Tracker, step_metrics
 from pruning.calibration import SetName
 from pruning.errors import TargetNotReached
 from pruning.importance import ChannelOrder
@@ -287,10 +287,7 @@ class SearchRun:
         console.print(table(summary))
         console.print(f"everything is in {self.folder.path}: {', '.join(self._written())}", markup=False, soft_wrap=True)
         if tracked:
-            uri = self.job.config.tracking.uri
-            server = "http://127.0.0.1:5000" if local_folder(uri) else masked_url(uri)
-            start = f"mlflow ui --backend-store-uri {uri}, then " if local_folder(uri) else ""
-            console.print(f"in MLflow: {start}{charts_link(server, self.tracker.experiment_id)}", markup=False, soft_wrap=True)
+            console.print(self.tracker.link(), markup=False, soft_wrap=True)
 
 
 def _set_of(line: Mapping[str, Any]) -> str:

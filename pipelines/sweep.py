@@ -97,6 +97,7 @@ class _Sweep:
             run_id=record.get("mlflow_run_id"),
             on_run_id=lambda run_id: self._remember(mlflow_run_id=run_id),
             again="the same command",
+            is_sweep=True,
         )
 
     def go(self) -> dict[str, Any]:
@@ -229,8 +230,9 @@ class _Sweep:
     def _show(self, report: Mapping[str, Any], tracked: bool) -> None:
         console.print()
         console.print(table(report))
-        where = f"; in MLflow: run {self.tracker.run_id} of {masked_url(self.config.tracking.uri)} and its children" if tracked else ""
-        console.print(f"everything is in {self.folder.path}: {REPORT}, {PICTURE}, and a folder for each point{where}", markup=False, soft_wrap=True)
+        console.print(f"everything is in {self.folder.path}: {REPORT}, {PICTURE}, and a folder for each point", markup=False, soft_wrap=True)
+        if tracked:
+            console.print(self.tracker.link(), markup=False, soft_wrap=True)
         console.print(f"to compare the points: python -m pipelines.report {self.folder.path}", markup=False, soft_wrap=True)
 
 

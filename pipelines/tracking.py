@@ -53,6 +53,7 @@ class Tracker:
         keeps_status: leave the run as finished, failed or running as it is: it belongs to another job.
         again: what sends again what a server did not take.
         parent: of the sweep that this run is a point of.
+        is_sweep: that it is such a parent, with a view of its own of its points.
     """
 
     uri: str
@@ -65,6 +66,7 @@ class Tracker:
     keeps_status: bool = False
     again: str = "resume=true with this output_dir"
     parent: Tracker | None = None
+    is_sweep: bool = False
     _queue: Queue[Callable[[Any], None] | None] = field(default_factory=Queue)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -105,6 +107,17 @@ class Tracker:
             return f"away ({self._problem[:100]}); {waiting} calls wait, nothing is lost"
         return f"{waiting} calls wait" if waiting > 1 else "up to date"
 
+    def link(self) -> str:
+        """How to see it, in words: the charts of the runs that it belongs to."""
+        folder = local_folder(self.uri)
+        server = masked_url(self.uri) if folder is None else "http://127.0.0.1:5000"
+        start = "" if folder is None else f"mlflow ui --backend-store-uri {self.uri}, then "
+        return f"in MLflow: {start}{charts_link(server, self.experiment_id, self._view)}"
+
+    @property
+    def _view(self) -> str:
+        return f"{VIEW}-{self.run_id}" if self.is_sweep else VIEW
+
     def _send_all(self) -> None:
         client: Any = None
         while True:
@@ -139,10 +152,11 @@ class Tracker:
             found = client.get_experiment_by_name(self.experiment)
             artifacts = (folder / "mlartifacts").as_uri() if folder is not None else None
             self.experiment_id = found.experiment_id if found else client.create_experiment(self.experiment, artifact_location=artifacts)
-            for name, value in preset_view().items():
-                client.set_experiment_tag(self.experiment_id, name, value)
+            client.set_experiment_tag(self.experiment_id, *preset_view())
             self.run_id = client.create_run(self.experiment_id, start_time=round(self.started * 1000), run_name=self.run_name).info.run_id
             self.on_run_id(self.run_id)
+            if self.is_sweep:
+                client.set_experiment_tag(self.experiment_id, *view_of_sweep(self.run_name, self.run_id, self._view))
         else:
             self.experiment_id = client.get_run(self.run_id).info.experiment_id
             if not self.keeps_status:
@@ -190,24 +204,31 @@ def step_metrics(line: Mapping[str, Any]) -> dict[str, float | int | None]:
     return found | {"prune/margin_stderr": line.get("margin_stderr")}  # which journals from before it was recorded lack
 
 
-def preset_view() -> dict[str, str]:
+def preset_view() -> tuple[str, str]:
     """The experiment tag behind Views -> Against ratio: ratio across in every chart, and the columns that compare runs.
 
     MLflow does not document it. A version that does not know it shows its usual page.
     """
+    return _shared_view(VIEW, "Against ratio", {})
+
+
+def view_of_sweep(name: str, run_id: str, key: str) -> tuple[str, str]:
+    """The same with the points of one sweep. In any order but that of dates MLflow shows them beside one another instead of folded into their parent."""
+    points = {"searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'", "orderByKey": "metrics.`result/ratio`", "orderByAsc": False}
+    return _shared_view(key, f"{name}, against ratio", points)
+
+
+def _shared_view(key: str, name: str, facets: Mapping[str, Any]) -> tuple[str, str]:
     columns = ["metrics.`result/ratio`", "metrics.`result/heldout_perplexity`", "metrics.`result/heldout_perplexity_dense`"]
     columns += ["params.`search.target_ratio`", "params.`search.distribution`", "params.`search.importance`"]
-    state = {
-        "globalLineChartConfig": {"xAxisKey": "metric", "selectedXAxisMetricKey": "prune/ratio", "lineSmoothness": 0},
-        "selectedColumns": columns,
-    }
-    view = {"name": "Against ratio", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
-    return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view)}
+    charts = {"xAxisKey": "metric", "selectedXAxisMetricKey": "prune/ratio", "lineSmoothness": 0}
+    state = {"globalLineChartConfig": charts, "selectedColumns": columns, **facets}
+    return f"mlflow.sharedViewState.{key}", json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
-def charts_link(server: str, experiment_id: str | None) -> str:
+def charts_link(server: str, experiment_id: str | None, view: str = VIEW) -> str:
     """The page of an experiment that shows its runs as charts over ratio."""
-    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
+    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={view}"
 
 
 def local_folder(uri: str) -> Path | None:

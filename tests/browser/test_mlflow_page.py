@@ -166,7 +166,12 @@ def three_searches(search: Search, checkpoint_folder: Path, token_file: Path, fo
 
 
 def run_search(folder: Path, checkpoint_folder: Path, token_file: Path, name: str, run_name: str, *settings: str) -> Search:
-    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    output = run_command("prune", folder, checkpoint_folder, token_file, name, *settings)
+    return read_search(folder / name, run_name, f"sqlite:///{folder}/mlflow.db", printed_link(output))
+
+
+def run_command(job: str, folder: Path, checkpoint_folder: Path, token_file: Path, name: str, *settings: str) -> str:
+    """What it printed."""
     overrides = [
         f"model.path={checkpoint_folder}",
         "model.dtype=float32",
@@ -183,14 +188,23 @@ def run_search(folder: Path, checkpoint_folder: Path, token_file: Path, name: st
         "cluster=inline",
         f"output_dir={folder}/{name}",
         f"store.url=sqlite:///{folder}/scores.db",
-        f"tracking.uri={tracking_uri}",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
     ]
-    done = subprocess.run([sys.executable, "-m", "pipelines.prune", *overrides], cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([sys.executable, "-m", f"pipelines.{job}", *overrides], cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = [json.loads(line) for line in (folder / name / "trajectory.jsonl").read_text().splitlines()]
-    printed = re.search(r"http://127\.0\.0\.1:5000(/\S+)", done.stdout)
-    assert printed, done.stdout
-    return Search(run_name, tracking_uri, printed[1], json.loads((folder / name / "summary.json").read_text()), steps)
+    return done.stdout
+
+
+def read_search(folder: Path, run_name: str, tracking_uri: str, printed_path: str) -> Search:
+    steps = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
+    return Search(run_name, tracking_uri, printed_path, json.loads((folder / "summary.json").read_text()), steps)
+
+
+def printed_link(output: str) -> str:
+    """The last one, without its server."""
+    printed = re.findall(r"http://127\.0\.0\.1:5000(/\S+)", output)
+    assert printed, output
+    return str(printed[-1])
 
 
 @pytest.fixture(scope="module")
@@ -310,19 +324,38 @@ def test_three_trajectories_lie_over_one_another(page: Page, three_searches: lis
     page.driver.get("about:blank")
     page.driver.get(page.url + three_searches[0].printed_path)
     page.until_text("Against ratio", "3 matching runs")
+    check_curves(page, three_searches)
+    page.screenshot("10-three-trajectories")
+
+
+def test_the_points_of_a_sweep_lie_over_one_another(page: Page, checkpoint_folder: Path, token_file: Path, folder: Path) -> None:
+    """The link that a sweep prints opens its points side by side, not folded into their parent."""
+    targets = (0.1, 0.2, 0.3)
+    settings = (f"search.target_ratio=[{','.join(map(str, targets))}]", "tracking.experiment=sweeps")
+    path = printed_link(run_command("sweep", folder, checkpoint_folder, token_file, "sweep", *settings))
+    names = [f"tiny-llama {target:.0%} 44:52:4" for target in targets]
+    points = [read_search(folder / f"sweep/target_ratio_{target}", name, "", path) for target, name in zip(targets, names, strict=True)]
+    page.driver.get("about:blank")
+    page.driver.get(page.url + path)
+    page.until_text("sweep of 3 points, against ratio", "3 matching runs")
+    check_curves(page, points)
+    page.screenshot("11-sweep")
+
+
+def check_curves(page: Page, searches: list[Search]) -> None:
+    """One chart of perplexity with a curve for each search, through every one of its steps."""
     page.search_charts("prune/perplexity")
 
     def curves() -> dict[str, dict[str, Any]]:
         """By run. MLflow draws each a second time, for the smoothed one that nobody asked for here."""
         return {trace["name"]: trace for trace in reversed(page.chart("prune/perplexity", "prune/ratio")["traces"])}
 
-    page.until(lambda: set(curves()) == {search.run_name for search in three_searches}, "curve of each of the three searches in one chart")
+    page.until(lambda: set(curves()) == {search.run_name for search in searches}, "curve of each of the searches in one chart")
     drawn = curves()
-    for search in three_searches:
+    for search in searches:
         assert drawn[search.run_name]["x"] == pytest.approx(search.ratios)
         assert drawn[search.run_name]["y"] == pytest.approx(search.perplexities)
         assert search.run_name in page.text
-    page.screenshot("10-three-trajectories")
 
 
 def _healthy(url: str) -> bool:
