@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Self, TypeVar, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -27,6 +27,23 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 CLUSTERS = ("local", "ray", "inline")
 URLS = ("store.url", "tracking.uri")
 """Options that may hold a password."""
+
+
+_Config = TypeVar("_Config")
+
+
+def checked(schema: type[_Config], config: DictConfig, problems: Callable[[_Config], list[str]]) -> _Config:
+    """What Hydra composed, as an object of its schema.
+
+    Raises:
+        InputError: with every problem at once.
+    """
+    typed = OmegaConf.to_object(config)
+    assert isinstance(typed, schema)
+    found = problems(typed)
+    if found:
+        raise InputError("\n".join(found))
+    return typed
 
 
 @dataclass
@@ -243,18 +260,9 @@ class PruneConfig:
     expected: ExpectedConfig | None = None
 
     @classmethod
-    def of(cls, config: DictConfig) -> PruneConfig:
-        """The checked configuration.
-
-        Raises:
-            InputError: with every problem at once.
-        """
-        typed = OmegaConf.to_object(config)
-        assert isinstance(typed, cls)
-        problems = typed.problems()
-        if problems:
-            raise InputError("\n".join(problems))
-        return typed
+    def of(cls, config: DictConfig) -> Self:
+        """See `checked`."""
+        return checked(cls, config, cls.problems)
 
     def problems(self) -> list[str]:
         groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store, self.evaluation)
@@ -312,21 +320,9 @@ class ExportConfig:
     output_dir: str | None = MISSING
 
     @classmethod
-    def of(cls, config: DictConfig, given: Sequence[str]) -> ExportConfig:
-        """The checked configuration.
-
-        Args:
-            given: names of the options that the command gives.
-
-        Raises:
-            InputError: with every problem at once.
-        """
-        typed = OmegaConf.to_object(config)
-        assert isinstance(typed, cls)
-        problems = typed.problems(given)
-        if problems:
-            raise InputError("\n".join(problems))
-        return typed
+    def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
+        """See `checked`; `given` are the names of the options that the command gives."""
+        return checked(cls, config, lambda typed: typed.problems(given))
 
     def problems(self, given: Sequence[str]) -> list[str]:
         found = _one_of("format", self.format, tuple(FORMATS)) + _one_of("dtype", self.dtype, DTYPES)

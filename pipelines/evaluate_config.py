@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from pipelines.config import URLS, ClusterConfig, EvaluationConfig, ModelConfig, StoreConfig, TrackingConfig
+from pipelines.config import URLS, ClusterConfig, EvaluationConfig, ModelConfig, StoreConfig, TrackingConfig, checked
 from pipelines.secrets import MASK, masked_url
 from pruning.errors import InputError
 
@@ -30,21 +31,9 @@ class EvaluateConfig:
     output_dir: str | None = MISSING
 
     @classmethod
-    def of(cls, config: DictConfig, given: Sequence[str]) -> EvaluateConfig:
-        """The checked configuration.
-
-        Args:
-            given: names of the options that the command gives.
-
-        Raises:
-            InputError: with every problem at once.
-        """
-        typed = OmegaConf.to_object(config)
-        assert isinstance(typed, cls)
-        problems = typed.problems(given)
-        if problems:
-            raise InputError("\n".join(problems))
-        return typed
+    def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
+        """See `checked`; `given` are the names of the options that the command gives."""
+        return checked(cls, config, lambda typed: typed.problems(given))
 
     def problems(self, given: Sequence[str]) -> list[str]:
         groups = (self.evaluation, self.cluster, self.tracking, self.store)

@@ -44,7 +44,6 @@ def plan(raw: DictConfig, _overrides: Sequence[str]) -> dict[str, Any]:
     """
     log_to(None)
     config = PlanConfig.of(raw)
-    assert isinstance(config, PlanConfig)
     model = config.model
     checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, config_only=True)
     accounting = Accounting(checkpoint.config(), trust_remote_code=model.trust_remote_code)

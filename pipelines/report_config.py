@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 
-from pruning.errors import InputError
+from pipelines.config import checked
 
 
 @dataclass
@@ -18,14 +19,9 @@ class ReportConfig:
     output_dir: str | None = MISSING
 
     @classmethod
-    def of(cls, config: DictConfig) -> ReportConfig:
-        """The checked configuration.
+    def of(cls, config: DictConfig) -> Self:
+        """See `checked`."""
+        return checked(cls, config, cls.problems)
 
-        Raises:
-            InputError: no run is given.
-        """
-        typed = OmegaConf.to_object(config)
-        assert isinstance(typed, cls)
-        if not typed.runs:
-            raise InputError("runs: missing; give the output_dir of one search or more, as python -m pipelines.report RUN RUN output_dir=DIR")
-        return typed
+    def problems(self) -> list[str]:
+        return [] if self.runs else ["runs: missing; give the output_dir of one search or more, as python -m pipelines.report RUN RUN output_dir=DIR"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Self
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 
-from pipelines.config import PruneConfig
+from pipelines.config import PruneConfig, checked
 from pipelines.expected import ExpectedConfig
-from pruning.errors import InputError
 
 MODES = ("counts", "shape", "search")
 
@@ -24,21 +24,13 @@ class ReproduceConfig(PruneConfig):
     record_as: str | None = MISSING
 
     @classmethod
-    def checked(cls, config: DictConfig, given: Sequence[str]) -> ReproduceConfig:
-        """The checked configuration.
+    def given_with(cls, config: DictConfig, given: Sequence[str]) -> Self:
+        """See `pipelines.config.checked`; `given` are the names of the options that the command gives."""
 
-        Args:
-            given: names of the options that the command gives.
+        def problems(typed: Self) -> list[str]:
+            return typed.problems() + (typed.problems_of_recording(given) if typed.record is not None else typed.problems_of_comparing())
 
-        Raises:
-            InputError: with every problem at once.
-        """
-        typed = OmegaConf.to_object(config)
-        assert isinstance(typed, cls)
-        problems = typed.problems() + (typed.problems_of_recording(given) if typed.record is not None else typed.problems_of_comparing())
-        if problems:
-            raise InputError("\n".join(problems))
-        return typed
+        return checked(cls, config, problems)
 
     @property
     def figures(self) -> ExpectedConfig:

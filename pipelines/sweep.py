@@ -62,7 +62,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """
     log_to(None)
     given = [override for override in overrides if override.partition("=")[0].lstrip("+~") not in _OWN]
-    config, given, grid = _resumed(raw, given) if raw.resume else (_checked(raw), given, _plain(raw.grid))
+    config, given, grid = _resumed(raw, given) if raw.resume else (SweepConfig.of(raw), given, _plain(raw.grid))
     unknown = [unknown_option(name, option_names(raw)) for name in grid if "." in name and name not in option_names(raw)]
     if unknown:
         raise InputError("\n".join(unknown))
@@ -236,12 +236,6 @@ class _Sweep:
         console.print(f"to compare the points: python -m pipelines.report {self.folder.path}", markup=False, soft_wrap=True)
 
 
-def _checked(raw: DictConfig) -> SweepConfig:
-    config = SweepConfig.of(raw)
-    assert isinstance(config, SweepConfig)
-    return config
-
-
 def _plain(grid: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(grid)
     assert isinstance(plain, dict)
@@ -259,7 +253,7 @@ def _resumed(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, list[s
     if "grid" not in record:
         raise InputError(f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to start one")
     overrides = [*record["overrides"], *given]
-    return _checked(_composed(overrides)), overrides, record["grid"] | _plain(raw.grid)
+    return SweepConfig.of(_composed(overrides)), overrides, record["grid"] | _plain(raw.grid)
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pipelines.config import PruneConfig
-from pruning.errors import InputError
 
 
 @dataclass
@@ -31,11 +30,5 @@ class SweepConfig(PruneConfig):
         Raises:
             InputError: with every problem at once.
         """
-        typed = OmegaConf.to_object(config)
-        assert isinstance(typed, cls)
-        values = {each.name: getattr(typed, each.name) for each in fields(PruneConfig)} | {"output_dir": None, "resume": False}
-        config_of_point = PruneConfig(**values)
-        problems = config_of_point.problems()
-        if problems:
-            raise InputError("\n".join(problems))
-        return config_of_point
+        typed = cls.of(config)
+        return PruneConfig(**{each.name: getattr(typed, each.name) for each in fields(PruneConfig)} | {"output_dir": None, "resume": False})

@@ -22,7 +22,7 @@ FOLDERS = ("multipruner", "blockpruner", "shortgpt")
 def checks_of(name: str) -> list[Check]:
     """What `pipelines.reproduce experiment=NAME mode=counts` checks."""
     with initialize_config_dir(str(CONF), version_base=None):
-        return count_checks(ReproduceConfig.checked(compose("reproduce", overrides=[f"experiment={name}"]), []))
+        return count_checks(ReproduceConfig.given_with(compose("reproduce", overrides=[f"experiment={name}"]), []))
 
 
 def row(name: str, checks: Mapping[str, Check]) -> list[str]:

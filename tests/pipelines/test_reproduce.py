@@ -71,7 +71,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def checked(name: str) -> ReproduceConfig:
     register()
     with initialize_config_dir(str(CONF), version_base=None):
-        return ReproduceConfig.checked(compose("reproduce", overrides=[f"experiment={name}"]), [])
+        return ReproduceConfig.given_with(compose("reproduce", overrides=[f"experiment={name}"]), [])
 
 
 def test_all_published_runs_are_here() -> None:
