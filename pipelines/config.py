@@ -291,8 +291,9 @@ class PruneConfig:
 
 @dataclass
 class PlanConfig(PruneConfig):
-    """Everything that `pipelines.plan` takes."""
+    """Everything that `pipelines.plan` takes: the options of a search, or with a grid those of a sweep."""
 
+    grid: dict[str, Any] = field(default_factory=dict)
     tflops_per_evaluator: float | None = MISSING
     rate_of: str | None = MISSING
 

@@ -41,6 +41,8 @@ def as_grid(words: Sequence[str]) -> list[str]:
 
     What cannot be parsed is left as it is: composing explains it.
     """
+    if not any("=[" in word or word.startswith("grid=") for word in words):
+        return list(words)
     with initialize_config_dir(str(CONF), version_base=None):
         plain = compose("prune")
     parser, axes, rest = OverridesParser.create(), [], []
@@ -57,6 +59,13 @@ def as_grid(words: Sequence[str]) -> list[str]:
     # A grid has no fields of its own, so that what goes into it is added to it.
     rest = [f"++{word}" if word.startswith("grid=") else word for word in rest]
     return [*rest, f"++grid={{{','.join(axes)}}}"] if axes else rest
+
+
+def plain_grid(grid: Any) -> dict[str, Any]:
+    """As Hydra composed it, in plain types."""
+    plain = OmegaConf.to_container(grid)
+    assert isinstance(plain, dict)
+    return {str(name): values for name, values in plain.items()}
 
 
 def points_of(grid: Mapping[str, Any]) -> list[Point]:

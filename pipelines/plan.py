@@ -1,13 +1,16 @@
-"""`python -m pipelines.plan`: what a search would take, from the model's configuration alone: steps, evaluations, FLOPs, memory, hours."""
+"""`python -m pipelines.plan`: what a search or a sweep would take, from the model's configuration alone: steps, evaluations, FLOPs, memory, hours."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
@@ -15,8 +18,9 @@ from pipelines.cli import launch
 from pipelines.config import PlanConfig, PruneConfig
 from pipelines.console import console, duration, log_to
 from pipelines.folder import RunFolder
+from pipelines.grid import as_grid, plain_grid, points_of
 from pruning.accounting import Accounting
-from pruning.checkpoint import find_checkpoint, resolve_dtype
+from pruning.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
 from pruning.errors import InputError
 from pruning.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
 from pruning.search import Layout, Strategy, default_mlp_group, make_stages
@@ -36,27 +40,22 @@ _REUSED = 0.05
 """A search looks up a few of its own scores again."""
 
 
-def plan(raw: DictConfig, _overrides: Sequence[str]) -> dict[str, Any]:
-    """Plans one search; returns what plan.json says.
+def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Plans one search, or every point of a sweep; returns what plan.json says.
 
     Raises:
         InputError: the settings do not fit the model, or no path reaches the target.
     """
     log_to(None)
     config = PlanConfig.of(raw)
-    model = config.model
-    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, config_only=True)
-    accounting = Accounting(checkpoint.config(), trust_remote_code=model.trust_remote_code)
-    found = search_plan(accounting, config)
-    if found.impossible is not None:
-        raise InputError(f"search.target_ratio: {config.search.target_ratio:g}; no path reaches it: the {found.impossible} stage runs out of candidates")
-    report = _report(config, accounting, found, hidden_size=checkpoint.config().get_text_config().hidden_size)
+    grid = plain_grid(raw.grid)
+    report = _sweep_report(grid, [word for word in overrides if word.partition("=")[0].lstrip("+~") != "grid"]) if grid else _search_report(config)[0]
     folder = RunFolder(config.output_dir)
     try:
         path = folder.write("plan.json", dump_json(report))
     finally:
         folder.release()
-    console.print(_table(report))
+    console.print(_sweep_table(report) if grid else _table(report))
     console.print(f"written to {path}", markup=False, soft_wrap=True)
     return report
 
@@ -131,7 +130,49 @@ def search_flops(
     )
 
 
-def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int) -> dict[str, Any]:
+def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float]:
+    """What plan.json says of one search, and the FLOPs of its block stage alone."""
+    checkpoint, accounting = _model(config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code)
+    found = search_plan(accounting, config)
+    if found.impossible is not None:
+        raise InputError(f"search.target_ratio: {config.search.target_ratio:g}; no path reaches it: the {found.impossible} stage runs out of candidates")
+    return _report(config, accounting, found, hidden_size=checkpoint.config().get_text_config().hidden_size)
+
+
+@lru_cache
+def _model(path: str, revision: str | None, *, trust_remote_code: bool) -> tuple[Checkpoint, Accounting]:
+    checkpoint = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code, config_only=True)
+    return checkpoint, Accounting(checkpoint.config(), trust_remote_code=trust_remote_code)
+
+
+def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Every point, and all together: of the points that differ in target and distribution alone, only the longest pays for its block stage."""
+    points, trunks = [], dict[str, list[tuple[dict[str, Any], float]]]()
+    for point in points_of(grid):
+        config = PlanConfig.of(compose("plan", overrides=[*given, *point.overrides]))
+        report, block_flops = _search_report(config)
+        points.append({"name": point.name, "settings": dict(point.settings), **report})
+        search = replace(config.search, target_ratio=0.0, distribution=[])
+        trunks.setdefault(str((config.model, config.calibration, search)), []).append((report, block_flops))
+    evaluations: dict[str, dict[str, int]] = {}
+    for stage in dict.fromkeys(stage for report in points for stage in report["evaluations"]):
+        ranges = [[report["evaluations"][stage] for report, _ in group if stage in report["evaluations"]] for group in trunks.values()]
+        together = max if stage == "block" else sum
+        evaluations[stage] = {end: sum(together(each[end] for each in group) for group in ranges if group) for end in ("min", "max")}
+    flops = sum(report["flops"] - block for group in trunks.values() for report, block in group)
+    flops += sum(max(block for _, block in group) for group in trunks.values())
+    hours = [point["hours"] for point in points]
+    return {
+        "points": points,
+        "evaluations": evaluations,
+        "flops": flops,
+        "peak_bytes_per_evaluator": max(point["peak_bytes_per_evaluator"] for point in points),
+        "num_evaluators": points[0]["num_evaluators"],
+        "hours": None if None in hours else sum(hours) * flops / sum(point["flops"] for point in points),
+    }
+
+
+def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int) -> tuple[dict[str, Any], float]:
     calibration, num_evaluators = config.calibration, config.cluster.num_evaluators or 1
     sequences = {
         "block": _num_sequences(calibration.source, calibration.num_block_samples, calibration.sequence_length),
@@ -139,11 +180,12 @@ def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hi
     }
     batches = {name: -(-count // calibration.batch_size) for name, count in sequences.items()}
     lengths = {"sequence_length": calibration.sequence_length, "batch_size": calibration.batch_size}
-    flops = search_flops(accounting, found, sequences, **lengths, num_evaluators=num_evaluators)
+    blocks = replace(found, stages=found.stages[:1])
+    flops, block_flops = (search_flops(accounting, each, sequences, **lengths, num_evaluators=num_evaluators) for each in (found, blocks))
     dtype = resolve_dtype(config.model.dtype, on_gpu=config.cluster.num_gpus_per_evaluator != 0 and config.cluster.kind == "ray")
     tokens = calibration.batch_size * calibration.sequence_length
     tflops = measured_tflops(Path(config.rate_of).expanduser()) if config.rate_of else config.tflops_per_evaluator
-    return {
+    report = {
         "model": config.model.path.rstrip("/").split("/")[-1],
         "num_parameters": accounting.num_dense_parameters,
         "target_ratio": config.search.target_ratio,
@@ -160,6 +202,7 @@ def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hi
         "tflops_per_evaluator": tflops,
         "hours": flops / (tflops * 1e12 * num_evaluators * 3600) if tflops else None,
     }
+    return report, block_flops
 
 
 def _num_sequences(source: str, num_samples: int, sequence_length: int) -> int:
@@ -177,11 +220,29 @@ def _table(report: Mapping[str, Any]) -> Table:
     rows.add_section()
     rows.add_row("FLOPs", "", f"{report['flops']:.2e}", "")
     rows.add_row(f"memory of an evaluator ({report['dtype']})", "", f"{report['peak_bytes_per_evaluator'] / 1e9:.1f} GB", "")
-    hours = report["hours"]
-    unknown = "unknown: give tflops_per_evaluator or rate_of"
-    rows.add_row(f"time on {report['num_evaluators']} evaluators", "", duration(hours * 3600) if hours is not None else unknown, "")
+    rows.add_row(f"time on {report['num_evaluators']} evaluators", "", _time(report), "")
     return rows
 
 
+def _sweep_table(report: Mapping[str, Any]) -> Table:
+    stages = list(report["evaluations"])
+    rows = Table(title=f"{len(report['points'])} points: evaluations by stage", title_justify="left")
+    rows.add_column("point")
+    for name in (*(stage.replace("_", " ") for stage in stages), "FLOPs", "time"):
+        rows.add_column(name, justify="right")
+    for each in (*report["points"], report):
+        if each is report:
+            rows.add_section()
+        ranges = [each["evaluations"].get(stage) for stage in stages]
+        cells = [f"{found['min']:,} to {found['max']:,}" if found else "" for found in ranges]
+        rows.add_row(each.get("name", "all, what they share paid for once"), *cells, f"{each['flops']:.2e}", _time(each))
+    return rows
+
+
+def _time(report: Mapping[str, Any]) -> str:
+    hours = report["hours"]
+    return "unknown: give tflops_per_evaluator or rate_of" if hours is None else duration(hours * 3600)
+
+
 if __name__ == "__main__":
-    launch("plan", plan)
+    launch("plan", plan, prepare=as_grid)

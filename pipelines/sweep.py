@@ -15,14 +15,14 @@ from typing import Any
 
 from hydra import compose
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cli import Failed, composition_error, launch, option_names, unknown_option
 from pipelines.console import console, log_to
 from pipelines.farm import joined, local_session, open_pool
 from pipelines.folder import RunFolder
-from pipelines.grid import Point, as_grid, points_of
+from pipelines.grid import Point, as_grid, plain_grid, points_of
 from pipelines.job import PruneJob, make_job
 from pipelines.plots import plot_sweep
 from pipelines.prune import check_what_follows, finish
@@ -62,7 +62,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """
     log_to(None)
     given = [override for override in overrides if override.partition("=")[0].lstrip("+~") not in _OWN]
-    config, given, grid = _resumed(raw, given) if raw.resume else (SweepConfig.of(raw), given, _plain(raw.grid))
+    config, given, grid = _resumed(raw, given) if raw.resume else (SweepConfig.of(raw), given, plain_grid(raw.grid))
     unknown = [unknown_option(name, option_names(raw)) for name in grid if "." in name and name not in option_names(raw)]
     if unknown:
         raise InputError("\n".join(unknown))
@@ -236,12 +236,6 @@ class _Sweep:
         console.print(f"to compare the points: python -m pipelines.report {self.folder.path}", markup=False, soft_wrap=True)
 
 
-def _plain(grid: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(grid)
-    assert isinstance(plain, dict)
-    return {str(name): values for name, values in plain.items()}
-
-
 def _resumed(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, list[str], dict[str, Any]]:
     """The settings saved in the folder, with what this command gives on top.
 
@@ -253,7 +247,7 @@ def _resumed(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, list[s
     if "grid" not in record:
         raise InputError(f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to start one")
     overrides = [*record["overrides"], *given]
-    return SweepConfig.of(_composed(overrides)), overrides, record["grid"] | _plain(raw.grid)
+    return SweepConfig.of(_composed(overrides)), overrides, record["grid"] | plain_grid(raw.grid)
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

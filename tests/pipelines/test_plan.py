@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import launch
+from pipelines.grid import as_grid
 from pipelines.plan import measured_tflops, plan
 from pruning.errors import InputError
 from tests.conftest import ROOT
@@ -35,7 +36,7 @@ def planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         capsys.readouterr()
         status: Any = 0
         try:
-            launch("plan", plan)
+            launch("plan", plan, prepare=as_grid)
         except SystemExit as stop:
             status = stop.code
         return Outcome(int(status or 0), capsys.readouterr().out, tmp_path / "plan")
@@ -64,6 +65,24 @@ def test_llama_2_70b(planning: Planning) -> None:
     found = read(planning("search.target_ratio=0.2", "search.mlp_group_channels=1024", "tflops_per_evaluator=100", "cluster.num_evaluators=8", model="70B"))
     assert found["num_parameters"] == 68_976_648_192
     assert found["hours"] == pytest.approx(found["flops"] / (8 * 100e12 * 3600))
+
+
+def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning: Planning) -> None:
+    common = ("search.mlp_group_channels=1024", "tflops_per_evaluator=100")
+    found = read(planning("search.target_ratio=[0.1,0.22]", "search.importance=[l1,none]", *common))
+    alone = {target: read(planning(f"search.target_ratio={target}", *common)) for target in (0.1, 0.22)}
+    assert [point["name"] for point in found["points"]] == [f"target_ratio_{target}_importance_{order}" for target in (0.1, 0.22) for order in ("l1", "none")]
+    for point in found["points"]:
+        theirs = alone[point["settings"]["search.target_ratio"]]
+        assert {name: point[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")} == {
+            name: theirs[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")
+        }
+    for end in ("min", "max"):
+        blocks, channels = ([each["evaluations"][stage][end] for each in alone.values()] for stage in ("block", "mlp_channels"))
+        assert found["evaluations"]["block"][end] == 2 * max(blocks), "one trunk for each order of channels"
+        assert found["evaluations"]["mlp_channels"][end] == 2 * sum(channels)
+    assert 2 * alone[0.22]["flops"] < found["flops"] < 2 * sum(each["flops"] for each in alone.values())
+    assert found["hours"] == pytest.approx(found["flops"] / (100e12 * 3600 * found["num_evaluators"]))
 
 
 def test_it_imports_only_what_it_needs(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipelines.cli import launch
 from pipelines.grid import as_grid, points_of
+from pipelines.plan import plan
 from pipelines.prune import prune
 from pipelines.sweep import sweep
 from pruning.errors import InputError
@@ -40,7 +41,7 @@ def run_sweep(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(sys, "argv", [name, *([] if bare else base), f"output_dir={tmp_path / folder}", *words])
         capsys.readouterr()
         try:
-            launch(name, job, prepare=as_grid if job is sweep else list)
+            launch(name, job, prepare=list if job is prune else as_grid)
             status = 0
         except SystemExit as error:
             status = int(error.code or 0)
@@ -89,6 +90,12 @@ def test_seven_targets_pay_for_their_trunk_once(run_sweep: Any, tmp_path: Path) 
     assert paid < separate
     with Image.open(outcome.folder / "sweep.png") as picture:
         assert min(picture.size) > 300
+    run_sweep(SEVEN, "search.distribution=[70,20,10]", folder="plan", job=plan, name="plan")
+    planned = json.loads((tmp_path / "plan/plan.json").read_text())["evaluations"]
+    for stage, counts in report["evaluations"].items():
+        evaluations = counts["new"] / 2  # batches of each candidate
+        assert evaluations <= planned[stage]["max"]
+        assert stage != "block" or evaluations >= planned[stage]["min"], "points may share more than their blocks"
 
 
 def test_the_longest_trunk_runs_first_and_the_table_keeps_the_order_of_the_grid(run_sweep: Any) -> None:
