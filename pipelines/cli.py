@@ -87,6 +87,8 @@ def _run(job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
         job(config, overrides)
     except InputError as error:
         _stop(str(error), 2)
+    except OmegaConfBaseException as error:  # `${...}` is looked up only when it is read
+        _stop(f"{error.full_key}: {composition_error(error)}" if error.full_key else composition_error(error), 2)
     except (ExportError, Failed) as error:
         _stop(str(error), 1)
     except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
@@ -104,12 +106,12 @@ def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
             return list(arguments)
         if any(word.startswith(f"{option}=") for word in arguments):
             _stop(f"{option}: given twice, as {option}= and as {', '.join(free)}; give all in one place", 2)
-        return [*(word for word in arguments if word not in free), f"{option}=[{','.join(map(_quoted, free))}]"]
+        return [*(word for word in arguments if word not in free), f"{option}=[{','.join(map(quoted, free))}]"]
 
     return gathered
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """Any text as a quoted string of Hydra's grammar: backslashes count only before a quote, and `${` would be looked up."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word).replace("${", "\\${") + "'"
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.cli import CONF
+from pipelines.cli import CONF, quoted
 from pruning.errors import InputError
 
 AXES = ("model", "calibration", "search", "experiment")
@@ -58,12 +58,13 @@ def as_grid(words: Sequence[str]) -> list[str]:
             rest.append(word)
     # A grid has no fields of its own, so that what goes into it is added to it.
     rest = [f"++{word}" if word.startswith("grid=") else word for word in rest]
-    return [*rest, f"++grid={{{','.join(axes)}}}"] if axes else rest
+    flags = next((index for index, word in enumerate(rest) if word.startswith("-")), len(rest))  # Hydra takes nothing behind them
+    return [*rest[:flags], f"++grid={{{','.join(axes)}}}", *rest[flags:]] if axes else rest
 
 
 def plain_grid(grid: Any) -> dict[str, Any]:
     """As Hydra composed it, in plain types."""
-    plain = OmegaConf.to_container(grid)
+    plain = OmegaConf.to_container(grid, resolve=True)
     assert isinstance(plain, dict)
     return {str(name): values for name, values in plain.items()}
 
@@ -79,7 +80,7 @@ def points_of(grid: Mapping[str, Any]) -> list[Point]:
         if name.partition(".")[0] not in AXES:
             problems.append(f"grid: {name} cannot differ from point to point; what can: {', '.join(f'{group}.*' for group in AXES[:-1])}, and files of a group")
         elif not isinstance(values, (list, tuple)) or not values:
-            problems.append(f"grid: {name}: {values!r}; give a list of values, such as [{values}]")
+            problems.append(f"grid: {name}: {values!r}; give a list of values" + ("" if isinstance(values, (list, tuple)) else f", such as [{values}]"))
         elif len({str(value) for value in values}) < len(values):
             problems.append(f"grid: {name}: {list(values)} has a value twice")
     if problems:
@@ -97,7 +98,7 @@ def _is_axis(override: Override, plain: DictConfig) -> bool:
     if not isinstance(value, list) or override.is_delete() or override.is_add():
         return False
     if "." not in name:
-        return name in AXES
+        return name in AXES or (CONF / name).is_dir()  # a list of files of another group is refused later, instead of the last one winning
     takes_list = OmegaConf.is_list(OmegaConf.select(plain, name))
     return not takes_list or bool(value and isinstance(value[0], list))
 
@@ -107,7 +108,7 @@ def _label(name: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         text = "-".join(_short(part) for part in value)
     elif isinstance(value, str) and name.startswith(("model.", "calibration.")):
-        text = Path(value).stem or value
+        text = re.sub(r"\.[A-Za-z]+$", "", Path(value).name) or value  # Llama-3.1-8B has no suffix
     else:
         text = _short(value)
     text = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.") or "empty"
@@ -122,8 +123,7 @@ def _quoted(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(_quoted(part) for part in value)}]"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
+        return quoted(value)
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else repr(value)

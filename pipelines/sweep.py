@@ -18,16 +18,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.cli import Failed, composition_error, launch, option_names, unknown_option
+from pipelines.cli import Failed, composition_error, launch, option_names, quoted, unknown_option
+from pipelines.config import PruneConfig
 from pipelines.console import console, log_to
 from pipelines.farm import joined, local_session, open_pool
 from pipelines.folder import RunFolder
 from pipelines.grid import Point, as_grid, plain_grid, points_of
-from pipelines.job import PruneJob, make_job
+from pipelines.job import PruneJob, make_job, saved_url
 from pipelines.plots import plot_sweep
 from pipelines.prune import check_what_follows, finish
 from pipelines.run import SearchRun
-from pipelines.secrets import masked_url
+from pipelines.secrets import MASK, masked_url
 from pipelines.store import ScoreStore
 from pipelines.summary import git_revision, versions
 from pipelines.sweep_config import SweepConfig
@@ -71,10 +72,11 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         folder = RunFolder(raw.output_dir)
         try:
             record = folder.claim({"kind": "sweep"})
-            folder.write("run.json", dump_json(record | {"grid": grid, "overrides": given}))
-            log_to(folder.path / LOG)
             for each in jobs:
                 each.job.config.output_dir = str(folder.path / each.point.name)
+                _check_folder(each)
+            folder.write("run.json", dump_json(record | {"grid": _saved_grid(grid), "overrides": _saved_overrides(given, jobs[0].job)}))
+            log_to(folder.path / LOG)
             return _Sweep(config, jobs, folder, grid).go()
         finally:
             log_to(None)
@@ -143,11 +145,11 @@ class _Sweep:
                 past = self._past(each)
                 if past is None:
                     log.info("point %d of %d: %s", len(self.outcomes) + 1, len(self.jobs), each.point.name)
-                    if pool is None:
-                        job = each.job
-                        pool = pools.enter_context(open_pool(self.config.cluster, job.machine, job.placement, _spec_of(group)))
-                    pool.faults = FaultLog()
                     try:
+                        if pool is None:
+                            job = each.job
+                            pool = pools.enter_context(open_pool(self.config.cluster, job.machine, job.placement, _spec_of(group)))
+                        pool.faults = FaultLog()
                         past = self._search(each, store, pool)
                     except _OF_ONE_POINT as error:
                         past = outcome_of(each.point, each.job, self.folder.path, str(error))
@@ -169,6 +171,9 @@ class _Sweep:
                 return None
             folder.claim(each.job.identity())
             return outcome_of(each.point, each.job, self.folder.path, None)
+        except InputError as error:
+            log.warning("point %s is searched again: %s", each.point.name, error)
+            return None
         finally:
             folder.release()
 
@@ -240,14 +245,63 @@ def _resumed(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, list[s
     """The settings saved in the folder, with what this command gives on top.
 
     Raises:
-        InputError: the folder holds no sweep.
+        InputError: the folder holds no sweep, or a password, which is not saved, is not given again.
     """
-    saved = Path(raw.output_dir or "").expanduser() / "run.json"
-    record = json.loads(saved.read_text()) if saved.is_file() else {}
+    if not raw.output_dir:
+        raise InputError("output_dir: missing; resume=true goes on with the sweep in that folder")
+    saved = Path(raw.output_dir).expanduser() / "run.json"
+    try:
+        record = json.loads(saved.read_text()) if saved.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"output_dir: cannot read {saved}: {error}") from error
     if "grid" not in record:
         raise InputError(f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to start one")
     overrides = [*record["overrides"], *given]
-    return SweepConfig.of(_composed(overrides)), overrides, record["grid"] | plain_grid(raw.grid)
+    config = SweepConfig.of(_composed(overrides))
+    for name, url in _urls(config).items():
+        if MASK in url:
+            raise InputError(f"{name}: the sweep in output_dir used {url}, and passwords are not saved; give it again, as on the first command")
+    return config, overrides, record["grid"] | plain_grid(raw.grid)
+
+
+def _urls(config: PruneConfig) -> dict[str, str]:
+    return {"store.url": config.store.url, "tracking.uri": config.tracking.uri}
+
+
+def _saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
+    """As `pipelines.job.saved_form`: paths absolute, passwords masked."""
+    values = {"model.path": _absolute(job.config.model.path), "calibration.path": _absolute(job.config.calibration.path)}
+    values |= {name: saved_url(url) for name, url in _urls(job.config).items()}
+    saved: dict[str, str] = {}
+    for override in given:
+        name = override.partition("=")[0].lstrip("+")
+        saved.pop(name, None)  # what is given later counts
+        saved[name] = f"{name}={quoted(values[name])}" if values.get(name) is not None else override
+    return list(saved.values())
+
+
+def _saved_grid(grid: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: [_absolute(value) for value in values] if name in ("model.path", "calibration.path") else values for name, values in grid.items()}
+
+
+def _absolute(value: Any) -> Any:
+    return str(Path(value).expanduser().absolute()) if isinstance(value, str) and Path(value).expanduser().exists() else value
+
+
+def _check_folder(each: PointJob) -> None:
+    """Before anything is written.
+
+    Raises:
+        InputError: what is there already belongs to another run.
+    """
+    path = each.job.config.output_dir
+    assert path is not None
+    if (Path(path) / "run.json").is_file():
+        folder = RunFolder(path)
+        try:
+            folder.claim(each.job.identity())
+        finally:
+            folder.release()
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

@@ -15,6 +15,7 @@ from pipelines.benchmarks import FIVE_TASKS
 from pipelines.grid import Point
 from pipelines.job import PruneJob
 from pipelines.report_analysis import pareto_front
+from pruning.errors import InputError
 from pruning.importance import ChannelOrder
 from pruning.shape import ModelShape, Removal
 
@@ -32,6 +33,7 @@ class Outcome:
     Args:
         folder: relative to the sweep's.
         problem: why it is not what was asked for; None if it is.
+        model: fingerprint, dtype and sequences of a batch, in one text.
         candidates: by stage, batches of every candidate that it looked at.
         dense: the dense model's numbers, under the same names as `values`.
         values: its perplexities and its accuracy, as far as they were measured.
@@ -53,35 +55,17 @@ class Outcome:
 
 
 def outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | None) -> Outcome:
-    """Reads it from the point's folder."""
-    folder = sweep_folder / point.name
-    common: dict[str, Any] = {"model": job.fingerprint, "target_ratio": job.config.search.target_ratio}
-    summary = _read(folder / "summary.json")
-    if summary is None:
-        return Outcome(point, point.name, problem, **common)
-    pairs = {f"{name}_perplexity": pair for name, pair in summary["perplexity"].items()}
-    values = {name: pair["pruned"] for name, pair in pairs.items()}
-    dense = {name: pair["dense"] for name, pair in pairs.items()}
-    stderrs: dict[str, float] = {}
-    measured = _read(folder / "evaluation.json")
-    if measured is not None:
-        values |= _measured(measured)
-        dense |= _measured(measured["dense"] or {"perplexity": {}, "average": None})
-        stderrs = _stderr_of_average(measured)
-    return Outcome(
-        point,
-        point.name,
-        problem,
-        **common,
-        ratio=summary["ratio"],
-        num_steps=len(summary["steps"]),
-        candidates=_candidates(folder, job),
-        dense={name: value for name, value in dense.items() if value is not None},
-        values={name: value for name, value in values.items() if value is not None},
-        stderrs=stderrs,
-        evaluations={name: summary["evaluations"][name] for name in ("scored", "reused")},
-        seconds=summary["seconds"],
-    )
+    """Reads it from the point's folder.
+
+    Raises:
+        InputError: a file there is damaged. Of a point with a problem, the problem is all that is told then.
+    """
+    try:
+        return _outcome_of(point, job, sweep_folder, problem)
+    except (OSError, ValueError, KeyError) as error:
+        if problem is None:
+            raise InputError(f"output_dir: cannot read what is in {sweep_folder / point.name}: {error}") from error
+        return Outcome(point, point.name, problem, target_ratio=job.config.search.target_ratio)
 
 
 def recorded_run_id(folder: Path) -> str | None:
@@ -148,6 +132,38 @@ def table(report: Mapping[str, Any]) -> Table:
     shown.add_row("all", "", *("" for _ in names), "", *(f"{total:,}" for total in totals), "")
     shown.caption = "*: best; o: on the Pareto front of ratio and a number of its columns. New: not in common with a point that ran before"
     return shown
+
+
+def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | None) -> Outcome:
+    folder = sweep_folder / point.name
+    model = f"{job.fingerprint} {job.dtype} {job.config.calibration.batch_size}"
+    common: dict[str, Any] = {"model": model, "target_ratio": job.config.search.target_ratio}
+    summary = _read(folder / "summary.json")
+    if summary is None:
+        return Outcome(point, point.name, problem, **common)
+    pairs = {f"{name}_perplexity": pair for name, pair in summary["perplexity"].items()}
+    values = {name: pair["pruned"] for name, pair in pairs.items()}
+    dense = {name: pair["dense"] for name, pair in pairs.items()}
+    stderrs: dict[str, float] = {}
+    measured = _read(folder / "evaluation.json")
+    if measured is not None:
+        values |= _measured(measured)
+        dense |= _measured(measured["dense"] or {"perplexity": {}, "average": None})
+        stderrs = _stderr_of_average(measured)
+    return Outcome(
+        point,
+        point.name,
+        problem,
+        **common,
+        ratio=summary["ratio"],
+        num_steps=len(summary["steps"]),
+        candidates=_candidates(folder, job),
+        dense={name: value for name, value in dense.items() if value is not None},
+        values={name: value for name, value in values.items() if value is not None},
+        stderrs=stderrs,
+        evaluations={name: summary["evaluations"][name] for name in ("scored", "reused")},
+        seconds=summary["seconds"],
+    )
 
 
 def _row(outcome: Outcome, stages: Mapping[str, Mapping[str, int]], fronts: Mapping[str, Sequence[str]], best: str | None) -> dict[str, Any]:

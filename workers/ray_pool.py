@@ -296,7 +296,11 @@ class RayPool:
                 self._start_failed(worker, cause)
             return
         if isinstance(cause, (InputError, ScoringError)):
-            raise cause from error
+            current = worker.schedule is schedule
+            worker.state, worker.running, worker.schedule = "ready", None, None  # it is well: another search may go on with it
+            if current:
+                raise cause from error
+            return
         if isinstance(error, RayTaskError) and not isinstance(cause, OutOfMemoryError):
             kind: FaultKind = "task error"
         elif isinstance(cause, OutOfMemoryError):

@@ -238,6 +238,10 @@ def test_more_points_later(run_sweep: Any, tmp_path: Path) -> None:
         (("search.target_rato=[0.1,0.2]",), "search.target_rato: no such option; did you mean search.target_ratio?"),
         (("grid={cluster.num_evaluators:[1,2]}",), "cluster.num_evaluators cannot differ from point to point"),
         (("grid={search.target_ratio:0.1}",), "give a list of values"),
+        (("search.target_ratio=[]",), "grid: search.target_ratio: []; give a list of values"),
+        (("search.target_ratio=[0.1,0.2]", "cluster=[inline,local]"), "grid: cluster cannot differ from point to point"),
+        (("calibration.path=['/a/${x}.txt','/b.txt']",), "grid.calibration.path[0]: Interpolation key 'x' not found"),
+        (("search.target_ratio=[0.1,0.2]", "resume=true"), "no sweep in "),
         (("search=[multipruner,shortgtp]", "search.target_ratio=0.1"), "shortgtp"),
         (("search.target_ratio=[0.1,0.2]", "calibration.batch_size=0"), "calibration.batch_size: 0; at least 1"),
     ],
@@ -256,10 +260,55 @@ def test_points_and_their_names() -> None:
     assert points[1].name == "multipruner_distribution_44-52-4_path_None"
     assert points[0].overrides == ["search=multipruner", "search.distribution=[44,52,4]", "calibration.path='/a b/c4.jsonl'"]
     assert points[1].overrides[2] == "calibration.path=null"
+    assert [point.name for point in points_of({"model.path": ["meta-llama/Llama-3.1-8B", "/m/tiny.gguf"]})] == ["path_Llama-3.1-8B", "path_tiny"]
+    assert points_of({"calibration.path": ["C:\\it's ${a}"]})[0].overrides == ["calibration.path='C:\\it\\'s \\${a}'"]
     alike = points_of({"calibration.path": ["/a/x.txt", "/b/x.txt"]})
     assert [point.name for point in alike] == ["01_path_x", "02_path_x"]
     with pytest.raises(InputError, match="empty"):
         points_of({})
+
+
+def test_flags_stay_behind_the_grid() -> None:
+    assert as_grid(["search.target_ratio=[0.1,0.2]", "export=gguf", "--cfg", "job"]) == [
+        "export=gguf",
+        "++grid={search.target_ratio:[0.1,0.2]}",
+        "--cfg",
+        "job",
+    ]
+
+
+def test_a_damaged_point_is_searched_again(run_sweep: Any) -> None:
+    before = report_of(run_sweep("search.target_ratio=[0.1,0.2,0.3]"))
+    folder = run_sweep("resume=true", bare=True).folder
+    (folder / "target_ratio_0.1/trajectory.jsonl").unlink()
+    (folder / "target_ratio_0.2/summary.json").write_text("{")
+    outcome = run_sweep("resume=true", bare=True)
+    assert outcome.status == 0, outcome.output
+    assert [point["values"] for point in report_of(outcome)["points"]] == [point["values"] for point in before["points"]]
+
+
+def test_other_settings_in_the_folder_of_a_sweep_are_refused_before_anything_is_written(run_sweep: Any) -> None:
+    record = run_sweep("search.target_ratio=[0.1,0.2]").folder / "run.json"
+    before = record.read_text()
+    outcome = run_sweep("search.target_ratio=[0.1,0.2,0.3]", "search.importance=none")
+    assert outcome.status == 2
+    assert any("target_ratio_0.2 belongs to another run" in line for line in outcome.errors), outcome.output
+    assert record.read_text() == before
+
+
+def test_a_sweep_goes_on_from_anywhere_and_its_folder_holds_no_password(
+    run_sweep: Any, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.tracking.FINISH_TIMEOUT_S", 0.1)
+    monkeypatch.chdir(token_file.parent)
+    uri = "tracking.uri='http://me:hunter2@127.0.0.1:9'"
+    assert run_sweep("search.target_ratio=[0.1,0.2]", f"calibration.path={token_file.name}", uri).status == 0
+    monkeypatch.chdir(tmp_path)
+    outcome = run_sweep("resume=true", bare=True)
+    assert outcome.status == 2
+    assert any("tracking.uri: the sweep in output_dir used http://me:***@127.0.0.1:9" in line for line in outcome.errors), outcome.output
+    assert run_sweep("resume=true", uri, bare=True).status == 0
+    assert not [path for path in outcome.folder.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
 
 
 def test_hydras_own_multirun_shares_the_store(base: list[str], tmp_path: Path) -> None:

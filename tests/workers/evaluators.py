@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from pruning.errors import InputError
 from pruning.importance import ChannelOrder
 from workers.documents import DocumentEvaluator
 from workers.evaluator import Evaluator
@@ -43,6 +44,15 @@ class Broken(Evaluator):
     def run(self, task: Task) -> Result:
         if _is_target(task):
             raise RuntimeError("shapes cannot be multiplied")
+        return super().run(task)
+
+
+class FindsBadInput(Evaluator):
+    """Says in one task that its input cannot be used."""
+
+    def run(self, task: Task) -> Result:
+        if _is_target(task):
+            raise InputError("calibration: one sequence does not fit")
         return super().run(task)
 
 

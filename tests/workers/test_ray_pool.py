@@ -16,7 +16,18 @@ from pruning.checkpoint import Checkpoint
 from pruning.errors import InputError
 from pruning.importance import ChannelOrder, Importance
 from pruning.shape import ModelShape, Removal
-from tests.workers.evaluators import Broken, CrashesOnce, ExitsOnce, FailsToStart, FailsToStartAfterTheFirst, FailsToStartTwice, Poison, RaisesOnce, Slow
+from tests.workers.evaluators import (
+    Broken,
+    CrashesOnce,
+    ExitsOnce,
+    FailsToStart,
+    FailsToStartAfterTheFirst,
+    FailsToStartTwice,
+    FindsBadInput,
+    Poison,
+    RaisesOnce,
+    Slow,
+)
 from workers.cluster import Node
 from workers.evaluator import Evaluator
 from workers.faults import FaultPolicy, WorkersLost
@@ -214,6 +225,17 @@ def test_bad_input_found_by_an_evaluator_is_not_tried_again(local_cluster: Local
     pool = RayPool(replace(spec, checkpoint=Checkpoint(tmp_path)), Placement(1, num_gpus=0))
     with pool, pytest.raises(InputError, match="no \\*.safetensors"):
         list(pool.wait())
+
+
+def test_a_pool_goes_on_after_bad_input(local_cluster: LocalMachine, spec: EvaluatorSpec, expected: list[Scores]) -> None:
+    """The next search of a sweep has nothing to do with it."""
+    with RayPool(spec, Placement(1, num_gpus=0), kind=FindsBadInput) as pool:
+        tasks = steps(prepare(pool))[0]
+        with pytest.raises(InputError, match="one sequence does not fit"):
+            score(pool, tasks)
+        others = [task for task in tasks if task.batch != 2]
+        assert score(pool, others) == {key: nll for key, nll in expected[0].items() if key[1] != 2}
+        assert not pool.faults.counts
 
 
 def test_another_torch_on_a_node_is_refused(local_cluster: LocalMachine, spec: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
