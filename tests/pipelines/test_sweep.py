@@ -242,6 +242,8 @@ def test_more_points_later(run_sweep: Any, tmp_path: Path) -> None:
         (("search.target_ratio=[0.1,0.2]", "cluster=[inline,local]"), "grid: cluster cannot differ from point to point"),
         (("calibration.path=['/a/${x}.txt','/b.txt']",), "grid.calibration.path[0]: Interpolation key 'x' not found"),
         (("search.target_ratio=[0.1,0.2]", "resume=true"), "no sweep in "),
+        (("experiment=multipruner/nope", "search.target_ratio=[0.1,0.2]"), "Could not find 'experiment/multipruner/nope'"),
+        (("experiment=[demo,nope]",), "Could not find 'experiment/nope'"),
         (("search=[multipruner,shortgtp]", "search.target_ratio=0.1"), "shortgtp"),
         (("search.target_ratio=[0.1,0.2]", "calibration.batch_size=0"), "calibration.batch_size: 0; at least 1"),
     ],
