@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -88,8 +89,8 @@ def points_of(grid: Mapping[str, Any]) -> list[Point]:
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     names = ["_".join(_label(name, value) for name, value in settings.items()) for settings in combinations]
     return [
-        Point(name if names.count(name) == 1 else f"{number:02d}_{name}", settings)
-        for number, (name, settings) in enumerate(zip(names, combinations, strict=True), start=1)
+        Point(name if names.count(name) == 1 else f"{name}_{hashlib.sha256(str(settings).encode()).hexdigest()[:6]}", settings)
+        for name, settings in zip(names, combinations, strict=True)
     ]
 
 

@@ -37,6 +37,7 @@ class Outcome:
         candidates: by stage, batches of every candidate that it looked at.
         dense: the dense model's numbers, under the same names as `values`.
         values: its perplexities and its accuracy, as far as they were measured.
+        measured_on: fingerprint of the text behind each perplexity; numbers on different texts do not compare.
     """
 
     point: Point
@@ -49,6 +50,7 @@ class Outcome:
     candidates: Mapping[str, Mapping[Key, int]] = field(default_factory=dict)
     dense: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
+    measured_on: Mapping[str, str] = field(default_factory=dict)
     stderrs: Mapping[str, float] = field(default_factory=dict)
     evaluations: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -97,7 +99,7 @@ def sweep_report(points: Sequence[Outcome], order: Sequence[Outcome], metric: st
             for stage in dict.fromkeys(stage for each in paid.values() for stage in each)
         },
         "best": best,
-        "rule": f"the largest ratio whose {metric} is at most {max_perplexity_ratio:g} times that of the dense model; of equal ratios the lowest {metric}",
+        "rule": f"the largest ratio whose {metric} is at most {max_perplexity_ratio:g} times that of the dense model; of equal ratios the lowest",
         "pareto": fronts,
     }
 
@@ -116,7 +118,7 @@ def table(report: Mapping[str, Any]) -> Table:
     for name in ("evaluations", "of them new", "front"):
         shown.add_column(name, justify="right")
     dense: Mapping[str, float] = next((row["dense"] for row in rows if row["dense"]), {})
-    if dense:
+    if dense and all(row["dense"] in (dense, {}) for row in rows):  # one model, and one text for all
         shown.add_row("dense", "0.0000", *(_number(dense.get(name)) for name in names), "", "", "", "")
         shown.add_section()
     for row in rows:
@@ -126,7 +128,8 @@ def table(report: Mapping[str, Any]) -> Table:
         counts = [sum(each[name] for each in row["evaluations"]["stages"].values()) for name in ("needed", "new")]
         marks = ("*" if row["name"] == report["best"] else "") + ("o" if row["pareto"] else "")
         cells = [_number(row["values"].get(name)) for name in names]
-        shown.add_row(row["name"], f"{row['ratio']:.4f}", *cells, str(row["steps"]), *(f"{count:,}" for count in counts), marks)
+        name = row["name"] if row["problem"] is None else f"{row['name']} ({row['status']})"
+        shown.add_row(name, f"{row['ratio']:.4f}", *cells, str(row["steps"]), *(f"{count:,}" for count in counts), marks)
     shown.add_section()
     totals = [sum(each[name] for each in report["evaluations"].values()) for name in ("needed", "new")]
     shown.add_row("all", "", *("" for _ in names), "", *(f"{total:,}" for total in totals), "")
@@ -144,9 +147,11 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
     pairs = {f"{name}_perplexity": pair for name, pair in summary["perplexity"].items()}
     values = {name: pair["pruned"] for name, pair in pairs.items()}
     dense = {name: pair["dense"] for name, pair in pairs.items()}
+    texts = {f"{name}_perplexity": tokens["fingerprint"] for name, tokens in summary["calibration"].items()}
     stderrs: dict[str, float] = {}
     measured = _read(folder / "evaluation.json")
     if measured is not None:
+        texts |= {f"{name}_perplexity": fingerprint for name, fingerprint in measured["fingerprints"]["texts"].items()}
         values |= _measured(measured)
         dense |= _measured(measured["dense"] or {"perplexity": {}, "average": None})
         stderrs = _stderr_of_average(measured)
@@ -160,6 +165,7 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
         candidates=_candidates(folder, job),
         dense={name: value for name, value in dense.items() if value is not None},
         values={name: value for name, value in values.items() if value is not None},
+        measured_on=texts,
         stderrs=stderrs,
         evaluations={name: summary["evaluations"][name] for name in ("scored", "reused")},
         seconds=summary["seconds"],
@@ -204,19 +210,23 @@ def _paid(order: Sequence[Outcome]) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _fronts(points: Sequence[Outcome]) -> dict[str, list[str]]:
-    """For each number, the points that no other beats in it and in ratio."""
-    fronts = {}
+    """For each number, the points that no other one of the same model, on the same text, beats in it and in ratio."""
+    fronts: dict[str, list[str]] = {}
     for metric in dict.fromkeys(name for outcome in points for name in outcome.values):
-        measured = [outcome for outcome in points if metric in outcome.values and outcome.ratio is not None]
-        pairs = [(outcome.ratio or 0.0, outcome.values[metric]) for outcome in measured]
-        front = pareto_front(pairs, lower_is_better=LOWER_IS_BETTER.get(metric, True))
-        fronts[metric] = [outcome.point.name for outcome, on_front in zip(measured, front, strict=True) if on_front]
+        groups: dict[tuple[str, str], list[Outcome]] = {}
+        for outcome in points:
+            if outcome.problem is None and metric in outcome.values:
+                groups.setdefault((outcome.model, outcome.measured_on.get(metric, "")), []).append(outcome)
+        fronts[metric] = []
+        for group in groups.values():
+            front = pareto_front([(outcome.ratio or 0.0, outcome.values[metric]) for outcome in group], lower_is_better=LOWER_IS_BETTER.get(metric, True))
+            fronts[metric] += [outcome.point.name for outcome, on_front in zip(group, front, strict=True) if on_front]
     return fronts
 
 
 def _best(points: Sequence[Outcome], metric: str, max_perplexity_ratio: float) -> str | None:
     good = [
-        (-(outcome.ratio or 0.0), outcome.values[metric], outcome.point.name)
+        (-(outcome.ratio or 0.0), outcome.values[metric] / outcome.dense[metric], outcome.point.name)
         for outcome in points
         if outcome.problem is None and metric in outcome.values and outcome.values[metric] <= max_perplexity_ratio * outcome.dense.get(metric, 0.0)
     ]

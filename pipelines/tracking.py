@@ -169,7 +169,7 @@ class Tracker:
         if self.parent is not None:
             while self.parent.run_id is None and not self._stop.wait(0.1):
                 pass  # it is on its way to the same server
-            tags = {**tags, "mlflow.parentRunId": str(self.parent.run_id)}
+            tags = {**tags, "mlflow.parentRunId": self.parent.run_id} if self.parent.run_id is not None else tags
         known = client.get_run(self.run_id).data
         new = [Param(name, str(value)) for name, value in params.items() if name not in known.params]
         for start in range(0, len(new), 100):

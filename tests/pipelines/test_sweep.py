@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -122,6 +123,11 @@ def test_a_grid_over_everything(run_sweep: Any, token_file: Path, tmp_path: Path
         store = f"store.url=sqlite:///{tmp_path}/{point['name']}.db"
         alone = run_sweep(*settings, "search.target_ratio=0.2", store, folder=f"alone_{point['name']}", job=prune, name="prune")
         assert without_times(outcome.folder / point["folder"] / "trajectory.jsonl") == alone.trajectory
+    texts = {point["settings"]["calibration.path"]: set() for point in report["points"]}
+    for point in report["points"]:
+        if "heldout_perplexity" in point["pareto"]:
+            texts[point["settings"]["calibration.path"]].add(point["name"])
+    assert all(texts.values()), "perplexities on different texts do not compare, so each has a front of its own"
     orders = {(outcome.folder / point["folder"] / "channel_order.safetensors").read_bytes() for point in report["points"]}
     assert len(orders) == 3, "l1 does not depend on the text, activation does"
 
@@ -265,7 +271,11 @@ def test_points_and_their_names() -> None:
     assert [point.name for point in points_of({"model.path": ["meta-llama/Llama-3.1-8B", "/m/tiny.gguf"]})] == ["path_Llama-3.1-8B", "path_tiny"]
     assert points_of({"calibration.path": ["C:\\it's ${a}"]})[0].overrides == ["calibration.path='C:\\it\\'s \\${a}'"]
     alike = points_of({"calibration.path": ["/a/x.txt", "/b/x.txt"]})
-    assert [point.name for point in alike] == ["01_path_x", "02_path_x"]
+    names = [point.name for point in alike]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch("path_x_[0-9a-f]{6}", name) for name in names)
+    more = points_of({"calibration.path": ["/c/x.txt", "/a/x.txt", "/b/x.txt"]})
+    assert names == [point.name for point in more][1:], "a longer list leaves the folders of the others alone"
     with pytest.raises(InputError, match="empty"):
         points_of({})
 
