@@ -25,7 +25,7 @@ SETTINGS = (
     "calibration.num_block_samples=1",
     "calibration.num_width_samples=1",
     "calibration.num_heldout_samples=2",
-    "calibration.sequence_length=64",
+    "calibration.sequence_length=32",
     "calibration.batch_size=1",
     "search.mlp_group_channels=512",
 )
