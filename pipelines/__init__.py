@@ -4,4 +4,5 @@ import gc
 
 # Importing torch and transformers makes hundreds of thousands of objects that stay. Looking through them again and again as they come would be a
 # sixth of what a short command takes. `pipelines.cli.launch` puts it back.
+COLLECTION = gc.get_threshold()
 gc.set_threshold(100_000, 50, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,15 @@ def average(tasks: Mapping[str, Mapping[str, Any]]) -> float | None:
         return None
     values = [tasks[name].get("acc_norm", tasks[name].get("acc")) for name in FIVE_TASKS]
     return None if any(value is None for value in values) else sum(values) / len(values)
+
+
+def average_stderr(tasks: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Standard error of `average`: the five tasks have no documents in common. None where that is none, or a task has no standard error."""
+    if average(tasks) is None:
+        return None
+    found = [tasks[name].get("acc_norm_stderr" if "acc_norm" in tasks[name] else "acc_stderr") for name in FIVE_TASKS]
+    errors = [error for error in found if error is not None]
+    return math.hypot(*errors) / len(errors) if len(errors) == len(found) else None
 
 
 def _windows(name: str, evaluation: EvaluationConfig, tokenizer: Callable[[], PreTrainedTokenizerBase], length: int) -> tuple[str, TokenSet]:

@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipelines import COLLECTION
 from pipelines.config import register
 from pipelines.console import console
 from pipelines.database import StoreUnavailable
@@ -25,9 +26,6 @@ from pruning.errors import ExportError, InputError, ScoringError
 from workers.faults import WorkersLost
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-
-_COLLECTION = (700, 10, 10)
-"""How often Python looks for garbage, unless told otherwise."""
 
 _KEPT = "  Everything computed so far is kept: the same command with the same output_dir goes on from there"
 
@@ -46,7 +44,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
         prepare: turns the words of the command line into ones that Hydra understands.
     """
     gc.freeze()  # what was imported stays
-    gc.set_threshold(*_COLLECTION)
+    gc.set_threshold(*COLLECTION)
     register()
     arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
     if any(word.startswith("-") for word in arguments):

@@ -9,7 +9,7 @@ from typing import Self
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from pipelines.config import URLS, ClusterConfig, EvaluationConfig, ModelConfig, StoreConfig, TrackingConfig, checked
+from pipelines.config import URLS, ClusterConfig, EvaluationConfig, ModelConfig, PruneConfig, StoreConfig, TrackingConfig, checked
 from pipelines.secrets import MASK, masked_url
 from pruning.errors import InputError
 
@@ -34,6 +34,20 @@ class EvaluateConfig:
     def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
         """See `checked`; `given` are the names of the options that the command gives."""
         return checked(cls, config, lambda typed: typed.problems(given))
+
+    @classmethod
+    def like(cls, config: PruneConfig, *, model: ModelConfig, run: str | None) -> Self:
+        """An evaluation as a search asks for it, on the same evaluators, with the same store and tracking."""
+        return cls(
+            model=model,
+            evaluation=config.evaluation,
+            cluster=config.cluster,
+            tracking=config.tracking,
+            store=config.store,
+            run=run,
+            checkpoint=None,
+            output_dir=None,
+        )
 
     def problems(self, given: Sequence[str]) -> list[str]:
         groups = (self.evaluation, self.cluster, self.tracking, self.store)

@@ -82,16 +82,7 @@ def finish(config: PruneConfig, folder: RunFolder) -> None:
     path = str(folder.path)
     if config.evaluation.wanted:
         evaluate_run(
-            EvaluateConfig(
-                model=ModelConfig("", None, "auto", trust_remote_code=False),
-                evaluation=config.evaluation,
-                cluster=config.cluster,
-                tracking=config.tracking,
-                store=config.store,
-                run=path,
-                checkpoint=None,
-                output_dir=None,
-            ),
+            EvaluateConfig.like(config, model=ModelConfig("", None, "auto", trust_remote_code=False), run=path),
             folder,
         )
     if config.export is not None:

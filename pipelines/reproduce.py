@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from pipelines.benchmarks import open_benchmarks
 from pipelines.cli import Failed, launch
-from pipelines.config import PruneConfig
 from pipelines.console import console, log_to
 from pipelines.counts import count_checks, expected_shape, pruned_counts, published_accounting
 from pipelines.divergence import divergence_text, first_divergence, layer_differences, shape_check, trajectory_checks
@@ -88,7 +87,7 @@ def _shape(config: ReproduceConfig) -> dict[str, Any]:
         log_to(folder.path / LOG)
         folder.write("shape.json", dump_json(shape.to_json()))
         subjects = _subjects(config, checkpoint, fingerprint, accounting, shape, _order(config, folder, checkpoint, accounting, shape))
-        report = evaluate_run(_evaluate_config(config), folder, subjects)
+        report = evaluate_run(EvaluateConfig.like(config, model=config.model, run=None), folder, subjects)
         dense = compared("parameters, dense", expected.dense.num_parameters, accounting.num_dense_parameters, expected.tolerance.num_parameters)
         return _conclude(config, folder, [dense, *pruned_counts(expected, accounting, shape), *_quality(config, report)])
     finally:
@@ -184,19 +183,6 @@ def _subjects(
 
 def _window_length(config: ReproduceConfig, checkpoint: Checkpoint) -> int:
     return window_length(config.evaluation.sequence_length, [Subject("dense", checkpoint, "", "float32", 0)])
-
-
-def _evaluate_config(config: PruneConfig) -> EvaluateConfig:
-    return EvaluateConfig(
-        model=config.model,
-        evaluation=config.evaluation,
-        cluster=config.cluster,
-        tracking=config.tracking,
-        store=config.store,
-        run=None,
-        checkpoint=None,
-        output_dir=None,
-    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cli import Failed, composition_error, launch, option_names, quoted, unknown_option
-from pipelines.config import PruneConfig
+from pipelines.config import EvaluationConfig, PruneConfig
 from pipelines.console import console, log_to
+from pipelines.evaluate import REPORT as EVALUATION
 from pipelines.farm import joined, local_session, open_pool
 from pipelines.folder import RunFolder
 from pipelines.grid import Point, as_grid, plain_grid, points_of
@@ -38,6 +39,7 @@ from pruning.errors import ExportError, InputError, ScoringError
 from pruning.shape import dump_json
 from workers.faults import FaultLog, WorkersLost
 from workers.pool import Pool
+from workers.tasks import EvaluatorSpec
 
 log = logging.getLogger(__name__)
 
@@ -193,11 +195,13 @@ class _Sweep:
         if self.outcomes[each.point.name].problem is not None or not (self.config.evaluation.wanted or self.config.export):
             return
         folder = RunFolder(each.job.config.output_dir)
-        problem = None
+        config, problem = each.job.config, None
         try:
+            if _is_evaluated(folder, config.evaluation):
+                config = replace(config, evaluation=replace(config.evaluation, tasks=[], texts=[], cost=False))
             log_to(folder.path / "prune.log")
             log.info("after the search of point %s", each.point.name)
-            finish(each.job.config, folder)
+            finish(config, folder)
         except _OF_ONE_POINT as error:
             problem = str(error)
             log.error("point %s: %s", each.point.name, error)
@@ -239,6 +243,12 @@ class _Sweep:
         if tracked:
             console.print(self.tracker.link(), markup=False, soft_wrap=True)
         console.print(f"to compare the points: python -m pipelines.report {self.folder.path}", markup=False, soft_wrap=True)
+
+
+def _is_evaluated(folder: RunFolder, evaluation: EvaluationConfig) -> bool:
+    """Whether an earlier process has measured what is asked for. What is null there was chosen then."""
+    settings = (folder.read(EVALUATION) or {}).get("settings", {})
+    return bool(settings) and all(settings.get(name) == value for name, value in asdict(evaluation).items() if value is not None)
 
 
 def _resumed(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, list[str], dict[str, Any]]:
@@ -305,7 +315,7 @@ def _check_folder(each: PointJob) -> None:
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    """Inside Hydra's own main function: its search path is used.
+    """Inside `launch`, which has Hydra set up.
 
     Raises:
         InputError: they do not compose.
@@ -371,7 +381,7 @@ def _with_keys(group: Sequence[PointJob]) -> list[PointJob]:
     return named
 
 
-def _spec_of(group: Sequence[PointJob]) -> Any:
+def _spec_of(group: Sequence[PointJob]) -> EvaluatorSpec:
     """One model with the calibration sets of all."""
     specs = [each.job.spec() for each in group]
     return replace(specs[0], token_sets={name: ids for spec in specs for name, ids in spec.token_sets.items()})

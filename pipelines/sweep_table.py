@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.benchmarks import FIVE_TASKS
+from pipelines.benchmarks import average_stderr
 from pipelines.grid import Point
 from pipelines.job import PruneJob
 from pipelines.report_analysis import pareto_front
@@ -154,7 +153,8 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
         texts |= {f"{name}_perplexity": fingerprint for name, fingerprint in measured["fingerprints"]["texts"].items()}
         values |= _measured(measured)
         dense |= _measured(measured["dense"] or {"perplexity": {}, "average": None})
-        stderrs = _stderr_of_average(measured)
+        error = average_stderr(measured["tasks"])
+        stderrs = {} if error is None else {"accuracy": error}
     return Outcome(
         point,
         point.name,
@@ -251,15 +251,6 @@ def _candidates(folder: Path, job: PruneJob) -> dict[str, dict[Key, int]]:
 def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
     texts = {f"{name}_perplexity": value for name, value in report["perplexity"].items()}
     return texts | ({"accuracy": report["average"]} if report["average"] is not None else {})
-
-
-def _stderr_of_average(report: Mapping[str, Any]) -> dict[str, float]:
-    """Of the five tasks' mean accuracy: their documents have nothing in common."""
-    if report["average"] is None:
-        return {}
-    tasks = [report["tasks"][name] for name in FIVE_TASKS]
-    errors = [task["acc_norm_stderr" if "acc_norm" in task else "acc_stderr"] for task in tasks]
-    return {"accuracy": math.hypot(*errors) / len(errors)}
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

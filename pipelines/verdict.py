@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from pipelines.benchmarks import FIVE_TASKS
+from pipelines.benchmarks import average_stderr
 from pipelines.expected import Figures, Tolerance
 
 Value = int | float | str | None
@@ -80,8 +80,7 @@ def compared_quality(role: str, expected: Figures, measured: dict[str, Any], tol
         allowed = tolerance.accuracy_stderrs * (of_task.get(f"{metric}_stderr") or 0.0) + tolerance.accuracy_rounding
         found.append(compared(f"{role}: accuracy, {task}", value, of_task.get(metric), allowed))
     if expected.accuracy_average is not None:
-        spread = _stderr_of_average(measured["tasks"])
-        allowed = tolerance.accuracy_stderrs * spread + tolerance.accuracy_rounding
+        allowed = tolerance.accuracy_stderrs * (average_stderr(measured["tasks"]) or 0.0) + tolerance.accuracy_rounding
         found.append(compared(f"{role}: accuracy, average", expected.accuracy_average, measured["average"], allowed))
     return found
 
@@ -104,13 +103,6 @@ def table(title: str, checks: Sequence[Check]) -> Table:
         verdict = f"[{styles[check.verdict]}]{check.verdict}[/]" + (f": {check.note}" if check.note else "")
         shown.add_row(check.quantity, *map(_cell, (check.expected, check.measured, check.difference, check.tolerance)), verdict)
     return shown
-
-
-def _stderr_of_average(tasks: dict[str, dict[str, Any]]) -> float:
-    """Of the mean of independent accuracies."""
-    found = [tasks[name] for name in FIVE_TASKS if name in tasks]
-    errors = [values.get("acc_norm_stderr", values.get("acc_stderr")) or 0.0 for values in found]
-    return float(sum(error**2 for error in errors) ** 0.5 / len(FIVE_TASKS))
 
 
 def _shown_range(values: tuple[float, float]) -> str:

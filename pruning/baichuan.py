@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaConfig
 
+from pruning.cache import made_once
 from pruning.errors import InputError
 from pruning.export.shards import write_shards
 from pruning.shape import dump_json
@@ -61,20 +61,7 @@ def refuse_alibi(raw: Mapping[str, Any], folder: Path) -> None:
 def converted(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], cache: Path) -> Path:
     """The same model as a Llama's folder in `cache`, made on first use, one tensor at a time. Not for models with ALiBi."""
     target = cache / f"{folder.name}-{_key(folder, weights)}"
-    if target.is_dir():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        _write(folder, raw, weights, Path(scratch))
-        Path(scratch).chmod(0o755)
-        try:
-            Path(scratch).rename(target)
-        except OSError:
-            if not target.is_dir():  # another process was first: its folder has the same content
-                raise
-        else:
-            Path(scratch).mkdir()  # for the context manager to remove
-    return target
+    return made_once(target, lambda scratch: _write(folder, raw, weights, scratch))
 
 
 def _write(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], target: Path) -> None:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import os
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.utils.logging import disable_progress_bar
 
 from pruning import baichuan
+from pruning.cache import made_once
 from pruning.errors import InputError
 
 disable_progress_bar()  # one bar is shown, that of the search
@@ -239,9 +239,10 @@ def _converted_gguf(path: Path) -> Path:
     """The safetensors folder of a GGUF file, made on first use: dequantized to float32, which is exact."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    folder = cache_folder() / f"{path.stem}-{digest}"
-    if folder.is_dir():
-        return folder
+    return made_once(cache_folder() / f"{path.stem}-{digest}", lambda scratch: _convert_gguf(path, scratch))
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # transformers marks the model as quantized although its weights are plain tensors now, and refuses to save it.
@@ -250,19 +251,8 @@ def _converted_gguf(path: Path) -> Path:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        Path(scratch).chmod(0o755)
-        try:
-            Path(scratch).rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process was first: its folder has the same content
-                raise
-        else:
-            Path(scratch).mkdir()  # for the context manager to remove
-    return folder
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _first_line(error: Exception) -> str:

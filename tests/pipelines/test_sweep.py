@@ -24,6 +24,7 @@ from pipelines.prune import prune
 from pipelines.sweep import sweep
 from pruning.errors import InputError
 from tests.conftest import ROOT
+from tests.documents import save_reader, save_tasks
 from tests.pipelines.conftest import Outcome, without_times
 
 TARGETS = (0.10, 0.14, 0.18, 0.22, 0.26, 0.30, 0.34)
@@ -223,6 +224,20 @@ def test_a_parent_run_and_a_run_for_each_point(run_sweep: Any, tmp_path: Path) -
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.metrics["result/ratio"] == row["ratio"]
         assert child.info.experiment_id == parent.info.experiment_id
+
+
+def test_points_are_evaluated_and_exported_once(run_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = save_reader(tmp_path / "reader"), save_tasks(tmp_path / "data", 4)
+    words = (f"model.path={model}", f"evaluation.data_dir={data}", "evaluation=zero_shot", "evaluation.tasks=[piqa]", "evaluation.cost=false")
+    words += ("search.target_ratio=[0.1,0.3]", "export=transformers", "evaluation.batch_size=1")
+    outcome = run_sweep(*words)
+    assert outcome.status == 0, outcome.output
+    reports = [json.loads((outcome.folder / f"target_ratio_{target}/evaluation.json").read_text()) for target in ("0.1", "0.3")]
+    assert reports[0]["dense"] == reports[1]["dense"]
+    assert all((outcome.folder / f"target_ratio_{target}/transformers/config.json").is_file() for target in ("0.1", "0.3"))
+    monkeypatch.setattr("pipelines.prune.evaluate_run", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr("pipelines.prune.export_run", lambda *_: pytest.fail("it is there already"))
+    assert run_sweep(*words).status == 0
 
 
 def test_more_points_later(run_sweep: Any, tmp_path: Path) -> None:
