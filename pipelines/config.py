@@ -154,6 +154,8 @@ class ClusterConfig:
                 found.append(f"cluster.{name}: {getattr(self, name):g}; it is in seconds, above 0")
         if self.kind == "inline" and (self.num_evaluators or 1) > 1:
             found.append(f"cluster.num_evaluators: {self.num_evaluators}, but cluster=inline is one evaluator in this process; use cluster=local")
+        if self.kind == "inline" and (self.num_gpus_per_evaluator or 0) > 1:
+            found.append(f"cluster.num_gpus_per_evaluator: {self.num_gpus_per_evaluator}, but cluster=inline uses one GPU or none; use cluster=local")
         return found + (self._problems_of_joining() if self.kind == "ray" else self._ignored("address", "allow_open", only="cluster=ray"))
 
     def _problems_of_joining(self) -> list[str]:

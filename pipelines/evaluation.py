@@ -15,7 +15,7 @@ from pipelines.benchmarks import Benchmarks, average, open_benchmarks
 from pipelines.config import EvaluationConfig
 from pipelines.console import WorkProgress, duration
 from pipelines.evaluate_config import EvaluateConfig
-from pipelines.farm import find_placement, local_session, open_pool, runs_on_gpus
+from pipelines.farm import find_placement, gpus_per_evaluator, local_session, open_pool
 from pipelines.store import AnswerContext, ScoreStore
 from pipelines.subjects import Subject, Subjects, find_subjects, window_length
 from pipelines.summary import perplexity
@@ -79,7 +79,7 @@ def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterat
     """
     cluster, evaluation = config.cluster, config.evaluation
     machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
-    on_gpu = runs_on_gpus(cluster, machine)
+    on_gpu = gpus_per_evaluator(cluster, machine) > 0
     subjects = subjects or find_subjects(config, on_gpu=on_gpu)
     batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
     problems = problems_of_cost(evaluation, subjects.models)

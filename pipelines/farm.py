@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from pipelines.config import ClusterConfig
+from pruning.errors import InputError
 from workers.cluster import joined_ray, local_ray
 from workers.evaluator import Evaluator
 from workers.inline import InlinePool
@@ -26,9 +27,9 @@ def joined(cluster: ClusterConfig) -> AbstractContextManager[None]:
     return joined_ray(cluster.address, allow_open=cluster.allow_open, timeout_s=cluster.join_timeout_s)
 
 
-def runs_on_gpus(cluster: ClusterConfig, machine: LocalMachine) -> bool:
-    """Whether evaluators get GPUs."""
-    return (cluster.kind == "ray" or machine.num_gpus > 0) and cluster.num_gpus_per_evaluator != 0
+def gpus_per_evaluator(cluster: ClusterConfig, machine: LocalMachine) -> int:
+    """GPUs that an evaluator gets."""
+    return machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
 
 
 def find_placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_bytes: int) -> Placement | None:
@@ -40,10 +41,12 @@ def find_placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_byte
     Raises:
         InputError: they do not fit.
     """
+    gpus = gpus_per_evaluator(cluster, machine)
     if cluster.kind == "inline":
+        if gpus > machine.num_gpus:
+            raise InputError(f"cluster.num_gpus_per_evaluator: {gpus}; this machine has {machine.num_gpus} GPU")
         return None
     if cluster.kind == "ray":
-        gpus = cluster.num_gpus_per_evaluator or 0
         return Placement(
             cluster.num_evaluators,
             gpus,
@@ -77,7 +80,7 @@ def open_pool(cluster: ClusterConfig, machine: LocalMachine, placement: Placemen
         kind: their class.
     """
     if placement is None:
-        yield InlinePool(spec, kind=kind)
+        yield InlinePool(spec, kind=kind, num_gpus=gpus_per_evaluator(cluster, machine))
         return
     # A cluster that was joined before is used as it is: local_ray starts one only where there is none.
     with local_session(machine, placement), RayPool(spec, placement, task_timeout_s=cluster.task_timeout_s, kind=kind) as pool:

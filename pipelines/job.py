@@ -11,7 +11,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines.config import URLS, PruneConfig
-from pipelines.farm import find_placement, open_pool, runs_on_gpus
+from pipelines.farm import find_placement, gpus_per_evaluator, open_pool
 from pipelines.folder import RunFolder
 from pipelines.secrets import MASK, masked_url
 from pruning.accounting import Accounting
@@ -133,7 +133,7 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     context = getattr(model_config, "max_position_embeddings", None)
     if context and config.calibration.sequence_length > context:
         problems.append(f"calibration.sequence_length: {config.calibration.sequence_length}, above this model's context of {context} tokens")
-    dtype = resolve_dtype(model.dtype, on_gpu=runs_on_gpus(cluster, machine))
+    dtype = resolve_dtype(model.dtype, on_gpu=gpus_per_evaluator(cluster, machine) > 0)
     batch_tokens = config.calibration.batch_size * config.calibration.sequence_length
     needed = evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, model_config.hidden_size, geometry.num_layers)
     placement = None

@@ -18,7 +18,7 @@ from pipelines.divergence import divergence_text, first_divergence, layer_differ
 from pipelines.evaluate import REPORT as EVALUATION
 from pipelines.evaluate import evaluate_run
 from pipelines.evaluate_config import EvaluateConfig
-from pipelines.farm import joined, runs_on_gpus
+from pipelines.farm import gpus_per_evaluator, joined
 from pipelines.folder import RunFolder
 from pipelines.job import make_job
 from pipelines.past_run import read_saved_run
@@ -173,7 +173,7 @@ def _subjects(
     config: ReproduceConfig, checkpoint: Checkpoint, fingerprint: str, accounting: Accounting, shape: ModelShape, order: ChannelOrder
 ) -> Subjects:  # fmt: skip
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
-    dtype = resolve_dtype(config.model.dtype, on_gpu=runs_on_gpus(config.cluster, machine))
+    dtype = resolve_dtype(config.model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0)
     dense = Subject("dense", checkpoint, fingerprint, dtype, accounting.num_dense_parameters)
     pruned = Subject("pruned", checkpoint, fingerprint, dtype, accounting.num_stored_parameters(shape), shape, order)
     models = (dense, pruned) if config.evaluation.dense else (pruned,)

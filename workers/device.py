@@ -25,14 +25,16 @@ class Device:
 
     Args:
         num_threads: CPU threads.
+        num_gpus: GPUs to use, the first ones; None: all that the process sees, as where Ray shows it no others.
     """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, num_gpus: int | None = None) -> None:
         _give_freed_tensors_back()
         torch.set_num_threads(num_threads)
         self.visible_gpus = tuple(gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu)
-        self.num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if self.visible_gpus and not self.num_gpus:
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        self.num_gpus = seen if num_gpus is None else min(seen, num_gpus)
+        if self.visible_gpus and not seen:
             log.warning("GPUs %s are assigned to this evaluator, but torch sees no CUDA device: it scores on the CPU", ",".join(self.visible_gpus))
         self.torch = torch.device("cuda" if self.num_gpus else "cpu")
 

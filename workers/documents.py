@@ -31,14 +31,15 @@ class DocumentEvaluator:
     Args:
         spec: what to load.
         order: unused, since the spec holds it; evaluators of every kind are made alike.
+        num_gpus: see `Device`.
 
     Raises:
         InputError: the model cannot be loaded.
     """
 
-    def __init__(self, spec: DocumentSpec, order: ChannelOrder | None = None) -> None:
+    def __init__(self, spec: DocumentSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None) -> None:
         self.spec = spec
-        self._device = Device(spec.num_threads)
+        self._device = Device(spec.num_threads, num_gpus)
         self.model = load_model(self._device, spec)
         self._harness: Any = None
 

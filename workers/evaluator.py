@@ -28,14 +28,15 @@ class Evaluator:
     Args:
         spec: what to load.
         order: channel order to sort the weights by; None until it is known, and then `set_order`.
+        num_gpus: see `Device`.
 
     Raises:
         InputError: the model cannot be loaded, or its family does not behave as scoring needs.
     """
 
-    def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None) -> None:
+    def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None) -> None:
         self.spec = spec
-        self._device = Device(spec.num_threads)
+        self._device = Device(spec.num_threads, num_gpus)
         self.model = self._device.load(spec.checkpoint, spec.dtype)
         accounting = Accounting(self.model.config, trust_remote_code=spec.checkpoint.trust_remote_code)
         self.family, self.geometry = accounting.family, accounting.geometry

@@ -20,12 +20,13 @@ class InlinePool:
 
     Args:
         kind: the class of the evaluator.
+        num_gpus: GPUs that it uses, at most; None: all that this process sees.
     """
 
     num_evaluators = 1
 
-    def __init__(self, spec: Spec, *, kind: EvaluatorKind = Evaluator) -> None:
-        self.evaluator = kind(spec, None)
+    def __init__(self, spec: Spec, *, kind: EvaluatorKind = Evaluator, num_gpus: int | None = None) -> None:
+        self.evaluator = kind(spec, None, num_gpus=num_gpus)
         self.costs = CostModel(spec.checkpoint.config().num_hidden_layers)
         self.faults = FaultLog()
         self._busy_s = 0.0

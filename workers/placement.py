@@ -68,6 +68,10 @@ class LocalMachine:
             num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_gpus, psutil.virtual_memory().available)
 
+    def gpus_per_evaluator(self, asked: int | None) -> int:
+        """GPUs that an evaluator gets: those asked for, else one where there are any."""
+        return asked if asked is not None else min(1, self.num_gpus)
+
 
 def place_locally(
     machine: LocalMachine,
@@ -84,7 +88,7 @@ def place_locally(
     Raises:
         InputError: more is asked for than there is.
     """
-    gpus = num_gpus_per_evaluator if num_gpus_per_evaluator is not None else min(1, machine.num_gpus)
+    gpus = machine.gpus_per_evaluator(num_gpus_per_evaluator)
     if gpus:
         fits = machine.num_gpus // gpus
         count = num_evaluators or fits

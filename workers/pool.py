@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from pruning.importance import ChannelOrder
 from workers.costs import CostModel
@@ -27,8 +27,8 @@ class AnyEvaluator(Protocol):
     def run(self, task: Task) -> Result: ...
 
 
-EvaluatorKind = Callable[[Any, ChannelOrder | None], AnyEvaluator]
-"""The class of an evaluator: takes its spec, and the channel order if that is known."""
+EvaluatorKind = Callable[..., AnyEvaluator]
+"""The class of an evaluator: takes its spec, the channel order if that is known, and where Ray does not decide it, `num_gpus`."""
 
 
 class Pool(Protocol):

@@ -14,13 +14,14 @@ class SpeedEvaluator:
 
     Args:
         order: unused, since the specs hold it; evaluators of every kind are made alike.
+        num_gpus: see `Device`.
 
     Raises:
         InputError: a model cannot be loaded.
     """
 
-    def __init__(self, spec: SpeedSpec, order: ChannelOrder | None = None) -> None:
-        self._device = Device(spec.num_threads)
+    def __init__(self, spec: SpeedSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None) -> None:
+        self._device = Device(spec.num_threads, num_gpus)
         specs: dict[Role, DocumentSpec | None] = {"dense": spec.dense, "pruned": spec.pruned}
         self._models = {role: load_model(self._device, each) for role, each in specs.items() if each is not None}
 

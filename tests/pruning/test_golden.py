@@ -16,13 +16,15 @@ from pruning.importance import channel_order, reorder
 from pruning.scoring import run_prefix, score_candidates
 from pruning.search import GreedySearch, make_stages
 from pruning.shape import Removal, write_authors_config
+from tests.conftest import NEEDS_GPU
 
 
 @pytest.mark.data
-def test_the_reference_trajectory(shared: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_the_reference_trajectory(shared: Path, device: str) -> None:
     golden = json.loads((shared / "golden/stories260K_trajectory.json").read_text())
-    ids = load_file(shared / "golden/stories260K_calibration.safetensors")["input_ids"].long()
-    model = find_checkpoint(str(shared / "models/stories260K")).load(dtype="float32")
+    ids = load_file(shared / "golden/stories260K_calibration.safetensors")["input_ids"].long().to(device)
+    model = find_checkpoint(str(shared / "models/stories260K")).load(dtype="float32", device=device)
     accounting = Accounting(model.config)
     family, geometry = accounting.family, accounting.geometry
     reorder(model, family, geometry, channel_order(model, family, geometry, "l1"))
