@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import GemmaTokenizer, PreTrainedTokenizerBase
 
 from pruning.errors import InputError
 
@@ -135,7 +135,7 @@ def _from_tokens(recipe: Recipe) -> Calibration:
 
 def _from_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, text: str, heldout_text: str) -> Calibration:
     """Sequences drawn from running text: first those of the width stages, then those of the block stage, from what is left."""
-    sequences = _cut(_tokenize(tokenizer, text), recipe.sequence_length)
+    sequences = text_windows(tokenizer, text, recipe.sequence_length)
     width, block = recipe.num_width_samples, recipe.num_block_samples
     if len(sequences) < width + block:
         raise InputError(
@@ -143,7 +143,7 @@ def _from_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, text: str, he
             f"text gives {len(sequences)}. Ask for fewer or shorter sequences, or give more text"
         )
     drawn = random.Random(recipe.seed).sample(range(len(sequences)), width + block)
-    heldout = _cut(_tokenize(tokenizer, heldout_text), recipe.sequence_length)[: recipe.num_heldout_samples]
+    heldout = text_windows(tokenizer, heldout_text, recipe.sequence_length)[: recipe.num_heldout_samples]
     return Calibration(TokenSet(sequences[drawn[width:]]), TokenSet(sequences[drawn[:width]]), TokenSet(heldout) if len(heldout) else None)
 
 
@@ -156,23 +156,27 @@ def _from_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Calibratio
         if count > len(rows):
             raise InputError(f"calibration.{name}: {count}, but {recipe.source} has {len(rows)} rows to draw from")
         chosen = [rows[index] for index in generator.sample(range(len(rows)), count)]
-        sequences = _cut(_tokenize(tokenizer, "\n\n".join(chosen)), recipe.sequence_length)
+        sequences = text_windows(tokenizer, "\n\n".join(chosen), recipe.sequence_length)
         if not len(sequences):
             raise InputError(
                 f"calibration.{name}: {count} rows are shorter than one sequence of {recipe.sequence_length} tokens. "
                 "Ask for more rows or a smaller calibration.sequence_length"
             )
         sets.append(TokenSet(sequences))
-    heldout = _cut(_tokenize(tokenizer, "\n\n".join(heldout_rows)), recipe.sequence_length)[: recipe.num_heldout_samples]
+    heldout = text_windows(tokenizer, "\n\n".join(heldout_rows), recipe.sequence_length)[: recipe.num_heldout_samples]
     return Calibration(block=sets[1], width=sets[0], heldout=TokenSet(heldout) if len(heldout) else None)
 
 
 def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Tokens:
     """A text tokenized as a whole and cut into windows; the tail is dropped (METHOD: "Calibration sets as published").
 
+    Gemma's each begin with BOS: it has never seen a text without, and its perplexity on one is several times that on the same text behind BOS.
+
     Returns:
         int64 [windows, length]; no windows if the text is too short.
     """
+    if isinstance(tokenizer, GemmaTokenizer):
+        return np.insert(_cut(_tokenize(tokenizer, text, add_special_tokens=False), length - 1), 0, tokenizer.bos_token_id, axis=1)
     return _cut(_tokenize(tokenizer, text), length)
 
 
@@ -324,8 +328,8 @@ def _required_path(recipe: Recipe, what: str) -> Path:
     return path
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Sequence[int]:
-    ids: Sequence[int] = tokenizer(text, verbose=False)["input_ids"] if text else []
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+    ids: Sequence[int] = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"] if text else []
     return ids
 
 

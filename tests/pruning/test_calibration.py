@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GemmaTokenizer, PreTrainedTokenizerFast
 
-from pruning.calibration import Calibration, Recipe, TokenSet, make_calibration, wikitext_text
+from pruning.calibration import Calibration, Recipe, TokenSet, make_calibration, text_windows, wikitext_text
 from pruning.errors import InputError
 
 RECIPE = Recipe("text", num_block_samples=5, num_width_samples=3, num_heldout_samples=2, sequence_length=16)
@@ -51,6 +51,19 @@ def test_sets_do_not_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast)
     made = make(replace(RECIPE, path=str(write_text(tmp_path / "a.txt"))), tokenizer)
     rows = [tuple(row) for tokens in made.sets().values() for row in tokens.input_ids]
     assert len(set(rows)) == len(rows) == 10
+
+
+def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
+    """Its tokenizer puts one before a text, so that without care only the first window of many would have it."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *"0123456789wordsftex\n", "▁"]
+    gemma = GemmaTokenizer({word: index for index, word in enumerate(dict.fromkeys(words))}, [])
+    windows = text_windows(gemma, "words of text" * 5, 8)
+    assert windows.shape == (9, 8)
+    assert (windows[:, 0] == 2).all()
+    assert gemma.decode(windows[:, 1:].flatten()) == ("words of text" * 5)[:63]
+    made = make(replace(RECIPE, path=str(write_text(tmp_path / "a.txt"))), gemma)
+    assert [sorted(set(tokens.input_ids[:, 0])) for tokens in made.sets().values()] == [[2]] * 3
+    assert not any((tokens.input_ids[:, 1:] == 2).any() for tokens in made.sets().values())
 
 
 def test_the_seed_decides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
