@@ -1,8 +1,9 @@
 """One file per job, and what the jobs share: configuration, the driver, the store, the journal and tracking. The only package that imports Hydra and MLflow."""
 
 import gc
+import sys
 
-# Importing torch and transformers makes hundreds of thousands of objects that stay. Looking through them again and again as they come would be a
-# sixth of what a short command takes. `pipelines.cli.launch` puts it back.
-COLLECTION = gc.get_threshold()
-gc.set_threshold(100_000, 50, 100)
+# Importing torch and transformers makes millions of objects, and nearly all of them stay. Looking through them as they come would be a tenth of what a
+# short command takes. `pipelines.cli.launch` switches it on again. "-m" stands there only while Python looks for the module of `python -m`.
+if sys.argv[:1] == ["-m"]:
+    gc.disable()

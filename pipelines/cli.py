@@ -17,10 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines import COLLECTION
 from pipelines.config import register
 from pipelines.console import console
-from pipelines.database import StoreUnavailable
+from pipelines.errors import StoreUnavailable
 from pipelines.secrets import without_secrets
 from pruning.errors import ExportError, InputError, ScoringError
 from workers.faults import WorkersLost
@@ -44,7 +43,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
         prepare: turns the words of the command line into ones that Hydra understands.
     """
     gc.freeze()  # what was imported stays
-    gc.set_threshold(*COLLECTION)
+    gc.enable()
     register()
     arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
     if any(word.startswith("-") for word in arguments):

@@ -9,15 +9,13 @@ from typing import Any, Self, TypeVar, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from pipelines.expected import ExpectedConfig
 from pipelines.secrets import masked_url
 from pruning.calibration import SOURCES
 from pruning.checkpoint import DTYPES
 from pruning.errors import InputError
-from pruning.export.folder import FORMATS
+from pruning.export import FORMAT_NAMES
 from pruning.importance import Importance
 from pruning.search import Layout, Strategy
 
@@ -197,11 +195,8 @@ class StoreConfig:
         found = []
         if not self.url.strip():
             found.append("store.url: empty; put it into the environment, as MULTIPRUNER_STORE_URL=postgresql://USER:PASSWORD@HOST/DATABASE")
-        else:
-            try:
-                make_url(self.url)
-            except (ArgumentError, ValueError):  # ValueError: a port that is not a number
-                found.append(f"store.url: {masked_url(self.url)!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db")
+        elif not _is_sqlalchemy_url(self.url):
+            found.append(f"store.url: {masked_url(self.url)!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db")
         if not 0 <= self.retry_s < math.inf:
             found.append(f"store.retry_s: {self.retry_s:g}; it is in seconds, 0 or more")
         return found
@@ -270,7 +265,7 @@ class PruneConfig:
         groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store, self.evaluation)
         found = [problem for group in groups for problem in group.problems()]
         if self.export is not None:
-            found += _one_of("export", self.export, tuple(FORMATS))
+            found += _one_of("export", self.export, FORMAT_NAMES)
         found += self.expected.problems() if self.expected is not None else []
         if self.resume and self.output_dir is None:
             found.append("output_dir: missing; resume=true goes on with the run in that folder")
@@ -328,7 +323,7 @@ class ExportConfig:
         return checked(cls, config, lambda typed: typed.problems(given))
 
     def problems(self, given: Sequence[str]) -> list[str]:
-        found = _one_of("format", self.format, tuple(FORMATS)) + _one_of("dtype", self.dtype, DTYPES)
+        found = _one_of("format", self.format, FORMAT_NAMES) + _one_of("dtype", self.dtype, DTYPES)
         if (self.run is None) == (self.shape is None):
             what = "neither is given" if self.run is None else "both are given"
             found.append(f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and model.path=MODEL")
@@ -379,6 +374,20 @@ def register() -> None:
     }
     for group, schema in groups.items():
         store.store(group=group, name="schema", node=schema)
+
+
+def _is_sqlalchemy_url(url: str) -> bool:
+    if url.startswith("sqlite:///"):
+        return True  # any text is the name of a file
+
+    from sqlalchemy.engine import make_url  # takes a while to import, which commands without a store need not wait for
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):  # ValueError: a port that is not a number
+        return False
+    return True
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:

@@ -76,10 +76,6 @@ _backoff = wait_exponential(multiplier=0.2, max=MAX_WAIT_S) + wait_random(0, 0.2
 _T = TypeVar("_T")
 
 
-class StoreUnavailable(RuntimeError):
-    """The store failed after a search had begun. What it confirmed until then is in it."""
-
-
 class Database:
     """Connections to one database.
 

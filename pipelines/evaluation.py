@@ -22,7 +22,7 @@ from pipelines.summary import perplexity
 from pruning.errors import InputError
 from pruning.speed import SpeedComparison, SpeedSettings
 from workers.documents import DocumentEvaluator
-from workers.evaluator import evaluator_bytes
+from workers.memory import evaluator_bytes
 from workers.placement import LocalMachine, Placement
 from workers.pool import Pool
 from workers.speed import SpeedEvaluator

@@ -21,7 +21,7 @@ from pruning.errors import InputError
 from pruning.importance import ChannelOrder, Importance
 from pruning.influence import BlockInfluence, LayerSimilarity
 from pruning.search import FixedSearch, GreedySearch, Layout, Stage, default_mlp_group, make_stages, random_path, stage_problems
-from workers.evaluator import evaluator_bytes
+from workers.memory import evaluator_bytes
 from workers.placement import LocalMachine, Placement
 from workers.pool import Pool
 from workers.tasks import EvaluatorSpec, InfluenceTask, OrderTask

@@ -25,7 +25,7 @@ from pruning.errors import InputError
 from pruning.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
 from pruning.search import Layout, Strategy, default_mlp_group, make_stages
 from pruning.shape import ModelShape, Removal, dump_json
-from workers.evaluator import evaluator_bytes
+from workers.memory import evaluator_bytes
 
 log = logging.getLogger(__name__)
 

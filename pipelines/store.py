@@ -17,7 +17,8 @@ import sqlalchemy as sql
 from filelock import FileLock
 from sqlalchemy.dialects import postgresql, sqlite
 
-from pipelines.database import Database, StoreUnavailable
+from pipelines.database import Database
+from pipelines.errors import StoreUnavailable
 from pruning.errors import InputError
 
 SCHEMA_VERSION = 1

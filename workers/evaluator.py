@@ -160,9 +160,3 @@ class Evaluator:
                 f"model: with architecture {self.family.model_type!r}, running only the layers above a change gives another result than running all "
                 f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
             )
-
-
-def evaluator_bytes(num_parameters: int, dtype: str, batch_tokens: int, hidden_size: int, num_layers: int) -> int:
-    """Memory that one evaluator needs, estimated: weights, the sorted copy of the largest of them, what the layers returned, and the process."""
-    width = torch.finfo(getattr(torch, dtype)).bits // 8
-    return int(num_parameters * width * 1.2 + batch_tokens * hidden_size * width * (num_layers + 8)) + 600_000_000

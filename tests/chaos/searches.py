@@ -19,8 +19,8 @@ from unittest.mock import patch
 
 import sqlalchemy as sql
 
-from pipelines.database import StoreUnavailable
 from pipelines.driver import Scorer, run_search
+from pipelines.errors import StoreUnavailable
 from pipelines.journal import Journal
 from pipelines.store import BatchScore, Context, ScoreStore
 from pruning.accounting import Accounting

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from pipelines.database import StoreUnavailable
+from pipelines.errors import StoreUnavailable
 from pipelines.store import BatchScore, ScoreStore
 from pruning.errors import InputError
 from tests.pipelines.conftest import Cli

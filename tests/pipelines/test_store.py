@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sql
 from filelock import FileLock
 
-from pipelines.database import StoreUnavailable
+from pipelines.errors import StoreUnavailable
 from pipelines.store import BatchScore, Context, ScoreStore
 from pruning.errors import InputError
 

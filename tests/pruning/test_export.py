@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pruning.accounting import Accounting
 from pruning.checkpoint import Checkpoint
 from pruning.errors import ExportError, InputError
+from pruning.export import FORMAT_NAMES
 from pruning.export import folder as folder_module
 from pruning.export.folder import Export, write_export
 from pruning.export.manifest import check_folder, read_manifest
@@ -264,3 +265,7 @@ def test_shards_are_read_back_by_the_library(tmp_path: Path, dtype: torch.dtype,
     assert index.exists() == (len(files) > 1)
     if index.exists():
         assert {tmp_path / file for file in json.loads(index.read_text())["weight_map"].values()} == set(files)
+
+
+def test_every_format_has_a_name_that_options_know() -> None:
+    assert tuple(folder_module.FORMATS) == FORMAT_NAMES

@@ -1,0 +1,5 @@
+"""What can go wrong in a job besides what `pruning.errors` and `workers.faults` know."""
+
+
+class StoreUnavailable(RuntimeError):
+    """The store failed after a search had begun. What it confirmed until then is in it."""
