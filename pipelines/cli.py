@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipelines import all_imported
 from pipelines.config import register
 from pipelines.console import console
 from pipelines.errors import StoreUnavailable
@@ -42,8 +42,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
     Args:
         prepare: turns the words of the command line into ones that Hydra understands.
     """
-    gc.freeze()  # what was imported stays
-    gc.enable()
+    all_imported()
     register()
     arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
     if any(word.startswith("-") for word in arguments):

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipelines import all_imported
 from pipelines.console import console, duration
 from pipelines.heartbeat import FILE
 from pruning.errors import InputError
@@ -57,6 +58,7 @@ def page(status: Mapping[str, Any]) -> RenderableType:
 
 def main() -> None:
     """The command."""
+    all_imported()
     parser = argparse.ArgumentParser(prog="python -m pipelines.status", description="How far a search is.")
     parser.add_argument("output_dir", type=Path, help="output_dir of the search")
     parser.add_argument("--watch", action="store_true", help="show it until the search ends")

@@ -96,7 +96,7 @@ found = {"collects while it imports": gc.isenabled()}
 from pipelines.cli import launch
 from pipelines.plan import plan
 launch("plan", plan)
-elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic", "requests", "sqlalchemy", "gguf"]
+elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic", "requests", "sqlalchemy"]
 elsewhere += ["pruning.export.folder", "pruning.scoring", "workers.evaluator", "workers.cluster"]
 found["unwanted"] = [name for name in elsewhere if name in sys.modules]
 found["collects afterwards"] = gc.isenabled()
@@ -118,6 +118,11 @@ print(json.dumps(found))
 def test_importing_the_package_leaves_the_collector_alone() -> None:
     program = "import gc; usual = gc.get_threshold(); import pipelines; print(gc.isenabled() and gc.get_threshold() == usual)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize("path", (path for path in sorted((ROOT / "pipelines").glob("*.py")) if "__main__" in path.read_text()), ids=lambda path: path.stem)
+def test_every_command_collects_its_garbage(path: Path) -> None:
+    assert "launch(" in path.read_text() or "all_imported()" in path.read_text()
 
 
 def test_the_rate_of_an_earlier_search(cli: Cli, planning: Planning) -> None:
