@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
@@ -243,6 +244,7 @@ def _converted_gguf(path: Path) -> Path:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
+    rotary_factor = _rotary_factor(path)
     model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # transformers marks the model as quantized although its weights are plain tensors now, and refuses to save it.
@@ -251,8 +253,33 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    if model.config.model_type == "gemma3_text":
+        _complete_gemma3(model.config, rotary_factor)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _rotary_factor(path: Path) -> float | None:
+    """By how much a Gemma 3 stretches the positions of its full attention; None: not at all.
+
+    Raises:
+        InputError: another family scales its rotary embedding, which transformers would leave out without a word.
+    """
+    reader = GGUFReader(path)
+    family = reader.fields["general.architecture"].contents()
+    kind, factor = (reader.fields.get(f"{family}.rope.scaling.{name}") for name in ("type", "factor"))
+    if kind is not None and kind.contents() == "linear" and family == "gemma3" and factor is not None:
+        return float(factor.contents())
+    if (kind is not None and kind.contents() != "none") or any(tensor.name.startswith("rope_") for tensor in reader.tensors):
+        raise InputError(f"model.path: {path} scales its rotary embedding, which cannot be converted; use the model's safetensors")
+    return None
+
+
+def _complete_gemma3(config: PretrainedConfig, rotary_factor: float | None) -> None:
+    """What transformers does not read, as llama.cpp has it. Attention is scaled by the size of a head, but in the 27B, which has 62 layers."""
+    config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == 62 else config.head_dim
+    if rotary_factor is not None:
+        config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": rotary_factor}
 
 
 def _first_line(error: Exception) -> str:

@@ -4,13 +4,22 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruning.checkpoint import cache_folder, find_checkpoint, resolve_dtype
+from pruning.checkpoint import _complete_gemma3, cache_folder, find_checkpoint, resolve_dtype
 from pruning.errors import InputError
 from tests.conftest import tiny_config, tiny_model, tokens
+from tests.pruning.gguf_models import VOCAB, write_gemma3
+from tests.pruning.llama_cpp import ask, needs_llama_cpp
+
+STRETCHED = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+"""The rotary embedding of Gemma 3 4B and larger ones."""
 
 
 @pytest.fixture
@@ -125,7 +134,47 @@ def test_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert AutoConfig.from_pretrained(found.folder).model_type == "llama"
 
 
-def _write_gguf(gguf, path: Path, model, config) -> None:
+@needs_llama_cpp
+@pytest.mark.parametrize("changes", [{}, {"rope_parameters": STRETCHED}], ids=["small", "stretched"])
+def test_gguf_of_gemma3(changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers reads of it, and what it leaves out: the converted model is the one that was written, and the one that llama.cpp runs.
+
+    24 tokens reach beyond the window of 8; llama.cpp rounds GELU to half precision."""
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    sizes = {"vocab_size": VOCAB, "num_hidden_layers": 7, "query_pre_attn_scalar": 8, "layer_types": None, "final_logit_softcapping": None}
+    config = tiny_config("gemma3_text", **(sizes | changes))
+    model, input_ids = tiny_model(config), tokens(1, 24, vocab=VOCAB)
+    write_gemma3(tmp_path / "tiny.gguf", model, rope_scaling=STRETCHED["full_attention"]["factor"] if "rope_parameters" in changes else None)
+    found = find_checkpoint(str(tmp_path / "tiny.gguf"))
+    with torch.inference_mode():
+        wanted, ours = model(input_ids).logits[0], found.load(dtype="float32")(input_ids).logits[0]
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
+    text = "the cat  in the hat\nthe é"
+    answer = ask(tmp_path / "tiny.gguf", tmp_path, input_ids[0].tolist(), texts=(text,))
+    torch.testing.assert_close(torch.from_numpy(answer.logits), wanted, atol=1e-2, rtol=0)
+    assert answer.texts == [found.tokenizer()(text).input_ids]
+    assert answer.texts[0][0] == found.tokenizer().bos_token_id == 2
+
+
+def test_gguf_of_gemma3_27b() -> None:
+    """Its file differs in the number of layers alone, so many that transformers takes minutes to read a tiny one."""
+    config = tiny_config("gemma3_text", num_hidden_layers=62, layer_types=None, num_attention_heads=3, query_pre_attn_scalar=256)
+    _complete_gemma3(config, 8.0)
+    assert config.query_pre_attn_scalar == 16
+    assert config.rope_parameters["full_attention"]["factor"] == 8
+    assert config.rope_parameters["sliding_attention"]["rope_type"] == "default"
+
+
+def test_gguf_whose_rotary_embedding_would_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    config = tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)
+    _write_gguf(gguf, tmp_path / "tiny.gguf", tiny_model(config), config, rope_freqs=np.full(4, 8, dtype=np.float32))
+    with pytest.raises(InputError, match="scales its rotary embedding, which cannot be converted"):
+        find_checkpoint(str(tmp_path / "tiny.gguf"))
+
+
+def _write_gguf(gguf, path: Path, model, config, rope_freqs=None) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(256)
     writer.add_embedding_length(config.hidden_size)
@@ -151,6 +200,8 @@ def _write_gguf(gguf, path: Path, model, config) -> None:
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             tensor = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+    if rope_freqs is not None:
+        writer.add_tensor("rope_freqs.weight", rope_freqs)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
