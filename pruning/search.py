@@ -110,11 +110,16 @@ def stage_problems(
         )
     per_head = geometry.channels_per_kv_head
     full_width = geometry.kv_heads * per_head
-    if distribution[2] > 0 and (head_group_channels <= 0 or head_group_channels % per_head or full_width % head_group_channels):
-        whole = [heads * per_head for heads in range(1, geometry.kv_heads + 1) if geometry.kv_heads % heads == 0]
+    if distribution[2] > 0 and geometry.kv_heads == 1:
+        problems.append(
+            f"search.distribution: {list(distribution)} prunes heads, but this model has one KV head in a layer, which stays; use search=multipruner_mqa, "
+            "or a distribution whose last number is 0"
+        )
+    elif distribution[2] > 0 and (not 0 < head_group_channels < full_width or head_group_channels % per_head or full_width % head_group_channels):
+        whole = [heads * per_head for heads in range(1, geometry.kv_heads) if geometry.kv_heads % heads == 0]
         problems.append(
             f"search.head_group_channels: {head_group_channels}; groups are whole KV heads with their queries ({per_head} query channels each here) "
-            f"that divide all {full_width}: one of {whole}"
+            f"that divide all {full_width}, and one of them stays: one of {whole}"
         )
     return problems
 
