@@ -47,6 +47,7 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     check_target(target)
     checkpoint = find_checkpoint(config.model.path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code)
     accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
+    checkpoint.check_weights()
     path = Path(config.shape or "").expanduser()
     shape = read_shape(path, accounting)
     order = order_of(shape, path, config.importance, checkpoint, accounting)

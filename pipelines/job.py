@@ -32,6 +32,7 @@ class PruneJob:
     """One search, ready to run.
 
     Args:
+        evaluator_bytes: memory that an evaluator needs; `placement` is for that much.
         set_keys: names of its calibration sets on the evaluators, which may hold those of other searches too.
     """
 
@@ -45,6 +46,7 @@ class PruneJob:
     mlp_group_channels: int
     head_group_channels: int
     machine: LocalMachine
+    evaluator_bytes: int
     placement: Placement | None
     set_keys: Mapping[SetName, str] = field(default_factory=lambda: {name: name for name in SET_NAMES})
 
@@ -120,7 +122,9 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     model, cluster = config.model, config.cluster
     checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     model_config = checkpoint.config()
-    checkpoint.weight_files()
+    same_model = [other for other in others if other.config.model == model]
+    if not same_model:
+        checkpoint.check_weights()
     accounting = Accounting(model_config, trust_remote_code=model.trust_remote_code)
     geometry = accounting.geometry
     groups = {
@@ -144,13 +148,12 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     if problems:
         raise InputError("\n".join(problems))
     stages = make_stages(accounting, target_ratio=config.search.target_ratio, distribution=config.search.distribution, layout=layout, **groups)
-    same_model = [other for other in others if other.config.model == model]
     known = next((other.calibration for other in same_model if other.config.calibration == config.calibration), None)
     calibration = known or make_calibration(_recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size)
     fingerprint = same_model[0].fingerprint if same_model else checkpoint.fingerprint()
     return PruneJob(
         config, checkpoint, fingerprint, accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
-        machine, placement,
+        machine, needed, placement,
     )  # fmt: skip
 
 

@@ -115,6 +115,7 @@ def _of_run(config: EvaluateConfig, path: str) -> Subjects:
 
 def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> Subjects:
     checkpoint, manifest = open_export(path)
+    checkpoint.check_weights()
     dtype = resolve_dtype(config.model.dtype, on_gpu=on_gpu)
     pruned = Subject("pruned", checkpoint, checkpoint.fingerprint(), dtype, int(manifest["num_stored_parameters"]))
     dense = _dense_of_export(config, manifest, on_gpu=on_gpu) if config.evaluation.dense else None
@@ -136,7 +137,7 @@ def _dense_of_export(config: EvaluateConfig, manifest: dict[str, Any], *, on_gpu
 def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> Subject:
     model = config.model
     checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    checkpoint.config()
+    checkpoint.check_weights()
     dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
     num_values = weight_file_bytes(checkpoint.folder) // int(getattr(torch, checkpoint.stored_dtype()).itemsize)
     return Subject("dense", checkpoint, checkpoint.fingerprint(), dtype, num_values)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
 from pruning import baichuan
 from pruning.cache import made_once
@@ -28,6 +27,9 @@ from pruning.errors import InputError
 disable_progress_bar()  # one bar is shown, that of the search
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_INDEX = "model.safetensors.index.json"
+_NUM_NAMED = 3
+"""Tensors that a message names; of more it says how many."""
 _PACKAGE = "package:"
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
@@ -59,7 +61,10 @@ class Checkpoint:
             raise InputError(f"model.path: the weights in {self.folder} are quantized, which cannot be cut; use the unquantized model")
         if is_baichuan:
             return baichuan.llama_config(raw)
-        config: PretrainedConfig = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
+        except StrictDataclassError as error:
+            raise InputError(f"model.path: config.json in {self.folder} describes no model: {' '.join(str(error).split())}") from error
         return config
 
     def weight_files(self) -> list[Path]:
@@ -74,6 +79,46 @@ class Checkpoint:
             instead = f" (it has {', '.join(others[:3])}, which could run code when opened: convert them to safetensors first)" if others else ""
             raise InputError(f"model.path: no *.safetensors in {self.folder}{instead}")
         return files
+
+    def check_weights(self) -> None:
+        """Compares the headers of the weight files with the model that the configuration describes, under the names that transformers gives the
+        tensors. No weight is read: it would fill up what is missing with random numbers.
+
+        Raises:
+            InputError: a tensor is missing or has another shape, or a file is missing or damaged.
+        """
+        config = self.config()
+        with torch.device("meta"):
+            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code))
+        verbosity = get_verbosity()
+        set_verbosity_error()  # it has a table for everybody, and here is one message
+        try:
+            model, found = kind.from_pretrained(
+                None, config=config, state_dict=self._headers(), device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        finally:
+            set_verbosity(verbosity)
+        other = {name: f"is {list(theirs)}" for name, theirs, _ in found["mismatched_keys"]} | dict.fromkeys(found["missing_keys"], "is missing")
+        wrong = [f"{name} {other[name]}, expected {list(tensor.shape)}" for name, tensor in model.state_dict().items() if name in other]
+        if wrong:
+            more = f"; and {len(wrong) - _NUM_NAMED} more" if len(wrong) > _NUM_NAMED else ""
+            raise InputError(
+                f"model.path: the weights in {self.folder} do not fit its config.json: {'; '.join(wrong[:_NUM_NAMED])}{more}. "
+                "Use weights and config.json of one model, or download both again"
+            )
+
+    def _headers(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the files that transformers loads, without its values."""
+        index, single = self.folder / _INDEX, self.folder / "model.safetensors"
+        files = sorted({self.folder / name for name in _read_json(index)["weight_map"].values()}) if index.is_file() else self.weight_files()
+        headers: dict[str, torch.Tensor] = {}
+        for path in [single] if single.is_file() else files:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    headers |= {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"model.path: cannot read {path}: {_first_line(error)}; download it again") from error
+        return headers
 
     def stored_dtype(self) -> str:
         """The type that most values of the weights are stored in: `float32`, `bfloat16` or `float16`.
@@ -117,8 +162,11 @@ class Checkpoint:
             dtype: `float32`, `bfloat16` or `float16`; see `resolve_dtype` for `auto`.
             device: where the whole model goes.
             device_map: instead of `device`, how to spread it over the visible GPUs (accelerate's names, such as `balanced`).
+
+        Raises:
+            InputError: the weights are not those of the configuration.
         """
-        self.weight_files()
+        self.check_weights()
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.folder,
             dtype=getattr(torch, dtype),
@@ -265,6 +313,8 @@ def _rotary_factor(path: Path) -> float | None:
     Raises:
         InputError: another family scales its rotary embedding, which transformers would leave out without a word.
     """
+    from gguf import GGUFReader  # only a conversion needs it
+
     reader = GGUFReader(path)
     family = reader.fields["general.architecture"].contents()
     kind, factor = (reader.fields.get(f"{family}.rope.scaling.{name}") for name in ("type", "factor"))

@@ -96,7 +96,7 @@ found = {"collects while it imports": gc.isenabled()}
 from pipelines.cli import launch
 from pipelines.plan import plan
 launch("plan", plan)
-elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic", "requests", "sqlalchemy"]
+elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic", "requests", "sqlalchemy", "gguf"]
 elsewhere += ["pruning.export.folder", "pruning.scoring", "workers.evaluator", "workers.cluster"]
 found["unwanted"] = [name for name in elsewhere if name in sys.modules]
 found["collects afterwards"] = gc.isenabled()
