@@ -41,8 +41,7 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     log_to(None)
     given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     config = EvaluateConfig.of(with_settings_of_run(raw, given), given)
-    with joined(config.cluster), open_job(config) as job:
-        folder = RunFolder(config.output_dir or config.run)
+    with joined(config.cluster), open_job(config) as job, RunFolder(config.output_dir or config.run) as folder:
         try:
             if job.subjects.run is None or folder.path != job.subjects.run.folder:
                 folder.claim(_identity(job))
@@ -50,7 +49,6 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             return _run(job, folder)
         finally:
             log_to(None)
-            folder.release()
 
 
 def evaluate_run(config: EvaluateConfig, folder: RunFolder, subjects: Subjects | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -38,6 +38,15 @@ class RunFolder:
             raise InputError(f"output_dir: another process is at work in {self.path}; wait for it, or give another folder") from error
         except OSError as error:
             raise InputError(f"output_dir: cannot write to {self.path}: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """What ends a job early says where the folder is: a dated one is in no command."""
+        self.release()
+        if error is not None:
+            error.add_note(f"output_dir={self.path}")
 
     def release(self) -> None:
         self._lock.release()

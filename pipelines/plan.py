@@ -50,11 +50,8 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     config = PlanConfig.of(raw)
     grid = plain_grid(raw.grid)
     report = _sweep_report(grid, [word for word in overrides if word.partition("=")[0].lstrip("+~") != "grid"]) if grid else _search_report(config)[0]
-    folder = RunFolder(config.output_dir)
-    try:
+    with RunFolder(config.output_dir) as folder:
         path = folder.write("plan.json", dump_json(report))
-    finally:
-        folder.release()
     console.print(_sweep_table(report) if grid else _table(report))
     console.print(f"written to {path}", markup=False, soft_wrap=True)
     return report

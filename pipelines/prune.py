@@ -44,8 +44,7 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 def run_job(job: PruneJob) -> dict[str, Any]:
     """One search in its folder, and what the configuration asks for after it; returns its summary."""
     check_what_follows(job)
-    with ScoreStore(job.config.store.url, job.config.store.retry_s) as store:
-        folder = RunFolder(job.config.output_dir)
+    with ScoreStore(job.config.store.url, job.config.store.retry_s) as store, RunFolder(job.config.output_dir) as folder:
         try:
             record = folder.claim(job.identity())
             log_to(folder.path / "prune.log")
@@ -54,7 +53,6 @@ def run_job(job: PruneJob) -> dict[str, Any]:
             return summary
         finally:
             log_to(None)
-            folder.release()
 
 
 def check_what_follows(job: PruneJob) -> None:

@@ -35,11 +35,8 @@ def report(raw: DictConfig, _overrides: Sequence[str]) -> Path:
     config = ReportConfig.of(raw)
     runs = read_runs(config.runs)
     page = render(*_titles(runs), sections(runs))
-    folder = RunFolder(config.output_dir)
-    try:
+    with RunFolder(config.output_dir) as folder:
         path = folder.write(PAGE, page)
-    finally:
-        folder.release()
     console.print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {path}", markup=False, soft_wrap=True)
     if config.log_to_mlflow:
         log_page(runs, path)

@@ -63,11 +63,8 @@ def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _counts(config: ReproduceConfig) -> dict[str, Any]:
     checks = count_checks(config)
-    folder = RunFolder(config.output_dir)
-    try:
+    with RunFolder(config.output_dir) as folder:
         return _conclude(config, folder, checks)
-    finally:
-        folder.release()
 
 
 def _shape(config: ReproduceConfig) -> dict[str, Any]:
@@ -80,19 +77,19 @@ def _shape(config: ReproduceConfig) -> dict[str, Any]:
         raise InputError("expected.shape: this experiment has none; give shape=FILE, or mode=search")
     with open_benchmarks(config.evaluation, checkpoint.tokenizer, _window_length(config, checkpoint)):
         pass  # what is missing is said before the weights are read
-    folder = RunFolder(config.output_dir)
-    try:
-        fingerprint = checkpoint.fingerprint()
-        folder.claim({"evaluation.model": fingerprint, "evaluation.shape": shape.text, "search.importance": config.search.importance})
-        log_to(folder.path / LOG)
-        folder.write("shape.json", dump_json(shape.to_json()))
-        subjects = _subjects(config, checkpoint, fingerprint, accounting, shape, _order(config, folder, checkpoint, accounting, shape))
-        report = evaluate_run(EvaluateConfig.like(config, model=config.model, run=None), folder, subjects)
-        dense = compared("parameters, dense", expected.dense.num_parameters, accounting.num_dense_parameters, expected.tolerance.num_parameters)
-        return _conclude(config, folder, [dense, *pruned_counts(expected, accounting, shape), *_quality(config, report)])
-    finally:
-        log_to(None)
-        folder.release()
+    checkpoint.check_weights()
+    with RunFolder(config.output_dir) as folder:
+        try:
+            fingerprint = checkpoint.fingerprint()
+            folder.claim({"evaluation.model": fingerprint, "evaluation.shape": shape.text, "search.importance": config.search.importance})
+            log_to(folder.path / LOG)
+            folder.write("shape.json", dump_json(shape.to_json()))
+            subjects = _subjects(config, checkpoint, fingerprint, accounting, shape, _order(config, folder, checkpoint, accounting, shape))
+            report = evaluate_run(EvaluateConfig.like(config, model=config.model, run=None), folder, subjects)
+            dense = compared("parameters, dense", expected.dense.num_parameters, accounting.num_dense_parameters, expected.tolerance.num_parameters)
+            return _conclude(config, folder, [dense, *pruned_counts(expected, accounting, shape), *_quality(config, report)])
+        finally:
+            log_to(None)
 
 
 def _search(config: ReproduceConfig) -> dict[str, Any]:
@@ -101,8 +98,7 @@ def _search(config: ReproduceConfig) -> dict[str, Any]:
     job = make_job(config.of_search)
     wanted = expected_shape(expected, job.accounting)
     summary = run_job(job)
-    folder = RunFolder(summary["output_dir"])
-    try:
+    with RunFolder(summary["output_dir"]) as folder:
         run = read_saved_run(str(folder.path))
         shape = ModelShape.parse(run.lines[-1]["shape"])
         accounting = published_accounting(expected, job.checkpoint.config(), trust_remote_code=config.model.trust_remote_code)
@@ -113,8 +109,6 @@ def _search(config: ReproduceConfig) -> dict[str, Any]:
         divergence = first_divergence(expected, run.lines)
         found = {"divergence": divergence, "layers": layer_differences(wanted, shape) if wanted is not None else None}
         return _conclude(config, folder, checks + _quality(config, report), found)
-    finally:
-        folder.release()
 
 
 def _conclude(config: ReproduceConfig, folder: RunFolder, checks: Sequence[Check], found: dict[str, Any] | None = None) -> dict[str, Any]:

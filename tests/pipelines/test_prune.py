@@ -19,6 +19,9 @@ import torch
 import yaml
 from PIL import Image
 
+from pipelines.cli import launch
+from pipelines.journal import Journal
+from pipelines.prune import prune
 from pruning.accounting import Accounting
 from pruning.checkpoint import find_checkpoint
 from pruning.shape import ModelShape, Removal, read_authors_config
@@ -240,3 +243,28 @@ def test_it_runs_from_any_folder_as_a_module(tmp_path: Path, arguments: list[str
     assert done.returncode == 0, done.stdout + done.stderr
     [summary] = (tmp_path / "outputs").glob("*/*/summary.json")
     assert json.loads(summary.read_text())["ratio"] >= 0.25
+
+
+def test_interrupted_without_an_output_dir(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The dated folder is in no command, so it is said, with the command that goes on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prune", *arguments])
+    append = Journal.append
+
+    def interrupted(self: Journal, line: dict[str, Any]) -> None:
+        append(self, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        launch("prune", prune)
+    monkeypatch.setattr(Journal, "append", append)
+    assert stopped.value.code == 130
+    [folder] = (tmp_path / "outputs").glob("*/*/")
+    *_, said, command = capsys.readouterr().out.strip().splitlines()
+    assert said == "error: interrupted"
+    assert command == f"  Everything computed so far is kept. To go on: python -m pipelines.prune resume=true output_dir={folder}"
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "argv", ["prune", *command.split()[-2:]])
+    launch("prune", prune)
+    assert json.loads((folder / "summary.json").read_text())["ratio"] >= 0.25
