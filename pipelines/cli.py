@@ -26,7 +26,8 @@ from workers.faults import WorkersLost
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-_KEPT = "  Everything computed so far is kept: the same command with the same output_dir goes on from there"
+_RESUMED = ("prune", "sweep")
+"""Commands that take `resume=true`."""
 
 Job = Callable[[DictConfig, Sequence[str]], object]
 """Takes the composed configuration and the overrides that the user gave."""
@@ -44,7 +45,11 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
     """
     all_imported()
     register()
-    arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
+    try:
+        arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
+    except InputError as error:
+        _stop(str(error), 2)
+    _refuse_lists_of_files(config_name, arguments)
     if any(word.startswith("-") for word in arguments):
         _under_hydra(config_name, job, arguments)
         return
@@ -52,9 +57,19 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
     with initialize_config_dir(str(CONF), version_base=None):
         config = _composed(config_name, arguments)
         if config is not None:
-            _run(job, config, [word for word in arguments if not word.startswith(("hydra.", "hydra/"))])
+            _run(config_name, job, config, [word for word in arguments if not word.startswith(("hydra.", "hydra/"))])
             return
     _stop("\n".join(override_problems(config_name, arguments)), 2)
+
+
+def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
+    """`experiment=[a,b]` would lay one file over the other, without a word."""
+    groups = {word: word.partition("=")[0].lstrip("+") for word in arguments if "=[" in word}
+    lists = {word: group for word, group in groups.items() if (CONF / group).is_dir()}
+    if lists:
+        others = [word for word in arguments if "=" in word and word not in lists and not word.startswith("-")]
+        said = [f"{word}: takes one file of conf/{group}; a list is for pipelines.sweep" for word, group in lists.items()]
+        _stop("\n".join([*said, *override_problems(config_name, others)]), 2)
 
 
 def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
@@ -73,12 +88,12 @@ def _under_hydra(config_name: str, job: Job, arguments: Sequence[str]) -> None:
 
     @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
     def hydrated(config: DictConfig) -> None:
-        _run(job, config, list(HydraConfig.get().overrides.task))
+        _run(config_name, job, config, list(HydraConfig.get().overrides.task))
 
     hydrated()
 
 
-def _run(job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
+def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
     try:
         job(config, overrides)
     except InputError as error:
@@ -88,9 +103,19 @@ def _run(job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
     except (ExportError, Failed) as error:
         _stop(str(error), 1)
     except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
-        _stop(f"{error}\n{_KEPT}", 1)
-    except KeyboardInterrupt:
-        _stop(f"interrupted\n{_KEPT}", 130)
+        _stop(f"{error}{_kept(config_name, error)}", 1)
+    except KeyboardInterrupt as error:
+        _stop(f"interrupted{_kept(config_name, error)}", 130)
+
+
+def _kept(config_name: str, error: BaseException) -> str:
+    """What there is of a job that did not end, and how to go on with it. The folder is in the note of `pipelines.folder.RunFolder`, the last one's
+    being that of the whole job."""
+    folders = [note for note in getattr(error, "__notes__", []) if note.startswith("output_dir=")]
+    if not folders:
+        return ""
+    command = f"python -m pipelines.{config_name} resume=true" if config_name in _RESUMED else "the same command with"
+    return f"\n  Everything computed so far is kept. To go on: {command} {folders[-1]}"
 
 
 def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:

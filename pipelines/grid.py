@@ -41,7 +41,15 @@ def as_grid(words: Sequence[str]) -> list[str]:
     """The words of a command line, with the options of one value that were given a list taken together as `grid={OPTION:[...]}`.
 
     What cannot be parsed is left as it is: composing explains it.
+
+    Raises:
+        InputError: Hydra's own way to give several values, which would start a sweep for each of them.
     """
+    commas = [word for word in words if word.partition("=")[0].partition(".")[0] in AXES and re.fullmatch(r"[\w.]+=[^][{}()'\"]*,[^][{}()'\"]*", word)]
+    hydras = [word for word in words if word in ("-m", "--multirun")] + commas
+    if hydras:
+        name, _, values = (commas or ["search.target_ratio=0.07,0.10"])[0].partition("=")
+        raise InputError(f"{hydras[0]}: several values are a list here, {name}=[{values}]; --multirun is for pipelines.prune")
     if not any("=[" in word or word.startswith("grid=") for word in words):
         return list(words)
     with initialize_config_dir(str(CONF), version_base=None):

@@ -71,18 +71,17 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         raise InputError("\n".join(unknown))
     with joined(config.cluster):
         jobs = _make_jobs(points_of(grid), given)
-        folder = RunFolder(raw.output_dir)
-        try:
-            record = folder.claim({"kind": "sweep"})
-            for each in jobs:
-                each.job.config.output_dir = str(folder.path / each.point.name)
-                _check_folder(each)
-            folder.write("run.json", dump_json(record | {"grid": _saved_grid(grid), "overrides": _saved_overrides(given, jobs[0].job)}))
-            log_to(folder.path / LOG)
-            return _Sweep(config, jobs, folder, grid).go()
-        finally:
-            log_to(None)
-            folder.release()
+        with RunFolder(raw.output_dir) as folder:
+            try:
+                record = folder.claim({"kind": "sweep"})
+                for each in jobs:
+                    each.job.config.output_dir = str(folder.path / each.point.name)
+                    _check_folder(each)
+                folder.write("run.json", dump_json(record | {"grid": _saved_grid(grid), "overrides": _saved_overrides(given, jobs[0].job)}))
+                log_to(folder.path / LOG)
+                return _Sweep(config, jobs, folder, grid).go()
+            finally:
+                log_to(None)
 
 
 class _Sweep:
@@ -149,7 +148,7 @@ class _Sweep:
                     log.info("point %d of %d: %s", len(self.outcomes) + 1, len(self.jobs), each.point.name)
                     try:
                         if pool is None:
-                            job = each.job
+                            job = _largest(group)
                             pool = pools.enter_context(open_pool(self.config.cluster, job.machine, job.placement, _spec_of(group)))
                         pool.faults = FaultLog()
                         past = self._search(each, store, pool)
@@ -266,7 +265,8 @@ def _resumed(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, list[s
         raise InputError(f"output_dir: cannot read {saved}: {error}") from error
     if "grid" not in record:
         raise InputError(f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to start one")
-    overrides = [*record["overrides"], *given]
+    replaced = {override.partition("=")[0].lstrip("+") for override in given}  # store=postgresql replaces every store.* that was saved
+    overrides = [*(override for override in record["overrides"] if override.partition("=")[0].lstrip("+").partition(".")[0] not in replaced), *given]
     config = SweepConfig.of(_composed(overrides))
     for name, url in _urls(config).items():
         if MASK in url:
@@ -279,10 +279,11 @@ def _urls(config: PruneConfig) -> dict[str, str]:
 
 
 def _saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
-    """As `pipelines.job.saved_form`: paths absolute, passwords masked."""
+    """As `pipelines.job.saved_form`: paths absolute, those of files that nobody named too; passwords masked."""
     values = {"model.path": _absolute(job.config.model.path), "calibration.path": _absolute(job.config.calibration.path)}
-    values |= {name: saved_url(url) for name, url in _urls(job.config).items()}
-    saved: dict[str, str] = {}
+    urls = {name: saved_url(url) for name, url in _urls(job.config).items()}
+    values |= urls
+    saved = {name: f"{name}={quoted(url)}" for name, url in urls.items() if url.startswith("sqlite:")}
     for override in given:
         name = override.partition("=")[0].lstrip("+")
         saved.pop(name, None)  # what is given later counts
@@ -379,6 +380,11 @@ def _with_keys(group: Sequence[PointJob]) -> list[PointJob]:
             keys[name] = name if number == 1 else f"{name} {number}"
         named.append(PointJob(each.point, replace(each.job, set_keys=keys)))
     return named
+
+
+def _largest(group: Sequence[PointJob]) -> PruneJob:
+    """The one whose evaluators need the most memory, so that they hold the longest sequences of all."""
+    return max((each.job for each in group), key=lambda job: job.evaluator_bytes)
 
 
 def _spec_of(group: Sequence[PointJob]) -> EvaluatorSpec:

@@ -62,6 +62,9 @@ def refused(cli: Cli, *overrides: str, says: list[str], folder: str = "run") -> 
         (["cluster.stall_timeout_s=0"], ["cluster.stall_timeout_s: 0; it is in seconds, above 0"]),
         (["store.url=nonsense"], ["store.url: 'nonsense' is not an SQLAlchemy URL"]),
         (["tracking.uri=mlruns"], ["tracking.uri: mlruns; give sqlite:///FILE or http(s)://HOST:PORT"]),
+        (["experiment=[demo,multipruner/llama2_7b_22]"], ["experiment=[demo,multipruner/llama2_7b_22]: takes one file of conf/experiment; a list is for"]),
+        (["+experiment=[demo]"], ["+experiment=[demo]: takes one file of conf/experiment"]),
+        (["search=[random,shortgpt]"], ["search=[random,shortgpt]: takes one file of conf/search"]),
         (["resume=true"], ["no config.yaml in", "no run to resume"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
@@ -85,6 +88,8 @@ def test_clusters_that_cannot_be_joined(cli: Cli, overrides: list[str], says: li
 
 
 def test_all_at_once(cli: Cli) -> None:
+    outcome = cli("experiment=[demo,nope]", "search.target_rato=0.1")
+    assert len(outcome.errors) == 2
     outcome = cli("search.target_ratio=22", "search.distribution=[1]", "calibration.batch_size=0", "model.dtype=int8", "cluster.start_timeout_s=0")
     assert len(outcome.errors) == 5
     outcome = cli("search.target_rato=0.1", "search.target_ratio=many", "calibration=pydocs")
@@ -284,7 +289,7 @@ def test_a_full_disk(cli: Cli, tmp_path: Path) -> None:
         outcome = cli()
     assert outcome.status == 1
     assert "No space left on device" in outcome.output
-    assert "the same command with the same output_dir goes on from there" in outcome.output.replace("\n", " ")
+    assert f"To go on: python -m pipelines.prune resume=true output_dir={outcome.folder}" in outcome.output.replace("\n", " ")
     resumed = cli()
     assert resumed.status == 0
     assert resumed.trajectory == whole.trajectory

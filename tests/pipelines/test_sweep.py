@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pruning.errors import InputError
 from tests.conftest import ROOT
 from tests.documents import save_reader, save_tasks
 from tests.pipelines.conftest import Outcome, without_times
+from workers.placement import Placement
 
 TARGETS = (0.10, 0.14, 0.18, 0.22, 0.26, 0.30, 0.34)
 SEVEN = f"search.target_ratio=[{','.join(map(str, TARGETS))}]"
@@ -264,6 +266,9 @@ def test_more_points_later(run_sweep: Any, tmp_path: Path) -> None:
         (("calibration.path=['/a/${x}.txt','/b.txt']",), "grid.calibration.path[0]: Interpolation key 'x' not found"),
         (("search.target_ratio=[0.1,0.2]", "resume=true"), "no sweep in "),
         (("experiment=multipruner/nope", "search.target_ratio=[0.1,0.2]"), "Could not find 'experiment/multipruner/nope'"),
+        (("-m", "search.target_ratio=0.1,0.2"), "-m: several values are a list here, search.target_ratio=[0.1,0.2]; --multirun is for pipelines.prune"),
+        (("--multirun",), "--multirun: several values are a list here, search.target_ratio=[0.07,0.10]"),
+        (("search.target_ratio=0.1,0.2",), "search.target_ratio=0.1,0.2: several values are a list here, search.target_ratio=[0.1,0.2]"),
         (("experiment=[demo,nope]",), "Could not find 'experiment/nope'"),
         (("search=[multipruner,shortgtp]", "search.target_ratio=0.1"), "shortgtp"),
         (("search.target_ratio=[0.1,0.2]", "calibration.batch_size=0"), "calibration.batch_size: 0; at least 1"),
@@ -336,6 +341,50 @@ def test_a_sweep_goes_on_from_anywhere_and_its_folder_holds_no_password(
     assert any("tracking.uri: the sweep in output_dir used http://me:***@127.0.0.1:9" in line for line in outcome.errors), outcome.output
     assert run_sweep("resume=true", uri, bare=True).status == 0
     assert not [path for path in outcome.folder.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+
+
+def test_it_goes_on_with_its_own_files_from_anywhere(run_sweep: Any, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store and tracking by default lie under the folder that the first command was given in, of the sweep and of each of its points."""
+    words = [word for word in base if not word.startswith(("store.", "tracking."))]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    assert run_sweep(*words, "search.target_ratio=[0.1,0.2]", bare=True).status == 0
+    before = rows_in_store(tmp_path / "there/outputs/scores.db")
+    monkeypatch.chdir(tmp_path / "here")
+    more = run_sweep("resume=true", "search.target_ratio=[0.1,0.2,0.3]", bare=True)
+    assert more.status == 0, more.output
+    assert rows_in_store(tmp_path / "there/outputs/scores.db") > before
+    assert not list((tmp_path / "here").iterdir())
+    for point in report_of(more)["points"]:
+        config = (more.folder / point["folder"] / "config.yaml").read_text()
+        assert f"url: sqlite:///{tmp_path}/there/outputs/scores.db" in config
+        assert f"uri: sqlite:///{tmp_path}/there/outputs/mlflow.db" in config
+    elsewhere = run_sweep("resume=true", "store=postgresql", bare=True)
+    assert any("store.url: empty; put it into the environment" in line for line in elsewhere.errors), "what the second command gives counts"
+
+
+def test_evaluators_have_the_memory_that_the_longest_sequences_take(run_sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    def stop(*arguments: Any) -> Any:
+        opened.append(arguments)
+        raise KeyboardInterrupt
+
+    needed: dict[int, Any] = {}
+
+    def place(_cluster: Any, _machine: Any, evaluator_bytes: int) -> Any:
+        return needed.setdefault(evaluator_bytes, Placement(1, 0, memory_bytes=evaluator_bytes))
+
+    monkeypatch.setattr("pipelines.job.find_placement", place)
+    monkeypatch.setattr("pipelines.sweep.local_session", lambda *_: nullcontext())
+    monkeypatch.setattr("pipelines.sweep.open_pool", stop)
+    outcome = run_sweep("search.target_ratio=0.2", "calibration.sequence_length=[8,32,16]")
+    assert (outcome.status, outcome.output.splitlines()[-1].split(": ")[-1]) == (130, f"python -m pipelines.sweep resume=true output_dir={outcome.folder}")
+    [(_, _, placement, spec)] = opened
+    assert len(needed) == 3
+    assert placement.memory_bytes == max(needed)
+    assert max(ids.shape[1] for ids in spec.token_sets.values()) == 32
 
 
 def test_hydras_own_multirun_shares_the_store(base: list[str], tmp_path: Path) -> None:
