@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiments.benchmarks import export_memory, importance_orders, memory, prefix_reuse, scaling, speedup, sweep, whole_search
+from experiments.benchmarks import export_memory, importance_orders, memory, prefix_reuse, scaling, speedup, sweep
 from experiments.benchmarks.report import Report, machine, versions
 from pruning.checkpoint import DTYPES
 from pruning.errors import InputError
@@ -21,10 +21,6 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "scaling": lambda options: scaling.run(counts=options.evaluators),
     "sweep": lambda _: sweep.run(),
 }
-ON_GPU: dict[str, Callable[[argparse.Namespace], Report]] = {
-    "whole_search": lambda options: whole_search.run(num_sequences=options.sequences),
-}
-"""Run where they are named only."""
 
 
 def main() -> int:
@@ -35,7 +31,7 @@ def main() -> int:
     for name in options.names:
         started = time.perf_counter()
         try:
-            report = (BENCHMARKS | ON_GPU)[name](options)
+            report = BENCHMARKS[name](options)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -48,27 +44,19 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        type=_name,
-        default=[*BENCHMARKS],
-        help=f"{', '.join(BENCHMARKS)}; all of these when none is named; on a GPU {', '.join(ON_GPU)}",
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", type=_name, default=[*BENCHMARKS], help=f"{', '.join(BENCHMARKS)}; all when none is named")
     parser.add_argument("--save", action="store_true", help="write dated files under experiments/benchmarks/results")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of prefix_reuse, importance_orders and speedup")
     parser.add_argument("--rounds", type=_positive, default=3, help="of prefix_reuse and speedup")
     parser.add_argument("--candidates", type=_positive, default=7, help="that memory scores; 61 are all")
     parser.add_argument("--evaluators", type=_positive, nargs="+", default=[*scaling.PACES], help="numbers of simulated ones in scaling")
     parser.add_argument("--windows", type=_positive, default=8, help="of 512 tokens of WikiText-2 in importance_orders")
-    parser.add_argument("--sequences", type=_positive, default=16, help="of 2,048 tokens that score a block step in whole_search")
     return parser.parse_args()
 
 
 def _name(text: str) -> str:
-    if text not in BENCHMARKS | ON_GPU:
-        raise argparse.ArgumentTypeError(f"no benchmark {text!r}; there are {', '.join(BENCHMARKS | ON_GPU)}")
+    if text not in BENCHMARKS:
+        raise argparse.ArgumentTypeError(f"no benchmark {text!r}; there are {', '.join(BENCHMARKS)}")
     return text
 
 

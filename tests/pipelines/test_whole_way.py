@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pruning.export.manifest import check_folder
-from tests.conftest import NEEDS_GPU, tiny_config, tiny_model
+from tests.conftest import tiny_config, tiny_model
 from tests.documents import save_reader, save_tasks
 from tests.pipelines.conftest import Cli
 
@@ -66,24 +66,3 @@ def test_a_format_that_cannot_hold_the_model(cli: Cli, tmp_path: Path) -> None:
     assert outcome.status == 2
     assert "transformers" in outcome.errors[0], "it names a format that can"
     assert not outcome.folder.exists()
-
-
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=NEEDS_GPU), pytest.param("bfloat16", marks=NEEDS_GPU)])
-def test_on_a_gpu(cli: Cli, whole: list[str], dtype: str) -> None:
-    """An evaluator that Ray pins to a GPU, one in this process, and in float32 the CPU: the same search, to the byte on the same device."""
-    cost_settings = ("evaluation.cost=true", "evaluation.cost_rounds=2", "evaluation.cost_new_tokens=4", "evaluation.cost_prompt_tokens=16")
-    pinned = cli(*whole, *cost_settings, f"model.dtype={dtype}", "cluster=local", "cluster.num_evaluators=1", folder="pinned")
-    assert pinned.status == 0, pinned.output
-    inline = cli(*whole, f"model.dtype={dtype}", "store.url=sqlite:///other.db", folder="inline")
-    assert inline.status == 0, inline.output
-    assert pinned.trajectory == inline.trajectory
-    for folder in (pinned.folder, inline.folder):
-        assert json.loads((folder / "status.json").read_text())["evaluators"][0]["device"].startswith("cuda NVIDIA")
-    cost = json.loads((pinned.folder / "evaluation.json").read_text())["cost"]
-    assert cost["device"].startswith("cuda NVIDIA")
-    if dtype == "float32":
-        cpu = cli(*whole, f"model.dtype={dtype}", "cluster.num_gpus_per_evaluator=0", folder="cpu")
-        assert cpu.status == 0, cpu.output
-        assert [json.loads(line)["removed"]["kind"] for line in cpu.trajectory] == [json.loads(line)["removed"]["kind"] for line in pinned.trajectory]
-        for theirs, ours in zip(cpu.trajectory, pinned.trajectory, strict=True):
-            assert json.loads(ours)["nll"] == pytest.approx(json.loads(theirs)["nll"], rel=1e-4)

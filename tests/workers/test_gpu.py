@@ -1,4 +1,4 @@
-"""Scoring on a real GPU: exact where it must be, close to the CPU where it may differ, and what happens when its memory is full."""
+"""Scoring on a real GPU: which bits must not change, and what happens when its memory is full."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def full_gpu() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-def evaluator_of(spec: EvaluatorSpec, *, num_gpus: int | None = 1) -> Evaluator:
-    evaluator = Evaluator(spec, num_gpus=num_gpus)
+def evaluator_of(spec: EvaluatorSpec) -> Evaluator:
+    evaluator = Evaluator(spec, num_gpus=1)
     evaluator.set_order(ChannelOrder.as_stored(evaluator.geometry))
     return evaluator
 
@@ -66,12 +66,6 @@ def test_a_reused_prefix_changes_no_bit(spec: EvaluatorSpec, dtype: str) -> None
         with masked(evaluator.model, evaluator.family, evaluator.geometry, dense if candidate is None else dense.without(candidate)):
             assert sequence_nll(evaluator.model, batch_BT).tolist() == list(row)
     assert score(evaluator_of(replace(spec, dtype=dtype))).nll == reused, "another evaluator has the same bits"
-
-
-def test_the_cpu_has_the_same_scores(spec: EvaluatorSpec) -> None:
-    on_gpu, on_cpu = evaluator_of(spec), evaluator_of(spec, num_gpus=0)
-    assert on_cpu.describe().device.startswith("cpu ")
-    assert score(on_gpu).nll == [pytest.approx(row, rel=1e-5) for row in score(on_cpu).nll]
 
 
 def test_full_memory(spec: EvaluatorSpec, full_gpu: None, caplog: pytest.LogCaptureFixture) -> None:
