@@ -122,10 +122,11 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     model, cluster = config.model, config.cluster
     checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     model_config = checkpoint.config()
+    checkpoint.weight_files()
+    accounting = Accounting(model_config, trust_remote_code=model.trust_remote_code)
     same_model = [other for other in others if other.config.model == model]
     if not same_model:
         checkpoint.check_weights()
-    accounting = Accounting(model_config, trust_remote_code=model.trust_remote_code)
     geometry = accounting.geometry
     groups = {
         "mlp_group_channels": _given(config.search.mlp_group_channels, default_mlp_group(geometry)),

@@ -8,14 +8,22 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from pruning.families import Cut, Geometry, blocks, family_of
+from pruning.families import Cut, Geometry, blocks, family_of, require_causal_lm
 from pruning.shape import LayerShape, ModelShape
 
 
 def meta_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model of `config` without storage."""
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    """The model of `config` without storage.
+
+    Raises:
+        InputError: it is not a language model.
+    """
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError:
+        require_causal_lm(config)  # where that is the reason, it says so in one line
+        raise
     return model
 
 

@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
 from pruning import baichuan
+from pruning.accounting import meta_model
 from pruning.cache import made_once
 from pruning.errors import InputError
 
@@ -88,8 +89,7 @@ class Checkpoint:
             InputError: a tensor is missing or has another shape, or a file is missing or damaged.
         """
         config = self.config()
-        with torch.device("meta"):
-            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code))
+        kind: Any = type(meta_model(config, trust_remote_code=self.trust_remote_code))
         verbosity = get_verbosity()
         set_verbosity_error()  # it has a table for everybody, and here is one message
         try:

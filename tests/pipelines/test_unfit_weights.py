@@ -113,6 +113,14 @@ COMMANDS: Mapping[str, tuple[Any, Callable[[list[str], Path, Path], list[str]]]]
 }
 
 
+@pytest.mark.parametrize("model_type", ["t5", "vit"])
+def test_models_of_another_kind(checkpoint_folder: Path, tmp_path: Path, model_type: str) -> None:
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "other"))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(InputError, match=f"architecture '{model_type}' is not a decoder-only language model"):
+        Checkpoint(folder).check_weights()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_them(
     command: str, unfit: Callable[[Change], Path], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
