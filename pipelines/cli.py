@@ -12,7 +12,7 @@ from typing import NoReturn
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -163,7 +163,7 @@ def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
 
 def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
     name = override.split("=", 1)[0].lstrip("+~")
-    if name not in names and "Could not find" not in str(error):
+    if name not in names and not isinstance(error, MissingConfigException):
         return unknown_option(name, names)
     value = override.partition("=")[2].lstrip("[{'\"")  # where the grammar is at fault, a URL may be behind any of these
     return without_secrets(f"{override}: {composition_error(error)}", value)

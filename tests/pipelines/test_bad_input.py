@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import ROOT, tiny_config, tiny_model
 from tests.pipelines.conftest import Cli
 
 
@@ -85,6 +85,13 @@ def test_clusters_that_cannot_be_joined(cli: Cli, overrides: list[str], says: li
     """Other tests in this process may have connected it to a Ray of their own."""
     monkeypatch.setattr("workers.cluster.ray.is_initialized", lambda: False)
     refused(cli, *overrides, says=says)
+
+
+def test_an_experiment_that_names_a_file_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (conf / "experiment" / "own.yaml").write_text("# @package _global_\ndefaults: [nowhere]\n")
+    monkeypatch.setattr("pipelines.cli.CONF", conf)
+    refused(cli, "experiment=own", says=["experiment=own: In 'experiment/own': Could not load 'experiment/nowhere'"])
 
 
 def test_all_at_once(cli: Cli) -> None:
