@@ -31,6 +31,9 @@ mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000
 test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
+gpu-test: setup ## The tests of scoring on a GPU
+	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu tests/workers tests/pruning/test_golden.py $(ARGS)
+
 cluster-test: setup ## One search on a cluster of four nodes that loses everything once (15 minutes; needs PostgreSQL)
 	$(BIN)/python -m pytest -m cluster -s tests/cluster $(ARGS)
 
@@ -87,4 +90,4 @@ stack-stop: ## Stop that stack; scores, runs and outputs stay
 clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
-.PHONY: help setup prune mlflow test cluster-test chaos soak gguf-test vllm-test bench reproduce lint type format image stack stack-prune stack-stop clean
+.PHONY: help setup prune mlflow test gpu-test cluster-test chaos soak gguf-test vllm-test bench reproduce lint type format image stack stack-prune stack-stop clean
