@@ -120,7 +120,7 @@ def test_importing_the_package_leaves_the_collector_alone() -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
-@pytest.mark.parametrize("path", (path for path in sorted((ROOT / "pipelines").glob("*.py")) if "__main__" in path.read_text()), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in sorted((ROOT / "pipelines").glob("*.py")) if "__main__" in path.read_text()], ids=lambda path: path.stem)
 def test_every_command_collects_its_garbage(path: Path) -> None:
     assert "launch(" in path.read_text() or "all_imported()" in path.read_text()
 
