@@ -1,0 +1,1 @@
+"""Gemma 3 270M, pruned by four methods."""
