@@ -1,1 +1,0 @@
-"""Gemma 3 270M, pruned by four methods."""
