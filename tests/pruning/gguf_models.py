@@ -84,11 +84,8 @@ def gemma3_words() -> list[str]:
     return words + [f"<unused{number}>" for number in range(VOCAB - len(words))]
 
 
-def write_gemma3(path: Path, model: PreTrainedModel, *, rope_scaling: float | None = None) -> None:
-    """A Gemma 3 as llama.cpp's converter writes it: weights of norms one larger, no head, neither the pattern of its windows nor its second rotary base."""
-    config, words = model.config, gemma3_words()
-    writer = gguf.GGUFWriter(path, "gemma3")
-    writer.add_context_length(config.max_position_embeddings)
+def add_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
+    """What every family's GGUF says of its layers."""
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -97,6 +94,14 @@ def write_gemma3(path: Path, model: PreTrainedModel, *, rope_scaling: float | No
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
+def write_gemma3(path: Path, model: PreTrainedModel, *, rope_scaling: float | None = None) -> None:
+    """A Gemma 3 as llama.cpp's converter writes it: weights of norms one larger, no head, neither the pattern of its windows nor its second rotary base."""
+    config, words = model.config, gemma3_words()
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_context_length(config.max_position_embeddings)
+    add_sizes(writer, config)
     writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
     if rope_scaling is not None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)

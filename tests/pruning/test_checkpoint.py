@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pruning.checkpoint import _complete_gemma3, cache_folder, find_checkpoint, resolve_dtype
 from pruning.errors import InputError
 from tests.conftest import tiny_config, tiny_model, tokens
-from tests.pruning.gguf_models import VOCAB, write_gemma3
+from tests.pruning.gguf_models import VOCAB, add_sizes, write_gemma3
 from tests.pruning.llama_cpp import ask, needs_llama_cpp
 
 STRETCHED = {
@@ -119,12 +120,11 @@ def test_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real GGUF, written here with llama.cpp's own package: same logits after the way through safetensors."""
-    gguf = pytest.importorskip("gguf")
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     config = tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)
     model = tiny_model(config)
     path = tmp_path / "tiny.gguf"
-    _write_gguf(gguf, path, model, config)
+    _write_gguf(path, model, config)
     found = find_checkpoint(str(path))
     assert found.folder.parent == cache_folder() == tmp_path / "cache"
     with torch.inference_mode():
@@ -166,25 +166,17 @@ def test_gguf_of_gemma3_27b() -> None:
 
 
 def test_gguf_whose_rotary_embedding_would_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gguf = pytest.importorskip("gguf")
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     config = tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)
-    _write_gguf(gguf, tmp_path / "tiny.gguf", tiny_model(config), config, rope_freqs=np.full(4, 8, dtype=np.float32))
+    _write_gguf(tmp_path / "tiny.gguf", tiny_model(config), config, rope_freqs=np.full(4, 8, dtype=np.float32))
     with pytest.raises(InputError, match="scales its rotary embedding, which cannot be converted"):
         find_checkpoint(str(tmp_path / "tiny.gguf"))
 
 
-def _write_gguf(gguf, path: Path, model, config, rope_freqs=None) -> None:
+def _write_gguf(path: Path, model, config, rope_freqs=None) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(256)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_sizes(writer, config)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
