@@ -10,12 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from pipelines.cli import launch
-from pipelines.config import PlanConfig, PruneConfig
+from pipelines.config import ClusterConfig, PlanConfig, PruneConfig
 from pipelines.console import console, duration, log_to
 from pipelines.folder import RunFolder
 from pipelines.grid import as_grid, plain_grid, points_of
@@ -179,7 +180,7 @@ def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hi
     lengths = {"sequence_length": calibration.sequence_length, "batch_size": calibration.batch_size}
     blocks = replace(found, stages=found.stages[:1])
     flops, block_flops = (search_flops(accounting, each, sequences, **lengths, num_evaluators=num_evaluators) for each in (found, blocks))
-    dtype = resolve_dtype(config.model.dtype, on_gpu=config.cluster.num_gpus_per_evaluator != 0 and config.cluster.kind == "ray")
+    dtype = resolve_dtype(config.model.dtype, on_gpu=_on_gpu(config.cluster))
     tokens = calibration.batch_size * calibration.sequence_length
     tflops = measured_tflops(Path(config.rate_of).expanduser()) if config.rate_of else config.tflops_per_evaluator
     report = {
@@ -200,6 +201,13 @@ def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hi
         "hours": flops / (tflops * 1e12 * num_evaluators * 3600) if tflops else None,
     }
     return report, block_flops
+
+
+def _on_gpu(cluster: ClusterConfig) -> bool:
+    """As `pipelines.farm.gpus_per_evaluator` decides it for a search, without the evaluators that this would import."""
+    if cluster.num_gpus_per_evaluator is not None:
+        return cluster.num_gpus_per_evaluator > 0
+    return (torch.cuda.device_count() if cluster.num_gpus is None else cluster.num_gpus) > 0
 
 
 def _num_sequences(source: str, num_samples: int, sequence_length: int) -> int:

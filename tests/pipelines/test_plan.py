@@ -61,6 +61,17 @@ def test_llama_2_7b_as_published(planning: Planning) -> None:
     assert found["hours"] is None
 
 
+def test_the_type_is_that_of_the_search(planning: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    on_cpus = read(planning("cluster.num_gpus=0"))
+    assert on_cpus["dtype"] == "float32"
+    for gpus in (["cluster.num_gpus=8"], ["cluster=ray", "cluster.address=head:6379"]):
+        on_gpus = read(planning(*gpus))
+        assert on_gpus["dtype"] == "bfloat16"
+        assert on_gpus["peak_bytes_per_evaluator"] < 0.6 * on_cpus["peak_bytes_per_evaluator"]
+    assert read(planning("cluster.num_gpus=8", "cluster.num_gpus_per_evaluator=0"))["dtype"] == "float32"
+
+
 def test_llama_2_70b(planning: Planning) -> None:
     found = read(planning("search.target_ratio=0.2", "search.mlp_group_channels=1024", "tflops_per_evaluator=100", "cluster.num_evaluators=8", model="70B"))
     assert found["num_parameters"] == 68_976_648_192
