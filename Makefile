@@ -32,7 +32,7 @@ test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of 
 	$(BIN)/python -m pytest $(ARGS)
 
 gpu-test: setup ## The tests of scoring on a GPU
-	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu tests/workers tests/pruning/test_golden.py $(ARGS)
+	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu tests/workers tests/pruning/search/test_golden.py $(ARGS)
 
 cluster-test: setup ## One search on a cluster of four nodes that loses everything once (15 minutes; needs PostgreSQL)
 	$(BIN)/python -m pytest -m cluster -s tests/cluster $(ARGS)
@@ -44,10 +44,10 @@ soak: setup ## Thousands of steps: memory, files and sizes must not creep up
 	$(BIN)/python -m pytest -m soak -s tests/soak $(ARGS)
 
 gguf-test: setup ## Open exported models in llama.cpp, SmolLM2 among them (part of `make test`, here with its figures)
-	$(BIN)/python -m pytest -s tests/pruning/test_gguf.py tests/pruning/test_gguf_tokenizer.py $(ARGS)
+	$(BIN)/python -m pytest -s tests/pruning/export/test_gguf.py tests/pruning/export/test_gguf_tokenizer.py $(ARGS)
 
 vllm-test: setup $(VLLM)/.installed ## Serve exported models with vLLM's CPU build (installs 3.4 GB into .cache/vllm first)
-	$(BIN)/python -m pytest -m vllm -s tests/pruning/test_vllm.py $(ARGS)
+	$(BIN)/python -m pytest -m vllm -s tests/pruning/export/test_vllm.py $(ARGS)
 
 # Its torch is a CPU build, for which the registry's torchvision, torchaudio and torchcodec are not made: importing them fails, and text needs none.
 $(VLLM)/.installed:

@@ -1,4 +1,4 @@
-"""What can go wrong in a job besides what `pruning.errors` and `workers.faults` know."""
+"""What can go wrong in a job besides what `pruning.errors` and `workers.pool.faults` know."""
 
 
 class StoreUnavailable(RuntimeError):

@@ -12,8 +12,8 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from workers.cluster import local_ray
-from workers.placement import LocalMachine
+from workers.cluster.placement import LocalMachine
+from workers.cluster.ray_session import local_ray
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cli import override_problems
-from pipelines.config import register
+from pipelines.cli.launch import override_problems
+from pipelines.config.groups import register
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"

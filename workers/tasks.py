@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pruning.calibration import Tokens
-from pruning.checkpoint import Checkpoint
-from pruning.importance import ChannelOrder, Importance
-from pruning.influence import LayerSimilarity
+from pruning.calibration.build import Tokens
+from pruning.costs.measured import Role, SpeedComparison, SpeedSettings
+from pruning.importance.block_influence import LayerSimilarity
+from pruning.importance.channel_order import ChannelOrder, Importance
+from pruning.models.checkpoint import Checkpoint
 from pruning.shape import Removal
-from pruning.speed import Role, SpeedComparison, SpeedSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class OrderTask:
 
 @dataclass(frozen=True, slots=True)
 class InfluenceTask:
-    """What each layer of the dense model does to one batch (`pruning.influence`): a pure function of its fields.
+    """What each layer of the dense model does to one batch (`pruning.importance.block_influence`): a pure function of its fields.
 
     Args:
         order: fingerprint of the channel order that the weights are in, which changes the last digits.

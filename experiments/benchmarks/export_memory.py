@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
-from pruning.accounting import Accounting
-from pruning.checkpoint import Checkpoint
+from pruning.costs.accounting import Accounting
 from pruning.export.folder import Export, write_export
-from pruning.importance import channel_order
+from pruning.importance.channel_order import channel_order
+from pruning.models.checkpoint import Checkpoint
 from pruning.shape import LayerShape, ModelShape
 
 ALLOWANCE_BYTES = 500_000_000

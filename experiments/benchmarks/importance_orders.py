@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
-from pruning.accounting import Accounting
-from pruning.calibration import TokenSet
-from pruning.checkpoint import Checkpoint, resolve_dtype
-from pruning.importance import Importance, channel_order, reorder
-from pruning.masking import masked
-from pruning.scoring import sequence_nll
+from pruning.calibration.build import TokenSet
+from pruning.costs.accounting import Accounting
+from pruning.importance.channel_order import Importance, channel_order, reorder
+from pruning.models.checkpoint import Checkpoint, resolve_dtype
+from pruning.scoring.masking import masked
+from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
 
 NUM_SEQUENCES, SEQUENCE_LENGTH, BATCH_SIZE = 8, 512, 2

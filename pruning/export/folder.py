@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pruning.accounting import Accounting
-from pruning.checkpoint import Checkpoint
+from pruning.costs.accounting import Accounting
 from pruning.errors import ExportError, InputError
 from pruning.export import decilm, gguf, transformers
-from pruning.export.card import model_card
 from pruning.export.manifest import BAD, UNVERIFIED, VERIFIED, write_manifest
-from pruning.export.subject import Subject
-from pruning.export.verify import TOLERANCES, passed, probe_tokens, verify_export
+from pruning.export.model_card import model_card
+from pruning.export.source import Subject
+from pruning.export.surgery import PrunedLayer
 from pruning.export.verify_gguf import PACKAGE, has_llama_cpp, verify_gguf
-from pruning.families import Family, Geometry
-from pruning.importance import ChannelOrder, reorder
-from pruning.masking import masked
+from pruning.export.verify_transformers import TOLERANCES, passed, probe_tokens, verify_export
+from pruning.importance.channel_order import ChannelOrder, reorder
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.families import Family, Geometry
+from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
-from pruning.surgery import PrunedLayer
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from pruning.errors import InputError
 from pruning.export.gguf_tokenizer import Field, tokenizer_fields
 from pruning.export.llama_like import llama_problems, rope_parameters
-from pruning.export.subject import Subject
-from pruning.families import Family, Geometry
+from pruning.export.source import Subject
+from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
+from pruning.models.families import Family, Geometry
 from pruning.shape import ModelShape
-from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
 
 ARCHITECTURE = "deci"
 

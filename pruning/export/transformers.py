@@ -15,11 +15,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from pruning.errors import InputError
 from pruning.export import modeling_pruned
 from pruning.export.modeling_pruned import PrunedLayers
-from pruning.export.shards import MAX_SHARD_BYTES, write_shards
-from pruning.export.subject import Subject
-from pruning.families import FAMILIES, Family, Geometry
+from pruning.export.source import Subject
+from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
+from pruning.models.families import FAMILIES, Family, Geometry
+from pruning.models.shards import MAX_SHARD_BYTES, write_shards
 from pruning.shape import ModelShape
-from pruning.surgery import PrunedLayer, pruned_layers, pruned_tensors
 
 CODE = "modeling_pruned.py"
 """The file of code in the folder."""

@@ -17,11 +17,11 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from pipelines.report_data import read_runs
-from pipelines.report_page import render
-from pipelines.report_sections import sections
+from pipelines.report.data import read_runs
+from pipelines.report.page import render
+from pipelines.report.sections import sections
 from tests.browser.chromium import MARKS, chromium
-from tests.pipelines.reports import Step, an_evaluation, write_run
+from tests.pipelines.report.reports import Step, an_evaluation, write_run
 
 pytestmark = MARKS
 

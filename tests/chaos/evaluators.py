@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from pruning.importance import ChannelOrder
-from pruning.scoring import Prefix
+from pruning.importance.channel_order import ChannelOrder
+from pruning.scoring.nll import Prefix
 from pruning.shape import ModelShape
-from workers.evaluator import Evaluator
+from workers.evaluators.shapes import Evaluator
 from workers.tasks import EvaluatorSpec, Result, ScoreResult, ScoreTask, Task
 
 ANY_START = "start"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from workers.faults import FaultKind
+from workers.pool.faults import FaultKind
 
 Where = Literal["process", "task", "start", "driver", "store"]
 

@@ -19,21 +19,21 @@ from unittest.mock import patch
 
 import sqlalchemy as sql
 
-from pipelines.driver import Scorer, run_search
 from pipelines.errors import StoreUnavailable
-from pipelines.journal import Journal
-from pipelines.store import BatchScore, Context, ScoreStore
-from pruning.accounting import Accounting
-from pruning.calibration import Calibration, TokenSet
-from pruning.importance import ChannelOrder
-from pruning.search import GreedySearch, make_stages
+from pipelines.prune.driver import Scorer, run_search
+from pipelines.runs.journal import Journal
+from pipelines.store.scores import BatchScore, Context, ScoreStore
+from pruning.calibration.build import Calibration, TokenSet
+from pruning.costs.accounting import Accounting
+from pruning.importance.channel_order import ChannelOrder
+from pruning.search.greedy import GreedySearch, make_stages
 from tests.chaos.evaluators import ANY_START, Orders, Unlucky
 from tests.chaos.leaks import Holdings, wait_until
 from tests.chaos.plan import Fault, PlannedSearch, at_once
-from workers.inline import InlinePool
-from workers.placement import Placement
-from workers.pool import Pool
-from workers.ray_pool import RayPool
+from workers.cluster.placement import Placement
+from workers.pool.inline_pool import InlinePool
+from workers.pool.protocol import Pool
+from workers.pool.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec, OrderTask, ScoreTask
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -186,7 +186,7 @@ class Chaos:
         self.folder.mkdir(parents=True)
         logging.getLogger().addHandler(self.ears)
         try:
-            with patch("pipelines.store.SQLITE_TIMEOUT_S", 0.2):  # so that a lock of a second is waited for by trying again, as one of a minute is
+            with patch("pipelines.store.scores.SQLITE_TIMEOUT_S", 0.2):  # so that a lock of a second is waited for by trying again, as one of a minute is
                 self._run()
         finally:
             logging.getLogger().removeHandler(self.ears)

@@ -20,8 +20,8 @@ from tests.chaos.plan import KINDS, draw_searches
 from tests.chaos.report import report
 from tests.chaos.searches import SETTINGS, Chaos, Figures
 from tests.workers.conftest import spec as spec
-from workers.cluster import local_ray
-from workers.placement import LocalMachine
+from workers.cluster.placement import LocalMachine
+from workers.cluster.ray_session import local_ray
 from workers.tasks import EvaluatorSpec
 
 MORE_FILE_DESCRIPTORS = 4

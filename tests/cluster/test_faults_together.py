@@ -29,8 +29,8 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy.engine import make_url
 
-from pipelines.run import ARTIFACTS
-from pipelines.tracking import step_metrics
+from pipelines.prune.search_run import ARTIFACTS
+from pipelines.tracking.tracker import step_metrics
 from tests.cluster.command import Command, Status, at_work, tasks_in_flight
 from tests.cluster.mlflow_server import MlflowServer
 from tests.cluster.traces import Traces

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from pruning.accounting import Accounting
-from pruning.search import GreedySearch, make_stages
+from pruning.costs.accounting import Accounting
+from pruning.search.greedy import GreedySearch, make_stages
 from tests.conftest import tiny_config, tiny_model, tokens
 
 _SIZES = {

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli import launch
-from pipelines.prune import prune
+from pipelines.cli.launch import launch
+from pipelines.prune.__main__ import prune
 
 
 @dataclass

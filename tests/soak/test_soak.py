@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.driver import Scorer, run_search
-from pipelines.folder import RunFolder
-from pipelines.heartbeat import Heartbeat
-from pipelines.journal import Journal
-from pipelines.store import Context, ScoreStore
-from pipelines.tracking import TokenDataset, Tracker, step_metrics
-from pruning.accounting import Accounting
-from pruning.calibration import Calibration, TokenSet
-from pruning.checkpoint import Checkpoint
-from pruning.importance import ChannelOrder
-from pruning.search import GreedySearch, make_stages
+from pipelines.prune.driver import Scorer, run_search
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.journal import Journal
+from pipelines.status.status_file import Heartbeat
+from pipelines.store.scores import Context, ScoreStore
+from pipelines.tracking.tracker import TokenDataset, Tracker, step_metrics
+from pruning.calibration.build import Calibration, TokenSet
+from pruning.costs.accounting import Accounting
+from pruning.importance.channel_order import ChannelOrder
+from pruning.models.checkpoint import Checkpoint
+from pruning.search.greedy import GreedySearch, make_stages
 from tests.conftest import tiny_config, tiny_model, tokens
 from tests.soak.samples import MB, Sampler
-from workers.placement import LocalMachine, Placement
-from workers.ray_pool import RayPool
+from workers.cluster.placement import LocalMachine, Placement
+from workers.pool.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec, OrderTask
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(2 * 3600)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from pruning.checkpoint import Checkpoint
+from pruning.models.checkpoint import Checkpoint
 from workers.tasks import EvaluatorSpec
 
 

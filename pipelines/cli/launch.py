@@ -1,0 +1,198 @@
+"""From a command line to a job: every misspelt or mistyped option at once, and a user's mistake as a message instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipelines import all_imported
+from pipelines.cli.console import console
+from pipelines.config.groups import register
+from pipelines.config.redaction import without_secrets
+from pipelines.errors import StoreUnavailable
+from pruning.errors import ExportError, InputError, ScoringError
+from workers.pool.faults import WorkersLost
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+_RESUMED = ("prune", "sweep")
+"""Commands that take `resume=true`."""
+
+Job = Callable[[DictConfig, Sequence[str]], object]
+"""Takes the composed configuration and the overrides that the user gave."""
+
+
+class Failed(RuntimeError):
+    """Ends a command with status 1: it did what it could, and says what is missing."""
+
+
+def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[str]] = list) -> None:
+    """Runs a job under Hydra. Exit status: 0 done, 2 the user can mend it, 1 a fault.
+
+    Args:
+        prepare: turns the words of the command line into ones that Hydra understands.
+    """
+    all_imported()
+    register()
+    try:
+        arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
+    except InputError as error:
+        _stop(str(error), 2)
+    _refuse_lists_of_files(config_name, arguments)
+    if any(word.startswith("-") for word in arguments):
+        _under_hydra(config_name, job, arguments)
+        return
+    # What Hydra's own start does more is to compose twice again and to set up logs and folders, which these jobs have off.
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = _composed(config_name, arguments)
+        if config is not None:
+            _run(config_name, job, config, [word for word in arguments if not word.startswith(("hydra.", "hydra/"))])
+            return
+    _stop("\n".join(override_problems(config_name, arguments)), 2)
+
+
+def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
+    """`experiment=[a,b]` would lay one file over the other, without a word."""
+    groups = {word: word.partition("=")[0].lstrip("+") for word in arguments if "=[" in word}
+    lists = {word: group for word, group in groups.items() if (CONF / group).is_dir()}
+    if lists:
+        others = [word for word in arguments if "=" in word and word not in lists and not word.startswith("-")]
+        said = [f"{word}: takes one file of conf/{group}; a list is for pipelines.sweep" for word, group in lists.items()]
+        _stop("\n".join([*said, *override_problems(config_name, others)]), 2)
+
+
+def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
+    try:
+        return compose(config_name, overrides=list(arguments))
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _under_hydra(config_name: str, job: Job, arguments: Sequence[str]) -> None:
+    """With flags, which are Hydra's: --help, --cfg, --multirun."""
+    if not {"-m", "--multirun", "--help", "--hydra-help", "-h"} & set(arguments):
+        problems = override_problems(config_name, [word for word in arguments if "=" in word and not word.startswith("-")])
+        if problems:
+            _stop("\n".join(problems), 2)
+
+    @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
+    def hydrated(config: DictConfig) -> None:
+        _run(config_name, job, config, list(HydraConfig.get().overrides.task))
+
+    hydrated()
+
+
+def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
+    try:
+        job(config, overrides)
+    except InputError as error:
+        _stop(str(error), 2)
+    except OmegaConfBaseException as error:  # `${...}` is looked up only when it is read
+        _stop(f"{error.full_key}: {composition_error(error)}" if error.full_key else composition_error(error), 2)
+    except (ExportError, Failed) as error:
+        _stop(str(error), 1)
+    except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
+        _stop(f"{error}{_kept(config_name, error)}", 1)
+    except KeyboardInterrupt as error:
+        _stop(f"interrupted{_kept(config_name, error)}", 130)
+
+
+def _kept(config_name: str, error: BaseException) -> str:
+    """What there is of a job that did not end, and how to go on with it. The folder is in the note of `pipelines.runs.folder.RunFolder`, the last one's
+    being that of the whole job."""
+    folders = [note for note in getattr(error, "__notes__", []) if note.startswith("output_dir=")]
+    if not folders:
+        return ""
+    command = f"python -m pipelines.{config_name} resume=true" if config_name in _RESUMED else "the same command with"
+    return f"\n  Everything computed so far is kept. To go on: {command} {folders[-1]}"
+
+
+def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
+    """A `prepare` that takes `A B x=1` for `x=1 option=[A,B]`: words that set nothing are items of that list."""
+
+    def gathered(arguments: Sequence[str]) -> list[str]:
+        free = [word for word in arguments if "=" not in word and not word.startswith("-")]
+        if not free:
+            return list(arguments)
+        if any(word.startswith(f"{option}=") for word in arguments):
+            _stop(f"{option}: given twice, as {option}= and as {', '.join(free)}; give all in one place", 2)
+        return [*(word for word in arguments if word not in free), f"{option}=[{','.join(map(quoted, free))}]"]
+
+    return gathered
+
+
+def quoted(word: str) -> str:
+    """Any text as a quoted string of Hydra's grammar: backslashes count only before a quote, and `${` would be looked up."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word).replace("${", "\\${") + "'"
+
+
+def _spelt_out(word: str) -> str:
+    """`model=PATH` for `model.path=PATH`: people write it, and Hydra takes it for a file of `conf/model`."""
+    name, _, value = word.partition("=")
+    return f"model.path={value}" if name == "model" and value and not (CONF / "model" / f"{value}.yaml").is_file() else word
+
+
+def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """What is wrong with each override on its own, if the whole does not compose."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        try:
+            compose(config_name, overrides=list(overrides))
+            return []
+        except (HydraException, OmegaConfBaseException) as error:
+            whole = composition_error(error)
+        names = option_names(compose(config_name))
+        problems = []
+        for override in overrides:
+            try:
+                compose(config_name, overrides=[override])
+            except (HydraException, OmegaConfBaseException) as error:
+                problems.append(_explain(override, error, names))
+    return problems or [whole]
+
+
+def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
+    name = override.split("=", 1)[0].lstrip("+~")
+    if name not in names and not isinstance(error, MissingConfigException):
+        return unknown_option(name, names)
+    value = override.partition("=")[2].lstrip("[{'\"")  # where the grammar is at fault, a URL may be behind any of these
+    return without_secrets(f"{override}: {composition_error(error)}", value)
+
+
+def unknown_option(name: str, names: Sequence[str]) -> str:
+    """What to say of an option that does not exist."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"{name}: no such option" + (f"; did you mean {close[0]}?" if close else "; --help lists all")
+
+
+def composition_error(error: Exception) -> str:
+    """What Hydra says is wrong, in one line."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type", "reference_type"))]
+    return " ".join(lines)
+
+
+def option_names(config: DictConfig) -> list[str]:
+    """Of groups, their options, and options without a group."""
+    names: list[str] = []
+    for name, value in OmegaConf.to_container(config).items():  # type: ignore[union-attr]
+        names.append(str(name))
+        if isinstance(value, dict):
+            names += [f"{name!s}.{field!s}" for field in value]
+    return names
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    lines = message.splitlines()
+    console.print("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines), style="red", markup=False, soft_wrap=True)
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""Typed configuration: groups, one schema for each command, and their checks."""

@@ -1,0 +1,398 @@
+"""Typed configuration. Types live here, defaults in `conf/`; every problem is reported at once, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar, get_args
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from pipelines.config.expected import ExpectedConfig
+from pipelines.config.redaction import masked_url
+from pruning.calibration.build import SOURCES
+from pruning.errors import InputError
+from pruning.export import FORMAT_NAMES
+from pruning.importance.channel_order import Importance
+from pruning.models.checkpoint import DTYPES
+from pruning.search.greedy import Layout, Strategy
+
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+CLUSTERS = ("local", "ray", "inline")
+URLS = ("store.url", "tracking.uri")
+"""Options that may hold a password."""
+
+
+_Config = TypeVar("_Config")
+
+
+def checked(schema: type[_Config], config: DictConfig, problems: Callable[[_Config], list[str]]) -> _Config:
+    """What Hydra composed, as an object of its schema.
+
+    Raises:
+        InputError: with every problem at once.
+    """
+    typed = OmegaConf.to_object(config)
+    assert isinstance(typed, schema)
+    found = problems(typed)
+    if found:
+        raise InputError("\n".join(found))
+    return typed
+
+
+@dataclass
+class ModelConfig:
+    """Group `model`."""
+
+    path: str = MISSING
+    revision: str | None = MISSING
+    dtype: str = MISSING
+    trust_remote_code: bool = MISSING
+
+    def problems(self) -> list[str]:
+        found = [] if self.path.strip() else ["model.path: empty; give a folder, a .gguf file or a hub id"]
+        return found + _one_of("model.dtype", self.dtype, DTYPES)
+
+
+@dataclass
+class CalibrationConfig:
+    """Group `calibration`."""
+
+    source: str = MISSING
+    path: str | None = MISSING
+    column: str | None = MISSING
+    num_block_samples: int = MISSING
+    num_width_samples: int = MISSING
+    num_heldout_samples: int = MISSING
+    sequence_length: int = MISSING
+    batch_size: int = MISSING
+    seed: int = MISSING
+
+    def problems(self) -> list[str]:
+        found = _one_of("calibration.source", self.source, SOURCES)
+        for name, lowest in (("num_block_samples", 1), ("num_width_samples", 1), ("num_heldout_samples", 0), ("sequence_length", 2), ("batch_size", 1)):
+            found += _at_least(f"calibration.{name}", getattr(self, name), lowest)
+        if self.source == "pydoc" and self.path is not None:
+            found.append(f"calibration.path: {self.path}, but calibration=pydoc reads no file; did you mean calibration=text?")
+        if self.source in ("text", "tokens") and self.path is None:
+            found.append(f"calibration.path: missing; calibration={self.source} needs a file")
+        return found
+
+
+@dataclass
+class SearchConfig:
+    """Group `search`."""
+
+    strategy: str = MISSING
+    seed: int | None = MISSING
+    target_ratio: float = MISSING
+    distribution: list[float] = MISSING
+    mlp_group_channels: int | None = MISSING
+    head_group_channels: int | None = MISSING
+    importance: str = MISSING
+    layout: str = MISSING
+
+    @property
+    def drawn_with(self) -> int:
+        """The seed of `strategy: random`."""
+        return 42 if self.seed is None else self.seed
+
+    def problems(self) -> list[str]:
+        found = _one_of("search.importance", self.importance, IMPORTANCES) + _one_of("search.layout", self.layout, LAYOUTS)
+        found += _one_of("search.strategy", self.strategy, STRATEGIES)
+        if self.seed is not None and self.strategy != "random":
+            found.append(f"search.seed: {self.seed}, which has no effect with search.strategy={self.strategy}; it is for random")
+        if not 0 < self.target_ratio < 1:
+            hint = f"; did you mean {self.target_ratio / 100:g}?" if 1 <= self.target_ratio < 100 else ""
+            found.append(f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, above 0 and below 1{hint}")
+        shares = list(self.distribution)
+        if len(shares) != 3 or not all(math.isfinite(share) and share >= 0 for share in shares) or sum(shares) <= 0:
+            found.append(
+                f"search.distribution: {shares}; it takes three numbers >= 0 with a positive sum, the shares of blocks, MLP channels and attention heads, "
+                "such as [44,52,4]"
+            )
+        elif self.strategy != "greedy" and sum(shares[1:]) > 0:
+            found.append(
+                f"search.distribution: {shares}, but search.strategy={self.strategy} removes whole blocks only; use search.distribution=[1,0,0], as "
+                "search=shortgpt and search=random do"
+            )
+        for name in ("mlp_group_channels", "head_group_channels"):
+            value = getattr(self, name)
+            found += [] if value is None else _at_least(f"search.{name}", value, 1)
+        return found
+
+
+@dataclass
+class ClusterConfig:
+    """Group `cluster`."""
+
+    kind: str = MISSING
+    address: str | None = MISSING
+    allow_open: bool = MISSING
+    num_evaluators: int | None = MISSING
+    num_gpus: int | None = MISSING
+    num_gpus_per_evaluator: int | None = MISSING
+    num_cpus_per_evaluator: int = MISSING
+    join_timeout_s: float = MISSING
+    start_timeout_s: float = MISSING
+    stall_timeout_s: float = MISSING
+    task_timeout_s: float = MISSING
+
+    def problems(self) -> list[str]:
+        found = _one_of("cluster.kind", self.kind, CLUSTERS)
+        for name, lowest in (("num_evaluators", 1), ("num_gpus", 0), ("num_gpus_per_evaluator", 0), ("num_cpus_per_evaluator", 1)):
+            value = getattr(self, name)
+            found += [] if value is None else _at_least(f"cluster.{name}", value, lowest)
+        for name in ("join_timeout_s", "start_timeout_s", "stall_timeout_s", "task_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                found.append(f"cluster.{name}: {getattr(self, name):g}; it is in seconds, above 0")
+        if self.kind == "inline" and (self.num_evaluators or 1) > 1:
+            found.append(f"cluster.num_evaluators: {self.num_evaluators}, but cluster=inline is one evaluator in this process; use cluster=local")
+        if self.kind == "inline" and (self.num_gpus_per_evaluator or 0) > 1:
+            found.append(f"cluster.num_gpus_per_evaluator: {self.num_gpus_per_evaluator}, but cluster=inline uses one GPU or none; use cluster=local")
+        return found + (self._problems_of_joining() if self.kind == "ray" else self._ignored("address", "allow_open", only="cluster=ray"))
+
+    def _problems_of_joining(self) -> list[str]:
+        found = self._ignored("num_gpus", only="cluster=local; a running cluster knows its GPUs")
+        if not (self.address or "").strip():
+            found.append("cluster.address: missing; give HOST:PORT of the head of a running Ray cluster, or auto for the one that this machine belongs to")
+        if self.num_gpus_per_evaluator is None:
+            found.append("cluster.num_gpus_per_evaluator: null; with cluster=ray give a number: 1, more for a model that one GPU cannot hold, or 0 for CPUs")
+        return found
+
+    def _ignored(self, *names: str, only: str) -> list[str]:
+        given = [name for name in names if getattr(self, name)]
+        return [f"cluster.{name}: {getattr(self, name)}, which has no effect with cluster={self.kind}; it is for {only}" for name in given]
+
+
+@dataclass
+class TrackingConfig:
+    """Group `tracking`."""
+
+    uri: str = MISSING
+    experiment: str = MISSING
+
+    def problems(self) -> list[str]:
+        if not self.uri.strip():
+            return ["tracking.uri: empty; put it into the environment, as MLFLOW_TRACKING_URI=http://HOST:PORT"]
+        if self.uri.split("://")[0] in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks") or self.uri == "databricks":
+            return []
+        return [f"tracking.uri: {masked_url(self.uri)}; give sqlite:///FILE or http(s)://HOST:PORT (MLflow no longer writes plain folders)"]
+
+
+@dataclass
+class StoreConfig:
+    """Group `store`."""
+
+    url: str = MISSING
+    retry_s: float = MISSING
+
+    def problems(self) -> list[str]:
+        found = []
+        if not self.url.strip():
+            found.append("store.url: empty; put it into the environment, as MULTIPRUNER_STORE_URL=postgresql://USER:PASSWORD@HOST/DATABASE")
+        elif not _is_sqlalchemy_url(self.url):
+            found.append(f"store.url: {masked_url(self.url)!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db")
+        if not 0 <= self.retry_s < math.inf:
+            found.append(f"store.retry_s: {self.retry_s:g}; it is in seconds, 0 or more")
+        return found
+
+
+@dataclass
+class EvaluationConfig:
+    """Group `evaluation`: what a model is measured on."""
+
+    tasks: list[str] = MISSING
+    num_fewshot: int | None = MISSING
+    limit: int | None = MISSING
+    data_dir: str | None = MISSING
+    texts: list[str] = MISSING
+    max_windows: int | None = MISSING
+    sequence_length: int | None = MISSING
+    batch_size: int | None = MISSING
+    max_length: int | None = MISSING
+    dense: bool = MISSING
+    cost: bool = MISSING
+    cost_batch_size: int = MISSING
+    cost_prompt_tokens: int = MISSING
+    cost_new_tokens: int = MISSING
+    cost_rounds: int = MISSING
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.tasks or self.texts or self.cost)
+
+    def problems(self) -> list[str]:
+        lowest = {"num_fewshot": 0, "limit": 1, "max_windows": 1, "sequence_length": 2, "batch_size": 1, "max_length": 2}
+        lowest |= dict.fromkeys(("cost_batch_size", "cost_prompt_tokens", "cost_new_tokens", "cost_rounds"), 1)
+        given = [(name, getattr(self, name)) for name in lowest]
+        found = [problem for name, value in given if value is not None for problem in _at_least(f"evaluation.{name}", value, lowest[name])]
+        for name in ("tasks", "texts"):
+            words = list(getattr(self, name))
+            found += [f"evaluation.{name}: {word} is there twice" for word in dict.fromkeys(words) if words.count(word) > 1]
+        if self.data_dir is not None and self.cost and not (self.tasks or self.texts):
+            found.append(f"evaluation.data_dir: {self.data_dir}, which has no effect without evaluation.tasks")
+        return found
+
+
+@dataclass
+class PruneConfig:
+    """Everything that `pipelines.prune` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    export: str | None = MISSING
+    output_dir: str | None = MISSING
+    resume: bool = MISSING
+    expected: ExpectedConfig | None = None
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Self:
+        """See `checked`."""
+        return checked(cls, config, cls.problems)
+
+    def problems(self) -> list[str]:
+        groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store, self.evaluation)
+        found = [problem for group in groups for problem in group.problems()]
+        if self.export is not None:
+            found += _one_of("export", self.export, FORMAT_NAMES)
+        found += self.expected.problems() if self.expected is not None else []
+        if self.resume and self.output_dir is None:
+            found.append("output_dir: missing; resume=true goes on with the run in that folder")
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result. Two runs that agree on them, and on the bytes of model and calibration, have the same trajectory."""
+        calibration, search = self.calibration, self.search
+        identity: dict[str, Any] = {
+            "calibration.batch_size": calibration.batch_size,
+            "search.target_ratio": search.target_ratio,
+            "search.distribution": [float(share) for share in search.distribution],
+            "search.importance": search.importance,
+        }
+        # Left out where they change nothing, as in folders from before there was a choice.
+        identity |= {"search.layout": search.layout} if search.layout != "any" else {}
+        identity |= {"search.strategy": search.strategy} if search.strategy != "greedy" else {}
+        return identity | ({"search.seed": search.drawn_with} if search.strategy == "random" else {})
+
+
+@dataclass
+class PlanConfig(PruneConfig):
+    """Everything that `pipelines.plan` takes: the options of a search, or with a grid those of a sweep."""
+
+    grid: dict[str, Any] = field(default_factory=dict)
+    tflops_per_evaluator: float | None = MISSING
+    rate_of: str | None = MISSING
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.tflops_per_evaluator is not None and self.tflops_per_evaluator <= 0:
+            found.append(f"tflops_per_evaluator: {self.tflops_per_evaluator:g}; it is above 0")
+        if self.tflops_per_evaluator is not None and self.rate_of is not None:
+            found.append("tflops_per_evaluator, rate_of: both are given; give one of them")
+        return found
+
+
+@dataclass
+class ExportConfig:
+    """Everything that `pipelines.export` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    run: str | None = MISSING
+    shape: str | None = MISSING
+    importance: str | None = MISSING
+    format: str = MISSING
+    dtype: str = MISSING
+    max_shard_gb: float = MISSING
+    tokenizer_gguf: str | None = MISSING
+    output_dir: str | None = MISSING
+
+    @classmethod
+    def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
+        """See `checked`; `given` are the names of the options that the command gives."""
+        return checked(cls, config, lambda typed: typed.problems(given))
+
+    def problems(self, given: Sequence[str]) -> list[str]:
+        found = _one_of("format", self.format, FORMAT_NAMES) + _one_of("dtype", self.dtype, DTYPES)
+        if (self.run is None) == (self.shape is None):
+            what = "neither is given" if self.run is None else "both are given"
+            found.append(f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and model.path=MODEL")
+        if self.run is not None:
+            names = [name for name in given if name.partition(".")[0] in ("model", "importance")]
+            found += [f"{name}: has no effect with run=, which knows its model and channel order" for name in names]
+        else:
+            found += self.model.problems()
+            found += ["model.dtype: has no effect on an export; give dtype"] if "model.dtype" in given else []
+            found += [] if self.output_dir else ["output_dir: missing; with shape= give the folder to write"]
+            if self.importance not in (None, "l1", "none"):
+                found.append(
+                    f"importance: {self.importance!r}; with shape= one of l1, none, or null for the channel_order.safetensors beside the file (activation "
+                    "needs the calibration text of its search: give run=)"
+                )
+        if not 0 < self.max_shard_gb < math.inf:
+            found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
+        if "max_shard_gb" in given and self.format == "gguf":
+            found.append(f"max_shard_gb: {self.max_shard_gb:g}, which has no effect with format=gguf, which is one file")
+        if self.tokenizer_gguf is not None and self.format != "gguf":
+            found.append(f"tokenizer_gguf: {self.tokenizer_gguf}, which has no effect with format={self.format}; it is for format=gguf")
+        return found
+
+
+def register() -> None:
+    """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
+    from pipelines.config.evaluate import EvaluateConfig
+    from pipelines.config.report import ReportConfig
+    from pipelines.config.reproduce import ReproduceConfig
+    from pipelines.config.sweep import SweepConfig
+
+    store = ConfigStore.instance()
+    store.store(name="prune_schema", node=PruneConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="export_schema", node=ExportConfig)
+    store.store(name="plan_schema", node=PlanConfig)
+    store.store(name="report_schema", node=ReportConfig)
+    store.store(name="sweep_schema", node=SweepConfig)
+    store.store(name="reproduce_schema", node=ReproduceConfig)
+    groups = {
+        "model": ModelConfig,
+        "calibration": CalibrationConfig,
+        "search": SearchConfig,
+        "cluster": ClusterConfig,
+        "tracking": TrackingConfig,
+        "store": StoreConfig,
+        "evaluation": EvaluationConfig,
+    }
+    for group, schema in groups.items():
+        store.store(group=group, name="schema", node=schema)
+
+
+def _is_sqlalchemy_url(url: str) -> bool:
+    if url.startswith("sqlite:///"):
+        return True  # any text is the name of a file
+
+    from sqlalchemy.engine import make_url  # takes a while to import, which commands without a store need not wait for
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):  # ValueError: a port that is not a number
+        return False
+    return True
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
+    return [] if value in allowed else [f"{name}: {value!r}; one of {', '.join(allowed)}"]
+
+
+def _at_least(name: str, value: int, lowest: int) -> list[str]:
+    return [] if value >= lowest else [f"{name}: {value}; at least {lowest}"]

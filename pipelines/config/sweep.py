@@ -1,0 +1,34 @@
+"""Typed configuration of `pipelines.sweep`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pipelines.config.groups import PruneConfig
+
+
+@dataclass
+class SweepConfig(PruneConfig):
+    """Everything that `pipelines.sweep` takes: the options of every point, and those of the sweep."""
+
+    grid: dict[str, Any] = field(default_factory=dict)
+    max_perplexity_ratio: float = 1.5
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.max_perplexity_ratio >= 1:
+            found.append(f"max_perplexity_ratio: {self.max_perplexity_ratio:g}; it is pruned / dense perplexity, at least 1")
+        return found
+
+    @classmethod
+    def point(cls, config: DictConfig) -> PruneConfig:
+        """The configuration of one point, checked; its folder is not known yet.
+
+        Raises:
+            InputError: with every problem at once.
+        """
+        typed = cls.of(config)
+        return PruneConfig(**{each.name: getattr(typed, each.name) for each in fields(PruneConfig)} | {"output_dir": None, "resume": False})

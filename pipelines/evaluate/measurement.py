@@ -1,0 +1,222 @@
+"""One evaluation from start to finish: each model's answers from the store and the evaluators, then the report, the table and MLflow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from pipelines.cli.console import WorkProgress, duration
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.groups import EvaluationConfig
+from pipelines.evaluate.answers import Answerer, progress_size
+from pipelines.evaluate.benchmarks import Benchmarks, average, open_benchmarks
+from pipelines.evaluate.models import Subject, Subjects, find_subjects, window_length
+from pipelines.evaluators import find_placement, gpus_per_evaluator, local_session, open_pool
+from pipelines.prune.summary import perplexity
+from pipelines.store.scores import AnswerContext, ScoreStore
+from pruning.costs.measured import SpeedComparison, SpeedSettings
+from pruning.errors import InputError
+from workers.cluster.placement import LocalMachine, Placement
+from workers.evaluators.benchmarks import DocumentEvaluator
+from workers.evaluators.costs import SpeedEvaluator
+from workers.evaluators.memory import evaluator_bytes
+from workers.pool.protocol import Pool
+from workers.tasks import RequestTask, SpeedSpec, SpeedTask
+
+log = logging.getLogger(__name__)
+
+_REQUEST_TOKENS = 512
+"""Of a long request: memory is planned for so many."""
+_GPU_BATCH_SIZE = 16
+_LINE_EVERY_S = 60.0
+"""How often the log says how long it will take."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationJob:
+    """One evaluation, checked and ready to run."""
+
+    config: EvaluateConfig
+    subjects: Subjects
+    benchmarks: Benchmarks
+    batch_size: int
+    machine: LocalMachine
+    placement: Placement | None
+
+    @contextmanager
+    def pool(self, subject: Subject) -> Iterator[Pool]:
+        """Evaluators that hold this model, for the time of the context."""
+        cluster = self.config.cluster
+        spec = subject.spec(batch_size=self.batch_size, max_length=self.config.evaluation.max_length, num_threads=cluster.num_cpus_per_evaluator)
+        with open_pool(cluster, self.machine, self.placement, spec, DocumentEvaluator) as pool:
+            yield pool
+
+    def contexts(self, subject: Subject, device: str) -> tuple[AnswerContext, AnswerContext]:
+        """What the answers depend on: those to requests, and those to windows, on which neither tokenizer nor harness has a say."""
+        model = subject.fingerprint, subject.shape.digest if subject.shape else "", subject.order.fingerprint if subject.order else ""
+        fingerprint, shape, order = model
+        num_threads, max_length = self.config.cluster.num_cpus_per_evaluator, self.config.evaluation.max_length
+        requests = AnswerContext(
+            fingerprint, subject.tokenizer_fingerprint(), shape, order, subject.dtype, device, self.batch_size, num_threads, max_length, version("lm_eval")
+        )
+        return requests, AnswerContext(fingerprint, "", shape, order, subject.dtype, device, 0, num_threads, None, "")
+
+
+@contextmanager
+def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterator[EvaluationJob]:
+    """Finds the models, the tasks and the texts, and checks everything.
+
+    Args:
+        subjects: models that are not to be found, since the caller has them.
+
+    Raises:
+        InputError: with all problems that could be found together.
+    """
+    cluster, evaluation = config.cluster, config.evaluation
+    machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
+    on_gpu = gpus_per_evaluator(cluster, machine) > 0
+    subjects = subjects or find_subjects(config, on_gpu=on_gpu)
+    batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
+    problems = problems_of_cost(evaluation, subjects.models)
+    length, placement = 2048, None
+    try:
+        length = window_length(evaluation.sequence_length, subjects.models)
+        placement = find_placement(cluster, machine, _needed_bytes(subjects, batch_size, length))
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        # A pruned model has its dense one's tokenizer, so that both read the same windows.
+        with open_benchmarks(evaluation, subjects.main.checkpoint.tokenizer, length) as benchmarks:
+            if problems:
+                raise InputError("\n".join(problems))
+            with local_session(machine, placement):
+                yield EvaluationJob(config, subjects, benchmarks, batch_size, machine, placement)
+    except InputError as error:
+        found = [line for line in problems if line not in str(error)]
+        if not found:
+            raise
+        raise InputError("\n".join([str(error), *found])) from error
+
+
+def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[Subject]) -> list[str]:
+    """Why the cost of these models cannot be measured as asked for."""
+    prompt, new = evaluation.cost_prompt_tokens, evaluation.cost_new_tokens
+    contexts = [model.context_length for model in models if model.context_length]
+    if not evaluation.cost or not contexts or prompt + new <= min(contexts):
+        return []
+    return [f"evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: {prompt} + {new}, above this model's context of {min(contexts)} tokens; lower one"]
+
+
+def _needed_bytes(subjects: Subjects, batch_size: int, window_tokens: int) -> int:
+    """Memory of an evaluator: the larger model, and the logits of a batch of requests, which the harness computes whole, twice."""
+    largest = max(subjects.models, key=lambda model: model.num_stored_parameters)
+    config = largest.checkpoint.config().get_text_config()
+    tokens = batch_size * min(_REQUEST_TOKENS, largest.context_length or _REQUEST_TOKENS)
+    needed = evaluator_bytes(largest.num_stored_parameters, largest.dtype, max(window_tokens, tokens), config.hidden_size, 2)
+    return needed + 2 * 4 * tokens * int(config.vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one model.
+
+    Args:
+        perplexity: per token, of each text; None where it is not a finite number.
+        tasks: see `pipelines.evaluate.harness.evaluate_tasks`.
+    """
+
+    perplexity: Mapping[str, float | None]
+    tasks: Mapping[str, Mapping[str, Any]]
+    device: str
+    num_evaluators: int
+    answers: Mapping[str, int]
+    num_truncated: int
+    faults: Mapping[str, int]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"perplexity": dict(self.perplexity), "tasks": {name: dict(values) for name, values in self.tasks.items()}, "average": average(self.tasks)}
+
+
+class ModelMeasurement:
+    """Measures the models of a job, one after the other, under one progress bar."""
+
+    def __init__(self, job: EvaluationJob, store: ScoreStore, progress: WorkProgress) -> None:
+        self.job, self.store, self.progress = job, store, progress
+        self._models_left = len(job.subjects.models)
+        self._request_tokens = 0
+        self._next_line = time.monotonic() + _LINE_EVERY_S
+
+    def measure(self, subject: Subject) -> Measured:
+        """All tasks and texts on one model. Raises what `Pool.run` does."""
+        started = time.monotonic()
+        with self.job.pool(subject) as pool:
+            log.info("%s model: %s, starting evaluators", subject.role, subject.dtype)
+            for _ in pool.wait():
+                pass
+            requests, windows = self.job.contexts(subject, pool.device)
+            answerer = Answerer(pool, self.store, requests, self._report)
+            tasks = self._tasks(answerer, subject)
+            perplexities = {name: self._perplexity(answerer, windows, name) for name in self.job.benchmarks.windows}
+            num_evaluators, faults = pool.num_evaluators, {str(kind): count for kind, count in pool.faults.counts.items()}
+        self._models_left -= 1
+        if answerer.num_truncated:
+            log.warning("%d requests are longer than the model can take and lost their beginning", answerer.num_truncated)
+        counts = {"computed": answerer.num_computed, "reused": answerer.num_reused}
+        return Measured(
+            perplexities, tasks, requests.device, num_evaluators, counts, answerer.num_truncated, faults, time.monotonic() - started
+        )  # fmt: skip
+
+    def cost(self) -> dict[str, Any]:
+        """What the models cost, measured side by side on one evaluator that has nothing else to do."""
+        job, evaluation = self.job, self.job.config.evaluation
+        models = {subject.role: subject for subject in job.subjects.models}
+        specs = {role: subject.spec(batch_size=1, max_length=None, num_threads=job.config.cluster.num_cpus_per_evaluator) for role, subject in models.items()}
+        settings = SpeedSettings(evaluation.cost_batch_size, evaluation.cost_prompt_tokens, evaluation.cost_new_tokens, evaluation.cost_rounds)
+        task = SpeedTask(settings, tuple((role, subject.disk_bytes) for role, subject in models.items()))
+        placement = None if job.placement is None else replace(job.placement, num_evaluators=1)
+        log.info("measuring speed: %d rounds", settings.rounds)
+        with open_pool(job.config.cluster, job.machine, placement, SpeedSpec(specs.get("dense"), specs.get("pruned")), SpeedEvaluator) as pool:
+            [result] = [result for answers in pool.run([task]) for _, result in answers]
+            device = pool.device
+        assert isinstance(result, SpeedComparison)
+        found = result.to_json()
+        return found | {"ratio": found.pop("ratios"), "device": device}
+
+    def _tasks(self, answerer: Answerer, subject: Subject) -> dict[str, dict[str, Any]]:
+        if not self.job.benchmarks.tasks:
+            self._expect(subject.role, 0)
+            return {}
+        from pipelines.evaluate.harness import PoolLM, evaluate_tasks
+
+        evaluation, benchmarks = self.job.config.evaluation, self.job.benchmarks
+
+        def answer(tasks: Sequence[RequestTask]) -> list[list[Any]]:
+            self._expect(f"{subject.role}: {', '.join(dict.fromkeys(task.label for task in tasks))}"[:60], sum(map(progress_size, tasks)))
+            return answerer.answer(tasks)
+
+        return evaluate_tasks(PoolLM(answer), benchmarks.tasks, benchmarks.manager, num_fewshot=evaluation.num_fewshot, limit=evaluation.limit)
+
+    def _perplexity(self, answerer: Answerer, context: AnswerContext, text: str) -> float | None:
+        """exp(total NLL / total predicted tokens), added in the order of the windows."""
+        tokens = self.job.benchmarks.windows[text]
+        answers = answerer.answer(self.job.benchmarks.window_tasks(text), context)
+        total = sum(nll for batch in answers for nll in batch)
+        return perplexity(total / (tokens.num_sequences * (tokens.sequence_length - 1)))
+
+    def _expect(self, description: str, request_tokens: int) -> None:
+        """Every model answers the same, so the first one tells how much there is to do for all."""
+        self._request_tokens = max(self._request_tokens, request_tokens)
+        each = self._request_tokens + self.job.benchmarks.num_window_tokens
+        self.progress.expect(description, request_tokens + self.job.benchmarks.num_window_tokens + (self._models_left - 1) * each)
+
+    def _report(self, size: int, computed: bool) -> None:
+        self.progress.advance(size, scored=computed)
+        if self.progress.left_s is not None and time.monotonic() > self._next_line:
+            log.info("%s left", duration(self.progress.left_s))
+            self._next_line = time.monotonic() + _LINE_EVERY_S

@@ -1,0 +1,159 @@
+"""What an evaluation measures: a pruned model and its dense one, found in a search's folder, in an export, or by name."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.runs.saved_run import PastRun, read_run
+from pruning.costs.measured import Role, weight_file_bytes
+from pruning.errors import InputError
+from pruning.export.exported_checkpoint import open_export
+from pruning.importance.channel_order import ChannelOrder
+from pruning.models.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
+from pruning.shape import ModelShape
+from workers.tasks import DocumentSpec
+
+log = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """One model to be measured.
+
+    Args:
+        shape: what is left of the checkpoint once it is sorted by `order`; None takes the checkpoint as it is.
+        num_stored_parameters: values in its weights; of a shape, what an export of it holds.
+    """
+
+    role: Role
+    checkpoint: Checkpoint
+    fingerprint: str
+    dtype: str
+    num_stored_parameters: int
+    shape: ModelShape | None = None
+    order: ChannelOrder | None = None
+
+    def spec(self, *, batch_size: int, max_length: int | None, num_threads: int) -> DocumentSpec:
+        shape = self.shape.text if self.shape is not None else None
+        return DocumentSpec(self.checkpoint, self.dtype, shape, self.order, batch_size, max_length, num_threads)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was made for, if it says so."""
+        return getattr(self.checkpoint.config(), "max_position_embeddings", None)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of the weight files; of a shape, what they would be in the type that the dense weights are stored in."""
+        if self.shape is None:
+            return weight_file_bytes(self.checkpoint.folder)
+        return self.num_stored_parameters * int(getattr(torch, self.checkpoint.stored_dtype()).itemsize)
+
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 over the files that its tokenizer is made from, 32 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for path in sorted({path for pattern in _TOKENIZER_FILES for path in self.checkpoint.folder.glob(pattern) if path.is_file()}):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subjects:
+    """The models of one evaluation, the dense one first.
+
+    Args:
+        name: of the dense model, as a person calls it.
+        shape: canonical text of what was pruned to; None for a dense model.
+        ratio: removed parameters / all parameters, 0..1.
+        run: the search that it comes from.
+    """
+
+    name: str
+    source: str
+    models: tuple[Subject, ...]
+    shape: str | None
+    ratio: float | None
+    run: PastRun | None = None
+
+    @property
+    def main(self) -> Subject:
+        """What was asked for: the pruned model if there is one."""
+        return self.models[-1]
+
+
+def find_subjects(config: EvaluateConfig, *, on_gpu: bool) -> Subjects:
+    """Finds the models and checks that they are what they should be.
+
+    Raises:
+        InputError: a folder is missing, damaged, or of another model.
+    """
+    if config.run is not None:
+        return _of_run(config, config.run)
+    if config.checkpoint is not None:
+        return _of_export(config, config.checkpoint, on_gpu=on_gpu)
+    dense = _dense_model(config, on_gpu=on_gpu)
+    return Subjects(_name(config.model.path), config.model.path, (dense,), None, None)
+
+
+def _of_run(config: EvaluateConfig, path: str) -> Subjects:
+    run = read_run(path)
+    accounting, dtype = run.accounting, run.dtype if config.model.dtype == "auto" else config.model.dtype
+    pruned = Subject("pruned", run.checkpoint, run.fingerprint, dtype, accounting.num_stored_parameters(run.shape), run.shape, run.order)
+    dense = Subject("dense", run.checkpoint, run.fingerprint, dtype, accounting.num_dense_parameters)
+    models = (dense, pruned) if config.evaluation.dense else (pruned,)
+    return Subjects(run.model_name, str(run.folder), models, run.shape.text, accounting.ratio(run.shape), run)
+
+
+def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> Subjects:
+    checkpoint, manifest = open_export(path)
+    checkpoint.check_weights()
+    dtype = resolve_dtype(config.model.dtype, on_gpu=on_gpu)
+    pruned = Subject("pruned", checkpoint, checkpoint.fingerprint(), dtype, int(manifest["num_stored_parameters"]))
+    dense = _dense_of_export(config, manifest, on_gpu=on_gpu) if config.evaluation.dense else None
+    models = (pruned,) if dense is None else (dense, pruned)
+    return Subjects(str(manifest["model"]["name"]), str(checkpoint.folder), models, str(manifest["shape"]), float(manifest["ratio"]))
+
+
+def _dense_of_export(config: EvaluateConfig, manifest: dict[str, Any], *, on_gpu: bool) -> Subject | None:
+    described = manifest["model"]
+    if config.model.path.strip():
+        dense = _dense_model(config, on_gpu=on_gpu)
+        if dense.fingerprint != described["fingerprint"]:
+            raise InputError(f"model.path: {config.model.path} is not the model that {config.checkpoint} was pruned from, which is {described['name']}")
+        return dense
+    log.info("checkpoint: %s was pruned from %s; model.path= of that model shows it beside", config.checkpoint, described["name"])
+    return None
+
+
+def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> Subject:
+    model = config.model
+    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    checkpoint.check_weights()
+    dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
+    num_values = weight_file_bytes(checkpoint.folder) // int(getattr(torch, checkpoint.stored_dtype()).itemsize)
+    return Subject("dense", checkpoint, checkpoint.fingerprint(), dtype, num_values)
+
+
+def window_length(wanted: int | None, models: Sequence[Subject]) -> int:
+    """Tokens of a window of text: what was asked for, else 2,048 or the context if that is smaller.
+
+    Raises:
+        InputError: more than a model's context.
+    """
+    contexts = [model.context_length for model in models if model.context_length]
+    if wanted is not None and contexts and wanted > min(contexts):
+        raise InputError(f"evaluation.sequence_length: {wanted}, above this model's context of {min(contexts)} tokens")
+    return wanted or min([2048, *contexts])
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").split("/")[-1].removesuffix(".gguf")

@@ -1,0 +1,91 @@
+"""Evaluators as the configuration asks for them: in this process, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from pipelines.config.groups import ClusterConfig
+from pruning.errors import InputError
+from workers.cluster.placement import LocalMachine, Placement, place_locally
+from workers.cluster.ray_session import joined_ray, local_ray
+from workers.evaluators.shapes import Evaluator
+from workers.pool.inline_pool import InlinePool
+from workers.pool.protocol import EvaluatorKind, Pool, Spec
+from workers.pool.ray_pool import RayPool
+
+
+def joined(cluster: ClusterConfig) -> AbstractContextManager[None]:
+    """The running cluster that the configuration names, joined; nothing to do for other kinds.
+
+    Raises:
+        InputError: it cannot be joined.
+    """
+    if cluster.kind != "ray":
+        return nullcontext()
+    assert cluster.address is not None
+    return joined_ray(cluster.address, allow_open=cluster.allow_open, timeout_s=cluster.join_timeout_s)
+
+
+def gpus_per_evaluator(cluster: ClusterConfig, machine: LocalMachine) -> int:
+    """GPUs that an evaluator gets."""
+    return machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
+
+
+def find_placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_bytes: int) -> Placement | None:
+    """Where evaluators go; None: they stay in this process.
+
+    Args:
+        evaluator_bytes: memory that one of them needs.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    gpus = gpus_per_evaluator(cluster, machine)
+    if cluster.kind == "inline":
+        if gpus > machine.num_gpus:
+            raise InputError(f"cluster.num_gpus_per_evaluator: {gpus}; this machine has {machine.num_gpus} GPU")
+        return None
+    if cluster.kind == "ray":
+        return Placement(
+            cluster.num_evaluators,
+            gpus,
+            cluster.num_cpus_per_evaluator,
+            memory_bytes=0 if gpus else evaluator_bytes,
+            start_timeout_s=cluster.start_timeout_s,
+            stall_timeout_s=cluster.stall_timeout_s,
+        )
+    return place_locally(
+        machine,
+        num_evaluators=cluster.num_evaluators,
+        num_gpus_per_evaluator=cluster.num_gpus_per_evaluator,
+        num_cpus_per_evaluator=cluster.num_cpus_per_evaluator,
+        evaluator_bytes=evaluator_bytes,
+        start_timeout_s=cluster.start_timeout_s,
+        stall_timeout_s=cluster.stall_timeout_s,
+    )
+
+
+def local_session(machine: LocalMachine, placement: Placement | None) -> AbstractContextManager[None]:
+    """One Ray of our own for several pools, one after the other, where a Ray is needed and none is joined."""
+    return nullcontext() if placement is None else local_ray(_num_cpus(machine, placement), machine.num_gpus)
+
+
+@contextmanager
+def open_pool(cluster: ClusterConfig, machine: LocalMachine, placement: Placement | None, spec: Spec, kind: EvaluatorKind = Evaluator) -> Iterator[Pool]:
+    """Evaluators, for the time of the context.
+
+    Args:
+        placement: of `find_placement`.
+        kind: their class.
+    """
+    if placement is None:
+        yield InlinePool(spec, kind=kind, num_gpus=gpus_per_evaluator(cluster, machine))
+        return
+    # A cluster that was joined before is used as it is: local_ray starts one only where there is none.
+    with local_session(machine, placement), RayPool(spec, placement, task_timeout_s=cluster.task_timeout_s, kind=kind) as pool:
+        yield pool
+
+
+def _num_cpus(machine: LocalMachine, placement: Placement) -> int:
+    return max(machine.num_cpus, (placement.num_evaluators or 1) * placement.num_cpus)

@@ -1,0 +1,1 @@
+"""`python -m pipelines.plan`: what a search would take, from the model's configuration alone."""

@@ -1,0 +1,1 @@
+"""`python -m pipelines.prune`: one search, and what the configuration asks for after it."""

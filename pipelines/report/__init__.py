@@ -1,0 +1,1 @@
+"""`python -m pipelines.report`: searches compared on one page."""

@@ -1,0 +1,257 @@
+"""What several trajectories say together: where two part and why, which blocks all agree on, which results no other beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun, ReportStep, num_stderrs
+from pruning.shape import Removal
+
+STAGES = {"block": "residual blocks", "mlp_channels": "MLP channels", "attention_heads": "attention heads"}
+
+Block = tuple[Literal["attention", "mlp"], int]
+"""A residual block: its kind and its layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """How much better a run found its own choice than the one that the other run made.
+
+    Args:
+        difference: NLL of the other's choice minus that of its own, nats per token; None where it had no score for the other's.
+        stderr: of the difference, paired over the calibration sequences; None where it was not recorded.
+        perplexity_change: what the other's choice would have added to the perplexity.
+    """
+
+    difference: float | None
+    stderr: float | None
+    perplexity_change: float | None
+
+    @property
+    def num_stderrs(self) -> float | None:
+        return num_stderrs(self.difference, self.stderr)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Divergence:
+    """Where two searches of the same model part.
+
+    Args:
+        kind: `same` path to the end; `prefix`: one ends where the other goes on; `stage`: one removes other things than the other at this point,
+            because a stage had met its target; `choice`: the same stage chose otherwise.
+        num_common: steps that are the same.
+        steps: the first that differ, None for a path that has ended.
+        preferences: of `choice`, what each run thought of it.
+    """
+
+    first: ReportRun
+    second: ReportRun
+    kind: Literal["same", "prefix", "stage", "choice"]
+    num_common: int
+    steps: tuple[ReportStep | None, ReportStep | None]
+    preferences: tuple[Preference, Preference] | None
+
+    @property
+    def verdict(self) -> str:
+        """In plain words."""
+        first, second = self.first, self.second
+        if self.kind == "same":
+            return "both followed the same path to the end"
+        if self.kind == "prefix":
+            short, long = (first, second) if self.steps[0] is None else (second, first)
+            why = f"ends there, at {short.ratio:.2%}" if short.ended else f"has not ended, and is at {short.ratio:.2%}"
+            return f"one path: {short.key} is a prefix of {long.key}; {short.key} {why}"
+        mine, theirs = self.steps
+        assert mine is not None
+        assert theirs is not None
+        if self.kind == "stage":
+            return f"settings: {first.key} is removing {STAGES[mine.stage]} there, {second.key} {STAGES[theirs.stage]}, so the choices are of different kinds"
+        assert self.preferences is not None
+        return _verdict(first.key, second.key, *self.preferences)
+
+    @property
+    def same_text(self) -> bool | None:
+        """Whether both scored that step on the same calibration text."""
+        step = self.steps[0] or self.steps[1]
+        if step is None:
+            return None
+        name = f"calibration.{step.set_name}"
+        return self.first.identity.get(name) == self.second.identity.get(name)
+
+    @property
+    def same_order(self) -> bool:
+        """Whether widths mean the same channels in both."""
+        return self.first.channel_order == self.second.channel_order
+
+
+def divergences(runs: Sequence[ReportRun]) -> tuple[Divergence, ...]:
+    """Of every two runs that prune the same model."""
+    return tuple(divergence(first, second) for first, second in combinations(runs, 2) if first.fingerprint == second.fingerprint)
+
+
+def divergence(first: ReportRun, second: ReportRun) -> Divergence:
+    """Where two runs of the same model part."""
+    pairs = zip(first.steps, second.steps, strict=False)
+    common = next((index for index, (mine, theirs) in enumerate(pairs) if mine.removal != theirs.removal), min(len(first.steps), len(second.steps)))
+    mine, theirs = (run.steps[common] if common < len(run.steps) else None for run in (first, second))
+    if mine is None or theirs is None:
+        return Divergence(first, second, "same" if mine is theirs else "prefix", common, (mine, theirs), None)
+    if mine.stage != theirs.stage:
+        return Divergence(first, second, "stage", common, (mine, theirs), None)
+    return Divergence(first, second, "choice", common, (mine, theirs), (_preference(mine, theirs.removal), _preference(theirs, mine.removal)))
+
+
+def _preference(step: ReportStep, other: Removal) -> Preference:
+    own, score = step.scores[step.removal].nll, step.scores.get(other)
+    if score is None or score.nll is None or own is None:
+        return Preference(None, None, None)
+    change = math.exp(score.nll) - math.exp(own) if max(score.nll, own) < 700 else None
+    return Preference(score.nll - own, score.stderr, change)
+
+
+def _verdict(first: str, second: str, mine: Preference, theirs: Preference) -> str:
+    if mine.difference is None and theirs.difference is None:
+        return "not comparable: what one chose was not a candidate of the other, or had no finite score there"
+    if mine.difference is None or theirs.difference is None:
+        key, known = (second, theirs) if mine.difference is None else (first, mine)
+        return f"only {key} scored both choices: the difference is {_size(key, known)}"
+    if mine.difference == 0 or theirs.difference == 0:
+        which = first if mine.difference == 0 else second
+        return f"tie: in {which} both have the same score, and the first in order goes"
+    sizes = f"{_size(first, mine)}, {_size(second, theirs)}"
+    if mine.num_stderrs is None or theirs.num_stderrs is None:
+        return f"how much is chance is not known: the difference is {sizes}"
+    near = [size < NEAR_TIE_STDERRS for size in (mine.num_stderrs, theirs.num_stderrs)]
+    if all(near):
+        return f"near-tie: the difference is {sizes}"
+    if any(near):
+        return f"near-tie in {first if near[0] else second} only: the difference is {sizes}"
+    return f"clear: each prefers its own choice, the difference is {sizes}"
+
+
+def _size(key: str, preference: Preference) -> str:
+    if preference.num_stderrs is None:
+        return f"{preference.difference:.4f} nats per token (standard error not known) in {key}"
+    return f"{preference.num_stderrs:.1f} standard errors in {key}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockVotes:
+    """One block, and the step at which each run removed it, by the run's key."""
+
+    block: Block
+    steps: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How much two runs agree on which blocks to remove: sizes of intersection / union of their sets.
+
+    Args:
+        at_end: after the block stage of each; None if neither removed a block.
+        num_blocks: that both removed at least.
+        at_equal: of the first `num_blocks` of each: sets of equal size, which targets do not pull apart.
+    """
+
+    first: str
+    second: str
+    at_end: float | None
+    num_blocks: int
+    at_equal: float | None
+
+
+def removed_blocks(run: ReportRun) -> dict[Block, int]:
+    """The blocks that a run removed whole, in order, and at which step."""
+    return {(step.removal.kind, step.removal.layer): step.number for step in run.steps if step.removal.kind in ("attention", "mlp")}
+
+
+def block_votes(runs: Sequence[ReportRun]) -> tuple[BlockVotes, ...]:
+    """Every block that some run removed: first those that most removed, of those the ones that went early."""
+    removed = {run.key: removed_blocks(run) for run in runs}
+    blocks = {block for steps in removed.values() for block in steps}
+    votes = [BlockVotes(block, {key: steps[block] for key, steps in removed.items() if block in steps}) for block in blocks]
+    return tuple(sorted(votes, key=lambda vote: (-len(vote.steps), sum(vote.steps.values()) / len(vote.steps), vote.block)))
+
+
+def overlaps(runs: Sequence[ReportRun]) -> tuple[Overlap, ...]:
+    """Of every two runs."""
+    found = []
+    for first, second in combinations(runs, 2):
+        mine, theirs = list(removed_blocks(first)), list(removed_blocks(second))
+        count = min(len(mine), len(theirs))
+        found.append(Overlap(first.key, second.key, jaccard(set(mine), set(theirs)), count, jaccard(set(mine[:count]), set(theirs[:count]))))
+    return tuple(found)
+
+
+def jaccard(first: set[Block], second: set[Block]) -> float | None:
+    """Size of the intersection / size of the union; None where both are empty."""
+    return len(first & second) / len(first | second) if first | second else None
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, lower_is_better: bool) -> tuple[bool, ...]:
+    """Which points no other beats.
+
+    Args:
+        points: (ratio, value): a higher ratio is better, and a lower or higher value. A point is beaten by one that is as good in both and better in one.
+    """
+    signed = [(ratio, -value if lower_is_better else value) for ratio, value in points]
+
+    def beaten(point: tuple[float, float]) -> bool:
+        return any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in signed)
+
+    return tuple(not beaten(point) for point in signed)
+
+
+@dataclass(frozen=True, slots=True)
+class ParetoPoint:
+    """One model: a run's pruned one, or the dense one, which has no run."""
+
+    run: ReportRun | None
+    ratio: float
+    value: float
+    on_front: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ParetoGroup:
+    """Results that compare: the same model, measured on the same text or tasks.
+
+    Args:
+        metric: what was measured.
+    """
+
+    metric: str
+    lower_is_better: bool
+    points: tuple[ParetoPoint, ...]
+
+
+def pareto_groups(runs: Sequence[ReportRun]) -> tuple[ParetoGroup, ...]:
+    """Every result of every run, with the ones that it compares to."""
+    found: dict[tuple[str, bool, str], list[tuple[ReportRun, float, Pair]]] = {}
+    for run in runs:
+        found.setdefault(("held-out perplexity", True, run.heldout_text), []).append((run, run.ratio, run.heldout))
+    for run in runs:
+        if run.evaluation is not None:
+            for name, (pair, text) in run.evaluation.texts.items():
+                found.setdefault((f"perplexity on {name}", True, f"{run.fingerprint} {text}"), []).append((run, run.evaluation.ratio, pair))
+    for run in runs:
+        if run.evaluation is not None:
+            key = ("average accuracy", False, f"{run.fingerprint} {run.evaluation.settings}")
+            found.setdefault(key, []).append((run, run.evaluation.ratio, run.evaluation.average))
+    groups = [_pareto_group(metric, lower, results) for (metric, lower, _), results in found.items()]
+    return tuple(group for group in groups if group is not None)
+
+
+def _pareto_group(metric: str, lower_is_better: bool, results: Sequence[tuple[ReportRun, float, Pair]]) -> ParetoGroup | None:
+    points: list[tuple[ReportRun | None, float, float]] = [(run, ratio, pair.pruned) for run, ratio, pair in results if pair.pruned is not None]
+    if not points:
+        return None
+    dense = next((pair.dense for _, _, pair in results if pair.dense is not None), None)
+    if dense is not None:
+        points.insert(0, (None, 0.0, dense))
+    front = pareto_front([(ratio, value) for _, ratio, value in points], lower_is_better=lower_is_better)
+    return ParetoGroup(metric, lower_is_better, tuple(ParetoPoint(*point, on_front) for point, on_front in zip(points, front, strict=True)))

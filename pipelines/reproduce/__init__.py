@@ -1,0 +1,1 @@
+"""`python -m pipelines.reproduce`: published figures against what this program computes."""

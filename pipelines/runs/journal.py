@@ -1,0 +1,101 @@
+"""trajectory.jsonl: one line a step, on disk before the next step starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.search.greedy import GreedySearch, Step
+from pruning.shape import Removal
+
+
+class Journal:
+    """The trajectory of one run.
+
+    A line that a crash cut short is dropped when the file is opened again; its scores are in the store. Lines are never rewritten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            whole, _, torn = path.read_bytes().rpartition(b"\n")
+            if torn:
+                with path.open("r+b") as file:
+                    file.truncate(len(whole) + 1 if whole else 0)
+            try:
+                self.lines = [json.loads(line) for line in whole.decode().splitlines()]
+            except ValueError as error:
+                raise InputError(
+                    f"output_dir: {path} is damaged ({error}); move it away and run the same command again: the scores are in the store"
+                ) from error
+
+    def append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines.append(line)
+
+    def replay(self, search: GreedySearch) -> None:
+        """Feeds the recorded scores to a new search, which must take the same decisions.
+
+        Raises:
+            InputError: it does not.
+        """
+        for line in self.lines:
+            recorded = {Removal.from_json(candidate): _read_nll(candidate["nll"]) for candidate in line["candidates"]}
+            if search.done or set(recorded) != set(search.propose()) or search.observe(recorded).removal != Removal.from_json(line["removed"]):
+                raise InputError(
+                    f"output_dir: step {line['step']} of {self.path} does not follow from its settings: it was written by another run or edited. "
+                    "Use a new output_dir; scores that still apply are in the store"
+                )
+
+
+def step_line(
+    step: Step,
+    number: int,
+    accounting: Accounting,
+    *,
+    context_length: int,
+    evaluations: int,
+    stderrs: Mapping[Removal, float | None],
+    seconds: float,
+    timestamp: float,
+) -> dict[str, Any]:
+    """One line of the journal. Only `seconds` and `timestamp` differ between two runs with the same settings.
+
+    Args:
+        evaluations: candidates of all steps so far, this one included.
+        stderrs: of each candidate, the standard error of its NLL minus that of the one removed; None where it has none.
+        timestamp: end of the step, seconds since 1970.
+    """
+    rest = [(nll, candidate) for candidate, nll in step.candidates if candidate != step.removal and math.isfinite(nll)]
+    second = min(rest, key=lambda pair: pair[0])[1] if rest else None
+    return {
+        "step": number,
+        "stage": step.stage,
+        "removed": step.removal.to_json(),
+        "nll": step.nll,
+        "perplexity": math.exp(step.nll) if step.nll < 700 else None,
+        "ratio": step.ratio,
+        "num_parameters": accounting.num_parameters(step.shape),
+        "flops_per_token": accounting.flops_per_token(step.shape, context_length=context_length),
+        "margin": step.margin,
+        "margin_stderr": None if second is None else stderrs[second],
+        "evaluations": evaluations,
+        "shape": step.shape.text,
+        "candidates": [candidate.to_json() | {"nll": nll if math.isfinite(nll) else None, "stderr": stderrs[candidate]} for candidate, nll in step.candidates],
+        "seconds": round(seconds, 3),
+        "timestamp": round(timestamp, 3),
+    }
+
+
+def _read_nll(value: float | None) -> float:
+    return math.nan if value is None else value

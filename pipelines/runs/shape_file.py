@@ -1,0 +1,50 @@
+"""A pruned shape in a file of its own, and the order that its widths count channels in."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import cast
+
+from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.importance.channel_order import ChannelOrder, Importance, channel_order
+from pruning.models.checkpoint import Checkpoint
+from pruning.shape import ModelShape, read_authors_config
+
+
+def read_shape(path: Path, accounting: Accounting) -> ModelShape:
+    """shape.json, or the authors' pruning_config.json."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"shape: cannot read {path}: {error}; give shape.json of a search, or a pruning_config.json of the method's authors") from error
+    geometry = accounting.geometry
+    if isinstance(data, dict) and "pruned_attn_idx" in data:
+        return read_authors_config(data, geometry.dense, channels_per_kv_head=geometry.channels_per_kv_head)
+    shape = ModelShape.from_json(data if isinstance(data, dict) else {})
+    problems = geometry.problems(shape)
+    if problems:
+        raise InputError("\n".join(f"shape: {path} does not fit this model: {problem}" for problem in problems))
+    return shape
+
+
+def order_of(shape: ModelShape, path: Path, importance: str | None, checkpoint: Checkpoint, accounting: Accounting) -> ChannelOrder:
+    """The order that the widths of a shape file refer to. Whole blocks refer to none."""
+    geometry, beside = accounting.geometry, path.parent / "channel_order.safetensors"
+    narrowed = any(0 < layer.kv_heads < geometry.kv_heads or 0 < layer.mlp_channels < geometry.mlp_channels for layer in shape.layers)
+    if importance is None and beside.is_file():
+        return ChannelOrder.load(beside)
+    if importance is None and narrowed:
+        raise InputError(
+            f"importance: {path} narrows blocks, and no channel_order.safetensors lies beside it, so it is not known which channels are left; give "
+            "importance=l1 (the published order) or none (as stored), or run= instead of shape="
+        )
+    if importance == "l1" and narrowed:
+        model = checkpoint.load(dtype=checkpoint.stored_dtype())
+        order = channel_order(model, accounting.family, geometry, cast("Importance", importance))
+        del model
+        gc.collect()  # modules refer to one another; the export loads the model again
+        return order
+    return ChannelOrder.as_stored(geometry)

@@ -1,0 +1,1 @@
+"""`python -m pipelines.status`: what a search is doing right now."""

@@ -1,0 +1,94 @@
+"""status.json: what a search is doing right now, for `pipelines.status` and for whoever else watches. Written about every second, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from pipelines.runs.folder import RunFolder
+from pruning.errors import TargetNotReached
+from pruning.shape import dump_json
+from workers.pool.protocol import EvaluatorState, Pool
+
+log = logging.getLogger(__name__)
+
+FILE = "status.json"
+_EVERY_S = 1.0
+
+
+class Heartbeat:
+    """Collects what is known of a running search and writes it.
+
+    Args:
+        target_ratio: what the search is asked for.
+    """
+
+    def __init__(self, folder: RunFolder, *, target_ratio: float) -> None:
+        self._folder = folder
+        self._written = 0.0
+        self._warned = False
+        self._fields: dict[str, Any] = {
+            "state": "starting",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": round(time.time(), 3),
+            "target_ratio": target_ratio,
+        }
+
+    def beat(self, pool: Pool | None = None, *, now: bool = False, **fields: Any) -> None:
+        """Takes what has changed, and writes everything if the last time is a while ago.
+
+        Args:
+            now: write in any case.
+        """
+        self._fields |= fields
+        if not now and time.monotonic() - self._written < _EVERY_S:
+            return
+        if pool is not None:
+            self._fields |= {
+                "evaluators": [_evaluator(state) for state in pool.states()],
+                "faults": dict(pool.faults.counts),
+                "recent_faults": [asdict(fault) for fault in pool.faults.recent],
+                "lost_evaluations": pool.faults.num_lost_evaluations,
+                "copied_tasks": pool.faults.num_copied_tasks,
+                "halved_tasks": pool.faults.num_halved_tasks,
+            }
+        self._fields["updated"] = round(time.time(), 3)
+        self._written = time.monotonic()
+        try:
+            self._folder.write(FILE, dump_json(self._fields))
+        except OSError as error:  # who cannot be watched can still search; what matters is written by others, who do not forgive
+            if not self._warned:
+                log.warning("%s cannot be written (%s)", FILE, error)
+            self._warned = True
+
+    @contextmanager
+    def life(self) -> Iterator[None]:
+        """Says how the search ended, whichever way it does."""
+        self.beat(now=True, state="running")
+        try:
+            yield
+        except TargetNotReached as error:
+            self.beat(now=True, state="finished", result=str(error))
+            raise
+        except KeyboardInterrupt:
+            self.beat(now=True, state="stopped")
+            raise
+        except BaseException as error:
+            self.beat(now=True, state="failed", result=str(error))
+            raise
+        self.beat(now=True, state="finished", result="target reached")
+
+
+def _evaluator(state: EvaluatorState) -> Mapping[str, Any]:
+    where: dict[str, Any] = {}
+    if state.info is not None:
+        where = {"node": state.info.node, "pid": state.info.pid, "device": state.info.device, "gpus": list(state.info.visible_gpus)}
+    doing = {"task": state.task, "num_tasks": state.num_tasks, "busy_s": round(state.busy_s, 1)}
+    return {"number": state.number, "state": state.state} | where | doing

@@ -1,0 +1,1 @@
+"""Scores and answers that outlive the run which computed them."""

@@ -1,0 +1,1 @@
+"""`python -m pipelines.sweep`: one search for every point of a grid, on one pool of evaluators."""

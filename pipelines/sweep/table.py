@@ -1,0 +1,269 @@
+"""What a sweep came to: sweep.json for scripts, a table for people, metrics for MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.config.grid import Point
+from pipelines.evaluate.benchmarks import average_stderr
+from pipelines.prune.job import PruneJob
+from pipelines.report.analysis import pareto_front
+from pruning.errors import InputError
+from pruning.importance.channel_order import ChannelOrder
+from pruning.shape import ModelShape, Removal
+
+Key = tuple[str, str, str]
+"""Of one candidate, on every batch of a set: token set, channel order, shape. With the model, what its score depends on."""
+
+LOWER_IS_BETTER = {"accuracy": False}
+"""Whether a smaller number is better; perplexities are."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What there is of one point.
+
+    Args:
+        folder: relative to the sweep's.
+        problem: why it is not what was asked for; None if it is.
+        model: fingerprint, dtype and sequences of a batch, in one text.
+        candidates: by stage, batches of every candidate that it looked at.
+        dense: the dense model's numbers, under the same names as `values`.
+        values: its perplexities and its accuracy, as far as they were measured.
+        measured_on: fingerprint of the text behind each perplexity; numbers on different texts do not compare.
+    """
+
+    point: Point
+    folder: str
+    problem: str | None
+    model: str = ""
+    target_ratio: float = 0.0
+    ratio: float | None = None
+    num_steps: int = 0
+    candidates: Mapping[str, Mapping[Key, int]] = field(default_factory=dict)
+    dense: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+    measured_on: Mapping[str, str] = field(default_factory=dict)
+    stderrs: Mapping[str, float] = field(default_factory=dict)
+    evaluations: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | None) -> Outcome:
+    """Reads it from the point's folder.
+
+    Raises:
+        InputError: a file there is damaged. Of a point with a problem, the problem is all that is told then.
+    """
+    try:
+        return _outcome_of(point, job, sweep_folder, problem)
+    except (OSError, ValueError, KeyError) as error:
+        if problem is None:
+            raise InputError(f"output_dir: cannot read what is in {sweep_folder / point.name}: {error}") from error
+        return Outcome(point, point.name, problem, target_ratio=job.config.search.target_ratio)
+
+
+def recorded_run_id(folder: Path) -> str | None:
+    """What MLflow calls the run in a point's folder, as soon as it does."""
+    return (_read(folder / "run.json") or {}).get("mlflow_run_id")
+
+
+def judge(points: Sequence[Outcome]) -> str:
+    """The number that decides which point is best: perplexity on text that no search has seen, where all have it."""
+    done = [outcome for outcome in points if outcome.values]
+    return next((name for name in ("heldout_perplexity", "block_perplexity") if all(name in outcome.values for outcome in done)), "block_perplexity")
+
+
+def sweep_report(points: Sequence[Outcome], order: Sequence[Outcome], metric: str, max_perplexity_ratio: float) -> dict[str, Any]:
+    """What sweep.json says.
+
+    Args:
+        points: as they are shown.
+        order: those that ran, in the order in which they did, which decides what is new in each.
+        metric: that decides which one is best.
+    """
+    paid = _paid(order)
+    fronts = _fronts(points)
+    best = _best(points, metric, max_perplexity_ratio)
+    return {
+        "points": [_row(outcome, paid.get(outcome.point.name, {}), fronts, best) for outcome in points],
+        "evaluations": {
+            stage: {name: sum(each[stage][name] for each in paid.values() if stage in each) for name in ("needed", "new")}
+            for stage in dict.fromkeys(stage for each in paid.values() for stage in each)
+        },
+        "best": best,
+        "rule": f"the largest ratio whose {metric} is at most {max_perplexity_ratio:g} times that of the dense model; of equal ratios the lowest",
+        "pareto": fronts,
+    }
+
+
+def sweep_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """One point as a step of the sweep's own MLflow run."""
+    return {"sweep/ratio": row["ratio"]} | {f"sweep/{name}": value for name, value in row["values"].items()}
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """As a person reads it."""
+    rows, names = report["points"], _columns(report["points"])
+    shown = Table(title=f"{len(rows)} points; best: {report['best'] or 'none'}, {report['rule']}", title_justify="left")
+    for name, side in (("point", "left"), ("ratio", "right"), *((name.replace("_", " "), "right") for name in names), ("steps", "right")):
+        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name in ("evaluations", "of them new", "front"):
+        shown.add_column(name, justify="right")
+    dense: Mapping[str, float] = next((row["dense"] for row in rows if row["dense"]), {})
+    if dense and all(row["dense"] in (dense, {}) for row in rows):  # one model, and one text for all
+        shown.add_row("dense", "0.0000", *(_number(dense.get(name)) for name in names), "", "", "", "")
+        shown.add_section()
+    for row in rows:
+        if row["ratio"] is None:
+            shown.add_row(row["name"], f"{row['status']}: {row['problem']}")
+            continue
+        counts = [sum(each[name] for each in row["evaluations"]["stages"].values()) for name in ("needed", "new")]
+        marks = ("*" if row["name"] == report["best"] else "") + ("o" if row["pareto"] else "")
+        cells = [_number(row["values"].get(name)) for name in names]
+        name = row["name"] if row["problem"] is None else f"{row['name']} ({row['status']})"
+        shown.add_row(name, f"{row['ratio']:.4f}", *cells, str(row["steps"]), *(f"{count:,}" for count in counts), marks)
+    shown.add_section()
+    totals = [sum(each[name] for each in report["evaluations"].values()) for name in ("needed", "new")]
+    shown.add_row("all", "", *("" for _ in names), "", *(f"{total:,}" for total in totals), "")
+    shown.caption = "*: best; o: on the Pareto front of ratio and a number of its columns. New: not in common with a point that ran before"
+    return shown
+
+
+def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | None) -> Outcome:
+    folder = sweep_folder / point.name
+    model = f"{job.fingerprint} {job.dtype} {job.config.calibration.batch_size}"
+    common: dict[str, Any] = {"model": model, "target_ratio": job.config.search.target_ratio}
+    summary = _read(folder / "summary.json")
+    if summary is None:
+        return Outcome(point, point.name, problem, **common)
+    pairs = {f"{name}_perplexity": pair for name, pair in summary["perplexity"].items()}
+    values = {name: pair["pruned"] for name, pair in pairs.items()}
+    dense = {name: pair["dense"] for name, pair in pairs.items()}
+    texts = {f"{name}_perplexity": tokens["fingerprint"] for name, tokens in summary["calibration"].items()}
+    stderrs: dict[str, float] = {}
+    measured = _read(folder / "evaluation.json")
+    if measured is not None:
+        texts |= {f"{name}_perplexity": fingerprint for name, fingerprint in measured["fingerprints"]["texts"].items()}
+        values |= _measured(measured)
+        dense |= _measured(measured["dense"] or {"perplexity": {}, "average": None})
+        error = average_stderr(measured["tasks"])
+        stderrs = {} if error is None else {"accuracy": error}
+    return Outcome(
+        point,
+        point.name,
+        problem,
+        **common,
+        ratio=summary["ratio"],
+        num_steps=len(summary["steps"]),
+        candidates=_candidates(folder, job),
+        dense={name: value for name, value in dense.items() if value is not None},
+        values={name: value for name, value in values.items() if value is not None},
+        measured_on=texts,
+        stderrs=stderrs,
+        evaluations={name: summary["evaluations"][name] for name in ("scored", "reused")},
+        seconds=summary["seconds"],
+    )
+
+
+def _row(outcome: Outcome, stages: Mapping[str, Mapping[str, int]], fronts: Mapping[str, Sequence[str]], best: str | None) -> dict[str, Any]:
+    name = outcome.point.name
+    status = "done" if outcome.problem is None else "not run" if outcome.problem == "not run yet" else "failed"
+    return {
+        "name": name,
+        "settings": dict(outcome.point.settings),
+        "status": status,
+        "problem": outcome.problem,
+        "folder": outcome.folder,
+        "target_ratio": outcome.target_ratio,
+        "ratio": outcome.ratio,
+        "perplexity": {key.removesuffix("_perplexity"): value for key, value in outcome.values.items() if key.endswith("_perplexity")},
+        "values": dict(outcome.values),
+        "stderrs": dict(outcome.stderrs),
+        "dense": dict(outcome.dense),
+        "steps": outcome.num_steps,
+        "evaluations": {**outcome.evaluations, "stages": {stage: dict(counts) for stage, counts in stages.items()}},
+        "seconds": outcome.seconds,
+        "best": name == best,
+        "pareto": [metric for metric, names in fronts.items() if name in names],
+    }
+
+
+def _paid(order: Sequence[Outcome]) -> dict[str, dict[str, dict[str, int]]]:
+    """By point and stage: (candidate, batch) pairs that it needs, and those that no point before it did. The same however often the sweep was stopped."""
+    seen: set[tuple[str, Key]] = set()
+    paid = {}
+    for outcome in order:
+        stages = {}
+        for stage, candidates in outcome.candidates.items():
+            new = {key: batches for key, batches in candidates.items() if (outcome.model, key) not in seen}
+            stages[stage] = {"needed": sum(candidates.values()), "new": sum(new.values())}
+            seen |= {(outcome.model, key) for key in new}
+        paid[outcome.point.name] = stages
+    return paid
+
+
+def _fronts(points: Sequence[Outcome]) -> dict[str, list[str]]:
+    """For each number, the points that no other one of the same model, on the same text, beats in it and in ratio."""
+    fronts: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(name for outcome in points for name in outcome.values):
+        groups: dict[tuple[str, str], list[Outcome]] = {}
+        for outcome in points:
+            if outcome.problem is None and metric in outcome.values:
+                groups.setdefault((outcome.model, outcome.measured_on.get(metric, "")), []).append(outcome)
+        fronts[metric] = []
+        for group in groups.values():
+            front = pareto_front([(outcome.ratio or 0.0, outcome.values[metric]) for outcome in group], lower_is_better=LOWER_IS_BETTER.get(metric, True))
+            fronts[metric] += [outcome.point.name for outcome, on_front in zip(group, front, strict=True) if on_front]
+    return fronts
+
+
+def _best(points: Sequence[Outcome], metric: str, max_perplexity_ratio: float) -> str | None:
+    good = [
+        (-(outcome.ratio or 0.0), outcome.values[metric] / outcome.dense[metric], outcome.point.name)
+        for outcome in points
+        if outcome.problem is None and metric in outcome.values and outcome.values[metric] <= max_perplexity_ratio * outcome.dense.get(metric, 0.0)
+    ]
+    return min(good)[2] if good else None
+
+
+def _candidates(folder: Path, job: PruneJob) -> dict[str, dict[Key, int]]:
+    """By stage, what the search looked at, from its trajectory."""
+    order = ChannelOrder.load(folder / "channel_order.safetensors").fingerprint
+    base, found = job.accounting.dense, dict[str, dict[Key, int]]()
+    for text in (folder / "trajectory.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        tokens = job.calibration.block if line["stage"] == "block" else job.calibration.width
+        num_batches = len(tokens.batches(job.config.calibration.batch_size))
+        stage = found.setdefault(line["stage"], {})
+        for candidate in line["candidates"]:
+            stage[tokens.fingerprint, order, base.without(Removal.from_json(candidate)).digest] = num_batches
+        base = ModelShape.parse(line["shape"])
+    return found
+
+
+def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    texts = {f"{name}_perplexity": value for name, value in report["perplexity"].items()}
+    return texts | ({"accuracy": report["average"]} if report["average"] is not None else {})
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row["values"])
+    return [name for name in names if name not in ("block_perplexity", "width_perplexity")] or list(names)[:1]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 1 else f"{value:,.2f}"

@@ -1,0 +1,1 @@
+"""MLflow: names, views, and the sender in the background."""

@@ -1,0 +1,1 @@
+"""Calibration text: from any source to fixed token sequences with a fingerprint."""

@@ -1,0 +1,1 @@
+"""What a shape costs: counted from the configuration, or measured."""

@@ -1,0 +1,1 @@
+"""What goes first: the order of channels, and the influence of blocks."""

@@ -1,0 +1,182 @@
+"""The order of channels and KV groups: most important first, so that "remove a group" always means "drop the last one"."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from pruning.models.families import Cut, Family, Geometry, Part, blocks
+
+Importance = Literal["activation", "l1", "none"]
+
+_Indices = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelOrder:
+    """For each layer the KV heads and the MLP channels in descending importance.
+
+    `kv_heads` [layers, KV heads] and `mlp_channels` [layers, channels] are int32: entry i is the index, in the dense checkpoint,
+    of what becomes the i-th.
+    """
+
+    kv_heads: _Indices
+    mlp_channels: _Indices
+
+    @classmethod
+    def as_stored(cls, geometry: Geometry) -> ChannelOrder:
+        """The order of the checkpoint (`importance: none`)."""
+        return cls(_identity(geometry.num_layers, geometry.kv_heads), _identity(geometry.num_layers, geometry.mlp_channels))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over both tables, 32 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for table in (self.kv_heads, self.mlp_channels):
+            digest.update(str(table.shape).encode() + np.ascontiguousarray(table, dtype="<i4").tobytes())
+        return digest.hexdigest()[:32]
+
+    def after(self, current: ChannelOrder) -> ChannelOrder:
+        """The order that turns weights sorted by `current` into weights sorted by this one."""
+        return ChannelOrder(_within(current.kv_heads, self.kv_heads), _within(current.mlp_channels, self.mlp_channels))
+
+    def save(self, path: Path) -> None:
+        save_file({"kv_heads": self.kv_heads, "mlp_channels": self.mlp_channels}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> ChannelOrder:
+        tensors = load_file(path)
+        return cls(tensors["kv_heads"], tensors["mlp_channels"])
+
+
+@torch.inference_mode()
+def channel_order(model: PreTrainedModel, family: Family, geometry: Geometry, importance: Importance, batches: Iterable[torch.Tensor] = ()) -> ChannelOrder:
+    """The order of a dense model as stored. Equal importances keep their stored order.
+
+    `l1` is the published one (METHOD: "Weight reordering"): of the weights alone. `activation` (METHOD: "Beyond the paper") multiplies the
+    norm of each column of `down_proj` and `o_proj` with the norm of what flows into it over `batches` (int64 [B, T] each).
+    """
+    if importance == "none" or not family.prunes_widths:
+        return ChannelOrder.as_stored(geometry)
+    if importance == "l1":
+        scores = [(_l1_of_kv_heads(attention, family, geometry), _l1_of_channels(mlp, family, geometry)) for attention, mlp in blocks(model, family)]
+    else:
+        scores = _activation_scores(model, family, geometry, batches)
+    return ChannelOrder(
+        np.stack([_descending(heads) for heads, _ in scores]),
+        np.stack([_descending(channels) for _, channels in scores]),
+    )
+
+
+@torch.inference_mode()
+def reorder(model: PreTrainedModel, family: Family, geometry: Geometry, order: ChannelOrder) -> None:
+    """Sorts the weights of a dense model in place, one parameter at a time. The model computes the same function."""
+    if not family.prunes_widths:
+        return
+    for index, (attention, mlp) in enumerate(blocks(model, family)):
+        for block, cuts in ((attention, family.attention_cuts), (mlp, family.mlp_cuts)):
+            for cut in cuts:
+                _permute(block.get_submodule(cut.module), cut, _row_order(cut, geometry, order, index))
+
+
+def _l1_of_channels(mlp: nn.Module, family: Family, geometry: Geometry) -> torch.Tensor:
+    rows = _row_norms(mlp, family.mlp_cuts, geometry)
+    return rows["gate"] + rows["up"] if "gate" in rows else rows["up"]
+
+
+def _l1_of_kv_heads(attention: nn.Module, family: Family, geometry: Geometry) -> torch.Tensor:
+    rows = _row_norms(attention, family.attention_cuts, geometry)
+    q = rows["q"].view(geometry.kv_heads, geometry.queries_per_kv_head, geometry.head_dim)
+    k, v = (rows[part].view(geometry.kv_heads, 1, geometry.head_dim) for part in ("k", "v"))
+    return (q + k + v).mean(dim=(1, 2))
+
+
+def _row_norms(block: nn.Module, cuts: tuple[Cut, ...], geometry: Geometry) -> dict[str, torch.Tensor]:
+    """L1 norm of each row of each part, float32. Norm layers are vectors, not projections, and do not count."""
+    dense = geometry.dense.layers[0]
+    norms: dict[str, torch.Tensor] = {}
+    for cut in cuts:
+        weight = block.get_submodule(cut.module).weight
+        assert isinstance(weight, torch.Tensor)
+        if cut.dim == 0 and weight.dim() == 2:
+            sizes = [geometry.size(part, dense) for part in cut.parts]
+            norms |= zip(cut.parts, weight.float().abs().sum(dim=1).cpu().split(sizes), strict=True)
+    return norms
+
+
+def _activation_scores(model: PreTrainedModel, family: Family, geometry: Geometry, batches: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    columns = (_column_cut(family.attention_cuts), _column_cut(family.mlp_cuts))
+    modules = [block.get_submodule(cut.module) for pair in blocks(model, family) for block, cut in zip(pair, columns, strict=True)]
+    squares: list[torch.Tensor | None] = [None] * len(modules)
+
+    def add(index: int, inputs_BTC: torch.Tensor) -> None:
+        total = inputs_BTC.float().square().sum(dim=(0, 1)).double().cpu()
+        previous = squares[index]
+        squares[index] = total if previous is None else previous + total
+
+    with ExitStack() as hooks:
+        for index, module in enumerate(modules):
+            handle = module.register_forward_pre_hook(lambda _module, inputs, index=index: add(index, inputs[0]))
+            hooks.callback(handle.remove)
+        for batch in batches:
+            model.base_model(input_ids=batch, use_cache=False)
+    scores = []
+    for module, square in zip(modules, squares, strict=True):
+        assert square is not None
+        assert isinstance(module.weight, torch.Tensor)
+        scores.append(square.sqrt() * module.weight.double().norm(dim=0).cpu())
+    heads = [score.view(geometry.kv_heads, -1).mean(dim=1) for score in scores[0::2]]
+    return list(zip(heads, scores[1::2], strict=True))
+
+
+def _column_cut(cuts: tuple[Cut, ...]) -> Cut:
+    return next(cut for cut in cuts if cut.dim == 1)
+
+
+def _row_order(cut: Cut, geometry: Geometry, order: ChannelOrder, layer: int) -> torch.Tensor:
+    dense = geometry.dense.layers[0]
+    pieces, offset = [], 0
+    for part in cut.parts:
+        pieces.append(_part_order(part, geometry, order, layer) + offset)
+        offset += geometry.size(part, dense)
+    return torch.cat(pieces)
+
+
+def _part_order(part: Part, geometry: Geometry, order: ChannelOrder, layer: int) -> torch.Tensor:
+    if part in ("gate", "up", "down"):
+        return torch.tensor(order.mlp_channels[layer], dtype=torch.int64)
+    width = geometry.channels_per_kv_head if part == "q" else geometry.head_dim
+    heads = torch.tensor(order.kv_heads[layer], dtype=torch.int64)
+    return (heads[:, None] * width + torch.arange(width)).flatten()
+
+
+def _permute(module: nn.Module, cut: Cut, indices: torch.Tensor) -> None:
+    for name, dim in (("weight", cut.dim), ("bias", 0)):
+        parameter = getattr(module, name, None)
+        if parameter is not None and not (name == "bias" and cut.dim == 1):
+            # Into the same storage: weights are mapped from their file, and a second copy of each would stay resident beside it.
+            parameter.copy_(parameter.index_select(dim, indices.to(parameter.device)))
+
+
+def _descending(scores: torch.Tensor) -> _Indices:
+    return torch.sort(scores, descending=True, stable=True).indices.numpy().astype(np.int32)
+
+
+def _within(current: _Indices, wanted: _Indices) -> _Indices:
+    """Where each entry of `wanted` lies in the same row of `current`."""
+    return np.take_along_axis(np.argsort(current, axis=1), wanted, axis=1).astype(np.int32)
+
+
+def _identity(rows: int, columns: int) -> _Indices:
+    return np.tile(np.arange(columns, dtype=np.int32), (rows, 1))

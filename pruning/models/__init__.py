@@ -1,0 +1,1 @@
+"""Dense models: families, sizes, checkpoints of every format."""

@@ -1,0 +1,1 @@
+"""A shape on a live model, and the NLL of many candidates."""

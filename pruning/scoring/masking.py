@@ -1,0 +1,108 @@
+"""A shape on a live model: narrowed blocks are views of the sorted weights, removed blocks are no-ops, and leaving undoes everything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pruning.models.families import Cut, Family, Geometry, blocks, cut_views
+from pruning.shape import LayerShape, ModelShape
+
+
+class RemovedAttention(nn.Module):
+    """Stands where an attention block was: adds nothing to the residual stream."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        return torch.zeros_like(hidden_states), None
+
+
+class RemovedMLP(nn.Module):
+    """Stands where an MLP block was: adds nothing to the residual stream."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+class NarrowedProjection(nn.Module):
+    """A fused projection of which each part keeps its first rows: one product per part, joined as the block expects them."""
+
+    def __init__(self, views: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
+        super().__init__()
+        self.views = views
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.cat([functional.linear(hidden_states, weight, bias) for weight, bias in self.views], dim=-1)
+
+
+@contextmanager
+def masked(model: nn.Module, family: Family, geometry: Geometry, shape: ModelShape) -> Iterator[None]:
+    """Makes a dense, sorted model compute as `shape` while the context is open. Nothing is copied.
+
+    On the way out, by an exception too, every module and parameter is back in place: the same objects, so logits are bit-equal to before.
+
+    Raises:
+        ValueError: the shape narrows a block of a family that is pruned by whole blocks only.
+    """
+    full = geometry.dense
+    with ExitStack() as undo:
+        layers = family.decoder_layers(model)
+        for index, (attention, mlp) in enumerate(blocks(model, family)):
+            kept, dense = shape.layers[index], full.layers[index]
+            if kept.kv_heads == 0:
+                _replace_module(undo, layers[index], family.attention, RemovedAttention())
+            elif kept.kv_heads < dense.kv_heads:
+                _narrow(undo, attention, family.attention_cuts, geometry, kept, dense)
+                set_head_counts(attention, family, geometry, kept, undo)
+            if kept.mlp_channels == 0:
+                _replace_module(undo, layers[index], family.mlp, RemovedMLP())
+            elif kept.mlp_channels < dense.mlp_channels:
+                _narrow(undo, mlp, family.mlp_cuts, geometry, kept, dense)
+        yield
+
+
+def set_head_counts(attention: nn.Module, family: Family, geometry: Geometry, layer: LayerShape, undo: ExitStack | None = None) -> None:
+    """Tells an attention module how many heads it has left, for the families that read it from attributes instead of from the tensors.
+
+    The configuration is shared by all layers, so the module gets its own copy.
+    """
+    counts = {"num_attention_heads": layer.kv_heads * geometry.queries_per_kv_head, "num_key_value_heads": layer.kv_heads}
+    if not family.head_counts:
+        return
+    config = copy.copy(attention.config)
+    for name in family.head_counts:
+        setattr(config, name, counts[name])
+        if hasattr(attention, name):
+            _set(undo, attention, name, counts[name])
+    _set(undo, attention, "config", config)
+
+
+def _narrow(undo: ExitStack, block: nn.Module, cuts: tuple[Cut, ...], geometry: Geometry, kept: LayerShape, dense: LayerShape) -> None:
+    if not cuts:
+        raise ValueError("this family is pruned by whole blocks only: its widths cannot be narrowed")
+    for cut in cuts:
+        views = cut_views(cut, block, geometry, kept, dense)
+        if len(views) > 1:
+            _replace_module(undo, block, cut.module, NarrowedProjection(views))
+            continue
+        target = block.get_submodule(cut.module)
+        for name, view in zip(("weight", "bias"), views[0], strict=True):
+            if view is not None:
+                undo.callback(target.register_parameter, name, getattr(target, name))
+                target.register_parameter(name, nn.Parameter(view, requires_grad=False))
+
+
+def _replace_module(undo: ExitStack, parent: nn.Module, path: str, module: nn.Module) -> None:
+    undo.callback(parent.set_submodule, path, parent.get_submodule(path))
+    parent.set_submodule(path, module)
+
+
+def _set(undo: ExitStack | None, target: Any, name: str, value: Any) -> None:
+    if undo is not None:
+        undo.callback(setattr, target, name, getattr(target, name))
+    setattr(target, name, value)

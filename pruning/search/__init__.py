@@ -1,0 +1,1 @@
+"""Searches over shapes: they propose and observe, and never evaluate."""

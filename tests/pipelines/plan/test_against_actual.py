@@ -1,0 +1,83 @@
+"""The plan of a search, beside what it took."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pipelines.plan import against_actual as forecast
+from pipelines.plan.__main__ import measured_tflops
+from pipelines.plan.against_actual import beside_plan_row
+from pruning.search.greedy import StageName
+from tests.pipelines.conftest import Cli, Outcome
+from tests.pipelines.plan.test_plan import planning, read
+
+__all__ = ["planning"]
+
+STAGES: tuple[StageName, ...] = ("block", "mlp_channels", "attention_heads")
+
+
+def counted(outcome: Outcome) -> dict[str, dict[str, int]]:
+    lines = [json.loads(line) for line in outcome.trajectory]
+    return {
+        "steps": {stage: sum(line["stage"] == stage for line in lines) for stage in STAGES},
+        "evaluations": {stage: sum(len(line["candidates"]) for line in lines if line["stage"] == stage) for stage in STAGES},
+    }
+
+
+def test_a_search_says_what_was_planned_and_what_it_took(cli: Cli) -> None:
+    outcome = cli()
+    plan, taken = outcome.summary["plan"], outcome.summary["taken"]
+    assert {name: taken[name] for name in ("steps", "evaluations")} == counted(outcome)
+    for name in ("steps", "evaluations"):
+        for stage in STAGES:
+            assert plan[name][stage]["min"] <= taken[name][stage] <= plan[name][stage]["max"]
+    assert taken["flops"] == pytest.approx(plan["flops"], rel=0.3)
+    assert taken["tflops_per_evaluator"] == measured_tflops(outcome.folder)
+    line = next(line for line in outcome.output.splitlines() if "mlp channels: steps, candidates" in line)
+    low, high = plan["steps"]["mlp_channels"].values()
+    assert f"took {taken['steps']['mlp_channels']}, {taken['evaluations']['mlp_channels']}" in line
+    assert f"planned {low} to {high}, " in line or f"planned {low}, " in line
+    again = cli()
+    assert again.summary["plan"] == plan
+    assert again.summary["taken"] == taken | {"tflops_per_evaluator": None}, "its scores came from the store, so its time says nothing"
+
+
+def test_the_ranges_are_those_of_the_plan(cli: Cli, arguments: list[str], planning: Any) -> None:
+    searched = cli("search=shortgpt", "search.distribution=[1,0,0]")
+    planned = read(planning(*arguments, "search=shortgpt", "search.distribution=[1,0,0]"))
+    for name in ("steps", "evaluations", "flops"):
+        assert searched.summary["plan"][name] == planned[name]
+    assert planned["steps"]["block"] == {"min": 4, "max": 4}
+    assert "took 4, 4" in searched.output
+    assert "mlp channels: steps" not in searched.output
+
+
+def test_a_target_that_is_not_reached(cli: Cli) -> None:
+    outcome = cli("search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24")
+    assert outcome.status == 2
+    assert "mlp_channels" not in outcome.summary["plan"]["steps"]
+    assert f"took 4, {counted(outcome)['evaluations']['mlp_channels']}" in outcome.output
+    assert "planned impossible" in outcome.output
+
+
+def test_statistics_never_make_a_search_fail(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(forecast, "search_plan", broken)
+    outcome = cli()
+    assert outcome.status == 0, outcome.output
+    assert outcome.summary["plan"] is outcome.summary["taken"] is None
+    assert "the plan cannot be set beside what the search took: division by zero" in outcome.output
+
+
+def test_words_for_people() -> None:
+    plan = {"steps": {"block": {"min": 5, "max": 5}}, "evaluations": {"block": {"min": 310, "max": 1595}}}
+    taken = {"steps": dict.fromkeys(STAGES, 0) | {"block": 5}, "evaluations": dict.fromkeys(STAGES, 0) | {"block": 1310}}
+    summary = {"plan": plan, "taken": taken}
+    assert beside_plan_row(summary, "block") == ("took 5, 1,310", "planned 5, 310 to 1,595")
+    assert beside_plan_row(summary, "mlp_channels") is None
+    assert beside_plan_row({"plan": None, "taken": None}, "block") is None

@@ -1,0 +1,165 @@
+"""The command that plans: a configuration without weights is enough."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli.launch import launch
+from pipelines.config.grid import as_grid
+from pipelines.plan.__main__ import measured_tflops, plan
+from pruning.errors import InputError
+from tests.conftest import ROOT
+from tests.pipelines.conftest import Cli, Outcome
+
+LLAMA_2 = {"model_type": "llama", "vocab_size": 32000, "tie_word_embeddings": False}
+SIZES = {
+    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8},
+}
+Planning = Callable[..., Outcome]
+
+
+@pytest.fixture
+def planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Planning:
+    def run(*overrides: str, model: str = "7B") -> Outcome:
+        folder = tmp_path / model
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(LLAMA_2 | SIZES[model]))
+        monkeypatch.setattr(sys, "argv", ["plan", f"model.path={folder}", "calibration=alpaca", f"output_dir={tmp_path / 'plan'}", *overrides])
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            launch("plan", plan, prepare=as_grid)
+        except SystemExit as stop:
+            status = stop.code
+        return Outcome(int(status or 0), capsys.readouterr().out, tmp_path / "plan")
+
+    return run
+
+
+def read(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.status == 0, outcome.output
+    data: dict[str, Any] = json.loads((outcome.folder / "plan.json").read_text())
+    return data
+
+
+def test_llama_2_7b_as_published(planning: Planning) -> None:
+    """The published shape implies 595 block, 1,705 MLP and 529 head evaluations."""
+    found = read(planning("search.target_ratio=0.22", "search.mlp_group_channels=1024", "search.head_group_channels=128", "search.importance=l1"))
+    for name, count in {"block": 595, "mlp_channels": 1705, "attention_heads": 529}.items():
+        assert found["evaluations"][name]["min"] <= count <= found["evaluations"][name]["max"]
+    assert found["calibration"]["block"] == {"num_sequences": 16, "sequence_length": 2048, "estimated": True}
+    assert found["num_parameters"] == 6_738_415_616
+    assert 13e9 < found["peak_bytes_per_evaluator"] < 40e9
+    assert found["hours"] is None
+
+
+def test_the_type_is_that_of_the_search(planning: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    on_cpus = read(planning("cluster.num_gpus=0"))
+    assert on_cpus["dtype"] == "float32"
+    for gpus in (["cluster.num_gpus=8"], ["cluster=ray", "cluster.address=head:6379"]):
+        on_gpus = read(planning(*gpus))
+        assert on_gpus["dtype"] == "bfloat16"
+        assert on_gpus["peak_bytes_per_evaluator"] < 0.6 * on_cpus["peak_bytes_per_evaluator"]
+    assert read(planning("cluster.num_gpus=8", "cluster.num_gpus_per_evaluator=0"))["dtype"] == "float32"
+
+
+def test_llama_2_70b(planning: Planning) -> None:
+    found = read(planning("search.target_ratio=0.2", "search.mlp_group_channels=1024", "tflops_per_evaluator=100", "cluster.num_evaluators=8", model="70B"))
+    assert found["num_parameters"] == 68_976_648_192
+    assert found["hours"] == pytest.approx(found["flops"] / (8 * 100e12 * 3600))
+
+
+def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning: Planning) -> None:
+    common = ("search.mlp_group_channels=1024", "tflops_per_evaluator=100")
+    found = read(planning("search.target_ratio=[0.1,0.22]", "search.importance=[l1,none]", *common))
+    alone = {target: read(planning(f"search.target_ratio={target}", *common)) for target in (0.1, 0.22)}
+    assert [point["name"] for point in found["points"]] == [f"target_ratio_{target}_importance_{order}" for target in (0.1, 0.22) for order in ("l1", "none")]
+    for point in found["points"]:
+        theirs = alone[point["settings"]["search.target_ratio"]]
+        assert {name: point[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")} == {
+            name: theirs[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")
+        }
+    for end in ("min", "max"):
+        blocks, channels = ([each["evaluations"][stage][end] for each in alone.values()] for stage in ("block", "mlp_channels"))
+        assert found["evaluations"]["block"][end] == 2 * max(blocks), "one trunk for each order of channels"
+        assert found["evaluations"]["mlp_channels"][end] == 2 * sum(channels)
+    assert 2 * alone[0.22]["flops"] < found["flops"] < 2 * sum(each["flops"] for each in alone.values())
+    assert found["hours"] == pytest.approx(found["flops"] / (100e12 * 3600 * found["num_evaluators"]))
+
+
+def test_it_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """In a process of its own: these are what makes a command slow to start, and planning has no use for them."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2 | SIZES["70B"]))
+    program = """
+import gc, json, re, sys
+sys.argv[0] = "-m"  # as Python has it while it looks for the module of `python -m`
+import pipelines
+found = {"collects while it imports": gc.isenabled()}
+from pipelines.cli.launch import launch
+from pipelines.plan.__main__ import plan
+launch("plan", plan)
+elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic", "requests", "sqlalchemy", "gguf"]
+elsewhere += ["pruning.export.folder", "pruning.scoring.nll", "workers.evaluators.shapes", "workers.cluster.ray_session"]
+found["unwanted"] = [name for name in elsewhere if name in sys.modules]
+found["collects afterwards"] = gc.isenabled()
+found["looks through at the end"] = len(gc.get_objects()) / gc.get_freeze_count()
+found["peak kB"] = int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss counts the parent that it was forked from, too
+print(json.dumps(found))
+"""
+    command = [sys.executable, "-c", program, f"model.path={tmp_path}", "calibration=alpaca", f"output_dir={tmp_path / 'plan'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["unwanted"] == []
+    assert not found["collects while it imports"]
+    assert found["collects afterwards"]
+    assert found["looks through at the end"] < 0.1, "what is imported after the start is looked through object by object when the process ends"
+    assert found["peak kB"] < 1_000_000
+    assert json.loads((tmp_path / "plan/plan.json").read_text())["num_parameters"] == 68_976_648_192
+
+
+def test_importing_the_package_leaves_the_collector_alone() -> None:
+    program = "import gc; usual = gc.get_threshold(); import pipelines; print(gc.isenabled() and gc.get_threshold() == usual)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*/__main__.py")), ids=lambda path: path.parent.name)
+def test_every_command_collects_its_garbage(path: Path) -> None:
+    assert "launch(" in path.read_text() or "all_imported()" in path.read_text()
+
+
+def test_the_rate_of_an_earlier_search(cli: Cli, planning: Planning) -> None:
+    searched = cli()
+    assert searched.status == 0, searched.output
+    tflops = measured_tflops(searched.folder)
+    assert tflops > 0
+    found = read(planning(f"rate_of={searched.folder}"))
+    assert found["tflops_per_evaluator"] == tflops
+    assert found["hours"] > 0
+    again = cli(folder="again")
+    with pytest.raises(InputError, match="took scores from the store"):
+        measured_tflops(again.folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.distribution=[0,1,0]", "search.target_ratio: 0.9; no path reaches it: the mlp_channels stage runs out of candidates"),
+        ("rate_of=/nowhere", "rate_of: /nowhere is not the output_dir of a search that has ended"),
+        ("tflops_per_evaluator=0", "tflops_per_evaluator: 0; it is above 0"),
+    ],
+    ids=["impossible", "rate", "tflops"],
+)
+def test_bad_input(planning: Planning, override: str, message: str) -> None:
+    target = "search.target_ratio=0.9" if "distribution" in override else "search.target_ratio=0.1"
+    outcome = planning(target, override)
+    assert outcome.status == 2
+    assert message in outcome.errors[0]

@@ -1,0 +1,176 @@
+"""The loop, with a pool that makes its scores up: no model, no Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.prune.driver import Scorer, ShapeScore, run_search
+from pipelines.runs.journal import Journal
+from pipelines.store.scores import Context, ScoreStore
+from pipelines.tracking.tracker import step_metrics
+from pruning.calibration.build import Calibration, TokenSet
+from pruning.costs.accounting import Accounting
+from pruning.search.greedy import GreedySearch, make_stages
+from pruning.shape import ModelShape
+from tests.conftest import tiny_config
+from workers.pool.protocol import Answer
+from workers.tasks import ScoreResult, ScoreTask, Task
+
+CONTEXT = Context(model="m", tokens="", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1)
+CALIBRATION = Calibration(TokenSet(np.zeros((5, 9), dtype=np.int64)), TokenSet(np.ones((4, 9), dtype=np.int64)), None)
+
+
+class FakePool:
+    """Scores are a function of shape and batch; answers come in any order, in parts of any size, some together; it can die."""
+
+    def __init__(self, num_parts: int = 1, dies_after: int | None = None) -> None:
+        self.num_parts = num_parts
+        self.dies_after = dies_after
+        self.asked: list[tuple[str, int]] = []
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[list[Answer]]:
+        draw = random.Random(len(self.asked))
+        parts = [
+            replace(task, candidates=task.candidates[part :: self.num_parts])
+            for task in tasks
+            if isinstance(task, ScoreTask)
+            for part in range(min(self.num_parts, len(task.candidates)))
+        ]
+        draw.shuffle(parts)
+        while parts:
+            together = [parts.pop() for _ in range(min(len(parts), draw.randint(0, 3)))]
+            yield [(task, self._score(task)) for task in together]
+
+    def _score(self, task: ScoreTask) -> ScoreResult:
+        rows = []
+        for candidate in task.candidates:
+            base = ModelShape.parse(task.base)
+            shape = base if candidate is None else base.without(candidate)
+            self.asked.append((shape.text, task.batch))
+            if self.dies_after is not None and len(self.asked) > self.dies_after:
+                raise ConnectionError("the driver was killed")
+            sequences = 1 if (task.set_name, task.batch) == ("block", 2) else 2
+            rows.append(tuple(random.Random(f"{shape.text} {task.batch} {sequence}").random() * 8 for sequence in range(sequences)))
+        return ScoreResult(tuple(rows), 8, 0.0)
+
+
+def drive(folder: Path, pool: FakePool, store: str = "scores.db") -> tuple[GreedySearch, Scorer, Journal]:
+    folder.mkdir(exist_ok=True)
+    accounting = Accounting(tiny_config("llama"))
+    stages = make_stages(accounting, target_ratio=0.4, distribution=[50, 30, 20], mlp_group_channels=16, head_group_channels=16)
+    search, journal = GreedySearch(accounting, stages), Journal(folder / "trajectory.jsonl")
+    journal.replay(search)
+    with ScoreStore(f"sqlite:///{folder}/{store}") as scores:
+        scorer = Scorer(pool, scores, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
+        run_search(search, scorer, journal, accounting=accounting, context_length=9, on_step=lambda _: None)
+    return search, scorer, journal
+
+
+def times_removed(journal: Journal) -> list[object]:
+    return [{name: value for name, value in line.items() if name not in ("seconds", "timestamp")} for line in journal.lines]
+
+
+def test_every_candidate_is_asked_once(tmp_path: Path) -> None:
+    pool = FakePool()
+    search, scorer, journal = drive(tmp_path, pool)
+    assert len(pool.asked) == len(set(pool.asked)) == scorer.num_scored
+    expected = sum(len(step.candidates) * (3 if step.stage == "block" else 2) for step in search.steps)
+    assert len(pool.asked) == expected
+    assert len(journal.lines) == len(search.steps) > 5
+
+
+@pytest.mark.parametrize("num_parts", [2, 5, 64])
+def test_splitting_does_not_change_a_bit(tmp_path: Path, num_parts: int) -> None:
+    one, many = drive(tmp_path / "one", FakePool()), drive(tmp_path / "many", FakePool(num_parts))
+    assert times_removed(one[2]) == times_removed(many[2])
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 10, 25, 60])
+def test_a_driver_that_dies_anywhere_goes_on(tmp_path: Path, dies_after: int) -> None:
+    whole = drive(tmp_path / "whole", FakePool())
+    first, second = FakePool(3, dies_after), FakePool(2)
+    with pytest.raises(ConnectionError):
+        drive(tmp_path / "run", first)
+    _, scorer, journal = drive(tmp_path / "run", second)
+    assert times_removed(journal) == times_removed(whole[2])
+    stored_before = whole[1].num_scored - len(second.asked)
+    assert len(first.asked) - 24 <= stored_before <= dies_after, "only what was in flight is asked again"
+    assert scorer.num_scored == len(second.asked)
+
+
+def test_a_lost_journal_is_rebuilt_from_the_store(tmp_path: Path) -> None:
+    whole = drive(tmp_path, FakePool())
+    before = times_removed(whole[2])
+    (tmp_path / "trajectory.jsonl").unlink()
+    _, scorer, journal = drive(tmp_path, FakePool(dies_after=0))
+    assert times_removed(journal) == before
+    assert scorer.num_scored == 0
+    assert scorer.num_reused == whole[1].num_scored
+
+
+def test_means_are_over_all_tokens(tmp_path: Path) -> None:
+    with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
+        scorer = Scorer(FakePool(), store, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
+        dense = ModelShape.dense(4, 3, 48)
+        score = scorer.score("block", dense, [None])[None]
+    rows = [random.Random(f"{dense.text} {batch} {sequence}").random() * 8 for batch, count in ((0, 2), (1, 2), (2, 1)) for sequence in range(count)]
+    assert score.nll_per_sequence == tuple(rows)
+    assert score.nll == sum(rows) / (5 * 8)
+
+
+def test_standard_errors_are_of_paired_differences(tmp_path: Path) -> None:
+    """Against NumPy, from what the pool made up."""
+    search, _, journal = drive(tmp_path, FakePool(num_parts=3))
+    batches = {"block": [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], "width": [(0, 0), (0, 1), (1, 0), (1, 1)]}
+
+    def per_token(shape: ModelShape, set_name: str) -> np.ndarray:
+        return np.array([random.Random(f"{shape.text} {batch} {sequence}").random() * 8 for batch, sequence in batches[set_name]]) / 8
+
+    base = search.accounting.dense
+    for step, line in zip(search.steps, journal.lines, strict=True):
+        set_name = "block" if step.stage == "block" else "width"
+        best = per_token(base.without(step.removal), set_name)
+        expected = []
+        for removal, _ in step.candidates:
+            difference = per_token(base.without(removal), set_name) - best
+            expected.append(np.std(difference, ddof=1) / np.sqrt(len(difference)))
+        found = [candidate["stderr"] for candidate in line["candidates"]]
+        assert found == pytest.approx(expected, rel=1e-9)
+        chosen = [removal for removal, _ in step.candidates].index(step.removal)
+        assert found[chosen] == 0.0
+        others = sorted((nll, index) for index, (_, nll) in enumerate(step.candidates) if index != chosen)
+        assert line["margin_stderr"] == (found[others[0][1]] if others else None)
+        base = step.shape
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [((1.0,), (2.0,)), ((1.0, math.nan), (1.0, 2.0)), ((1.0, 2.0), (math.inf, 2.0))])
+def test_one_sequence_or_no_number_has_no_standard_error(mine: tuple[float, ...], theirs: tuple[float, ...]) -> None:
+    assert ShapeScore(mine, 4).stderr_of_difference(ShapeScore(theirs, 4)) is None
+
+
+def test_a_standard_error_by_hand() -> None:
+    """Differences per token 1, 2, 3: their mean is 2, their variance 1."""
+    assert ShapeScore((4.0, 8.0, 12.0), 4).stderr_of_difference(ShapeScore((0.0, 0.0, 0.0), 4)) == pytest.approx(1 / math.sqrt(3))
+
+
+def test_a_journal_from_before_standard_errors_goes_on(tmp_path: Path) -> None:
+    _, _, whole = drive(tmp_path, FakePool())
+    old = [json.loads(json.dumps(line)) for line in whole.lines[:3]]
+    for line in old:
+        del line["margin_stderr"]
+        for candidate in line["candidates"]:
+            del candidate["stderr"]
+    (tmp_path / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    _, scorer, journal = drive(tmp_path, FakePool())
+    assert scorer.num_scored == 0
+    assert journal.lines[:3] == old
+    assert [line["removed"] for line in journal.lines] == [line["removed"] for line in whole.lines]
+    assert "prune/margin_stderr" in step_metrics(old[0])

@@ -1,0 +1,138 @@
+"""Weights that are not those of the configuration beside them: every command says so before it reads a single one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipelines.cli.launch import launch
+from pipelines.config.grid import as_grid
+from pipelines.evaluate.__main__ import evaluate
+from pipelines.export.__main__ import export
+from pipelines.prune.__main__ import prune
+from pipelines.sweep.__main__ import sweep
+from pruning.errors import InputError
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.families import FAMILIES
+from tests.conftest import tiny_config, tiny_model
+
+Weights = dict[str, torch.Tensor]
+Change = Callable[[Path, Weights], object]
+
+
+def shortened(_: Path, weights: Weights) -> None:
+    weights["model.layers.1.mlp.up_proj.weight"] = weights["model.layers.1.mlp.up_proj.weight"][:40].clone()
+
+
+def without_two(_: Path, weights: Weights) -> None:
+    del weights["model.layers.0.mlp.down_proj.weight"], weights["model.norm.weight"]
+
+
+def of_more_layers(folder: Path, _: Weights) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
+
+
+@pytest.fixture
+def unfit(checkpoint_folder: Path, tmp_path: Path) -> Callable[[Change], Path]:
+    def make(change: Change) -> Path:
+        folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "unfit"))
+        weights = load_file(folder / "model.safetensors")
+        change(folder, weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (shortened, r"model\.layers\.1\.mlp\.up_proj\.weight is \[40, 48\], expected \[48, 48\]\. Use weights and config\.json of one model"),
+        (without_two, r"model\.layers\.0\.mlp\.down_proj\.weight is missing, expected \[48, 48\]; model\.norm\.weight is missing, expected \[48\]\. "),
+        (of_more_layers, r"config\.json: model\.layers\.4\.\S+ is missing, .*; model\.layers\.4\..*; and \d+ more\. "),
+    ],
+)
+def test_it_names_the_first_tensors(unfit: Callable[[Change], Path], change: Change, says: str) -> None:
+    checkpoint = Checkpoint(unfit(change))
+    with pytest.raises(InputError, match=says):
+        checkpoint.check_weights()
+    with pytest.raises(InputError, match=says):
+        checkpoint.load(dtype="float32")
+
+
+def test_a_damaged_file_and_one_that_is_not_there(checkpoint_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "damaged"))
+    (folder / "model.safetensors").write_bytes((checkpoint_folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model\.path: cannot read .*damaged/model\.safetensors: .*; download it again"):
+        Checkpoint(folder).check_weights()
+    weights = load_file(checkpoint_folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model-1.safetensors", metadata={"format": "pt"})
+    index: dict[str, Any] = {"weight_map": dict.fromkeys(weights, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    Checkpoint(folder).check_weights()
+    index["weight_map"]["model.norm.weight"] = "model-2.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"cannot read .*model-2\.safetensors: No such file"):
+        Checkpoint(folder).check_weights()
+
+
+def test_a_configuration_that_contradicts_itself(checkpoint_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "contradiction"))
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"hidden_size": 50}))
+    with pytest.raises(InputError, match=r"config\.json in .* describes no model: .*hidden size \(50\) is not a multiple"):
+        Checkpoint(folder).config()
+
+
+@pytest.mark.parametrize("model_type", [*FAMILIES, "gpt_neox"])
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_what_fits_is_taken(model_type: str, tied: bool, tmp_path: Path) -> None:
+    """The base model alone, whose names have no prefix, too, where the head is tied to it."""
+    model = tiny_model(tiny_config(model_type, tie_word_embeddings=tied))
+    model.save_pretrained(tmp_path / "whole")
+    Checkpoint(tmp_path / "whole").check_weights()
+    if tied:
+        model.base_model.save_pretrained(tmp_path / "base")
+        Checkpoint(tmp_path / "base").check_weights()
+
+
+COMMANDS: Mapping[str, tuple[Any, Callable[[list[str], Path, Path], list[str]]]] = {
+    "prune": (prune, lambda words, model, _: [*words, f"model.path={model}"]),
+    "sweep": (sweep, lambda words, model, _: as_grid([*words, f"model.path={model}", "search.target_ratio=[0.1,0.2]"])),
+    "evaluate": (evaluate, lambda _, model, tmp: [f"model.path={model}", "cluster=inline", f"store.url=sqlite:///{tmp}/s.db", "evaluation=full"]),
+    "export": (export, lambda _, model, tmp: [f"model.path={model}", f"shape={tmp}/shape.json", "importance=l1"]),
+}
+
+
+@pytest.mark.parametrize("model_type", ["t5", "vit"])
+def test_models_of_another_kind(checkpoint_folder: Path, tmp_path: Path, model_type: str) -> None:
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "other"))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(InputError, match=f"architecture '{model_type}' is not a decoder-only language model"):
+        Checkpoint(folder).check_weights()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_them(
+    command: str, unfit: Callable[[Change], Path], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, words = COMMANDS[command]
+    (tmp_path / "shape.json").write_text(json.dumps([{"kv_heads": 3, "mlp_channels": 40}] * 4))
+    monkeypatch.setattr(Checkpoint, "fingerprint", lambda _: pytest.fail("it reads every byte of the weights"))
+    monkeypatch.setattr(sys, "argv", [command, *words(arguments, unfit(shortened), tmp_path), f"output_dir={tmp_path}/out"])
+    with pytest.raises(SystemExit) as stopped:
+        launch(command, job)
+    output = capsys.readouterr().out
+    assert stopped.value.code == 2, output
+    assert "model.layers.1.mlp.up_proj.weight is [40, 48], expected [48, 48]" in output
+    assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "out").exists()

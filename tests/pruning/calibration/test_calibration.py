@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GemmaTokenizer, PreTrainedTokenizerFast
+
+from pruning.calibration.build import Calibration, Recipe, TokenSet, make_calibration, text_windows, wikitext_text
+from pruning.errors import InputError
+
+RECIPE = Recipe("text", num_block_samples=5, num_width_samples=3, num_heldout_samples=2, sequence_length=16)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; unknown ones are 0."""
+    vocabulary = {chr(code): index for index, code in enumerate(range(31, 127))}
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token=chr(31)))
+    tokens.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token=chr(31))
+
+
+def make(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None, vocab_size: int = 96) -> Calibration:
+    def no_tokenizer() -> PreTrainedTokenizerFast:
+        raise AssertionError("this source needs no tokenizer")
+
+    return make_calibration(recipe, (lambda: tokenizer) if tokenizer else no_tokenizer, vocab_size=vocab_size)
+
+
+def write_text(path: Path, characters: int = 400) -> Path:
+    path.write_text("\n\n".join(f"{number:03d} words of text" for number in range(characters // 20)))
+    return path
+
+
+def test_pydoc_is_always_there(tokenizer: PreTrainedTokenizerFast) -> None:
+    made = make(replace(RECIPE, source="pydoc", sequence_length=100), tokenizer)
+    assert made.block.input_ids.shape == (5, 100)
+    assert made.width.input_ids.shape == (3, 100)
+    assert made.heldout is not None
+    assert made.heldout.input_ids.shape == (2, 100)
+
+
+def test_sets_do_not_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made = make(replace(RECIPE, path=str(write_text(tmp_path / "a.txt"))), tokenizer)
+    rows = [tuple(row) for tokens in made.sets().values() for row in tokens.input_ids]
+    assert len(set(rows)) == len(rows) == 10
+
+
+def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
+    """Its tokenizer puts one before a text, so that without care only the first window of many would have it."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *"0123456789wordsftex\n", "▁"]
+    gemma = GemmaTokenizer({word: index for index, word in enumerate(dict.fromkeys(words))}, [])
+    windows = text_windows(gemma, "words of text" * 5, 8)
+    assert windows.shape == (9, 8)
+    assert (windows[:, 0] == 2).all()
+    assert gemma.decode(windows[:, 1:].flatten()) == ("words of text" * 5)[:63]
+    made = make(replace(RECIPE, path=str(write_text(tmp_path / "a.txt"))), gemma)
+    assert [sorted(set(tokens.input_ids[:, 0])) for tokens in made.sets().values()] == [[2]] * 3
+    assert not any((tokens.input_ids[:, 1:] == 2).any() for tokens in made.sets().values())
+
+
+def test_the_seed_decides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    recipe = replace(RECIPE, path=str(write_text(tmp_path / "a.txt")))
+    one, same, other = make(recipe, tokenizer), make(recipe, tokenizer), make(replace(recipe, seed=1), tokenizer)
+    assert one.block.fingerprint == same.block.fingerprint != other.block.fingerprint
+
+
+def test_fingerprints_see_shape_and_tokens() -> None:
+    base = TokenSet(np.arange(12, dtype=np.int64).reshape(3, 4))
+    assert TokenSet(base.input_ids.reshape(4, 3)).fingerprint != base.fingerprint != TokenSet(base.input_ids + 1).fingerprint
+    assert TokenSet(base.input_ids.copy()).fingerprint == base.fingerprint
+
+
+def test_batches() -> None:
+    assert [len(batch) for batch in TokenSet(np.zeros((5, 2), dtype=np.int64)).batches(2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local file", "hub"])
+def test_alpaca_as_published(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, local: bool) -> None:
+    """METHOD: a fifth with seed 42, its first half; random.seed(42), then the width rows, then the block rows; joined, one text, cut."""
+    rows = [f"row {number} of the instructions" for number in range(400)]
+    recipe = replace(RECIPE, source="alpaca", num_block_samples=20, num_width_samples=10, sequence_length=32)
+    if local:
+        path = tmp_path / "alpaca.jsonl"
+        path.write_text("".join(json.dumps({"text": row, "output": "x"}) + "\n" for row in rows))
+        recipe = replace(recipe, path=str(path))
+    else:
+        asked = []
+        monkeypatch.setattr("datasets.load_dataset", lambda path, **options: asked.append((path, options)) or Dataset.from_dict({"text": rows}))
+    made = make(recipe, tokenizer)
+    if not local:
+        assert asked == [("tatsu-lab/alpaca", {"split": "train"})]
+    test = Dataset.from_dict({"text": rows}).train_test_split(test_size=0.2, seed=42)["test"]
+    part = test.train_test_split(test_size=0.5, seed=42)["train"]["text"]
+    random.seed(42)
+    for count, tokens in ((10, made.width), (20, made.block)):
+        ids = tokenizer("\n\n".join(part[index] for index in random.sample(range(len(part)), count)))["input_ids"]
+        expected = np.array(ids[: len(ids) // 32 * 32]).reshape(-1, 32)
+        np.testing.assert_array_equal(tokens.input_ids, expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "calls"),
+    [
+        ("wikitext2", [("Salesforce/wikitext", "train", "wikitext-2-raw-v1"), ("Salesforce/wikitext", "test", "wikitext-2-raw-v1")]),
+        ("c4", [("allenai/c4", "train", None), ("allenai/c4", "validation", None)]),
+        ("ptb", [("ptb-text-only/ptb_text_only", "train", None), ("ptb-text-only/ptb_text_only", "test", None)]),
+    ],
+)
+def test_hub_datasets(source: str, calls: list[object], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(path: str, **options: object) -> Dataset:
+        asked.append((path, options["split"], options.get("name")))
+        return Dataset.from_dict({"sentence" if source == "ptb" else "text": [f"{options['split']} row {number}" for number in range(60)], "url": ["u"] * 60})
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    made = make(replace(RECIPE, source=source, num_block_samples=20, num_width_samples=10), tokenizer)  # type: ignore[arg-type]
+    assert asked == calls
+    assert made.heldout is not None
+    text = "".join(chr(31 + token) for token in made.heldout.input_ids.flatten())
+    assert str(calls[1][1]) in text.replace("\x1f", "")  # type: ignore[index]
+
+
+def test_wikitext_rows_are_joined_as_the_papers_do() -> None:
+    assert wikitext_text(" = Title = \n \n Words . \n") == " = Title = \n\n\n\n\n Words . \n"
+
+
+def test_rows_of_a_local_jsonl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"body": f"row number {number}"}) + "\n" for number in range(50)))
+    made = make(replace(RECIPE, path=str(path), column="body", num_block_samples=20, num_width_samples=10), tokenizer)
+    assert made.block.num_sequences > made.width.num_sequences > 0
+    with pytest.raises(InputError, match=r"line 1 of .* has no field 'text' \(it has: body\)"):
+        make(replace(RECIPE, path=str(path)), tokenizer)
+
+
+def test_tokens(token_file: Path) -> None:
+    made = make(replace(RECIPE, source="tokens", path=str(token_file), sequence_length=32), vocab_size=128)
+    assert (made.block.num_sequences, made.width.num_sequences) == (5, 3)
+    np.testing.assert_array_equal(made.block.input_ids[:3], made.width.input_ids)
+    assert made.heldout is not None
+    assert not set(map(tuple, made.heldout.input_ids)) & set(map(tuple, made.block.input_ids))
+
+
+def test_bad_input(tmp_path: Path, token_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    empty, short, floats, broken = (tmp_path / name for name in ("empty.txt", "short.txt", "floats.safetensors", "broken.safetensors"))
+    empty.write_text(" \n")
+    short.write_text("too short")
+    save_file({"input_ids": np.zeros((3, 32), dtype=np.float32)}, floats)
+    broken.write_bytes(b"not safetensors")
+    tokens = replace(RECIPE, source="tokens", path=str(token_file), sequence_length=32)
+    for recipe, message in (
+        (replace(RECIPE, path=str(tmp_path / "none.txt")), "calibration.path: no file .*none.txt"),
+        (replace(RECIPE, path=None), "calibration.path: missing"),
+        (replace(RECIPE, path=str(empty)), "is empty"),
+        (replace(RECIPE, path=str(short)), r"3 \+ 5 sequences of 16 tokens asked for .* gives 0"),
+        (replace(tokens, path=str(floats)), r"integer input_ids .* holds input_ids \[3, 32\] float32"),
+        (replace(tokens, path=str(broken)), "not a readable safetensors file"),
+        (replace(tokens, sequence_length=64), "calibration.sequence_length: 64, but the sequences in .* have 32 tokens"),
+        (replace(tokens, num_block_samples=25), "25 sequences asked for, .* has 24"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make(recipe, tokenizer, vocab_size=128)
+    with pytest.raises(InputError, match=r"token id 1?\d\d, outside the model's vocabulary 0..63"):
+        make(tokens, vocab_size=64)
+
+
+def test_rows_too_few_or_too_short(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "abc"}\n' * 30)
+    recipe = replace(RECIPE, path=str(path))
+    with pytest.raises(InputError, match="num_width_samples: 200, but text has 27 rows"):
+        make(replace(recipe, num_width_samples=200), tokenizer)
+    with pytest.raises(InputError, match="3 rows are shorter than one sequence of 160 tokens"):
+        make(replace(recipe, sequence_length=160), tokenizer)
+
+
+def test_hub_away(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+    def away(path: str, **options: object) -> Dataset:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", away)
+    with pytest.raises(InputError, match=r"'allenai/c4' is neither in the local cache nor to be had from the hub .*calibration=pydoc"):
+        make(replace(RECIPE, source="c4"), tokenizer)

@@ -1,0 +1,199 @@
+"""The contract of a family. A new one is in the parametrization as soon as it is in the registry."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.export.transformers import pruned_model
+from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
+from pruning.models.families import FAMILIES, blocks, family_of
+from pruning.scoring.masking import masked
+from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
+from pruning.shape import LayerShape, ModelShape, Removal
+from tests.conftest import tiny_config, tiny_model, tokens
+
+# Every difficulty at once: layer 0 without attention, a layer without MLP, narrowed MLPs, fewer KV groups, a layer cut in both.
+HARD = ModelShape((LayerShape(0, 48), LayerShape(2, 0), LayerShape(1, 16), LayerShape(3, 5)))
+BLOCKS_ONLY = ("gpt2", "gpt_neox", "granite", "olmo", "stablelm", "starcoder2", "smollm3", "cohere")
+TOLERANCE = 1e-5
+
+
+class Subject(NamedTuple):
+    model: PreTrainedModel
+    accounting: Accounting
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def subject(request: pytest.FixtureRequest) -> Subject:
+    config = tiny_config(request.param)
+    return Subject(tiny_model(config), Accounting(config))
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(tokens(), use_cache=False).logits.clone()
+
+
+def test_masked_equals_removed(subject: Subject) -> None:
+    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
+    with masked(model, family, geometry, HARD):
+        seen = logits(model)
+    removed = pruned_model(model, family, geometry, HARD)
+    assert (seen - logits(model)).abs().max() > 0.01, "the mask changes nothing"
+    torch.testing.assert_close(seen, logits(removed), atol=TOLERANCE, rtol=0)
+
+
+def test_reordering_keeps_the_function(subject: Subject) -> None:
+    model, (family, geometry) = copy.deepcopy(subject.model), (subject.accounting.family, subject.accounting.geometry)
+    generator = np.random.default_rng(0)
+    order = ChannelOrder(
+        np.stack([generator.permutation(geometry.kv_heads) for _ in range(4)]).astype(np.int32),
+        np.stack([generator.permutation(geometry.mlp_channels) for _ in range(4)]).astype(np.int32),
+    )
+    before = logits(model)
+    weights = [parameter.clone() for parameter in model.parameters()]
+    reorder(model, family, geometry, order)
+    assert any(not torch.equal(was, now) for was, now in zip(weights, model.parameters(), strict=True))
+    torch.testing.assert_close(logits(model), before, atol=TOLERANCE, rtol=0)
+
+
+def test_leaving_a_mask_restores_everything(subject: Subject) -> None:
+    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
+    before, parameters = logits(model), {name: id(parameter) for name, parameter in model.named_parameters()}
+    modules = {name: id(module) for name, module in model.named_modules()}
+    with masked(model, family, geometry, HARD):
+        pass
+    with pytest.raises(KeyboardInterrupt), masked(model, family, geometry, HARD):
+        raise KeyboardInterrupt
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
+    assert {name: id(module) for name, module in model.named_modules()} == modules
+    assert torch.equal(logits(model), before)
+
+
+def test_predicted_equals_counted(subject: Subject) -> None:
+    model, accounting = subject.model, subject.accounting
+    assert accounting.num_parameters(accounting.dense) == sum(parameter.numel() for parameter in model.parameters())
+    pruned = pruned_model(model, accounting.family, accounting.geometry, HARD)
+    counted = sum(parameter.numel() for parameter in pruned.parameters())
+    assert accounting.num_stored_parameters(HARD) == counted
+    layers = accounting.family.decoder_layers(model)
+    norms = [(0, name) for name in accounting.family.attention_norms] + [(1, name) for name in accounting.family.mlp_norms]
+    unused = sum(parameter.numel() for layer, name in norms for parameter in layers[layer].get_submodule(name).parameters())
+    assert unused > 0
+    assert accounting.num_parameters(HARD) == counted + unused
+
+
+def test_prefix_reuse_is_bit_identical(subject: Subject) -> None:
+    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
+    base = ModelShape.dense(4, 3, 48).without(Removal("mlp", 1, 0))
+    candidates = [base.without(Removal("attention", layer, 0)) for layer in range(4)]
+    candidates += [base.without(Removal("mlp_channels", layer, 32)) for layer in (0, 2, 3)] + [base.without(Removal("attention_heads", 3, 1)), base]
+    reused = score_candidates(model, family, geometry, run_prefix(model, family, geometry, base, tokens()), candidates)
+    for candidate, nll in zip(candidates, reused, strict=True):
+        with masked(model, family, geometry, candidate):
+            assert torch.equal(nll, sequence_nll(model, tokens())), candidate.text
+
+
+def test_nll_against_logits_in_double(subject: Subject) -> None:
+    """An independent reference: the whole logits, log-softmax in float64. The model's own head scaling and soft-capping are in it."""
+    expected = -torch.log_softmax(logits(subject.model)[:, :-1].double(), dim=-1).gather(2, tokens()[:, 1:, None]).sum(dim=(1, 2))
+    for chunk in (1, 7, 4096):
+        torch.testing.assert_close(sequence_nll(subject.model, tokens(), head_chunk_tokens=chunk), expected, rtol=1e-6, atol=1e-4)
+
+
+def test_nothing_is_copied_by_a_mask(subject: Subject) -> None:
+    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
+    storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with masked(model, family, geometry, HARD):
+        assert {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} <= storages
+
+
+@pytest.mark.parametrize("importance", ["l1", "activation"])
+def test_orders_sort_by_importance(subject: Subject, importance: str) -> None:
+    """Channels and heads whose weights are scaled down come last."""
+    model, (family, geometry) = copy.deepcopy(subject.model), (subject.accounting.family, subject.accounting.geometry)
+    weak_channels, weak_head = [3, 11, 40], 1
+    for attention, mlp in blocks(model, family):
+        for block, cuts in ((attention, family.attention_cuts), (mlp, family.mlp_cuts)):
+            for cut in cuts:
+                _scale_down(block.get_submodule(cut.module), cut, geometry, weak_channels, weak_head)
+    order = channel_order(model, family, geometry, importance, [tokens()])  # type: ignore[arg-type]
+    for layer in range(geometry.num_layers):
+        assert set(order.mlp_channels[layer, -3:]) == set(weak_channels)
+        assert order.kv_heads[layer, -1] == weak_head
+        assert sorted(order.mlp_channels[layer]) == list(range(geometry.mlp_channels))
+
+
+def _scale_down(module, cut, geometry, channels, head) -> None:
+    dense, offset = LayerShape(geometry.kv_heads, geometry.mlp_channels), 0
+    if module.weight.dim() == 1:
+        return
+    for part in cut.parts:
+        size = geometry.size(part, dense)
+        if part in ("gate", "up", "down"):
+            rows = torch.tensor(channels)
+        else:
+            width = size // geometry.kv_heads
+            rows = torch.arange(head * width, (head + 1) * width)
+        with torch.no_grad():
+            module.weight[(slice(None),) * cut.dim + (rows + offset,)] *= 1e-3
+        offset += size
+
+
+def test_l1_of_heads_counts_shared_rows_per_query() -> None:
+    """METHOD: a KV group's importance is the mean over its channels of |q| + |k| + |v|, k and v once for each query head that shares them."""
+    config = tiny_config("qwen2")
+    model, accounting = tiny_model(config), Accounting(config)
+    attention = model.model.layers[2].self_attn
+    rows = [projection.weight.abs().sum(dim=1) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    expected = []
+    for head in range(3):
+        channels = []
+        for query in range(2):
+            for channel in range(8):
+                shared = rows[1][head * 8 + channel] + rows[2][head * 8 + channel]
+                channels.append(rows[0][(head * 2 + query) * 8 + channel] + shared)
+        expected.append(sum(channels) / len(channels))
+    order = channel_order(model, accounting.family, accounting.geometry, "l1")
+    assert order.kv_heads[2].tolist() == sorted(range(3), key=lambda head: -expected[head])
+
+
+@pytest.mark.parametrize("model_type", BLOCKS_ONLY)
+def test_other_architectures_prune_by_blocks(model_type: str) -> None:
+    config = tiny_config(model_type, **({"num_key_value_heads": 6} if model_type in ("gpt2", "gpt_neox") else {}), **_own(model_type))
+    model, accounting = tiny_model(config), Accounting(config)
+    assert not accounting.family.prunes_widths
+    base = accounting.dense
+    candidates = [base.without(Removal("attention", 0, 0)), base.without(Removal("mlp", 2, 0)), base.without(Removal("attention", 3, 0))]
+    reused = score_candidates(
+        model, accounting.family, accounting.geometry, run_prefix(model, accounting.family, accounting.geometry, base, tokens()), candidates
+    )
+    for candidate, nll in zip(candidates, reused, strict=True):
+        with masked(model, accounting.family, accounting.geometry, candidate):
+            assert torch.equal(nll, sequence_nll(model, tokens()))
+    with (
+        pytest.raises(ValueError, match="whole blocks only"),
+        masked(model, accounting.family, accounting.geometry, base.without(Removal("mlp_channels", 0, 8))),
+    ):
+        pass
+
+
+def _own(model_type: str) -> dict[str, object]:
+    if model_type == "gpt2":
+        return {"n_embd": 48, "n_layer": 4, "n_head": 6, "n_inner": 48}
+    return {}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "t5", "mamba"])
+def test_what_cannot_be_pruned(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    with pytest.raises(InputError, match=f"{model_type}.*llama"), torch.device("meta"):
+        family_of(config, torch.nn.Module() if model_type == "t5" else AutoModelForCausalLM.from_config(config))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pruning.errors import InputError
+from workers.cluster.placement import LocalMachine, Placement, place_locally
+from workers.cluster.ray_session import Node
+
+
+def place(machine: LocalMachine, *, evaluators: int | None = None, gpus: int | None = None, cpus: int = 1, evaluator_bytes: int = 10**9) -> Placement:
+    return place_locally(
+        machine,
+        num_evaluators=evaluators,
+        num_gpus_per_evaluator=gpus,
+        num_cpus_per_evaluator=cpus,
+        evaluator_bytes=evaluator_bytes,
+        start_timeout_s=1,
+        stall_timeout_s=2,
+    )
+
+
+BOX = LocalMachine(num_cpus=64, num_gpus=8, free_bytes=200 * 10**9)
+LAPTOP = LocalMachine(num_cpus=8, num_gpus=0, free_bytes=16 * 10**9)
+
+
+def test_one_per_gpu_else_one_per_core() -> None:
+    assert (place(BOX).num_evaluators, place(BOX).num_gpus) == (8, 1)
+    assert (place(LAPTOP).num_evaluators, place(LAPTOP).num_gpus) == (8, 0)
+    assert (place(BOX, gpus=0).num_evaluators, place(BOX, gpus=0).num_gpus) == (64, 0)
+    assert place(LAPTOP, cpus=2).num_evaluators == 4
+
+
+def test_pairs_of_gpus() -> None:
+    assert place(BOX, gpus=2) == Placement(4, 2, 1, start_timeout_s=1, stall_timeout_s=2)
+    assert place(BOX, gpus=3, evaluators=2).num_evaluators == 2
+
+
+def test_memory_limits_the_default() -> None:
+    assert place(LAPTOP, evaluator_bytes=5 * 10**9).num_evaluators == 3
+    assert place(LAPTOP, evaluator_bytes=50 * 10**9).num_evaluators == 1
+
+
+def test_more_than_memory_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert place(LAPTOP, evaluators=4, evaluator_bytes=5 * 10**9).num_evaluators == 4
+    assert "16.0 GB are free" in caplog.text
+    assert "cluster.num_evaluators=3 would fit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("machine", "evaluators", "gpus", "message"),
+    [
+        (BOX, 9, None, "9 evaluators with 1 GPU each asked for; this machine has 8 GPU. Ask for at most 8"),
+        (BOX, 5, 2, "5 evaluators with 2 GPU each asked for; this machine has 8 GPU. Ask for at most 4"),
+        (LAPTOP, None, 1, "evaluators with 1 GPU each asked for; this machine has 0 GPU"),
+        (BOX, None, 16, "16 GPU each asked for; this machine has 8 GPU"),
+    ],
+)
+def test_more_gpus_than_there_are(machine: LocalMachine, evaluators: int | None, gpus: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        place(machine, evaluators=evaluators, gpus=gpus)
+
+
+def node(cpus: int, gpus: int, memory: int, alive: bool = True) -> Node:
+    return Node("id", "10.0.0.1", cpus, gpus, memory, alive)
+
+
+def test_as_many_as_fit_on_the_living_nodes() -> None:
+    nodes = [node(64, 8, 500), node(64, 8, 500, alive=False), node(4, 3, 50), node(16, 0, 100)]
+    assert Placement(None, num_gpus=1, num_cpus=2).wanted(nodes) == 8 + 2
+    assert Placement(None, num_gpus=2).wanted(nodes) == 4 + 1
+    assert Placement(None, num_gpus=0, num_cpus=4, memory_bytes=50).wanted(nodes) == 10 + 1 + 2
+    assert Placement(5, num_gpus=1).wanted(nodes) == 5
+    assert Placement(None, num_gpus=9).wanted(nodes) == 0, "an evaluator never spans two nodes"
+
+
+def test_what_an_actor_asks_for() -> None:
+    options = Placement(1, num_gpus=2, num_cpus=3, memory_bytes=7).actor_options()
+    assert options == {"num_gpus": 2, "num_cpus": 3, "memory": 7, "max_restarts": 0, "max_task_retries": 0}
+    assert Placement(1, num_gpus=2).describe() == "2 GPU and 1 CPU"
+    assert Placement(1, num_gpus=0, memory_bytes=2 * 10**9).describe() == "0 GPU and 1 CPU and 2.0 GB of memory"

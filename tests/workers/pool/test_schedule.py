@@ -1,0 +1,258 @@
+"""The schedule in virtual time: a cluster whose clock is a heap."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from pruning.shape import Removal
+from workers.pool.schedule import MAX_TASK_S, PrefixKey, Running, Schedule
+from workers.pool.task_times import CostModel
+from workers.tasks import ScoreResult, ScoreTask
+
+LAYERS = 32
+LAYER_S, HEAD_S = 0.012, 0.02
+
+BLOCK = tuple(Removal("attention", layer, 0) for layer in range(LAYERS)) + tuple(Removal("mlp_channels", layer, 0) for layer in range(LAYERS))
+WIDTH = tuple(Removal("mlp_channels", layer, 7) for layer in range(LAYERS))
+
+
+def step(candidates: tuple[Removal, ...], num_batches: int = 8, base: str = "base") -> list[ScoreTask]:
+    return [ScoreTask("block", batch, base, candidates, "o") for batch in range(num_batches)]
+
+
+@dataclass
+class Simulation:
+    """Evaluators that take as long as their work; `speed` slows some of them, `stuck` never answer."""
+
+    num_evaluators: int
+    slowness: dict[int, float] = field(default_factory=dict)
+    stuck: set[int] = field(default_factory=set)
+    overhead_s: float = 0.002
+    costs: CostModel = field(default_factory=lambda: CostModel(LAYERS))
+    now: float = 0.0
+    busy_s: float = 0.0
+    useful_s: float = 0.0
+    answered: Counter[tuple[int, Removal | None]] = field(default_factory=Counter)
+    num_tasks: int = 0
+    longest_s: float = 0.0
+    held: dict[int, PrefixKey] = field(default_factory=dict)
+    _events: list[tuple[float, int, Schedule, Running, ScoreResult]] = field(default_factory=list)
+    _working: set[int] = field(default_factory=set)
+
+    def run(self, tasks: list[ScoreTask]) -> float:
+        """Seconds that one step takes. Copies of tasks that are not needed any more go on after its end, as in the pool."""
+        started, schedule = self.now, Schedule(tasks, self.costs)
+        self._hand_out(schedule)
+        while not schedule.finished:
+            if not self._events or self._events[0][0] > self.now + 1.0:  # the pool looks every second
+                self.now += 1.0
+            else:
+                self.now, evaluator, owner, running, result = heapq.heappop(self._events)
+                self._working.remove(evaluator)
+                if owner.done(evaluator, running, result) and owner is schedule:
+                    self.answered.update((running.task.batch, candidate) for candidate in running.task.candidates)  # type: ignore[union-attr]
+            self._hand_out(schedule)
+        return self.now - started
+
+    def _hand_out(self, schedule: Schedule) -> None:
+        exhausted = False
+        for evaluator in sorted(set(range(self.num_evaluators)) - self._working, key=self.costs.slowness):
+            if exhausted and not schedule.continues(self.held.get(evaluator)):
+                continue
+            running = schedule.next(evaluator, self.num_evaluators, self.held.get(evaluator), self.now)
+            if running is None:
+                exhausted = True
+                continue
+            task = running.task
+            assert isinstance(task, ScoreTask)
+            ran_prefix = self.held.get(evaluator) != task.prefix_key
+            layers = sum(LAYERS - candidate.layer for candidate in task.candidates if candidate)
+            seconds = (layers + LAYERS * ran_prefix) * LAYER_S + len(task.candidates) * HEAD_S
+            self.useful_s += layers * LAYER_S + len(task.candidates) * HEAD_S
+            seconds *= self.slowness.get(evaluator, 1.0)
+            self.longest_s = max(self.longest_s, seconds)
+            self.busy_s += seconds
+            self.num_tasks += 1
+            self.held[evaluator] = task.prefix_key
+            self._working.add(evaluator)
+            if evaluator not in self.stuck:
+                heapq.heappush(self._events, (self.now + self.overhead_s + seconds, evaluator, schedule, running, ScoreResult((), 1, seconds, ran_prefix)))
+
+
+def whole_search(simulation: Simulation, block_steps: int = 4, width_steps: int = 8) -> float:
+    """Seconds of some steps; every candidate must be answered once in each."""
+    seconds = 0.0
+    for number in range(block_steps + width_steps):
+        candidates = BLOCK[number:] if number < block_steps else WIDTH
+        simulation.answered.clear()
+        seconds += simulation.run(step(candidates, base=f"step {number}"))
+        assert simulation.answered == {(batch, candidate): 1 for batch in range(8) for candidate in candidates}
+    return seconds
+
+
+@pytest.mark.parametrize(("num_evaluators", "share"), [(1, 0.98), (8, 0.96), (64, 0.92)])
+def test_evaluators_stay_busy(num_evaluators: int, share: float) -> None:
+    simulation = Simulation(num_evaluators)
+    seconds = whole_search(simulation)
+    assert simulation.busy_s / (seconds * num_evaluators) > share
+
+
+def test_more_evaluators_are_faster_as_far_as_prefixes_allow() -> None:
+    seconds = [whole_search(Simulation(count)) for count in (1, 8, 64)]
+    assert seconds[0] / seconds[1] > 7.5
+    assert seconds[0] / seconds[2] > 35
+
+
+def test_a_slow_evaluator_does_not_hold_the_step_up() -> None:
+    even, slow = Simulation(8), Simulation(8, slowness={3: 10.0})
+    assert whole_search(slow) < 1.35 * whole_search(even)
+
+
+def test_a_stuck_evaluator_costs_its_share_only() -> None:
+    simulation = Simulation(8)
+    whole_search(simulation, 1, 1)
+    simulation.stuck = {2}
+    before = simulation.now
+    whole_search(simulation)
+    assert simulation.now - before < 1.5 * whole_search(Simulation(8))
+
+
+def test_an_evaluator_that_was_slow_once_gets_work_again() -> None:
+    """It met a machine that was busy for a moment; steps of one batch leave it little chance to show that it is over."""
+    simulation = Simulation(2)
+
+    def seconds(number: int) -> float:
+        return simulation.run(step(WIDTH, 1, base=f"step {number}"))
+
+    usual = [seconds(number) for number in range(5)][-1]
+    simulation.slowness = {1: 30.0}
+    seconds(5)
+    simulation.slowness = {}
+    assert [seconds(number) for number in range(6, 40)][-1] < 1.1 * usual
+
+
+def test_without_a_stuck_evaluator_hardly_anything_is_done_twice() -> None:
+    simulation = Simulation(16)
+    whole_search(simulation)
+    assert sum(simulation.answered.values()) == 8 * LAYERS
+    useful = 8 * (sum(LAYERS - candidate.layer for number in range(4) for candidate in BLOCK[number:]) + 8 * sum(range(1, LAYERS + 1))) * LAYER_S
+    useful += 8 * (sum(len(BLOCK) - number for number in range(4)) + 8 * LAYERS) * HEAD_S
+    assert simulation.useful_s < 1.02 * useful
+
+
+def test_no_task_is_long_once_costs_are_known() -> None:
+    simulation = Simulation(1)
+    simulation.slowness = {0: 50.0}
+    whole_search(simulation, 2, 2)
+    simulation.longest_s = 0.0
+    whole_search(simulation, 2, 2)
+    assert MAX_TASK_S < simulation.longest_s < MAX_TASK_S + 2 * 50 * LAYERS * LAYER_S
+
+
+def drain(schedule: Schedule) -> list[Running]:
+    """All that there is, for an evaluator that has the prefix."""
+    taken = []
+    while (running := schedule.next(0, 4, ("block", 0, "base"), 0.0)) is not None:
+        taken.append(running)
+    return taken
+
+
+def test_a_task_that_fails_is_handed_out_again() -> None:
+    schedule = Schedule(step(BLOCK, 1), CostModel(LAYERS))
+    [first, *rest] = drain(schedule)
+    assert schedule.failed(0, first) == 1
+    again = drain(schedule)
+    taken = [candidate for running in again for candidate in running.task.candidates]  # type: ignore[union-attr]
+    assert taken == list(first.task.candidates)  # type: ignore[union-attr]
+    for running in again + rest:
+        assert schedule.done(0, running, None)
+    assert schedule.finished
+
+
+def test_after_two_failures_candidates_are_told_apart() -> None:
+    """Only the one that kills its evaluator reaches the third failure."""
+    schedule = Schedule(step(BLOCK[:6], 1), CostModel(LAYERS))
+    poison, worst = BLOCK[1], 0
+    for _ in range(20):
+        running = schedule.next(0, 1, None, 0.0)
+        if running is None:
+            break
+        assert isinstance(running.task, ScoreTask)
+        if poison in running.task.candidates:
+            worst = schedule.failed(0, running)
+            if worst == 3:
+                assert running.task.candidates == (poison,)
+                return
+        else:
+            schedule.done(0, running, None)
+    pytest.fail(f"the poison candidate failed {worst} times")
+
+
+def test_a_lost_evaluator_and_an_exception_are_counted_apart() -> None:
+    """One of each on the same candidate makes neither twice."""
+    schedule = Schedule(step(BLOCK[:1], 1), CostModel(LAYERS))
+    for error, count in ((False, 1), (True, 1), (False, 2), (True, 2)):
+        running = schedule.next(0, 1, None, 0.0)
+        assert running is not None
+        assert schedule.failed(0, running, error=error) == count
+
+
+def test_a_machine_that_goes_blames_no_candidate() -> None:
+    schedule = Schedule(step(BLOCK, 1), CostModel(LAYERS))
+    for _ in range(10):
+        running = schedule.next(0, 1, None, 0.0)
+        assert running is not None
+        assert schedule.failed(0, running, blame=False) == 0
+
+
+def test_the_first_of_two_answers_counts() -> None:
+    simulation = Simulation(2)
+    whole_search(simulation, 1, 0)
+    schedule = Schedule(step(WIDTH[:1], 1), simulation.costs)
+    first = schedule.next(0, 2, None, 0.0)
+    assert first is not None
+    assert schedule.next(1, 2, None, 0.1) is None, "nothing is late yet"
+    assert schedule.next(1, 2, None, 60.0) is first
+    assert schedule.next(1, 2, None, 90.0) is None, "two are enough"
+    assert schedule.done(1, first, None)
+    assert schedule.finished
+    assert not schedule.done(0, first, None)
+    assert schedule.failed(0, first) == 0
+
+
+def test_one_of_two_holders_lost_is_no_loss() -> None:
+    simulation = Simulation(2)
+    whole_search(simulation, 1, 0)
+    schedule = Schedule(step(WIDTH[:1], 1), simulation.costs)
+    first = schedule.next(0, 2, None, 0.0)
+    assert first is not None
+    assert schedule.next(1, 2, None, 60.0) is first
+    assert schedule.failed(0, first) == 0
+    assert not schedule.finished
+    assert schedule.done(1, first, None)
+    assert schedule.finished
+
+
+def test_costs_are_learnt_from_noisy_tasks() -> None:
+    costs, draw = CostModel(LAYERS), random.Random(1)
+    for number in range(300):
+        candidates = tuple(draw.sample(BLOCK, draw.randint(1, 6)))
+        layers = sum(LAYERS - candidate.layer for candidate in candidates) + LAYERS
+        seconds = (layers * LAYER_S + len(candidates) * HEAD_S) * draw.uniform(0.8, 1.2)
+        costs.observe(number % 7, ScoreTask("block", 0, "base", candidates, "o"), ScoreResult((), 1, seconds))
+    assert costs.work_s(1, 1) == pytest.approx(LAYER_S + HEAD_S, rel=0.3)
+    assert costs.prefix_s() == pytest.approx(LAYERS * LAYER_S, rel=0.1)
+    assert costs.slowness(3) == pytest.approx(1, abs=0.25)
+    assert costs.slowness(99) == 1
+
+
+def test_equal_tasks_still_give_a_usable_cost() -> None:
+    costs = CostModel(LAYERS)
+    for _ in range(5):
+        costs.observe(0, ScoreTask("block", 0, "base", (BLOCK[0],), "o"), ScoreResult((), 1, 6.5))
+    assert costs.task_s(ScoreTask("block", 0, "base", (BLOCK[0],), "o")) == pytest.approx(6.5)

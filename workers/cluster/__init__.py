@@ -1,0 +1,1 @@
+"""The Ray that evaluators run on, and where on it they go."""

@@ -1,0 +1,109 @@
+"""Where evaluators go: what each of them gets, and how many there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from pruning.errors import InputError
+from workers.cluster.ray_session import Node
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Number of evaluators and the resources of each.
+
+    Args:
+        num_evaluators: None: as many as fit, more when the cluster grows.
+        memory_bytes: main memory that Ray sets aside for each; 0: none.
+        start_timeout_s: how long one may take to load its model, once it has its resources.
+        stall_timeout_s: how long a search waits while it has no evaluator at all.
+    """
+
+    num_evaluators: int | None
+    num_gpus: int
+    num_cpus: int = 1
+    memory_bytes: int = 0
+    start_timeout_s: float = 600.0
+    stall_timeout_s: float = 600.0
+
+    def wanted(self, nodes: Sequence[Node]) -> int:
+        """Evaluators that there should be on these nodes."""
+        return self.num_evaluators if self.num_evaluators is not None else sum(self.fits_on(node) for node in nodes if node.alive)
+
+    def fits_on(self, node: Node) -> int:
+        """Evaluators that fit on one node: an evaluator never spans two."""
+        pairs = ((node.num_gpus, self.num_gpus), (node.num_cpus, self.num_cpus), (node.memory_bytes, self.memory_bytes))
+        return min((int(has // needs) for has, needs in pairs if needs), default=0)
+
+    def actor_options(self) -> dict[str, Any]:
+        memory = {"memory": self.memory_bytes} if self.memory_bytes else {}
+        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, "max_restarts": 0, "max_task_retries": 0} | memory
+
+    def describe(self) -> str:
+        memory = f" and {self.memory_bytes / 1e9:.1f} GB of memory" if self.memory_bytes else ""
+        return f"{self.num_gpus} GPU and {self.num_cpus} CPU{memory}"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMachine:
+    """What this machine has, or is told to pretend to have (`num_gpus`: logical GPUs make pinning testable anywhere)."""
+
+    num_cpus: int
+    num_gpus: int
+    free_bytes: int
+
+    @classmethod
+    def detect(cls, *, num_gpus: int | None = None) -> LocalMachine:
+        if num_gpus is None:
+            import torch
+
+            num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_gpus, psutil.virtual_memory().available)
+
+    def gpus_per_evaluator(self, asked: int | None) -> int:
+        """GPUs that an evaluator gets: those asked for, else one where there are any."""
+        return asked if asked is not None else min(1, self.num_gpus)
+
+
+def place_locally(
+    machine: LocalMachine,
+    *,
+    num_evaluators: int | None,
+    num_gpus_per_evaluator: int | None,
+    num_cpus_per_evaluator: int,
+    evaluator_bytes: int,
+    start_timeout_s: float,
+    stall_timeout_s: float,
+) -> Placement:
+    """One evaluator per GPU where there are GPUs, else one per core as far as memory goes.
+
+    Raises:
+        InputError: more is asked for than there is.
+    """
+    gpus = machine.gpus_per_evaluator(num_gpus_per_evaluator)
+    if gpus:
+        fits = machine.num_gpus // gpus
+        count = num_evaluators or fits
+        if count > fits or not fits:
+            asked = f"{count} evaluators with {gpus} GPU each" if num_evaluators else f"evaluators with {gpus} GPU each"
+            raise InputError(
+                f"cluster.num_gpus_per_evaluator, cluster.num_evaluators: {asked} asked for; this machine has {machine.num_gpus} GPU. "
+                f"Ask for at most {fits} evaluators, or cluster.num_gpus_per_evaluator=0 for CPU"
+            )
+    else:
+        fits = max(1, min(machine.num_cpus // num_cpus_per_evaluator, machine.free_bytes // evaluator_bytes))
+        count = num_evaluators or fits
+        if count * evaluator_bytes > machine.free_bytes:
+            log.warning(
+                "%d evaluators need about %.1f GB of memory each, %.1f GB are free: they may be killed. cluster.num_evaluators=%d would fit",
+                count, evaluator_bytes / 1e9, machine.free_bytes / 1e9, max(1, machine.free_bytes // evaluator_bytes),
+            )  # fmt: skip
+    return Placement(count, gpus, num_cpus_per_evaluator, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s)

@@ -1,0 +1,1 @@
+"""Plain classes that hold a model and compute: scores, answers, costs."""

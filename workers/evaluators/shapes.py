@@ -1,0 +1,162 @@
+"""One dense model that scores tasks. A plain class: where it runs and with which resources is decided by who creates it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+
+import torch
+
+from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.importance.block_influence import LayerSimilarity, layer_similarity
+from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
+from pruning.scoring.masking import masked
+from pruning.scoring.nll import Prefix, run_prefix, score_candidates, sequence_nll
+from pruning.shape import LayerShape, ModelShape
+from workers.evaluators.device import Device, out_of_memory
+from workers.tasks import EvaluatorInfo, EvaluatorSpec, InfluenceTask, OrderTask, Result, ScoreResult, ScoreTask, Task
+
+log = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Holds one dense model and answers tasks.
+
+    Args:
+        spec: what to load.
+        order: channel order to sort the weights by; None until it is known, and then `set_order`.
+        num_gpus: see `Device`.
+
+    Raises:
+        InputError: the model cannot be loaded, or its family does not behave as scoring needs.
+    """
+
+    def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None) -> None:
+        self.spec = spec
+        self._device = Device(spec.num_threads, num_gpus)
+        self.model = self._device.load(spec.checkpoint, spec.dtype)
+        accounting = Accounting(self.model.config, trust_remote_code=spec.checkpoint.trust_remote_code)
+        self.family, self.geometry = accounting.family, accounting.geometry
+        self._order: ChannelOrder | None = None
+        self._prefix: tuple[object, Prefix] | None = None
+        self._check_family()
+        if order is not None:
+            self.set_order(order)
+
+    def describe(self) -> EvaluatorInfo:
+        return self._device.describe()
+
+    def set_order(self, order: ChannelOrder) -> None:
+        """Sorts the weights, from whatever order they are in. Asking for that one does nothing."""
+        if self._order is not None and self._order.fingerprint == order.fingerprint:
+            return
+        self._prefix = None  # it may be views of weights that move now
+        reorder(self.model, self.family, self.geometry, order if self._order is None else order.after(self._order))
+        self._order = order
+
+    def run(self, task: Task) -> Result:
+        """Does one task.
+
+        Raises:
+            TypeError: it is one of a `DocumentEvaluator`.
+        """
+        match task:
+            case ScoreTask():
+                return self._score(task)
+            case OrderTask():
+                return self._find_order(task)
+            case InfluenceTask():
+                return self._find_influence(task)
+        raise TypeError(f"an evaluator of shapes cannot do {task}")
+
+    def _score(self, task: ScoreTask) -> ScoreResult:
+        self._check_order(task.order)
+        started = time.perf_counter()
+        base = ModelShape.parse(task.base)
+        candidates = [base if removal is None else base.without(removal) for removal in task.candidates]
+        ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
+        try:
+            nll, halved = score_candidates(self.model, self.family, self.geometry, self._prefix_of(task, base), candidates), False
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
+            nll, halved = self._score_in_halves(task, base, candidates, error), True
+        num_tokens = len(self.spec.token_sets[task.set_name][0]) - 1
+        return ScoreResult(tuple(tuple(row) for row in nll.tolist()), num_tokens, time.perf_counter() - started, ran_prefix or halved, halved)
+
+    def _score_in_halves(self, task: ScoreTask, base: ModelShape, candidates: Sequence[ModelShape], cause: Exception) -> torch.Tensor:
+        """The same sequences in the same order, half of them at a time. The next task is tried whole again."""
+        self._free_memory()
+        tokens_BT = self._batch(task.set_name, task.batch)
+        advice = "set a smaller calibration.sequence_length, or spread the model over more GPUs with cluster.num_gpus_per_evaluator"
+        if len(tokens_BT) == 1:
+            raise InputError(f"calibration: one sequence of {tokens_BT.shape[1]} tokens does not fit into the memory of {self.describe()}; {advice}") from cause
+        log.warning("out of memory with %d sequences at a time: scoring them in two halves, which can change the last digits", len(tokens_BT))
+        halves = []
+        try:
+            for half_BT in tokens_BT.split((len(tokens_BT) + 1) // 2):
+                prefix = run_prefix(self.model, self.family, self.geometry, base, half_BT)
+                halves.append(score_candidates(self.model, self.family, self.geometry, prefix, candidates))
+                del prefix
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self._free_memory()
+            raise InputError(
+                f"calibration.batch_size: {self.spec.batch_size} sequences of {tokens_BT.shape[1]} tokens do not fit into the memory of {self.describe()}, "
+                f"nor do half of them; set a smaller one (it is part of every score's key, so scores are computed anew), or {advice}"
+            ) from error
+        return torch.cat(halves, dim=1)
+
+    def _free_memory(self) -> None:
+        self._prefix = None
+        self._device.free_memory()
+
+    def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
+        """The prefix of the last task is kept: the next one is often for the same batch."""
+        if self._prefix is None or self._prefix[0] != task.prefix_key:
+            self._prefix = None  # the old one goes before the new one comes
+            self._prefix = (task.prefix_key, run_prefix(self.model, self.family, self.geometry, base, self._batch(task.set_name, task.batch)))
+        return self._prefix[1]
+
+    def _find_order(self, task: OrderTask) -> ChannelOrder:
+        if self._order is not None:  # a search before this one sorted them; sums over channels in another order have other last digits
+            self.set_order(ChannelOrder.as_stored(self.geometry))
+        num_batches = -(-len(self.spec.token_sets[task.set_name]) // self.spec.batch_size)
+        batches = (self._batch(task.set_name, index) for index in range(num_batches))
+        return channel_order(self.model, self.family, self.geometry, task.importance, batches)
+
+    def _find_influence(self, task: InfluenceTask) -> LayerSimilarity:
+        self._check_order(task.order)
+        return layer_similarity(self.model, self.family, self._batch(task.set_name, task.batch))
+
+    def _check_order(self, asked: str) -> None:
+        if self._order is None or asked != self._order.fingerprint:
+            raise ValueError(f"the task is for channel order {asked}, the weights are in {self._order and self._order.fingerprint}")
+
+    def _batch(self, name: str, index: int) -> torch.Tensor:
+        start = index * self.spec.batch_size
+        return torch.tensor(self.spec.token_sets[name][start : start + self.spec.batch_size], device=self._device.torch)
+
+    def _check_family(self) -> None:
+        """Scores two small shapes of this very model both ways, since families outside the registry were found by their layout alone."""
+        dense = self.geometry.dense
+        last = len(dense.layers) - 1
+        without_last = ModelShape((*dense.layers[:last], LayerShape(0, 0)))
+        tokens = self._batch(next(iter(self.spec.token_sets)), 0)[:1, :8]
+        try:
+            with masked(self.model, self.family, self.geometry, without_last):
+                whole = sequence_nll(self.model, tokens)
+            prefix = run_prefix(self.model, self.family, self.geometry, dense, tokens)
+            reused = score_candidates(self.model, self.family, self.geometry, prefix, [without_last])[0]
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise InputError(f"model: blocks of architecture {self.family.model_type!r} cannot be taken out one by one: {error}") from error
+        if not torch.equal(whole, reused) and not (whole.isnan() & reused.isnan()).all():
+            raise InputError(
+                f"model: with architecture {self.family.model_type!r}, running only the layers above a change gives another result than running all "
+                f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
+            )

@@ -1,0 +1,1 @@
+"""Many evaluators behind one method: tasks out, results in, faults survived."""
