@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from pipelines.config.groups import ClusterConfig
 from pruning.errors import InputError
-from workers.cluster.placement import LocalMachine, Placement, place_locally
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement, place_locally
 from workers.cluster.ray_session import joined_ray, local_ray
 from workers.evaluators.shapes import Evaluator
 from workers.pool.inline_pool import InlinePool

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from workers.cluster.placement import LocalMachine
+from workers.cluster.machine import LocalMachine
 from workers.cluster.ray_session import local_ray
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cli.launch import override_problems
-from pipelines.config.groups import register
+from pipelines.config.overrides import override_problems
+from pipelines.config.schemas import register
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pruning.calibration.build import Tokens
+from pruning.calibration.token_sets import Tokens
 from pruning.costs.measured import Role, SpeedComparison, SpeedSettings
 from pruning.importance.block_influence import LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder, Importance

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from experiments.benchmarks import export_memory, importance_orders, memory, prefix_reuse, scaling, speedup, sweep
 from experiments.benchmarks.report import Report, machine, versions
 from pruning.errors import InputError
-from pruning.models.checkpoint import DTYPES
+from pruning.models.dtypes import DTYPES
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "prefix_reuse": lambda options: prefix_reuse.run(dtype=options.dtype, num_rounds=options.rounds),

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
-from pruning.calibration.build import TokenSet
+from pruning.calibration.token_sets import TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import Importance, channel_order, reorder
-from pruning.models.checkpoint import Checkpoint, resolve_dtype
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.dtypes import resolve_dtype
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape

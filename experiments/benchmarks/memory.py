@@ -12,9 +12,9 @@ import psutil
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
-from pruning.calibration.build import Tokens
+from pruning.calibration.token_sets import Tokens
 from pruning.importance.channel_order import ChannelOrder
-from pruning.models.families import Geometry
+from pruning.models.geometry import Geometry
 from pruning.shape import Removal
 from workers.evaluators.shapes import Evaluator
 from workers.tasks import EvaluatorSpec, ScoreResult, ScoreTask

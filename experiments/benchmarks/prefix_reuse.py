@@ -16,10 +16,11 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
-from pruning.models.checkpoint import resolve_dtype
+from pruning.models.dtypes import resolve_dtype
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
-from pruning.search.greedy import GreedySearch, Stage
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import Stage
 from pruning.shape import LayerShape, ModelShape
 
 T = TypeVar("T")

@@ -14,13 +14,15 @@ from transformers import PretrainedConfig
 
 from experiments.benchmarks.prefix_reuse import llama_2_7b
 from experiments.benchmarks.report import Report
-from pipelines.prune.driver import Scorer, run_search
+from pipelines.prune.driver import run_search
+from pipelines.prune.scorer import Scorer
 from pipelines.runs.journal import Journal
 from pipelines.store.scores import Context, ScoreStore
-from pruning.calibration.build import Calibration, TokenSet
+from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.models.checkpoint import Checkpoint
-from pruning.search.greedy import GreedySearch, make_stages
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
 from pruning.shape import LayerShape, ModelShape
 from workers.cluster.placement import Placement
 from workers.cluster.ray_session import local_ray

@@ -9,8 +9,9 @@ from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
-from pruning.models.checkpoint import resolve_dtype
-from pruning.search.greedy import GreedySearch, Stage
+from pruning.models.dtypes import resolve_dtype
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import Stage
 from pruning.shape import ModelShape
 from workers.cluster.placement import Placement
 from workers.cluster.ray_session import local_ray

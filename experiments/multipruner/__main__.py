@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cli.launch import CONF
-from pipelines.config.groups import register
+from pipelines.config.overrides import CONF
 from pipelines.config.reproduce import ReproduceConfig
+from pipelines.config.schemas import register
 from pipelines.reproduce.counts import count_checks
 from pipelines.reproduce.verdict import Check
 

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines import all_imported
 from pipelines.cli.console import console
-from pipelines.config.groups import register
-from pipelines.config.redaction import without_secrets
-from pipelines.errors import StoreUnavailable
+from pipelines.config.overrides import CONF, composition_error, override_problems, quoted, spelt_out
+from pipelines.config.schemas import register
+from pipelines.errors import Failed, StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
 from workers.pool.faults import WorkersLost
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 _RESUMED = ("prune", "sweep")
 """Commands that take `resume=true`."""
 
 Job = Callable[[DictConfig, Sequence[str]], object]
 """Takes the composed configuration and the overrides that the user gave."""
-
-
-class Failed(RuntimeError):
-    """Ends a command with status 1: it did what it could, and says what is missing."""
 
 
 def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[str]] = list) -> None:
@@ -46,7 +37,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
     all_imported()
     register()
     try:
-        arguments = sys.argv[1:] = prepare([_spelt_out(word) for word in sys.argv[1:]])
+        arguments = sys.argv[1:] = prepare([spelt_out(word) for word in sys.argv[1:]])
     except InputError as error:
         _stop(str(error), 2)
     _refuse_lists_of_files(config_name, arguments)
@@ -130,66 +121,6 @@ def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
         return [*(word for word in arguments if word not in free), f"{option}=[{','.join(map(quoted, free))}]"]
 
     return gathered
-
-
-def quoted(word: str) -> str:
-    """Any text as a quoted string of Hydra's grammar: backslashes count only before a quote, and `${` would be looked up."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word).replace("${", "\\${") + "'"
-
-
-def _spelt_out(word: str) -> str:
-    """`model=PATH` for `model.path=PATH`: people write it, and Hydra takes it for a file of `conf/model`."""
-    name, _, value = word.partition("=")
-    return f"model.path={value}" if name == "model" and value and not (CONF / "model" / f"{value}.yaml").is_file() else word
-
-
-def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """What is wrong with each override on its own, if the whole does not compose."""
-    with initialize_config_dir(str(CONF), version_base=None):
-        try:
-            compose(config_name, overrides=list(overrides))
-            return []
-        except (HydraException, OmegaConfBaseException) as error:
-            whole = composition_error(error)
-        names = option_names(compose(config_name))
-        problems = []
-        for override in overrides:
-            try:
-                compose(config_name, overrides=[override])
-            except (HydraException, OmegaConfBaseException) as error:
-                problems.append(_explain(override, error, names))
-    return problems or [whole]
-
-
-def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
-    name = override.split("=", 1)[0].lstrip("+~")
-    if name not in names and not isinstance(error, MissingConfigException):
-        return unknown_option(name, names)
-    value = override.partition("=")[2].lstrip("[{'\"")  # where the grammar is at fault, a URL may be behind any of these
-    return without_secrets(f"{override}: {composition_error(error)}", value)
-
-
-def unknown_option(name: str, names: Sequence[str]) -> str:
-    """What to say of an option that does not exist."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"{name}: no such option" + (f"; did you mean {close[0]}?" if close else "; --help lists all")
-
-
-def composition_error(error: Exception) -> str:
-    """What Hydra says is wrong, in one line."""
-    cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type", "reference_type"))]
-    return " ".join(lines)
-
-
-def option_names(config: DictConfig) -> list[str]:
-    """Of groups, their options, and options without a group."""
-    names: list[str] = []
-    for name, value in OmegaConf.to_container(config).items():  # type: ignore[union-attr]
-        names.append(str(name))
-        if isinstance(value, dict):
-            names += [f"{name!s}.{field!s}" for field in value]
-    return names
 
 
 def _stop(message: str, status: int) -> NoReturn:

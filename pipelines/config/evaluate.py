@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 
-from pipelines.config.groups import URLS, ClusterConfig, EvaluationConfig, ModelConfig, PruneConfig, StoreConfig, TrackingConfig, checked
-from pipelines.config.redaction import MASK, masked_url
-from pruning.errors import InputError
-
-_SAVED = ("tracking", "store")
-"""Groups that an evaluation of a search takes from it, so that its numbers are on the search's page, and its scores with the search's."""
+from pipelines.config.groups import ClusterConfig, EvaluationConfig, ModelConfig, StoreConfig, TrackingConfig, checked
+from pipelines.config.prune import PruneConfig
 
 
 @dataclass
@@ -66,24 +61,3 @@ class EvaluateConfig:
         if not self.evaluation.wanted:
             found.append("evaluation: nothing to measure; give evaluation.tasks, evaluation.texts or evaluation.cost=true")
         return found
-
-
-def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig:
-    """With `run=`: tracking and store of that search, unless the command gives others.
-
-    Raises:
-        InputError: a URL had a password, which is not saved, and is not given again.
-    """
-    path = Path(config.run or "").expanduser() / "config.yaml"
-    if config.run is None or not path.is_file():
-        return config
-    merged, saved = config.copy(), OmegaConf.load(path)
-    for group in _SAVED:
-        if not any(name.partition(".")[0] == group for name in given) and OmegaConf.select(saved, group) is not None:
-            OmegaConf.update(merged, group, OmegaConf.merge(merged[group], saved[group]))  # type: ignore[index]
-    for name in URLS:
-        url, own = OmegaConf.select(merged, name), OmegaConf.select(config, name)
-        if MASK in url and masked_url(own) != url:
-            raise InputError(f"{name}: the search in {config.run} used {url}, and passwords are not saved; give it again, as on its own command")
-        OmegaConf.update(merged, name, own if MASK in url else url)
-    return merged

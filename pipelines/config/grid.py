@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.cli.launch import CONF, quoted
+from pipelines.config.overrides import CONF, quoted
 from pruning.errors import InputError
 
 AXES = ("model", "calibration", "search", "experiment")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, get_args
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from pipelines.config.expected import ExpectedConfig
 from pipelines.config.redaction import masked_url
-from pruning.calibration.build import SOURCES
+from pruning.calibration.recipe import SOURCES
 from pruning.errors import InputError
-from pruning.export import FORMAT_NAMES
 from pruning.importance.channel_order import Importance
-from pruning.models.checkpoint import DTYPES
-from pruning.search.greedy import Layout, Strategy
+from pruning.models.dtypes import DTYPES
+from pruning.search.stages import Layout, Strategy
 
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -55,7 +52,7 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         found = [] if self.path.strip() else ["model.path: empty; give a folder, a .gguf file or a hub id"]
-        return found + _one_of("model.dtype", self.dtype, DTYPES)
+        return found + one_of("model.dtype", self.dtype, DTYPES)
 
 
 @dataclass
@@ -73,9 +70,9 @@ class CalibrationConfig:
     seed: int = MISSING
 
     def problems(self) -> list[str]:
-        found = _one_of("calibration.source", self.source, SOURCES)
+        found = one_of("calibration.source", self.source, SOURCES)
         for name, lowest in (("num_block_samples", 1), ("num_width_samples", 1), ("num_heldout_samples", 0), ("sequence_length", 2), ("batch_size", 1)):
-            found += _at_least(f"calibration.{name}", getattr(self, name), lowest)
+            found += at_least(f"calibration.{name}", getattr(self, name), lowest)
         if self.source == "pydoc" and self.path is not None:
             found.append(f"calibration.path: {self.path}, but calibration=pydoc reads no file; did you mean calibration=text?")
         if self.source in ("text", "tokens") and self.path is None:
@@ -102,8 +99,8 @@ class SearchConfig:
         return 42 if self.seed is None else self.seed
 
     def problems(self) -> list[str]:
-        found = _one_of("search.importance", self.importance, IMPORTANCES) + _one_of("search.layout", self.layout, LAYOUTS)
-        found += _one_of("search.strategy", self.strategy, STRATEGIES)
+        found = one_of("search.importance", self.importance, IMPORTANCES) + one_of("search.layout", self.layout, LAYOUTS)
+        found += one_of("search.strategy", self.strategy, STRATEGIES)
         if self.seed is not None and self.strategy != "random":
             found.append(f"search.seed: {self.seed}, which has no effect with search.strategy={self.strategy}; it is for random")
         if not 0 < self.target_ratio < 1:
@@ -122,7 +119,7 @@ class SearchConfig:
             )
         for name in ("mlp_group_channels", "head_group_channels"):
             value = getattr(self, name)
-            found += [] if value is None else _at_least(f"search.{name}", value, 1)
+            found += [] if value is None else at_least(f"search.{name}", value, 1)
         return found
 
 
@@ -143,10 +140,10 @@ class ClusterConfig:
     task_timeout_s: float = MISSING
 
     def problems(self) -> list[str]:
-        found = _one_of("cluster.kind", self.kind, CLUSTERS)
+        found = one_of("cluster.kind", self.kind, CLUSTERS)
         for name, lowest in (("num_evaluators", 1), ("num_gpus", 0), ("num_gpus_per_evaluator", 0), ("num_cpus_per_evaluator", 1)):
             value = getattr(self, name)
-            found += [] if value is None else _at_least(f"cluster.{name}", value, lowest)
+            found += [] if value is None else at_least(f"cluster.{name}", value, lowest)
         for name in ("join_timeout_s", "start_timeout_s", "stall_timeout_s", "task_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"cluster.{name}: {getattr(self, name):g}; it is in seconds, above 0")
@@ -195,7 +192,7 @@ class StoreConfig:
         found = []
         if not self.url.strip():
             found.append("store.url: empty; put it into the environment, as MULTIPRUNER_STORE_URL=postgresql://USER:PASSWORD@HOST/DATABASE")
-        elif not _is_sqlalchemy_url(self.url):
+        elif not is_sqlalchemy_url(self.url):
             found.append(f"store.url: {masked_url(self.url)!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db")
         if not 0 <= self.retry_s < math.inf:
             found.append(f"store.retry_s: {self.retry_s:g}; it is in seconds, 0 or more")
@@ -231,7 +228,7 @@ class EvaluationConfig:
         lowest = {"num_fewshot": 0, "limit": 1, "max_windows": 1, "sequence_length": 2, "batch_size": 1, "max_length": 2}
         lowest |= dict.fromkeys(("cost_batch_size", "cost_prompt_tokens", "cost_new_tokens", "cost_rounds"), 1)
         given = [(name, getattr(self, name)) for name in lowest]
-        found = [problem for name, value in given if value is not None for problem in _at_least(f"evaluation.{name}", value, lowest[name])]
+        found = [problem for name, value in given if value is not None for problem in at_least(f"evaluation.{name}", value, lowest[name])]
         for name in ("tasks", "texts"):
             words = list(getattr(self, name))
             found += [f"evaluation.{name}: {word} is there twice" for word in dict.fromkeys(words) if words.count(word) > 1]
@@ -240,143 +237,8 @@ class EvaluationConfig:
         return found
 
 
-@dataclass
-class PruneConfig:
-    """Everything that `pipelines.prune` takes."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    export: str | None = MISSING
-    output_dir: str | None = MISSING
-    resume: bool = MISSING
-    expected: ExpectedConfig | None = None
-
-    @classmethod
-    def of(cls, config: DictConfig) -> Self:
-        """See `checked`."""
-        return checked(cls, config, cls.problems)
-
-    def problems(self) -> list[str]:
-        groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store, self.evaluation)
-        found = [problem for group in groups for problem in group.problems()]
-        if self.export is not None:
-            found += _one_of("export", self.export, FORMAT_NAMES)
-        found += self.expected.problems() if self.expected is not None else []
-        if self.resume and self.output_dir is None:
-            found.append("output_dir: missing; resume=true goes on with the run in that folder")
-        return found
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide the result. Two runs that agree on them, and on the bytes of model and calibration, have the same trajectory."""
-        calibration, search = self.calibration, self.search
-        identity: dict[str, Any] = {
-            "calibration.batch_size": calibration.batch_size,
-            "search.target_ratio": search.target_ratio,
-            "search.distribution": [float(share) for share in search.distribution],
-            "search.importance": search.importance,
-        }
-        # Left out where they change nothing, as in folders from before there was a choice.
-        identity |= {"search.layout": search.layout} if search.layout != "any" else {}
-        identity |= {"search.strategy": search.strategy} if search.strategy != "greedy" else {}
-        return identity | ({"search.seed": search.drawn_with} if search.strategy == "random" else {})
-
-
-@dataclass
-class PlanConfig(PruneConfig):
-    """Everything that `pipelines.plan` takes: the options of a search, or with a grid those of a sweep."""
-
-    grid: dict[str, Any] = field(default_factory=dict)
-    tflops_per_evaluator: float | None = MISSING
-    rate_of: str | None = MISSING
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.tflops_per_evaluator is not None and self.tflops_per_evaluator <= 0:
-            found.append(f"tflops_per_evaluator: {self.tflops_per_evaluator:g}; it is above 0")
-        if self.tflops_per_evaluator is not None and self.rate_of is not None:
-            found.append("tflops_per_evaluator, rate_of: both are given; give one of them")
-        return found
-
-
-@dataclass
-class ExportConfig:
-    """Everything that `pipelines.export` takes."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    run: str | None = MISSING
-    shape: str | None = MISSING
-    importance: str | None = MISSING
-    format: str = MISSING
-    dtype: str = MISSING
-    max_shard_gb: float = MISSING
-    tokenizer_gguf: str | None = MISSING
-    output_dir: str | None = MISSING
-
-    @classmethod
-    def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
-        """See `checked`; `given` are the names of the options that the command gives."""
-        return checked(cls, config, lambda typed: typed.problems(given))
-
-    def problems(self, given: Sequence[str]) -> list[str]:
-        found = _one_of("format", self.format, FORMAT_NAMES) + _one_of("dtype", self.dtype, DTYPES)
-        if (self.run is None) == (self.shape is None):
-            what = "neither is given" if self.run is None else "both are given"
-            found.append(f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and model.path=MODEL")
-        if self.run is not None:
-            names = [name for name in given if name.partition(".")[0] in ("model", "importance")]
-            found += [f"{name}: has no effect with run=, which knows its model and channel order" for name in names]
-        else:
-            found += self.model.problems()
-            found += ["model.dtype: has no effect on an export; give dtype"] if "model.dtype" in given else []
-            found += [] if self.output_dir else ["output_dir: missing; with shape= give the folder to write"]
-            if self.importance not in (None, "l1", "none"):
-                found.append(
-                    f"importance: {self.importance!r}; with shape= one of l1, none, or null for the channel_order.safetensors beside the file (activation "
-                    "needs the calibration text of its search: give run=)"
-                )
-        if not 0 < self.max_shard_gb < math.inf:
-            found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
-        if "max_shard_gb" in given and self.format == "gguf":
-            found.append(f"max_shard_gb: {self.max_shard_gb:g}, which has no effect with format=gguf, which is one file")
-        if self.tokenizer_gguf is not None and self.format != "gguf":
-            found.append(f"tokenizer_gguf: {self.tokenizer_gguf}, which has no effect with format={self.format}; it is for format=gguf")
-        return found
-
-
-def register() -> None:
-    """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
-    from pipelines.config.evaluate import EvaluateConfig
-    from pipelines.config.report import ReportConfig
-    from pipelines.config.reproduce import ReproduceConfig
-    from pipelines.config.sweep import SweepConfig
-
-    store = ConfigStore.instance()
-    store.store(name="prune_schema", node=PruneConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
-    store.store(name="export_schema", node=ExportConfig)
-    store.store(name="plan_schema", node=PlanConfig)
-    store.store(name="report_schema", node=ReportConfig)
-    store.store(name="sweep_schema", node=SweepConfig)
-    store.store(name="reproduce_schema", node=ReproduceConfig)
-    groups = {
-        "model": ModelConfig,
-        "calibration": CalibrationConfig,
-        "search": SearchConfig,
-        "cluster": ClusterConfig,
-        "tracking": TrackingConfig,
-        "store": StoreConfig,
-        "evaluation": EvaluationConfig,
-    }
-    for group, schema in groups.items():
-        store.store(group=group, name="schema", node=schema)
-
-
-def _is_sqlalchemy_url(url: str) -> bool:
+def is_sqlalchemy_url(url: str) -> bool:
+    """Whether SQLAlchemy would take it; the driver's package may still be missing."""
     if url.startswith("sqlite:///"):
         return True  # any text is the name of a file
 
@@ -390,9 +252,11 @@ def _is_sqlalchemy_url(url: str) -> bool:
     return True
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
+    """The problem of a value that is not among the allowed ones."""
     return [] if value in allowed else [f"{name}: {value!r}; one of {', '.join(allowed)}"]
 
 
-def _at_least(name: str, value: int, lowest: int) -> list[str]:
+def at_least(name: str, value: int, lowest: int) -> list[str]:
+    """The problem of a value that is too small."""
     return [] if value >= lowest else [f"{name}: {value}; at least {lowest}"]

@@ -9,7 +9,8 @@ from typing import Self
 from omegaconf import MISSING, DictConfig
 
 from pipelines.config.expected import ExpectedConfig
-from pipelines.config.groups import PruneConfig, checked
+from pipelines.config.groups import checked
+from pipelines.config.prune import PruneConfig
 
 MODES = ("counts", "shape", "search")
 

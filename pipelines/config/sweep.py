@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipelines.config.groups import PruneConfig
+from pipelines.config.prune import PruneConfig
 
 
 @dataclass

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
-from pipelines.cli.console import WorkProgress, console, log_to
+from pipelines.cli.console import log_to
 from pipelines.cli.launch import launch
-from pipelines.config.evaluate import EvaluateConfig, with_settings_of_run
-from pipelines.config.redaction import masked_url
-from pipelines.evaluate.measurement import EvaluationJob, Measured, ModelMeasurement, open_job
-from pipelines.evaluate.models import Subjects
-from pipelines.evaluate.results import as_csv, metrics, table
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.evaluate.evaluation_run import identity_of, run_evaluation
+from pipelines.evaluate.measurement import open_job
 from pipelines.evaluators import joined
-from pipelines.prune.job import saved_url
-from pipelines.prune.summary import git_revision, versions
+from pipelines.runs.files import EVALUATION_LOG
 from pipelines.runs.folder import RunFolder
-from pipelines.store.scores import ScoreStore
-from pipelines.tracking.tracker import Tracker
-from pruning.costs.measured import Role
-from pruning.shape import dump_json
-
-log = logging.getLogger(__name__)
-
-REPORT, TABLE, LOG = "evaluation.json", "evaluation.csv", "evaluate.log"
+from pipelines.runs.resume import with_settings_of_run
 
 
 def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -44,125 +30,11 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     with joined(config.cluster), open_job(config) as job, RunFolder(config.output_dir or config.run) as folder:
         try:
             if job.subjects.run is None or folder.path != job.subjects.run.folder:
-                folder.claim(_identity(job))
-            log_to(folder.path / LOG)
-            return _run(job, folder)
+                folder.claim(identity_of(job))
+            log_to(folder.path / EVALUATION_LOG)
+            return run_evaluation(job, folder)
         finally:
             log_to(None)
-
-
-def evaluate_run(config: EvaluateConfig, folder: RunFolder, subjects: Subjects | None = None) -> dict[str, Any]:
-    """The same for a search that has just ended, in its folder, which the caller holds. `config.run` is that folder.
-
-    Args:
-        subjects: instead of a search, models that the caller has.
-    """
-    with open_job(config, subjects) as job:
-        return _run(job, folder)
-
-
-def _run(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
-    config, started = job.config, time.time()
-    tracker = _tracker(job, folder, started)
-    tracker.start(_params(job) if job.subjects.run is None else {}, _tags(job), {})
-    try:
-        with ScoreStore(config.store.url, config.store.retry_s) as store, WorkProgress("tokens") as progress:
-            measurement = ModelMeasurement(job, store, progress)
-            measured = {subject.role: measurement.measure(subject) for subject in job.subjects.models}
-            cost = measurement.cost() if config.evaluation.cost else None
-        report = _report(job, measured, cost, time.time() - started)
-        folder.write(REPORT, dump_json(report))
-        folder.write(TABLE, as_csv(report))
-        tracker.log_metrics(metrics(report), step=len(job.subjects.run.lines) if job.subjects.run else 0, timestamp=time.time())
-        tracked = tracker.finish(succeeded=True, artifacts=[folder.path / REPORT, folder.path / TABLE])
-    except BaseException:
-        tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
-        raise
-    console.print()
-    console.print(table(report))
-    where = f"; in MLflow: run {tracker.run_id} of {masked_url(config.tracking.uri)}" if tracked else ""
-    console.print(f"everything is in {folder.path / REPORT}{where}", markup=False, soft_wrap=True)
-    return report
-
-
-def _report(job: EvaluationJob, measured: Mapping[Role, Measured], cost: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
-    subjects, benchmarks, main = job.subjects, job.benchmarks, measured[job.subjects.main.role]
-    dense = measured.get("dense")
-    return {
-        "model": subjects.name,
-        "source": subjects.source,
-        "shape": subjects.shape,
-        "ratio": subjects.ratio,
-        **main.to_json(),
-        "dense": dense.to_json() if dense is not None else None,
-        "cost": cost,
-        "settings": _settings(job),
-        "fingerprints": {
-            **{subject.role: subject.fingerprint for subject in subjects.models},
-            "tokenizer": subjects.main.tokenizer_fingerprint(),
-            "channel_order": subjects.main.order.fingerprint if subjects.main.order else None,
-            "texts": {name: tokens.fingerprint for name, tokens in benchmarks.windows.items()},
-        },
-        "num_windows": {name: tokens.num_sequences for name, tokens in benchmarks.windows.items()},
-        "device": main.device,
-        "num_evaluators": main.num_evaluators,
-        "answers": {kind: sum(each.answers[kind] for each in measured.values()) for kind in ("computed", "reused")},
-        "num_truncated_requests": sum(each.num_truncated for each in measured.values()),
-        "faults": {role: dict(each.faults) for role, each in measured.items()},
-        "seconds": round(seconds, 1),
-        "seconds_of": {role: round(each.seconds, 1) for role, each in measured.items()},
-        "tracking": {"uri": masked_url(job.config.tracking.uri)},
-        "versions": versions(),
-        "git_revision": git_revision(),
-    }
-
-
-def _settings(job: EvaluationJob) -> dict[str, Any]:
-    """With everything resolved."""
-    settings = asdict(job.config.evaluation) | {"batch_size": job.batch_size, "dtype": job.subjects.main.dtype}
-    lengths = [tokens.sequence_length for tokens in job.benchmarks.windows.values()]
-    return settings | {"sequence_length": lengths[0] if lengths else None, "num_threads": job.config.cluster.num_cpus_per_evaluator}
-
-
-def _identity(job: EvaluationJob) -> dict[str, Any]:
-    """Whose evaluation a folder holds; what is measured may change from one command to the next, since every answer is in the store."""
-    main = job.subjects.main
-    return {"evaluation.model": main.fingerprint, "evaluation.shape": job.subjects.shape}
-
-
-def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
-    """The MLflow run: that of the search, or one that the folder remembers, or a new one."""
-    run, tracking = job.subjects.run, job.config.tracking
-    record = run.record if run is not None else folder.read("run.json") or {}
-    if run is not None and saved_url(tracking.uri) != run.config.tracking.uri:
-        record = {}  # the search's page is elsewhere
-
-    def remember(run_id: str) -> None:
-        if run is None:
-            folder.write("run.json", dump_json((folder.read("run.json") or {}) | {"mlflow_run_id": run_id}))
-
-    return Tracker(
-        uri=tracking.uri,
-        experiment=tracking.experiment,
-        run_name=f"evaluation of {job.subjects.name}" + (f" {job.subjects.ratio:.0%}" if job.subjects.ratio is not None else ""),
-        started=started,
-        run_id=record.get("mlflow_run_id"),
-        on_run_id=remember,
-        keeps_status=run is not None and record.get("mlflow_run_id") is not None,
-        again="the same command",
-    )
-
-
-def _params(job: EvaluationJob) -> dict[str, Any]:
-    flat = {f"evaluation.{name}": value for name, value in _settings(job).items()}
-    return flat | {"model": job.subjects.name, "source": str(Path(job.subjects.source)), "shape": job.subjects.shape}
-
-
-def _tags(job: EvaluationJob) -> dict[str, str]:
-    return {
-        "evaluation.model.fingerprint": job.subjects.main.fingerprint,
-        **({} if job.subjects.run else {"mlflow.source.name": "pipelines.evaluate", "mlflow.source.type": "LOCAL"}),
-    }
 
 
 if __name__ == "__main__":

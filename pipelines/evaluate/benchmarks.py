@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from pipelines.config.groups import EvaluationConfig
 from pipelines.evaluate.local_tasks import task_manager
-from pruning.calibration.build import TokenSet, measured_text, text_windows
+from pruning.calibration.sources import measured_text
+from pruning.calibration.token_sets import TokenSet
+from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
 from workers.tasks import WindowTask
 

@@ -17,11 +17,12 @@ from pipelines.evaluate.answers import Answerer, progress_size
 from pipelines.evaluate.benchmarks import Benchmarks, average, open_benchmarks
 from pipelines.evaluate.models import Subject, Subjects, find_subjects, window_length
 from pipelines.evaluators import find_placement, gpus_per_evaluator, local_session, open_pool
-from pipelines.prune.summary import perplexity
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.costs.measured import SpeedComparison, SpeedSettings
 from pruning.errors import InputError
-from workers.cluster.placement import LocalMachine, Placement
+from pruning.scoring.nll import perplexity
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
 from workers.evaluators.benchmarks import DocumentEvaluator
 from workers.evaluators.costs import SpeedEvaluator
 from workers.evaluators.memory import evaluator_bytes

@@ -16,7 +16,9 @@ from pruning.costs.measured import Role, weight_file_bytes
 from pruning.errors import InputError
 from pruning.export.exported_checkpoint import open_export
 from pruning.importance.channel_order import ChannelOrder
-from pruning.models.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape
 from workers.tasks import DocumentSpec
 

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from pipelines.cli.console import console, log_to
+from pipelines.cli.console import log_to
 from pipelines.cli.launch import launch
-from pipelines.config.groups import ExportConfig
-from pipelines.prune.summary import git_revision, versions
-from pipelines.runs.saved_run import PastRun, read_run
+from pipelines.config.export import ExportConfig
+from pipelines.export.export_run import dense_model, export_folder, export_run, made_by, options_of, write_checked
+from pipelines.runs.saved_run import read_run
 from pipelines.runs.shape_file import order_of, read_shape
 from pruning.costs.accounting import Accounting
-from pruning.errors import InputError
-from pruning.export.folder import Export, check_target, write_export
-from pruning.export.manifest import FILE, check_folder
-from pruning.models.checkpoint import find_checkpoint, gguf_source
-from pruning.shape import ModelShape
-
-log = logging.getLogger(__name__)
-
-
-_FINGERPRINTS = {name: f"{name}.fingerprint" for name in ("model", "calibration.block", "calibration.width")}
-"""What a run's identity calls by the name of the thing."""
+from pruning.export.folder import Export, check_target
+from pruning.models.find import find_checkpoint
 
 
 def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +31,7 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if config.run is not None:
         return export_run(read_run(config.run), config)
     assert config.output_dir is not None
-    target = _folder(config.output_dir)
+    target = export_folder(config.output_dir)
     check_target(target)
     checkpoint = find_checkpoint(config.model.path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code)
     accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
@@ -51,90 +39,8 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     path = Path(config.shape or "").expanduser()
     shape = read_shape(path, accounting)
     order = order_of(shape, path, config.importance, checkpoint, accounting)
-    described = {"model": _model(config.model.path, config.model.revision, checkpoint.fingerprint(), accounting), **_made()}
-    return _write(Export(checkpoint, accounting, shape, order, config.format, config.dtype, described, _options(config, config.model.path)), target)
-
-
-def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
-    """The same for a search that has ended."""
-    target = _folder(config.output_dir) if config.output_dir else run.folder / config.format
-    check_target(target)
-    described = {"model": _model(run.config.model.path, run.config.model.revision, run.fingerprint, run.accounting), **_story(run), **_made()}
-    options = _options(config, run.config.model.path)
-    return _write(Export(run.checkpoint, run.accounting, run.shape, run.order, config.format, config.dtype, described, options), target)
-
-
-def is_exported(run: PastRun, target: Path) -> bool:
-    """Whether `target` is a whole export of this run as it is now, so that a command that is given again has nothing to do."""
-    if not (target / FILE).is_file():
-        return False
-    manifest = check_folder(target)
-    return bool(
-        manifest["shape"] == run.shape.text and manifest["channel_order"] == run.order.fingerprint and manifest["model"]["fingerprint"] == run.fingerprint
-    )
-
-
-def _write(job: Export, target: Path) -> dict[str, Any]:
-    problems = job.problems()
-    if problems:
-        raise InputError("\n".join(problems))
-    log.info("%s: %.1f %% of the parameters removed; writing %s", job.description["model"]["name"], 100 * job.accounting.ratio(job.shape), target)
-    description = write_export(job, target)
-    checked = description["verification"]
-    if isinstance(checked, Mapping):
-        log.info("opened in a fresh process: logits differ by %.1e of the largest, %.0e are allowed", checked["difference"], checked["tolerance"])
-    else:
-        log.warning("%s: %s", target, checked)
-    console.print(
-        f"{target}: {description['num_stored_parameters']:,} values, {description['dtype']}, {description['status']}; README.md there says how to open it",
-        markup=False,
-        soft_wrap=True,
-    )
-    return description
-
-
-def _options(config: ExportConfig, model_path: str) -> dict[str, Any]:
-    """What `write` of the format takes."""
-    if config.format != "gguf":
-        return {"max_shard_bytes": int(config.max_shard_gb * 1e9)}
-    given = Path(config.tokenizer_gguf).expanduser() if config.tokenizer_gguf else gguf_source(model_path)
-    return {"tokenizer_gguf": given}
-
-
-def _model(path: str, revision: str | None, fingerprint: str, accounting: Accounting) -> dict[str, Any]:
-    """The dense model, named so that others can find it: a path on this machine would tell them nothing."""
-    local = path.startswith("package:") or Path(path).expanduser().exists()
-    name = path.rstrip("/").split("/")[-1].removesuffix(".gguf")
-    return {"name": name, "hub_id": None if local else path, "revision": revision, "fingerprint": fingerprint, "model_type": accounting.family.model_type}
-
-
-def _story(run: PastRun) -> dict[str, Any]:
-    """How the shape was found, and what was measured of it."""
-    saved, identity, summary = run.config, run.record["identity"], run.summary or {}
-    groups: dict[str, Any] = {group: OmegaConf.to_container(saved[group]) for group in ("calibration", "search")}
-    settings = {f"{group}.{name}": value for group, fields in groups.items() for name, value in fields.items() if name != "path"}
-    steps = [{name: line[name] for name in ("step", "stage", "removed", "ratio", "perplexity")} for line in run.lines]
-    evaluation = run.folder / "evaluation.json"
-    return {
-        "settings": settings | {_FINGERPRINTS.get(name, name): value for name, value in identity.items()},
-        "perplexity": summary.get("perplexity"),
-        "evaluation": _same_shape(json.loads(evaluation.read_text()), run.shape) if evaluation.is_file() else None,
-        **{name: summary.get(name) for name in ("flops_per_token", "kv_cache_bytes_per_token", "context_length")},
-        "trajectory": steps,
-    }
-
-
-def _same_shape(evaluation: dict[str, Any], shape: ModelShape) -> dict[str, Any] | None:
-    """An evaluation of an earlier shape of the same folder says nothing of this one."""
-    return evaluation if evaluation.get("shape") == shape.text else None
-
-
-def _made() -> dict[str, Any]:
-    return {"versions": versions(), "git_revision": git_revision(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _folder(path: str) -> Path:
-    return Path(path).expanduser().absolute()
+    described = {"model": dense_model(config.model.path, config.model.revision, checkpoint.fingerprint(), accounting), **made_by()}
+    return write_checked(Export(checkpoint, accounting, shape, order, config.format, config.dtype, described, options_of(config, config.model.path)), target)
 
 
 if __name__ == "__main__":

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
 from pipelines.cli.console import console, duration, log_to
 from pipelines.cli.launch import launch
 from pipelines.config.grid import as_grid, plain_grid, points_of
-from pipelines.config.groups import ClusterConfig, PlanConfig, PruneConfig
+from pipelines.config.groups import ClusterConfig
+from pipelines.config.plan import PlanConfig
+from pipelines.plan.estimate import TOKENS_PER_ROW, measured_tflops, num_sequences, search_flops, search_plan
 from pipelines.runs.folder import RunFolder
+from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.models.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
-from pruning.search.greedy import Layout, Strategy, default_mlp_group, make_stages
-from pruning.search.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.shape import ModelShape, Removal, dump_json
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
+from pruning.search.plan import SearchPlan
 from workers.evaluators.memory import evaluator_bytes
 
 log = logging.getLogger(__name__)
-
-ROUNDING = 0.0005
-"""Half of the last digit of a ratio that is given in tenths of a percent. The ranges hold for every ratio that rounds to the target: published
-searches end as early as that (Llama-2-7B's 22 % at 0.2196)."""
-
-TOKENS_PER_ROW = {"alpaca": 128, "c4": 480, "ptb": 28}
-"""Of calibration sets that are made of rows, roughly; the paper's 256 rows of Alpaca give 16 sequences of 2,048."""
-
-_REUSED = 0.05
-"""A search looks up a few of its own scores again."""
 
 
 def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -56,76 +48,6 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     console.print(_sweep_table(report) if grid else _table(report))
     console.print(f"written to {path}", markup=False, soft_wrap=True)
     return report
-
-
-def search_plan(accounting: Accounting, config: PruneConfig) -> SearchPlan:
-    """The ranges for the target, and for the lowest and highest that round to it."""
-    search = config.search
-    groups = {
-        "mlp_group_channels": search.mlp_group_channels or default_mlp_group(accounting.geometry),
-        "head_group_channels": search.head_group_channels or accounting.geometry.channels_per_kv_head,
-    }
-    layout, strategy = cast("Layout", search.layout), cast("Strategy", search.strategy)
-    plans = []
-    for target in (search.target_ratio, search.target_ratio - ROUNDING, search.target_ratio + ROUNDING):
-        stages = make_stages(accounting, target_ratio=target, distribution=search.distribution, layout=layout, **groups)
-        plans.append(plan_search(accounting, stages, layout, strategy))
-    return merged(plans) if plans[0].impossible is None else plans[0]
-
-
-def measured_tflops(folder: Path) -> float:
-    """10^12 FLOPs per second and evaluator of an earlier search, from its trajectory.
-
-    Raises:
-        InputError: it has not ended, or took its scores from the store, which says nothing about speed.
-    """
-    try:
-        summary, config = json.loads((folder / "summary.json").read_text()), OmegaConf.load(folder / "config.yaml")
-        lines = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"rate_of: {folder} is not the output_dir of a search that has ended: {error}") from error
-    if not computed(summary["evaluations"]):
-        raise InputError(f"rate_of: the search in {folder} took scores from the store, so that its time says nothing of its work; give another")
-    accounting = Accounting(find_checkpoint(config.model.path, revision=config.model.revision).config())
-    total = trajectory_flops(accounting, lines, summary["calibration"])
-    return total / (float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12)
-
-
-def computed(evaluations: Mapping[str, int]) -> bool:
-    """Whether a search computed its scores, but for the few that it looks up again, so that its time says something of its work."""
-    return evaluations["reused"] <= _REUSED * evaluations["scored"]
-
-
-def trajectory_flops(accounting: Accounting, lines: Sequence[Mapping[str, Any]], calibration: Mapping[str, Mapping[str, Any]]) -> float:
-    """FLOPs of the steps of a trajectory, where each batch runs through the current shape once.
-
-    Args:
-        calibration: `num_sequences` and `sequence_length` of the sets `block` and `width`, as in summary.json.
-    """
-    total, base = 0.0, accounting.dense
-    for line in lines:
-        tokens = calibration["block" if line["stage"] == "block" else "width"]
-        removals = [Removal.from_json(candidate) for candidate in line["candidates"]]
-        total += step_flops(accounting, removals, base, num_sequences=tokens["num_sequences"], sequence_length=tokens["sequence_length"])
-        base = ModelShape.parse(line["shape"])
-    return total
-
-
-def search_flops(
-    accounting: Accounting, found: SearchPlan, sequences: Mapping[str, int], *, sequence_length: int, batch_size: int, num_evaluators: int
-) -> float:
-    """FLOPs of a whole search, estimated.
-
-    Args:
-        sequences: of the calibration sets `block` and `width`.
-    """
-    return planned_flops(
-        accounting,
-        found,
-        tokens={name: count * sequence_length for name, count in sequences.items()},
-        sequence_length=sequence_length,
-        num_prefixes={name: max(1.0, num_evaluators / -(-count // batch_size)) for name, count in sequences.items()},
-    )
 
 
 def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float]:
@@ -173,8 +95,8 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
 def _report(config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int) -> tuple[dict[str, Any], float]:
     calibration, num_evaluators = config.calibration, config.cluster.num_evaluators or 1
     sequences = {
-        "block": _num_sequences(calibration.source, calibration.num_block_samples, calibration.sequence_length),
-        "width": _num_sequences(calibration.source, calibration.num_width_samples, calibration.sequence_length),
+        "block": num_sequences(calibration.source, calibration.num_block_samples, calibration.sequence_length),
+        "width": num_sequences(calibration.source, calibration.num_width_samples, calibration.sequence_length),
     }
     batches = {name: -(-count // calibration.batch_size) for name, count in sequences.items()}
     lengths = {"sequence_length": calibration.sequence_length, "batch_size": calibration.batch_size}
@@ -208,10 +130,6 @@ def _on_gpu(cluster: ClusterConfig) -> bool:
     if cluster.num_gpus_per_evaluator is not None:
         return cluster.num_gpus_per_evaluator > 0
     return (torch.cuda.device_count() if cluster.num_gpus is None else cluster.num_gpus) > 0
-
-
-def _num_sequences(source: str, num_samples: int, sequence_length: int) -> int:
-    return max(1, num_samples * TOKENS_PER_ROW[source] // sequence_length) if source in TOKENS_PER_ROW else num_samples
 
 
 def _table(report: Mapping[str, Any]) -> Table:

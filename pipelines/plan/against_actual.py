@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from pipelines.config.groups import PruneConfig
-from pipelines.plan.__main__ import computed, search_flops, search_plan, trajectory_flops
+from pipelines.config.prune import PruneConfig
+from pipelines.plan.estimate import computed, search_flops, search_plan, trajectory_flops
 from pruning.costs.accounting import Accounting
-from pruning.search.greedy import StageName
+from pruning.search.stages import StageName
 
 log = logging.getLogger(__name__)
 

@@ -12,21 +12,11 @@ from omegaconf import DictConfig
 
 from pipelines.cli.console import log_to
 from pipelines.cli.launch import launch
-from pipelines.config.evaluate import EvaluateConfig
-from pipelines.config.groups import ExportConfig, ModelConfig, PruneConfig
-from pipelines.evaluate.__main__ import evaluate_run
-from pipelines.evaluate.benchmarks import open_benchmarks
-from pipelines.evaluate.measurement import problems_of_cost
-from pipelines.evaluate.models import Subject, window_length
+from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import joined
-from pipelines.export.__main__ import export_run, is_exported
-from pipelines.prune.job import PruneJob, make_job, resumed
-from pipelines.prune.search_run import SearchRun
-from pipelines.runs.folder import RunFolder
-from pipelines.runs.saved_run import read_run
-from pipelines.store.scores import ScoreStore
-from pruning.errors import InputError
-from pruning.export.folder import FORMATS
+from pipelines.prune.job import make_job
+from pipelines.prune.pipeline import run_job
+from pipelines.runs.resume import resumed
 
 
 def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -39,57 +29,6 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     config = PruneConfig.of(resumed(raw, overrides) if raw.resume else raw)
     with joined(config.cluster):
         return run_job(make_job(config))
-
-
-def run_job(job: PruneJob) -> dict[str, Any]:
-    """One search in its folder, and what the configuration asks for after it; returns its summary."""
-    check_what_follows(job)
-    with ScoreStore(job.config.store.url, job.config.store.retry_s) as store, RunFolder(job.config.output_dir) as folder:
-        try:
-            record = folder.claim(job.identity())
-            log_to(folder.path / "prune.log")
-            summary = SearchRun(job, store, folder, record).go()
-            finish(job.config, folder)
-            return summary
-        finally:
-            log_to(None)
-
-
-def check_what_follows(job: PruneJob) -> None:
-    """What evaluation and export need is asked for before the hours of the search, not after them.
-
-    Raises:
-        InputError: tasks or texts are missing, or the format cannot express this model.
-    """
-    config, accounting = job.config, job.accounting
-    if config.export is not None:
-        problems = FORMATS[config.export].problems(job.checkpoint.config(), accounting.family, accounting.geometry, accounting.dense)
-        if problems:
-            raise InputError("\n".join(problems))
-    if config.evaluation.wanted:
-        dense = [Subject("dense", job.checkpoint, job.fingerprint, job.dtype, accounting.num_dense_parameters)]
-        problems = problems_of_cost(config.evaluation, dense)
-        if problems:
-            raise InputError("\n".join(problems))
-        with open_benchmarks(config.evaluation, job.checkpoint.tokenizer, window_length(config.evaluation.sequence_length, dense)):
-            pass
-
-
-def finish(config: PruneConfig, folder: RunFolder) -> None:
-    """What the configuration asks for after the search in this folder, which the caller holds. Evaluation comes first: its numbers are on the model card."""
-    path = str(folder.path)
-    if config.evaluation.wanted:
-        evaluate_run(
-            EvaluateConfig.like(config, model=ModelConfig("", None, "auto", trust_remote_code=False), run=path),
-            folder,
-        )
-    if config.export is not None:
-        run = read_run(path)
-        if not is_exported(run, folder.path / config.export):
-            export_run(
-                run,
-                ExportConfig(run=path, shape=None, importance=None, format=config.export, dtype="auto", max_shard_gb=5, tokenizer_gguf=None, output_dir=None),
-            )
 
 
 if __name__ == "__main__":

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
-
-from pipelines.config.groups import URLS, PruneConfig
-from pipelines.config.redaction import MASK, masked_url
+from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import find_placement, gpus_per_evaluator, open_pool
 from pipelines.runs.folder import RunFolder
-from pruning.calibration.build import SET_NAMES, Calibration, Recipe, SetName, Source, make_calibration
+from pruning.calibration.build import make_calibration
+from pruning.calibration.recipe import Recipe, Source
+from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder, Importance
-from pruning.models.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
-from pruning.search.greedy import FixedSearch, GreedySearch, Layout, Stage, default_mlp_group, make_stages, random_path, stage_problems
-from workers.cluster.placement import LocalMachine, Placement
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
+from pruning.search.fixed import FixedSearch, random_path
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import Layout, Stage, default_mlp_group, make_stages, stage_problems
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
 from workers.evaluators.memory import evaluator_bytes
 from workers.pool.protocol import Pool
 from workers.tasks import EvaluatorSpec, InfluenceTask, OrderTask
@@ -156,62 +159,6 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         config, checkpoint, fingerprint, accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
         machine, needed, placement,
     )  # fmt: skip
-
-
-def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The settings saved in the output folder, with what this command gives on top.
-
-    Raises:
-        InputError: the folder holds no run, or `experiment=` is given.
-    """
-    folder = Path(config.output_dir or "").expanduser()
-    saved = folder / "config.yaml"
-    if not saved.is_file():
-        raise InputError(f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; leave resume out to start one")
-    merged = config.copy()
-    merged.merge_with(OmegaConf.load(saved))
-    given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
-    if "experiment" in given:
-        raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
-    for name in given:
-        OmegaConf.update(merged, name, OmegaConf.select(config, name))
-    for name in URLS:
-        OmegaConf.update(merged, name, _with_password(name, OmegaConf.select(merged, name), OmegaConf.select(config, name)))
-    return merged
-
-
-def _with_password(name: str, saved: str, given: str) -> str:
-    """The saved URL. A password is not saved: a URL that had one comes from the command or the environment again.
-
-    Raises:
-        InputError: it does not.
-    """
-    if MASK not in saved:
-        return saved
-    if masked_url(given) != saved:
-        raise InputError(f"{name}: the run in output_dir used {saved}, and passwords are not saved; give it again, as on the first command")
-    return given
-
-
-def saved_form(config: PruneConfig) -> DictConfig:
-    """The configuration as it is saved and shown: paths absolute, so that a run can be resumed from anywhere; passwords in URLs masked."""
-    saved = OmegaConf.structured(config)
-    for name in ("model.path", "calibration.path"):
-        value = OmegaConf.select(saved, name)
-        if value is not None and Path(value).expanduser().exists():
-            OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
-    for name in URLS:
-        OmegaConf.update(saved, name, saved_url(OmegaConf.select(saved, name)))
-    saved.resume, saved.expected = False, None  # what a result is compared with is no part of the run
-    return cast("DictConfig", saved)
-
-
-def saved_url(url: str) -> str:
-    """A URL as it is saved: files absolute, passwords masked."""
-    masked = masked_url(url)
-    scheme, separator, file = masked.partition("sqlite:///")
-    in_file = separator and not scheme and file and not file.startswith(":")
-    return f"sqlite:///{Path(file).absolute()}" if in_file else masked
 
 
 def _recipe(config: PruneConfig) -> Recipe:

@@ -13,19 +13,26 @@ from omegaconf import OmegaConf
 from pipelines.cli.console import WorkProgress, console, duration
 from pipelines.config.redaction import masked_url
 from pipelines.plan.against_actual import beside_plan
-from pipelines.prune.driver import Scorer, run_search
-from pipelines.prune.job import PruneJob, saved_form
-from pipelines.prune.summary import costs, git_revision, perplexity, strategy_name, table, versions
+from pipelines.prune.driver import run_search
+from pipelines.prune.job import PruneJob
+from pipelines.prune.scorer import Scorer
+from pipelines.prune.summary import costs, strategy_name, table
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import Journal
 from pipelines.runs.pictures import plot_shape, plot_trajectory
+from pipelines.runs.provenance import git_revision, versions
+from pipelines.runs.resume import saved_form
 from pipelines.status.status_file import Heartbeat
 from pipelines.store.scores import Context, ScoreStore
-from pipelines.tracking.tracker import TokenDataset, Tracker, step_metrics
-from pruning.calibration.build import SetName
+from pipelines.tracking.metrics import step_metrics
+from pipelines.tracking.tracker import TokenDataset, Tracker
+from pruning.calibration.token_sets import SetName
+from pruning.canonical_json import dump_json
 from pruning.errors import TargetNotReached
+from pruning.export.authors_config import write_authors_config
 from pruning.importance.channel_order import ChannelOrder
-from pruning.shape import ModelShape, dump_json, write_authors_config
+from pruning.scoring.nll import perplexity
+from pruning.shape import ModelShape
 from workers.pool.protocol import Pool
 
 log = logging.getLogger(__name__)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -18,15 +13,8 @@ from pipelines.cli.console import duration
 from pipelines.config.groups import SearchConfig
 from pipelines.plan.against_actual import beside_plan_row
 from pruning.costs.accounting import Accounting
-from pruning.search.greedy import StageName
+from pruning.search.stages import StageName
 from pruning.shape import ModelShape
-
-VERSIONED = ("multipruner", "torch", "transformers", "ray", "mlflow", "hydra-core", "safetensors", "lm_eval")
-
-
-def perplexity(nll: float) -> float | None:
-    """exp(nll); None where that is not a finite number."""
-    return math.exp(nll) if math.isfinite(nll) and nll < 700 else None
 
 
 def costs(accounting: Accounting, shape: ModelShape, *, context_length: int, dtype: str) -> dict[str, dict[str, int]]:
@@ -52,23 +40,6 @@ def strategy_name(search: SearchConfig) -> str:
     if search.strategy == "greedy":
         return ":".join(f"{share:g}" for share in search.distribution)
     return search.strategy + (f" {search.drawn_with}" if search.strategy == "random" else "")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def git_revision() -> str | None:
-    """The commit that this program runs from; None outside a checkout."""
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
 def table(summary: Mapping[str, Any]) -> Table:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from pipelines.evaluate.pareto import pareto_front
 from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun, ReportStep, num_stderrs
 from pruning.shape import Removal
 
@@ -190,20 +191,6 @@ def overlaps(runs: Sequence[ReportRun]) -> tuple[Overlap, ...]:
 def jaccard(first: set[Block], second: set[Block]) -> float | None:
     """Size of the intersection / size of the union; None where both are empty."""
     return len(first & second) / len(first | second) if first | second else None
-
-
-def pareto_front(points: Sequence[tuple[float, float]], *, lower_is_better: bool) -> tuple[bool, ...]:
-    """Which points no other beats.
-
-    Args:
-        points: (ratio, value): a higher ratio is better, and a lower or higher value. A point is beaten by one that is as good in both and better in one.
-    """
-    signed = [(ratio, -value if lower_is_better else value) for ratio, value in points]
-
-    def beaten(point: tuple[float, float]) -> bool:
-        return any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in signed)
-
-    return tuple(not beaten(point) for point in signed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,34 +11,36 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pipelines.cli.console import console, log_to
-from pipelines.cli.launch import Failed, launch
+from pipelines.cli.launch import launch
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.reproduce import ReproduceConfig
-from pipelines.evaluate.__main__ import REPORT as EVALUATION
-from pipelines.evaluate.__main__ import evaluate_run
+from pipelines.errors import Failed
 from pipelines.evaluate.benchmarks import open_benchmarks
+from pipelines.evaluate.evaluation_run import evaluate_run
 from pipelines.evaluate.models import Subject, Subjects, window_length
 from pipelines.evaluators import gpus_per_evaluator, joined
-from pipelines.prune.__main__ import run_job
 from pipelines.prune.job import make_job
-from pipelines.prune.summary import git_revision, versions
+from pipelines.prune.pipeline import run_job
 from pipelines.reproduce.counts import count_checks, expected_shape, pruned_counts, published_accounting
 from pipelines.reproduce.divergence import divergence_text, first_divergence, layer_differences, shape_check, trajectory_checks
 from pipelines.reproduce.experiment_file import record_experiment
-from pipelines.reproduce.verdict import REPORT, Check, compared, compared_quality, not_checked, summed_up, table
+from pipelines.reproduce.verdict import Check, compared, compared_quality, not_checked, summed_up, table
+from pipelines.runs.files import EVALUATION, REPRODUCE_LOG, VERDICT
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.saved_run import read_saved_run
 from pipelines.runs.shape_file import order_of, read_shape
+from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
-from pruning.models.checkpoint import Checkpoint, find_checkpoint, resolve_dtype
-from pruning.shape import ModelShape, dump_json
-from workers.cluster.placement import LocalMachine
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
+from pruning.shape import ModelShape
+from workers.cluster.machine import LocalMachine
 
 log = logging.getLogger(__name__)
-
-LOG = "reproduce.log"
 
 
 def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def _shape(config: ReproduceConfig) -> dict[str, Any]:
         try:
             fingerprint = checkpoint.fingerprint()
             folder.claim({"evaluation.model": fingerprint, "evaluation.shape": shape.text, "search.importance": config.search.importance})
-            log_to(folder.path / LOG)
+            log_to(folder.path / REPRODUCE_LOG)
             folder.write("shape.json", dump_json(shape.to_json()))
             subjects = _subjects(config, checkpoint, fingerprint, accounting, shape, _order(config, folder, checkpoint, accounting, shape))
             report = evaluate_run(EvaluateConfig.like(config, model=config.model, run=None), folder, subjects)
@@ -120,7 +122,7 @@ def _conclude(config: ReproduceConfig, folder: RunFolder, checks: Sequence[Check
     expected, name = config.figures, config.model.path.rstrip("/").split("/")[-1]
     summary = summed_up(checks)
     report = {"model": name, "mode": config.mode, "source": expected.source, "published_settings": dict(expected.settings)} | summary | (found or {})
-    path = folder.write(REPORT, dump_json(report | {"versions": versions(), "git_revision": git_revision()}))
+    path = folder.write(VERDICT, dump_json(report | {"versions": versions(), "git_revision": git_revision()}))
     console.print(table(f"{name} to ratio {config.search.target_ratio:g}, mode={config.mode}. Expected: {expected.source}", checks))
     if expected.settings:
         shown = ", ".join(f"{setting} {value}" for setting, value in expected.settings.items())

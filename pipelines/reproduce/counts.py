@@ -6,13 +6,13 @@ from transformers import AutoConfig, PretrainedConfig
 
 from pipelines.config.expected import ExpectedConfig
 from pipelines.config.reproduce import ReproduceConfig
-from pipelines.plan.__main__ import search_plan
+from pipelines.plan.estimate import search_plan
 from pipelines.reproduce.verdict import Check, compared, contained, not_checked, same
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.search.greedy import default_mlp_group
 from pruning.search.implied import implied_search, target_range, whole_blocks
 from pruning.search.plan import Range, SearchPlan
+from pruning.search.stages import default_mlp_group
 from pruning.shape import ModelShape
 
 _STAGES = {"block": "blocks", "mlp_channels": "MLP channels", "attention_heads": "attention heads"}

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from pipelines.cli import launch as cli
-from pipelines.evaluate.__main__ import REPORT as EVALUATION
+from pipelines.config import overrides
 from pipelines.reproduce.divergence import removal_text
+from pipelines.runs.files import EVALUATION
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.errors import InputError
-from pruning.models.checkpoint import find_checkpoint
+from pruning.models.find import find_checkpoint
 from pruning.shape import Removal
 
 _RESOLVED = {"search": ("mlp_group_channels", "head_group_channels"), "model": ("dtype",)}
@@ -33,7 +33,7 @@ def record_experiment(run_folder: str, name: str) -> Path:
     """
     if not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
         raise InputError(f"record_as: {name!r}; give a name of letters, digits, _ and -, such as mine/smollm2_10")
-    path = cli.CONF / "experiment" / f"{name}.yaml"
+    path = overrides.CONF / "experiment" / f"{name}.yaml"
     if path.exists():
         raise InputError(f"record_as: {path} is there already; give another name, or remove it")
     run = read_saved_run(run_folder, option="record", needs=("summary.json",))

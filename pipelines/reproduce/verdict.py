@@ -14,8 +14,6 @@ from pipelines.evaluate.benchmarks import average_stderr
 Value = int | float | str | None
 Outcome = Literal["within", "outside", "not checked"]
 
-REPORT = "verdict.json"
-
 
 @dataclass(frozen=True, slots=True)
 class Check:

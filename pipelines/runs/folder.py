@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from pruning.canonical_json import dump_json
 from pruning.errors import InputError
-from pruning.shape import dump_json
 
 ROOT = Path("outputs")
 

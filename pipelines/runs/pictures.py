@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
-from pruning.models.families import Geometry
+from pruning.models.geometry import Geometry
 from pruning.shape import ModelShape
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; markers differ as well.

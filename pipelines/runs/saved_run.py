@@ -17,7 +17,8 @@ from yaml import YAMLError
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
-from pruning.models.checkpoint import Checkpoint, find_checkpoint
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,10 @@ from typing import cast
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
+from pruning.export.authors_config import read_authors_config
 from pruning.importance.channel_order import ChannelOrder, Importance, channel_order
 from pruning.models.checkpoint import Checkpoint
-from pruning.shape import ModelShape, read_authors_config
+from pruning.shape import ModelShape
 
 
 def read_shape(path: Path, accounting: Accounting) -> ModelShape:

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.runs.folder import RunFolder
+from pruning.canonical_json import dump_json
 from pruning.errors import TargetNotReached
-from pruning.shape import dump_json
 from workers.pool.protocol import EvaluatorState, Pool
 
 log = logging.getLogger(__name__)

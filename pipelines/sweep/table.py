@@ -12,8 +12,8 @@ from rich.table import Table
 
 from pipelines.config.grid import Point
 from pipelines.evaluate.benchmarks import average_stderr
+from pipelines.evaluate.pareto import pareto_front
 from pipelines.prune.job import PruneJob
-from pipelines.report.analysis import pareto_front
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.shape import ModelShape, Removal
@@ -101,11 +101,6 @@ def sweep_report(points: Sequence[Outcome], order: Sequence[Outcome], metric: st
         "rule": f"the largest ratio whose {metric} is at most {max_perplexity_ratio:g} times that of the dense model; of equal ratios the lowest",
         "pareto": fronts,
     }
-
-
-def sweep_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """One point as a step of the sweep's own MLflow run."""
-    return {"sweep/ratio": row["ratio"]} | {f"sweep/{name}": value for name, value in row["values"].items()}
 
 
 def table(report: Mapping[str, Any]) -> Table:

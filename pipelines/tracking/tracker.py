@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from pipelines.config.redaction import masked_url, without_secrets
+from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default one call to a server that is away blocks for minutes
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 FINISH_TIMEOUT_S = 60.0
 """How long the end of a search waits for a tracking server that is behind."""
 
-VIEW = "multipruner"
-"""Key of the preset view in MLflow."""
 
 _RETRY_S = (1.0, 5.0, 15.0, 30.0)
 
@@ -195,40 +194,6 @@ class Tracker:
         from mlflow.entities import Metric
 
         client.log_batch(self.run_id, metrics=[Metric(name, value, int(timestamp * 1000), step) for name, value in values.items()])
-
-
-def step_metrics(line: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """The metrics of one journal line, under the names that MLflow shows in the section `prune`."""
-    names = ("perplexity", "nll", "ratio", "num_parameters", "flops_per_token", "margin", "seconds", "evaluations")
-    found = {f"prune/{name}": line[name] for name in names} | {"prune/num_candidates": len(line["candidates"])}
-    return found | {"prune/margin_stderr": line.get("margin_stderr")}  # which journals from before it was recorded lack
-
-
-def preset_view() -> tuple[str, str]:
-    """The experiment tag behind Views -> Against ratio: ratio across in every chart, and the columns that compare runs.
-
-    MLflow does not document it. A version that does not know it shows its usual page.
-    """
-    return _shared_view(VIEW, "Against ratio", {})
-
-
-def view_of_sweep(name: str, run_id: str, key: str) -> tuple[str, str]:
-    """The same with the points of one sweep. In any order but that of dates MLflow shows them beside one another instead of folded into their parent."""
-    points = {"searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'", "orderByKey": "metrics.`result/ratio`", "orderByAsc": False}
-    return _shared_view(key, f"{name}, against ratio", points)
-
-
-def _shared_view(key: str, name: str, facets: Mapping[str, Any]) -> tuple[str, str]:
-    columns = ["metrics.`result/ratio`", "metrics.`result/heldout_perplexity`", "metrics.`result/heldout_perplexity_dense`"]
-    columns += ["params.`search.target_ratio`", "params.`search.distribution`", "params.`search.importance`"]
-    charts = {"xAxisKey": "metric", "selectedXAxisMetricKey": "prune/ratio", "lineSmoothness": 0}
-    state = {"globalLineChartConfig": charts, "selectedColumns": columns, **facets}
-    return f"mlflow.sharedViewState.{key}", json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
-
-
-def charts_link(server: str, experiment_id: str | None, view: str = VIEW) -> str:
-    """The page of an experiment that shows its runs as charts over ratio."""
-    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={view}"
 
 
 def local_folder(uri: str) -> Path | None:

@@ -6,25 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
-from pruning.models.families import Cut, Geometry, blocks, family_of, require_causal_lm
+from pruning.models.families import Cut, blocks, family_of
+from pruning.models.geometry import Geometry
+from pruning.models.meta_model import meta_model
 from pruning.shape import LayerShape, ModelShape
-
-
-def meta_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model of `config` without storage.
-
-    Raises:
-        InputError: it is not a language model.
-    """
-    try:
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError:
-        require_causal_lm(config)  # where that is the reason, it says so in one line
-        raise
-    return model
 
 
 @dataclass(frozen=True, slots=True)

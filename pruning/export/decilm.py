@@ -13,14 +13,16 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
+from pruning.canonical_json import dump_json
 from pruning.export import configuration_decilm, modeling_decilm, modeling_pruned
 from pruning.export.llama_like import llama_problems, rope_parameters
 from pruning.export.source import Subject
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.export.transformers import copy_tokenizer
-from pruning.models.families import Family, Geometry
+from pruning.models.families import Family
+from pruning.models.geometry import Geometry
 from pruning.models.shards import MAX_SHARD_BYTES, write_shards
-from pruning.shape import ModelShape, dump_json
+from pruning.shape import ModelShape
 
 CODE = tuple(Path(module.__file__ or "") for module in (configuration_decilm, modeling_decilm, modeling_pruned))
 """The files of code that go into the folder."""

@@ -24,7 +24,8 @@ from pruning.export.verify_gguf import PACKAGE, has_llama_cpp, verify_gguf
 from pruning.export.verify_transformers import TOLERANCES, passed, probe_tokens, verify_export
 from pruning.importance.channel_order import ChannelOrder, reorder
 from pruning.models.checkpoint import Checkpoint
-from pruning.models.families import Family, Geometry
+from pruning.models.families import Family
+from pruning.models.geometry import Geometry
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 

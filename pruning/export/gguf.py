@@ -24,7 +24,8 @@ from pruning.export.gguf_tokenizer import Field, tokenizer_fields
 from pruning.export.llama_like import llama_problems, rope_parameters
 from pruning.export.source import Subject
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
-from pruning.models.families import Family, Geometry
+from pruning.models.families import Family
+from pruning.models.geometry import Geometry
 from pruning.shape import ModelShape
 
 ARCHITECTURE = "deci"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pruning.canonical_json import dump_json
 from pruning.errors import InputError
-from pruning.shape import dump_json
 
 FILE = "multipruner.json"
 VERSION = 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from pruning.models.families import Family, Geometry
+from pruning.models.families import Family
+from pruning.models.geometry import Geometry
 from pruning.shape import ModelShape
 
 

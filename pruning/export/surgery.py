@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.errors import InputError
-from pruning.models.families import Cut, Family, Geometry, cut_views
+from pruning.models.families import Cut, Family, cut_views
+from pruning.models.geometry import Geometry
 from pruning.shape import LayerShape, ModelShape
 
 

@@ -17,7 +17,8 @@ from pruning.export import modeling_pruned
 from pruning.export.modeling_pruned import PrunedLayers
 from pruning.export.source import Subject
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
-from pruning.models.families import FAMILIES, Family, Geometry
+from pruning.models.families import FAMILIES, Family
+from pruning.models.geometry import Geometry
 from pruning.models.shards import MAX_SHARD_BYTES, write_shards
 from pruning.shape import ModelShape
 

@@ -21,9 +21,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from pruning.canonical_json import dump_json
 from pruning.errors import ScoringError
 from pruning.models.families import Family
-from pruning.shape import Removal, dump_json
+from pruning.shape import Removal
 
 SOURCE = "ShortGPT, arXiv 2403.03853: 1 - mean over the tokens of the block calibration set of the cosine between what enters and what leaves a layer"
 

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.models.families import Cut, Family, Geometry, Part, blocks
+from pruning.models.families import Cut, Family, blocks
+from pruning.models.geometry import Geometry, Part
 
 Importance = Literal["activation", "l1", "none"]
 

@@ -19,10 +19,10 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaConfig
 
+from pruning.canonical_json import dump_json
 from pruning.errors import InputError
 from pruning.models.cache import made_once
 from pruning.models.shards import write_shards
-from pruning.shape import dump_json
 
 MODEL_TYPE = "baichuan"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,3 +24,11 @@ def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
         else:
             Path(scratch).mkdir()  # for the context manager to remove
     return folder
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `MULTIPRUNER_CACHE`, or `multipruner` in the user's cache folder."""
+    given = os.environ.get("MULTIPRUNER_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multipruner"

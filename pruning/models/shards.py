@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pruning.shape import dump_json
+from pruning.canonical_json import dump_json
 
 MAX_SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"

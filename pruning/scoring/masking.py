@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pruning.models.families import Cut, Family, Geometry, blocks, cut_views
+from pruning.models.families import Cut, Family, blocks, cut_views
+from pruning.models.geometry import Geometry
 from pruning.shape import LayerShape, ModelShape
 
 

@@ -5,6 +5,7 @@ Shape letters: B sequences of a batch, T tokens of a sequence, D hidden size, V 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from pruning.models.families import Family, Geometry
+from pruning.models.families import Family
+from pruning.models.geometry import Geometry
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 
@@ -140,3 +142,8 @@ def _head_alone(model: PreTrainedModel, outputs: ModelOutput) -> Iterator[None]:
         yield
     finally:
         setattr(model, name, decoder)
+
+
+def perplexity(nll: float) -> float | None:
+    """exp(nll); None where that is not a finite number."""
+    return math.exp(nll) if math.isfinite(nll) and nll < 700 else None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.search.greedy import StageName
 from pruning.search.plan import Range
+from pruning.search.stages import StageName
 from pruning.shape import LayerShape, ModelShape
 
 
@@ -55,8 +55,8 @@ def implied_search(accounting: Accounting, shape: ModelShape, *, mlp_group: int,
     one_head_group = [LayerShape(dense.kv_heads - head_group, dense.mlp_channels)] if any(head_steps) else []
     return (
         _stage(accounting, "block", num_blocks, Range(of_blocks, of_blocks), blocks, last_steps),
-        _stage(accounting, "mlp_channels", sum(mlp_steps), _candidates(mlp_steps, (dense.mlp_channels - 1) // mlp_group), channels, one_mlp_group),
-        _stage(accounting, "attention_heads", sum(head_steps), _candidates(head_steps, (dense.kv_heads - 1) // head_group), shape, one_head_group),
+        _stage(accounting, "mlp_channels", sum(mlp_steps), candidates_of(mlp_steps, (dense.mlp_channels - 1) // mlp_group), channels, one_mlp_group),
+        _stage(accounting, "attention_heads", sum(head_steps), candidates_of(head_steps, (dense.kv_heads - 1) // head_group), shape, one_head_group),
     )
 
 
@@ -85,7 +85,7 @@ def _groups(what: str, widths: Sequence[int], full: int, group: int) -> list[int
     return [(full - width) // group for width in widths]
 
 
-def _candidates(steps: Sequence[int], most: int) -> Range:
+def candidates_of(steps: Sequence[int], most: int) -> Range:
     """A layer is a candidate until it has lost `most` groups: fewest candidates where layers that did were first, most where they were last."""
     total, used_up = sum(steps), sum(1 for count in steps if count == most and most)
     everything = total * len(steps)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruning.costs.accounting import Accounting
-from pruning.search.greedy import Layout, Stage, StageName, Strategy
+from pruning.search.stages import Layout, Stage, StageName, Strategy
 from pruning.shape import LayerShape, ModelShape, Removal
 
 
@@ -73,7 +73,7 @@ def plan_search(accounting: Accounting, stages: Sequence[Stage], layout: Layout 
     """Follows every path at once.
 
     Args:
-        stages: with cumulative targets, as of `pruning.search.greedy.make_stages`.
+        stages: with cumulative targets, as of `pruning.search.stages.make_stages`.
     """
     num_layers = accounting.geometry.num_layers
     ways = {_Way(0, num_layers, num_layers)}

@@ -20,13 +20,15 @@ from unittest.mock import patch
 import sqlalchemy as sql
 
 from pipelines.errors import StoreUnavailable
-from pipelines.prune.driver import Scorer, run_search
+from pipelines.prune.driver import run_search
+from pipelines.prune.scorer import Scorer
 from pipelines.runs.journal import Journal
 from pipelines.store.scores import BatchScore, Context, ScoreStore
-from pruning.calibration.build import Calibration, TokenSet
+from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
-from pruning.search.greedy import GreedySearch, make_stages
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
 from tests.chaos.evaluators import ANY_START, Orders, Unlucky
 from tests.chaos.leaks import Holdings, wait_until
 from tests.chaos.plan import Fault, PlannedSearch, at_once

@@ -20,7 +20,7 @@ from tests.chaos.plan import KINDS, draw_searches
 from tests.chaos.report import report
 from tests.chaos.searches import SETTINGS, Chaos, Figures
 from tests.workers.conftest import spec as spec
-from workers.cluster.placement import LocalMachine
+from workers.cluster.machine import LocalMachine
 from workers.cluster.ray_session import local_ray
 from workers.tasks import EvaluatorSpec
 

@@ -30,7 +30,7 @@ from mlflow import MlflowClient
 from sqlalchemy.engine import make_url
 
 from pipelines.prune.search_run import ARTIFACTS
-from pipelines.tracking.tracker import step_metrics
+from pipelines.tracking.metrics import step_metrics
 from tests.cluster.command import Command, Status, at_work, tasks_in_flight
 from tests.cluster.mlflow_server import MlflowServer
 from tests.cluster.traces import Traces

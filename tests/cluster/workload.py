@@ -11,7 +11,8 @@ import torch
 from safetensors.numpy import save_file
 
 from pruning.costs.accounting import Accounting
-from pruning.search.greedy import GreedySearch, make_stages
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
 from tests.conftest import tiny_config, tiny_model, tokens
 
 _SIZES = {

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.errors import InputError
-from pruning.shape import LayerShape, ModelShape, Removal, read_authors_config, write_authors_config
+from pruning.export.authors_config import read_authors_config, write_authors_config
+from pruning.shape import LayerShape, ModelShape, Removal
 
 DENSE = ModelShape.dense(4, 3, 48)
 shapes = st.lists(st.builds(LayerShape, st.integers(0, 9), st.integers(0, 50)), min_size=1, max_size=12).map(lambda layers: ModelShape(tuple(layers)))

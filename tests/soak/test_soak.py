@@ -20,20 +20,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.prune.driver import Scorer, run_search
+from pipelines.prune.driver import run_search
+from pipelines.prune.scorer import Scorer
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import Journal
 from pipelines.status.status_file import Heartbeat
 from pipelines.store.scores import Context, ScoreStore
-from pipelines.tracking.tracker import TokenDataset, Tracker, step_metrics
-from pruning.calibration.build import Calibration, TokenSet
+from pipelines.tracking.metrics import step_metrics
+from pipelines.tracking.tracker import TokenDataset, Tracker
+from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
-from pruning.search.greedy import GreedySearch, make_stages
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
 from tests.conftest import tiny_config, tiny_model, tokens
 from tests.soak.samples import MB, Sampler
-from workers.cluster.placement import LocalMachine, Placement
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
 from workers.pool.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec, OrderTask
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from pruning.errors import InputError
-from workers.cluster.ray_session import Node
+from workers.cluster.machine import LocalMachine, Node
 
 log = logging.getLogger(__name__)
 
@@ -50,27 +47,6 @@ class Placement:
     def describe(self) -> str:
         memory = f" and {self.memory_bytes / 1e9:.1f} GB of memory" if self.memory_bytes else ""
         return f"{self.num_gpus} GPU and {self.num_cpus} CPU{memory}"
-
-
-@dataclass(frozen=True, slots=True)
-class LocalMachine:
-    """What this machine has, or is told to pretend to have (`num_gpus`: logical GPUs make pinning testable anywhere)."""
-
-    num_cpus: int
-    num_gpus: int
-    free_bytes: int
-
-    @classmethod
-    def detect(cls, *, num_gpus: int | None = None) -> LocalMachine:
-        if num_gpus is None:
-            import torch
-
-            num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_gpus, psutil.virtual_memory().available)
-
-    def gpus_per_evaluator(self, asked: int | None) -> int:
-        """GPUs that an evaluator gets: those asked for, else one where there are any."""
-        return asked if asked is not None else min(1, self.num_gpus)
 
 
 def place_locally(

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, Config, get_authentication_mode  # type: ignore[attr-defined]
 
 from pruning.errors import InputError
+from workers.cluster.machine import Node
 from workers.cluster.probe import Answer, ProbeFailed, ask, wait_for_listener
 
 log = logging.getLogger(__name__)
@@ -37,18 +37,6 @@ _PASSED_ON = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETR
               "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")  # fmt: skip
 
 _LONGEST_TEMP = 14  # Unix sockets lie below, and their paths end at 103 bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One machine of the connected cluster, with what Ray may give out there. A dead one has nothing."""
-
-    node_id: str
-    address: str
-    num_cpus: int
-    num_gpus: int
-    memory_bytes: int
-    alive: bool
 
 
 @contextmanager

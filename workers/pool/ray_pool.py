@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from workers.evaluators.shapes import Evaluator
 from workers.pool.actor import ActorLauncher, Reply
 from workers.pool.faults import Decision, Failure, Fault, FaultKind, FaultLog, FaultPolicy, WorkersLost
 from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec, State
+from workers.pool.ray_faults import first_line, last_line, listens, lost_its_node
 from workers.pool.schedule import PrefixKey, Running, Schedule
 from workers.pool.task_times import CostModel
 from workers.tasks import EvaluatorInfo, ScoreResult, ScoreTask, Task
@@ -289,8 +289,8 @@ class RayPool:
         """Ray reports an exception instead of an answer."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if worker.state != "working":
-            if _lost_its_node(error):
-                log.info("%s: its node went before it had started (%s); another one takes its place", worker, _first_line(cause))
+            if lost_its_node(error):
+                log.info("%s: its node went before it had started (%s); another one takes its place", worker, first_line(cause))
                 self._replace(worker)
             else:
                 self._start_failed(worker, cause)
@@ -307,7 +307,7 @@ class RayPool:
             kind = "out of memory"
         else:
             kind = "node lost" if self._node_is_gone(worker, error) else "evaluator lost"
-        self._task_failed(worker, kind, _first_line(cause), error, schedule)
+        self._task_failed(worker, kind, first_line(cause), error, schedule)
 
     def _task_failed(self, worker: _Worker, kind: FaultKind, cause: str, error: Exception, schedule: Schedule | None) -> None:
         running, count = worker.running, 0
@@ -327,7 +327,7 @@ class RayPool:
         """Before anything has ever started, an error in the input is the user's to mend at once."""
         if isinstance(error, InputError) and self._device is None:
             raise error
-        cause = _last_line(error)
+        cause = last_line(error)
         self._failed_starts += 1
         decision = self._decide(worker, Failure("start failed", self._failed_starts, cause, others_ready=self.num_evaluators > 0))
         if decision is Decision.ABORT:
@@ -348,7 +348,7 @@ class RayPool:
         [node] = [node for node in ray.nodes() if node["NodeID"] == node_id and node["Alive"]] or [None]
         if node is None or "node has died" in str(error):
             return True
-        return isinstance(error, ActorUnavailableError) and not _listens(node["NodeManagerAddress"], node["NodeManagerPort"])
+        return isinstance(error, ActorUnavailableError) and not listens(node["NodeManagerAddress"], node["NodeManagerPort"])
 
     def _replace(self, worker: _Worker) -> None:
         self._drop(worker)
@@ -359,34 +359,7 @@ class RayPool:
         self._workers.remove(worker)
 
 
-def _lost_its_node(error: RayError) -> bool:
-    """Of an evaluator that has not started. Ray places actors on a dead node until it knows that it is dead, and no start failed there."""
-    return isinstance(error, ActorUnavailableError) or any(words in str(error) for words in ("never ran", "node has died"))
-
-
-def _listens(address: str, port: int) -> bool:
-    try:
-        with socket.create_connection((address, port), timeout=2.0):
-            return True
-    except OSError:
-        return False
-
-
 def _relay(worker: _Worker, reply: Reply) -> None:
     """What an evaluator logged, in our log."""
     for level, message in reply.records:
         log.log(level, "%s: %s", str(worker), message)
-
-
-def _first_line(error: Exception) -> str:
-    """What happened to a process, without the addresses that Ray lists below it."""
-    return _lines(error)[0]
-
-
-def _last_line(error: Exception) -> str:
-    """The exception at the end of a remote traceback."""
-    return _lines(error)[-1]
-
-
-def _lines(error: Exception) -> list[str]:
-    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

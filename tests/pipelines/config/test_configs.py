@@ -9,10 +9,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipelines.cli.launch import CONF, option_names
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.grid import points_of
-from pipelines.config.groups import PruneConfig, register
+from pipelines.config.overrides import CONF, option_names
+from pipelines.config.prune import PruneConfig
+from pipelines.config.schemas import register
 from pipelines.config.sweep import SweepConfig
 from tests.conftest import ROOT
 

@@ -22,8 +22,9 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from safetensors.numpy import save_file
 
-from pipelines.cli.launch import CONF, launch
-from pipelines.config.groups import register
+from pipelines.cli.launch import launch
+from pipelines.config.overrides import CONF
+from pipelines.config.schemas import register
 from pipelines.evaluate.__main__ import evaluate
 from pipelines.evaluate.harness import task_results
 from pipelines.evaluate.local_tasks import stock_tasks
@@ -38,7 +39,7 @@ from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
 from tests.conftest import tokens
 from tests.documents import NUM_REQUESTS, TASKS, save_reader, save_tasks, sentence
-from workers.cluster.placement import LocalMachine
+from workers.cluster.machine import LocalMachine
 from workers.evaluators.benchmarks import DocumentEvaluator
 from workers.tasks import DocumentSpec, WindowTask
 

@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM
 from pipelines.cli.launch import launch
 from pipelines.export.__main__ import export
 from pruning.costs.accounting import Accounting
+from pruning.export.authors_config import write_authors_config
 from pruning.export.manifest import check_folder
 from pruning.export.transformers import register
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.checkpoint import Checkpoint
 from pruning.scoring.masking import masked
-from pruning.shape import ModelShape, Removal, write_authors_config
+from pruning.shape import ModelShape, Removal
 from tests.conftest import tokens
 from tests.pipelines.conftest import Cli, Outcome
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipelines.plan import against_actual as forecast
-from pipelines.plan.__main__ import measured_tflops
 from pipelines.plan.against_actual import beside_plan_row
-from pruning.search.greedy import StageName
+from pipelines.plan.estimate import measured_tflops
+from pruning.search.stages import StageName
 from tests.pipelines.conftest import Cli, Outcome
 from tests.pipelines.plan.test_plan import planning, read
 

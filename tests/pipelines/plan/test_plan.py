@@ -13,7 +13,8 @@ import pytest
 
 from pipelines.cli.launch import launch
 from pipelines.config.grid import as_grid
-from pipelines.plan.__main__ import measured_tflops, plan
+from pipelines.plan.__main__ import plan
+from pipelines.plan.estimate import measured_tflops
 from pruning.errors import InputError
 from tests.conftest import ROOT
 from tests.pipelines.conftest import Cli, Outcome

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.prune.driver import Scorer, ShapeScore, run_search
+from pipelines.prune.driver import run_search
+from pipelines.prune.scorer import Scorer, ShapeScore
 from pipelines.runs.journal import Journal
 from pipelines.store.scores import Context, ScoreStore
-from pipelines.tracking.tracker import step_metrics
-from pruning.calibration.build import Calibration, TokenSet
+from pipelines.tracking.metrics import step_metrics
+from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
-from pruning.search.greedy import GreedySearch, make_stages
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 from workers.pool.protocol import Answer

@@ -23,11 +23,12 @@ from pipelines.cli.launch import launch
 from pipelines.prune.__main__ import prune
 from pipelines.runs.journal import Journal
 from pruning.costs.accounting import Accounting
-from pruning.models.checkpoint import find_checkpoint
-from pruning.shape import ModelShape, Removal, read_authors_config
+from pruning.export.authors_config import read_authors_config
+from pruning.models.find import find_checkpoint
+from pruning.shape import ModelShape, Removal
 from tests.conftest import ROOT
 from tests.pipelines.conftest import Cli, without_times
-from workers.cluster.placement import LocalMachine
+from workers.cluster.machine import LocalMachine
 from workers.evaluators import shapes as evaluator
 from workers.pool.ray_pool import RayPool
 

@@ -15,10 +15,10 @@ from pipelines.runs.saved_run import read_run
 from pruning.importance.block_influence import BlockInfluence, layer_similarity
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import FAMILIES
-from pruning.search.greedy import random_path
+from pruning.search.fixed import random_path
 from pruning.shape import ModelShape, Removal
 from tests.pipelines.conftest import Cli, Outcome, without_times
-from workers.cluster.placement import LocalMachine
+from workers.cluster.machine import LocalMachine
 from workers.pool.ray_pool import RayPool
 
 CONTROLS = ("search=shortgpt", "search=random")

@@ -36,7 +36,7 @@ def test_search_evaluation_export(cli: Cli, whole: list[str], monkeypatch: pytes
     card = (outcome.folder / "transformers" / "README.md").read_text()
     assert f"| piqa, acc (4 documents) | {report['dense']['tasks']['piqa']['acc']:.4f} | {report['tasks']['piqa']['acc']:.4f} ±" in card
 
-    monkeypatch.setattr("pipelines.prune.__main__.export_run", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr("pipelines.prune.pipeline.export_run", lambda *_: pytest.fail("it is there already"))
     again = cli(*whole)
     assert again.status == 0, again.output
     assert json.loads((outcome.folder / "evaluation.json").read_text())["answers"] == {"computed": 0, "reused": sum(report["answers"].values())}

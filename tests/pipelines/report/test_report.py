@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.report.analysis import block_votes, divergence, divergences, jaccard, overlaps, pareto_front, pareto_groups
+from pipelines.evaluate.pareto import pareto_front
+from pipelines.report.analysis import block_votes, divergence, divergences, jaccard, overlaps, pareto_groups
 from pipelines.report.data import ReportRun, num_stderrs, read_runs
 from pruning.errors import InputError
 from tests.pipelines.conftest import Cli, Outcome

@@ -16,14 +16,18 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from pipelines.cli import launch as cli
-from pipelines.cli.launch import CONF, launch
-from pipelines.config.groups import PlanConfig, PruneConfig, register
+from pipelines.cli.launch import launch
+from pipelines.config.overrides import CONF
+from pipelines.config.plan import PlanConfig
+from pipelines.config.prune import PruneConfig
 from pipelines.config.reproduce import ReproduceConfig
+from pipelines.config.schemas import register
 from pipelines.prune.__main__ import prune
 from pipelines.reproduce.__main__ import reproduce
 from pipelines.reproduce.counts import count_checks
 from pruning.costs.accounting import Accounting
-from pruning.shape import ModelShape, read_authors_config
+from pruning.export.authors_config import read_authors_config
+from pruning.shape import ModelShape
 from tests.documents import save_reader, save_tasks
 
 NAMES = [f"{folder}/{path.stem}" for folder in ("multipruner", "blockpruner", "shortgpt") for path in sorted((CONF / "experiment" / folder).glob("*.yaml"))]

@@ -237,8 +237,8 @@ def test_points_are_evaluated_and_exported_once(run_sweep: Any, tmp_path: Path, 
     reports = [json.loads((outcome.folder / f"target_ratio_{target}/evaluation.json").read_text()) for target in ("0.1", "0.3")]
     assert reports[0]["dense"] == reports[1]["dense"]
     assert all((outcome.folder / f"target_ratio_{target}/transformers/config.json").is_file() for target in ("0.1", "0.3"))
-    monkeypatch.setattr("pipelines.prune.__main__.evaluate_run", lambda *_: pytest.fail("it is there already"))
-    monkeypatch.setattr("pipelines.prune.__main__.export_run", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr("pipelines.prune.pipeline.evaluate_run", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr("pipelines.prune.pipeline.export_run", lambda *_: pytest.fail("it is there already"))
     assert run_sweep(*words).status == 0
 
 
@@ -377,8 +377,8 @@ def test_evaluators_have_the_memory_that_the_longest_sequences_take(run_sweep: A
         return needed.setdefault(evaluator_bytes, Placement(1, 0, memory_bytes=evaluator_bytes))
 
     monkeypatch.setattr("pipelines.prune.__main__.job.find_placement", place)
-    monkeypatch.setattr("pipelines.sweep.__main__.local_session", lambda *_: nullcontext())
-    monkeypatch.setattr("pipelines.sweep.__main__.open_pool", stop)
+    monkeypatch.setattr("pipelines.sweep.sweep_run.local_session", lambda *_: nullcontext())
+    monkeypatch.setattr("pipelines.sweep.sweep_run.open_pool", stop)
     outcome = run_sweep("search.target_ratio=0.2", "calibration.sequence_length=[8,32,16]")
     assert (outcome.status, outcome.output.splitlines()[-1].split(": ")[-1]) == (130, f"python -m pipelines.sweep resume=true output_dir={outcome.folder}")
     [(_, _, placement, spec)] = opened

@@ -12,7 +12,11 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, PreTrainedTokenizerFast
 
-from pruning.calibration.build import Calibration, Recipe, TokenSet, make_calibration, text_windows, wikitext_text
+from pruning.calibration.build import make_calibration
+from pruning.calibration.recipe import Recipe
+from pruning.calibration.sources import wikitext_text
+from pruning.calibration.token_sets import Calibration, TokenSet
+from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
 
 RECIPE = Recipe("text", num_block_samples=5, num_width_samples=3, num_heldout_samples=2, sequence_length=16)

@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from pruning.costs.accounting import Accounting
+from pruning.export.authors_config import read_authors_config
 from pruning.models.families import FAMILIES
 from pruning.scoring.masking import masked
-from pruning.shape import LayerShape, ModelShape, read_authors_config
+from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
 
 SHAPES = [ModelShape.dense(4, 3, 48), ModelShape((LayerShape(0, 48), LayerShape(2, 0), LayerShape(1, 16), LayerShape(3, 5)))]

@@ -22,7 +22,7 @@ from pruning.export.surgery import pruned_tensors
 from pruning.export.verify_gguf import verify_gguf
 from pruning.export.verify_transformers import TOLERANCES, probe_tokens
 from pruning.importance.channel_order import channel_order, reorder
-from pruning.models.checkpoint import find_checkpoint
+from pruning.models.find import find_checkpoint
 from pruning.scoring.masking import masked
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tokens

@@ -17,7 +17,7 @@ from pruning.errors import InputError
 from pruning.export import gguf
 from pruning.export.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_fields
 from pruning.export.source import Subject
-from pruning.models.checkpoint import find_checkpoint
+from pruning.models.find import find_checkpoint
 from tests.pruning.export.gguf_models import NASTY, byte_level, config_of, subject_of
 from tests.pruning.export.llama_cpp import ask, needs_llama_cpp
 

@@ -18,7 +18,7 @@ from pruning.errors import InputError
 from pruning.export.decilm import write
 from pruning.export.source import Subject
 from pruning.importance.channel_order import channel_order, reorder
-from pruning.models.checkpoint import find_checkpoint
+from pruning.models.find import find_checkpoint
 from pruning.scoring.masking import masked
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import ROOT, tiny_config, tiny_model, tokens

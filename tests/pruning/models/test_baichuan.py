@@ -15,8 +15,8 @@ from torch.nn.functional import silu, softmax
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models import baichuan
-from pruning.models.checkpoint import find_checkpoint
 from pruning.models.families import FAMILIES
+from pruning.models.find import find_checkpoint
 from tests.conftest import tokens
 
 CONFIG: dict[str, Any] = {

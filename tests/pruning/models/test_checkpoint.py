@@ -11,7 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning.errors import InputError
-from pruning.models.checkpoint import _complete_gemma3, cache_folder, find_checkpoint, resolve_dtype
+from pruning.models.cache import cache_folder
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
+from pruning.models.gguf_source import _complete_gemma3
 from tests.conftest import tiny_config, tiny_model, tokens
 from tests.pruning.export.gguf_models import VOCAB, add_sizes, write_gemma3
 from tests.pruning.export.llama_cpp import ask, needs_llama_cpp

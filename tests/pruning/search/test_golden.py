@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from pruning.costs.accounting import Accounting
+from pruning.export.authors_config import write_authors_config
 from pruning.importance.channel_order import channel_order, reorder
-from pruning.models.checkpoint import find_checkpoint
+from pruning.models.find import find_checkpoint
 from pruning.scoring.nll import run_prefix, score_candidates
-from pruning.search.greedy import GreedySearch, make_stages
-from pruning.shape import Removal, write_authors_config
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
+from pruning.shape import Removal
 from tests.conftest import NEEDS_GPU
 
 

@@ -7,7 +7,9 @@ import pytest
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError, ScoringError, TargetNotReached
 from pruning.importance.block_influence import BlockInfluence
-from pruning.search.greedy import FixedSearch, GreedySearch, Layout, make_stages, random_path
+from pruning.search.fixed import FixedSearch, random_path
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import Layout, make_stages
 from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config
 

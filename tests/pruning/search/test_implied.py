@@ -5,8 +5,9 @@ from transformers import AutoConfig
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.search.greedy import GreedySearch, make_stages
+from pruning.search.greedy import GreedySearch
 from pruning.search.implied import implied_search, target_range
+from pruning.search.stages import make_stages
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 

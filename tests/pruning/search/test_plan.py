@@ -11,10 +11,13 @@ from transformers import AutoConfig
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import TargetNotReached
+from pruning.export.authors_config import read_authors_config
 from pruning.importance.block_influence import BlockInfluence
-from pruning.search.greedy import FixedSearch, GreedySearch, Layout, Stage, StageName, make_stages, random_path
+from pruning.search.fixed import FixedSearch, random_path
+from pruning.search.greedy import GreedySearch
 from pruning.search.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.shape import ModelShape, read_authors_config
+from pruning.search.stages import Layout, Stage, StageName, make_stages
+from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 
 

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from pruning.errors import InputError
-from workers.cluster.placement import LocalMachine, Placement, place_locally
-from workers.cluster.ray_session import Node
+from workers.cluster.machine import LocalMachine, Node
+from workers.cluster.placement import Placement, place_locally
 
 
 def place(machine: LocalMachine, *, evaluators: int | None = None, gpus: int | None = None, cpus: int = 1, evaluator_bytes: int = 10**9) -> Placement:

@@ -11,7 +11,8 @@ from pruning.errors import InputError
 from pruning.models.checkpoint import Checkpoint
 from tests.documents import save_reader
 from tests.workers.pool import misbehaving as evaluators
-from workers.cluster.placement import LocalMachine, Placement
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
 from workers.evaluators.benchmarks import DocumentEvaluator
 from workers.pool.inline_pool import InlinePool
 from workers.pool.protocol import Pool

@@ -28,8 +28,8 @@ from tests.workers.pool.misbehaving import (
     RaisesOnce,
     Slow,
 )
-from workers.cluster.placement import LocalMachine, Placement
-from workers.cluster.ray_session import Node
+from workers.cluster.machine import LocalMachine, Node
+from workers.cluster.placement import Placement
 from workers.evaluators.shapes import Evaluator
 from workers.pool.faults import FaultPolicy, WorkersLost
 from workers.pool.inline_pool import InlinePool

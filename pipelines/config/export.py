@@ -1,0 +1,59 @@
+"""What `pipelines.export` takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from omegaconf import MISSING, DictConfig
+
+from pipelines.config.groups import ModelConfig, checked, one_of
+from pruning.export import FORMAT_NAMES
+from pruning.models.dtypes import DTYPES
+
+
+@dataclass
+class ExportConfig:
+    """Everything that `pipelines.export` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    run: str | None = MISSING
+    shape: str | None = MISSING
+    importance: str | None = MISSING
+    format: str = MISSING
+    dtype: str = MISSING
+    max_shard_gb: float = MISSING
+    tokenizer_gguf: str | None = MISSING
+    output_dir: str | None = MISSING
+
+    @classmethod
+    def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
+        """See `checked`; `given` are the names of the options that the command gives."""
+        return checked(cls, config, lambda typed: typed.problems(given))
+
+    def problems(self, given: Sequence[str]) -> list[str]:
+        found = one_of("format", self.format, FORMAT_NAMES) + one_of("dtype", self.dtype, DTYPES)
+        if (self.run is None) == (self.shape is None):
+            what = "neither is given" if self.run is None else "both are given"
+            found.append(f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and model.path=MODEL")
+        if self.run is not None:
+            names = [name for name in given if name.partition(".")[0] in ("model", "importance")]
+            found += [f"{name}: has no effect with run=, which knows its model and channel order" for name in names]
+        else:
+            found += self.model.problems()
+            found += ["model.dtype: has no effect on an export; give dtype"] if "model.dtype" in given else []
+            found += [] if self.output_dir else ["output_dir: missing; with shape= give the folder to write"]
+            if self.importance not in (None, "l1", "none"):
+                found.append(
+                    f"importance: {self.importance!r}; with shape= one of l1, none, or null for the channel_order.safetensors beside the file (activation "
+                    "needs the calibration text of its search: give run=)"
+                )
+        if not 0 < self.max_shard_gb < math.inf:
+            found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
+        if "max_shard_gb" in given and self.format == "gguf":
+            found.append(f"max_shard_gb: {self.max_shard_gb:g}, which has no effect with format=gguf, which is one file")
+        if self.tokenizer_gguf is not None and self.format != "gguf":
+            found.append(f"tokenizer_gguf: {self.tokenizer_gguf}, which has no effect with format={self.format}; it is for format=gguf")
+        return found

@@ -1,0 +1,27 @@
+"""What `pipelines.plan` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from pipelines.config.prune import PruneConfig
+
+
+@dataclass
+class PlanConfig(PruneConfig):
+    """Everything that `pipelines.plan` takes: the options of a search, or with a grid those of a sweep."""
+
+    grid: dict[str, Any] = field(default_factory=dict)
+    tflops_per_evaluator: float | None = MISSING
+    rate_of: str | None = MISSING
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.tflops_per_evaluator is not None and self.tflops_per_evaluator <= 0:
+            found.append(f"tflops_per_evaluator: {self.tflops_per_evaluator:g}; it is above 0")
+        if self.tflops_per_evaluator is not None and self.rate_of is not None:
+            found.append("tflops_per_evaluator, rate_of: both are given; give one of them")
+        return found

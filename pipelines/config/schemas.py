@@ -1,0 +1,38 @@
+"""The schemas of all commands and groups, by the names that `conf/` calls them."""
+
+from __future__ import annotations
+
+from hydra.core.config_store import ConfigStore
+
+from pipelines.config.export import ExportConfig
+from pipelines.config.groups import CalibrationConfig, ClusterConfig, EvaluationConfig, ModelConfig, SearchConfig, StoreConfig, TrackingConfig
+from pipelines.config.plan import PlanConfig
+from pipelines.config.prune import PruneConfig
+
+
+def register() -> None:
+    """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
+    from pipelines.config.evaluate import EvaluateConfig
+    from pipelines.config.report import ReportConfig
+    from pipelines.config.reproduce import ReproduceConfig
+    from pipelines.config.sweep import SweepConfig
+
+    store = ConfigStore.instance()
+    store.store(name="prune_schema", node=PruneConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="export_schema", node=ExportConfig)
+    store.store(name="plan_schema", node=PlanConfig)
+    store.store(name="report_schema", node=ReportConfig)
+    store.store(name="sweep_schema", node=SweepConfig)
+    store.store(name="reproduce_schema", node=ReproduceConfig)
+    groups = {
+        "model": ModelConfig,
+        "calibration": CalibrationConfig,
+        "search": SearchConfig,
+        "cluster": ClusterConfig,
+        "tracking": TrackingConfig,
+        "store": StoreConfig,
+        "evaluation": EvaluationConfig,
+    }
+    for group, schema in groups.items():
+        store.store(group=group, name="schema", node=schema)

@@ -1,0 +1,74 @@
+"""A search, and what the configuration asks for after it: evaluation, then export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.cli.console import log_to
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.export import ExportConfig
+from pipelines.config.groups import ModelConfig
+from pipelines.config.prune import PruneConfig
+from pipelines.evaluate.benchmarks import open_benchmarks
+from pipelines.evaluate.evaluation_run import evaluate_run
+from pipelines.evaluate.measurement import problems_of_cost
+from pipelines.evaluate.models import Subject, window_length
+from pipelines.export.export_run import export_run, is_exported
+from pipelines.prune.job import PruneJob
+from pipelines.prune.search_run import SearchRun
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.saved_run import read_run
+from pipelines.store.scores import ScoreStore
+from pruning.errors import InputError
+from pruning.export.folder import FORMATS
+
+
+def run_job(job: PruneJob) -> dict[str, Any]:
+    """One search in its folder, and what the configuration asks for after it; returns its summary."""
+    check_what_follows(job)
+    with ScoreStore(job.config.store.url, job.config.store.retry_s) as store, RunFolder(job.config.output_dir) as folder:
+        try:
+            record = folder.claim(job.identity())
+            log_to(folder.path / "prune.log")
+            summary = SearchRun(job, store, folder, record).go()
+            finish(job.config, folder)
+            return summary
+        finally:
+            log_to(None)
+
+
+def check_what_follows(job: PruneJob) -> None:
+    """What evaluation and export need is asked for before the hours of the search, not after them.
+
+    Raises:
+        InputError: tasks or texts are missing, or the format cannot express this model.
+    """
+    config, accounting = job.config, job.accounting
+    if config.export is not None:
+        problems = FORMATS[config.export].problems(job.checkpoint.config(), accounting.family, accounting.geometry, accounting.dense)
+        if problems:
+            raise InputError("\n".join(problems))
+    if config.evaluation.wanted:
+        dense = [Subject("dense", job.checkpoint, job.fingerprint, job.dtype, accounting.num_dense_parameters)]
+        problems = problems_of_cost(config.evaluation, dense)
+        if problems:
+            raise InputError("\n".join(problems))
+        with open_benchmarks(config.evaluation, job.checkpoint.tokenizer, window_length(config.evaluation.sequence_length, dense)):
+            pass
+
+
+def finish(config: PruneConfig, folder: RunFolder) -> None:
+    """What the configuration asks for after the search in this folder, which the caller holds. Evaluation comes first: its numbers are on the model card."""
+    path = str(folder.path)
+    if config.evaluation.wanted:
+        evaluate_run(
+            EvaluateConfig.like(config, model=ModelConfig("", None, "auto", trust_remote_code=False), run=path),
+            folder,
+        )
+    if config.export is not None:
+        run = read_run(path)
+        if not is_exported(run, folder.path / config.export):
+            export_run(
+                run,
+                ExportConfig(run=path, shape=None, importance=None, format=config.export, dtype="auto", max_shard_gb=5, tokenizer_gguf=None, output_dir=None),
+            )

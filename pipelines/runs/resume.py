@@ -1,0 +1,95 @@
+"""Settings as a run saves them, and as a resumed run takes them up again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipelines.config.groups import URLS
+from pipelines.config.prune import PruneConfig
+from pipelines.config.redaction import MASK, masked_url
+from pruning.errors import InputError
+
+
+def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The settings saved in the output folder, with what this command gives on top.
+
+    Raises:
+        InputError: the folder holds no run, or `experiment=` is given.
+    """
+    folder = Path(config.output_dir or "").expanduser()
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise InputError(f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; leave resume out to start one")
+    merged = config.copy()
+    merged.merge_with(OmegaConf.load(saved))
+    given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    if "experiment" in given:
+        raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
+    for name in given:
+        OmegaConf.update(merged, name, OmegaConf.select(config, name))
+    for name in URLS:
+        OmegaConf.update(merged, name, _with_password(name, OmegaConf.select(merged, name), OmegaConf.select(config, name)))
+    return merged
+
+
+def _with_password(name: str, saved: str, given: str) -> str:
+    """The saved URL. A password is not saved: a URL that had one comes from the command or the environment again.
+
+    Raises:
+        InputError: it does not.
+    """
+    if MASK not in saved:
+        return saved
+    if masked_url(given) != saved:
+        raise InputError(f"{name}: the run in output_dir used {saved}, and passwords are not saved; give it again, as on the first command")
+    return given
+
+
+def saved_form(config: PruneConfig) -> DictConfig:
+    """The configuration as it is saved and shown: paths absolute, so that a run can be resumed from anywhere; passwords in URLs masked."""
+    saved = OmegaConf.structured(config)
+    for name in ("model.path", "calibration.path"):
+        value = OmegaConf.select(saved, name)
+        if value is not None and Path(value).expanduser().exists():
+            OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
+    for name in URLS:
+        OmegaConf.update(saved, name, saved_url(OmegaConf.select(saved, name)))
+    saved.resume, saved.expected = False, None  # what a result is compared with is no part of the run
+    return cast("DictConfig", saved)
+
+
+def saved_url(url: str) -> str:
+    """A URL as it is saved: files absolute, passwords masked."""
+    masked = masked_url(url)
+    scheme, separator, file = masked.partition("sqlite:///")
+    in_file = separator and not scheme and file and not file.startswith(":")
+    return f"sqlite:///{Path(file).absolute()}" if in_file else masked
+
+
+_SAVED = ("tracking", "store")
+"""Groups that an evaluation of a search takes from it, so that its numbers are on the search's page, and its scores with the search's."""
+
+
+def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig:
+    """With `run=`: tracking and store of that search, unless the command gives others.
+
+    Raises:
+        InputError: a URL had a password, which is not saved, and is not given again.
+    """
+    path = Path(config.run or "").expanduser() / "config.yaml"
+    if config.run is None or not path.is_file():
+        return config
+    merged, saved = config.copy(), OmegaConf.load(path)
+    for group in _SAVED:
+        if not any(name.partition(".")[0] == group for name in given) and OmegaConf.select(saved, group) is not None:
+            OmegaConf.update(merged, group, OmegaConf.merge(merged[group], saved[group]))  # type: ignore[index]
+    for name in URLS:
+        url, own = OmegaConf.select(merged, name), OmegaConf.select(config, name)
+        if MASK in url and masked_url(own) != url:
+            raise InputError(f"{name}: the search in {config.run} used {url}, and passwords are not saved; give it again, as on its own command")
+        OmegaConf.update(merged, name, own if MASK in url else url)
+    return merged

@@ -1,0 +1,163 @@
+"""Where text comes from: the hub, local files, Python's own documentation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pruning.calibration.recipe import Recipe
+from pruning.errors import InputError
+
+
+def measured_text(name: str, *, option: str, folder: Path | None = None) -> str:
+    """The text that a perplexity is measured on.
+
+    Args:
+        name: `wikitext2`, the test split of WikiText-2; or a file: .jsonl with a column `text`, whose rows are joined with two newlines, .raw as
+            WikiText is distributed, or any other plain text.
+        option: that names it, for messages.
+        folder: where a local copy of WikiText-2 may lie, as wikitext2.test.raw.
+
+    Raises:
+        InputError: it is not there or not text.
+    """
+    if name == "wikitext2":
+        copy = folder / "wikitext2.test.raw" if folder else None
+        if copy is not None and copy.is_file():
+            return wikitext_text(_read_text(str(copy), option))
+        return "\n\n".join(_hub_dataset("Salesforce/wikitext", option=option, name="wikitext-2-raw-v1", split="test")["text"])
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"{option}: {name} is neither wikitext2 nor a file; give a text file (.txt, .raw) or a .jsonl with a column text")
+    if path.suffix == ".jsonl":
+        return "\n\n".join(_read_jsonl(path, "text", option))
+    text = _read_text(name, option)
+    return wikitext_text(text) if path.suffix == ".raw" else text
+
+
+def wikitext_text(raw: str) -> str:
+    """The text of a WikiText raw file as the papers tokenize it: the hub's rows (blank ones empty, others with their newline) joined with two newlines."""
+    return "\n\n".join(line if line.strip() else "" for line in raw.splitlines(keepends=True))
+
+
+def running_text(recipe: Recipe) -> tuple[str, str] | None:
+    """(text to calibrate on, text held out), or None when the source is rows."""
+    if recipe.source == "pydoc":
+        return _split_text("\n\n".join(text for _, text in sorted(_pydoc_topics().items())))
+    if recipe.source == "wikitext2":
+        if recipe.path is not None:
+            return _split_text(wikitext_text(_read_text(recipe.path)))
+        train, test = (_hub_dataset("Salesforce/wikitext", name="wikitext-2-raw-v1", split=split)["text"] for split in ("train", "test"))
+        return "\n\n".join(train), "\n\n".join(test)
+    if recipe.source == "text":
+        path = required_path(recipe, "a text file, or a .jsonl file with one row a line")
+        return None if path.suffix == ".jsonl" else _split_text(_read_text(str(path)))
+    return None
+
+
+def source_rows(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """(rows to draw from, rows held out)."""
+    if recipe.source == "alpaca":
+        return _alpaca(recipe)
+    if recipe.path is not None:
+        rows = _read_jsonl(Path(recipe.path).expanduser(), recipe.column or "text")
+        cut = len(rows) - max(1, len(rows) // 10)
+        return rows[:cut], rows[cut:]
+    if recipe.source == "c4":
+        files = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
+        pair = [_hub_rows("allenai/c4", data_files=files, split=split, column=recipe.column or "text") for split in files]
+    else:
+        # The dataset's main branch is a loading script, which current versions of `datasets` do not run; the hub's conversion holds the same rows.
+        pair = [
+            _hub_rows("ptb-text-only/ptb_text_only", revision="refs/convert/parquet", split=split, column=recipe.column or "sentence")
+            for split in ("train", "test")
+        ]
+    return pair[0], pair[1]
+
+
+def _alpaca(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """The published split: a fifth of the rows is the test part, its first half is drawn from, its second half is held out here."""
+    import datasets
+
+    column = recipe.column or "text"
+    if recipe.path is None:
+        rows = _hub_dataset("tatsu-lab/alpaca", split="train")
+    else:
+        rows = datasets.Dataset.from_dict({column: _read_jsonl(Path(recipe.path).expanduser(), column)})
+    test = rows.train_test_split(test_size=0.2, seed=42)["test"]
+    halves = test.train_test_split(test_size=0.5, seed=42)
+    return list(halves["train"][column]), list(halves["test"][column])
+
+
+def _hub_rows(path: str, *, column: str, **options: Any) -> list[str]:
+    rows = _hub_dataset(path, **options)
+    if column not in rows.column_names:
+        raise InputError(f"calibration.column: {path} has no column {column!r}; it has {', '.join(rows.column_names)}")
+    return [row for row in rows[column] if row]
+
+
+def _hub_dataset(path: str, *, option: str = "calibration", **options: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        local = "calibration.path=FILE, or use calibration=pydoc, which needs no network" if option == "calibration" else f"{option}=[FILE]"
+        raise InputError(
+            f"{option}: dataset {path!r} is neither in the local cache nor to be had from the hub ({reason}). Give a local copy with {local}"
+        ) from error
+
+
+def _pydoc_topics() -> dict[str, str]:
+    from pydoc_data import topics
+
+    found: dict[str, str] = topics.topics
+    return found
+
+
+def _split_text(text: str) -> tuple[str, str]:
+    """The first nine tenths, and the rest, parted at a blank line."""
+    boundary = text.find("\n\n", len(text) * 9 // 10)
+    return (text, "") if boundary < 0 else (text[:boundary], text[boundary + 2 :])
+
+
+def _read_text(path: str, option: str = "calibration.path") -> str:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{option}: cannot read {path} as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise InputError(f"{option}: {path} is empty")
+    return text
+
+
+def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]:
+    rows = []
+    for number, line in enumerate(_read_text(str(path), option or "calibration.path").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append(row[column])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            fields = ", ".join(row) if isinstance(error, KeyError) else "not JSON"
+            raise InputError(f"{option or 'calibration.column'}: line {number} of {path} has no field {column!r} (it has: {fields})") from error
+        if not isinstance(rows[-1], str):
+            raise InputError(f"{option or 'calibration.column'}: field {column!r} of line {number} in {path} is not text")
+    return [row for row in rows if row]
+
+
+def required_path(recipe: Recipe, what: str) -> Path:
+    """The path that a source needs.
+
+    Raises:
+        InputError: none is given, or it is not there.
+    """
+    if recipe.path is None:
+        raise InputError(f"calibration.path: missing; calibration={recipe.source} needs {what}")
+    path = Path(recipe.path).expanduser()
+    if not path.is_file():
+        raise InputError(f"calibration.path: no file {recipe.path}; calibration={recipe.source} needs {what}")
+    return path

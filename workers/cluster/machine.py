@@ -1,0 +1,41 @@
+"""A machine: one node of a cluster, or the one that this process runs on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine of the connected cluster, with what Ray may give out there. A dead one has nothing."""
+
+    node_id: str
+    address: str
+    num_cpus: int
+    num_gpus: int
+    memory_bytes: int
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMachine:
+    """What this machine has, or is told to pretend to have (`num_gpus`: logical GPUs make pinning testable anywhere)."""
+
+    num_cpus: int
+    num_gpus: int
+    free_bytes: int
+
+    @classmethod
+    def detect(cls, *, num_gpus: int | None = None) -> LocalMachine:
+        if num_gpus is None:
+            import torch
+
+            num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_gpus, psutil.virtual_memory().available)
+
+    def gpus_per_evaluator(self, asked: int | None) -> int:
+        """GPUs that an evaluator gets: those asked for, else one where there are any."""
+        return asked if asked is not None else min(1, self.num_gpus)
