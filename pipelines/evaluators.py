@@ -25,7 +25,9 @@ def joined(cluster: ClusterConfig) -> AbstractContextManager[None]:
     if cluster.kind != "ray":
         return nullcontext()
     assert cluster.address is not None
-    return joined_ray(cluster.address, allow_open=cluster.allow_open, timeout_s=cluster.join_timeout_s)
+    return joined_ray(
+        cluster.address, allow_open=cluster.allow_open, timeout_s=cluster.join_timeout_s
+    )
 
 
 def gpus_per_evaluator(cluster: ClusterConfig, machine: LocalMachine) -> int:
@@ -33,7 +35,9 @@ def gpus_per_evaluator(cluster: ClusterConfig, machine: LocalMachine) -> int:
     return machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
 
 
-def find_placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_bytes: int) -> Placement | None:
+def find_placement(
+    cluster: ClusterConfig, machine: LocalMachine, evaluator_bytes: int
+) -> Placement | None:
     """Where evaluators go; None: they stay in this process.
 
     Args:
@@ -45,7 +49,9 @@ def find_placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_byte
     gpus = gpus_per_evaluator(cluster, machine)
     if cluster.kind == "inline":
         if gpus > machine.num_gpus:
-            raise InputError(f"cluster.num_gpus_per_evaluator: {gpus}; this machine has {machine.num_gpus} GPU")
+            raise InputError(
+                f"cluster.num_gpus_per_evaluator: {gpus}; this machine has {machine.num_gpus} GPU"
+            )
         return None
     if cluster.kind == "ray":
         return Placement(
@@ -67,13 +73,27 @@ def find_placement(cluster: ClusterConfig, machine: LocalMachine, evaluator_byte
     )
 
 
-def local_session(machine: LocalMachine, placement: Placement | None) -> AbstractContextManager[None]:
-    """One Ray of our own for several pools, one after the other, where a Ray is needed and none is joined."""
-    return nullcontext() if placement is None else local_ray(_num_cpus(machine, placement), machine.num_gpus)
+def local_session(
+    machine: LocalMachine, placement: Placement | None
+) -> AbstractContextManager[None]:
+    """One Ray of our own for several pools, one after the other, where a Ray is needed and none is
+    joined.
+    """
+    return (
+        nullcontext()
+        if placement is None
+        else local_ray(_num_cpus(machine, placement), machine.num_gpus)
+    )
 
 
 @contextmanager
-def open_pool(cluster: ClusterConfig, machine: LocalMachine, placement: Placement | None, spec: Spec, kind: EvaluatorKind = Evaluator) -> Iterator[Pool]:
+def open_pool(
+    cluster: ClusterConfig,
+    machine: LocalMachine,
+    placement: Placement | None,
+    spec: Spec,
+    kind: EvaluatorKind = Evaluator,
+) -> Iterator[Pool]:
     """Evaluators, for the time of the context.
 
     Args:
@@ -83,8 +103,12 @@ def open_pool(cluster: ClusterConfig, machine: LocalMachine, placement: Placemen
     if placement is None:
         yield InlinePool(spec, kind=kind, num_gpus=gpus_per_evaluator(cluster, machine))
         return
-    # A cluster that was joined before is used as it is: local_ray starts one only where there is none.
-    with local_session(machine, placement), RayPool(spec, placement, task_timeout_s=cluster.task_timeout_s, kind=kind) as pool:
+    # A cluster that was joined before is used as it is: local_ray starts one only where there is
+    # none.
+    with (
+        local_session(machine, placement),
+        RayPool(spec, placement, task_timeout_s=cluster.task_timeout_s, kind=kind) as pool,
+    ):
         yield pool
 
 

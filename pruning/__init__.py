@@ -1,1 +1,4 @@
-"""The domain: shapes of a model, how they are scored, and the greedy search over them. Knows no Ray, Hydra or MLflow."""
+"""The domain: shapes of a model, how they are scored, and the greedy search over them.
+
+Knows no Ray, Hydra or MLflow.
+"""

@@ -2,15 +2,23 @@
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used. The message names the field, what was given, what is allowed and what to do."""
+    """Something that the user gave cannot be used.
+
+    The message names the field, what was given, what is allowed and what to do.
+    """
 
 
 class TargetNotReached(InputError):
-    """A stage has no candidate left although its target is not met. Everything up to here is kept."""
+    """A stage has no candidate left although its target is not met.
+
+    Everything up to here is kept.
+    """
 
 
 class ScoringError(RuntimeError):
-    """A measurement failed in a way that another try would not mend, such as every candidate scoring NaN."""
+    """A measurement failed in a way that another try would not mend, such as every candidate
+    scoring NaN.
+    """
 
 
 class ExportError(RuntimeError):

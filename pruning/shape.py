@@ -11,7 +11,9 @@ from typing import Any, Literal
 from pruning.errors import InputError
 
 Kind = Literal["attention", "mlp", "mlp_channels", "attention_heads"]
-"""What one step takes away: a whole attention or MLP block, or the last group of MLP channels or KV heads."""
+"""What one step takes away: a whole attention or MLP block, or the last group of MLP channels or KV
+heads.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,17 @@ class LayerShape:
 
     def __post_init__(self) -> None:
         if self.kv_heads < 0 or self.mlp_channels < 0:
-            raise ValueError(f"a layer cannot keep {self.kv_heads} KV heads and {self.mlp_channels} MLP channels: both are >= 0")
+            raise ValueError(
+                f"a layer cannot keep {self.kv_heads} KV heads and {self.mlp_channels} MLP "
+                "channels: both are >= 0"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One step of a search: in `layer`, only `left` KV heads (attention kinds) or MLP channels (MLP kinds) stay."""
+    """One step of a search: in `layer`, only `left` KV heads (attention kinds) or MLP channels (MLP
+    kinds) stay.
+    """
 
     kind: Kind
     layer: int
@@ -59,7 +66,10 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The shape of every layer, in order. With the weights sorted once, it alone defines the pruned model."""
+    """The shape of every layer, in order.
+
+    With the weights sorted once, it alone defines the pruned model.
+    """
 
     layers: tuple[LayerShape, ...]
 
@@ -76,18 +86,27 @@ class ModelShape:
         before = self.layers[removal.layer]
         current = getattr(before, removal.unit)
         if not removal.left < current:
-            raise ValueError(f"{removal} takes nothing away: layer {removal.layer} has {current} {removal.unit}")
+            raise ValueError(
+                f"{removal} takes nothing away: layer {removal.layer} has {current} {removal.unit}"
+            )
         after = replace(before, **{removal.unit: removal.left})
         return ModelShape((*self.layers[: removal.layer], after, *self.layers[removal.layer + 1 :]))
 
     def first_difference(self, other: ModelShape) -> int:
-        """Index of the first layer in which the two differ; the number of layers when they are equal."""
+        """Index of the first layer in which the two differ; the number of layers when they are
+        equal.
+        """
         pairs = zip(self.layers, other.layers, strict=True)
-        return next((index for index, (mine, theirs) in enumerate(pairs) if mine != theirs), len(self.layers))
+        return next(
+            (index for index, (mine, theirs) in enumerate(pairs) if mine != theirs),
+            len(self.layers),
+        )
 
     @property
     def text(self) -> str:
-        """Canonical text: `KV heads x MLP channels` of each layer, runs of equal layers counted, such as `4x172*2 0x172 4x43`."""
+        """Canonical text: `KV heads x MLP channels` of each layer, runs of equal layers counted,
+        such as `4x172*2 0x172 4x43`.
+        """
         words: list[str] = []
         previous, run = None, 0
         for layer in (*self.layers, None):
@@ -95,7 +114,9 @@ class ModelShape:
                 run += 1
                 continue
             if previous is not None:
-                words.append(f"{previous.kv_heads}x{previous.mlp_channels}" + (f"*{run}" if run > 1 else ""))
+                words.append(
+                    f"{previous.kv_heads}x{previous.mlp_channels}" + (f"*{run}" if run > 1 else "")
+                )
             previous, run = layer, 1
         return " ".join(words)
 
@@ -106,7 +127,9 @@ class ModelShape:
         for word in text.split():
             match = re.fullmatch(r"(\d+)x(\d+)(?:\*(\d+))?", word)
             if match is None:
-                raise InputError(f"not a shape: {word!r} in {text!r}; expected words such as 4x172 or 4x172*3")
+                raise InputError(
+                    f"not a shape: {word!r} in {text!r}; expected words such as 4x172 or 4x172*3"
+                )
             heads, channels, run = match.groups(default="1")
             layers += [LayerShape(int(heads), int(channels))] * int(run)
         return cls(tuple(layers))
@@ -117,11 +140,24 @@ class ModelShape:
         return hashlib.sha256(self.text.encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
-        return {"layers": [{"kv_heads": layer.kv_heads, "mlp_channels": layer.mlp_channels} for layer in self.layers], "text": self.text}
+        return {
+            "layers": [
+                {"kv_heads": layer.kv_heads, "mlp_channels": layer.mlp_channels}
+                for layer in self.layers
+            ],
+            "text": self.text,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelShape:
         try:
-            return cls(tuple(LayerShape(int(layer["kv_heads"]), int(layer["mlp_channels"])) for layer in data["layers"]))
+            return cls(
+                tuple(
+                    LayerShape(int(layer["kv_heads"]), int(layer["mlp_channels"]))
+                    for layer in data["layers"]
+                )
+            )
         except (KeyError, TypeError) as error:
-            raise InputError('not a shape file: expected {"layers": [{"kv_heads": .., "mlp_channels": ..}, ..]}') from error
+            raise InputError(
+                'not a shape file: expected {"layers": [{"kv_heads": .., "mlp_channels": ..}, ..]}'
+            ) from error

@@ -22,10 +22,16 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 torch.set_num_threads(1)
 
 if torch.cuda.device_count() and "MULTIPRUNER_TEST_GPU" not in os.environ:
-    # Everywhere the same tests: evaluators compute on CPUs, and Ray hands out eight GPUs by numbers that no machine has.
+    # Everywhere the same tests: evaluators compute on CPUs, and Ray hands out eight GPUs by numbers
+    # that no machine has.
     os.environ["CUDA_VISIBLE_DEVICES"] = "100,101,102,103,104,105,106,107"
 
-NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and `make gpu-test`")]
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs a CUDA device and `make gpu-test`"
+    ),
+]
 
 SIZES = {
     "vocab_size": 128,
@@ -42,12 +48,18 @@ OWN_SIZES: dict[str, dict[str, object]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 8},
     "qwen2": {"use_sliding_window": False},
-    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 5.0},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "final_logit_softcapping": 5.0,
+    },
 }
 
 
 def tiny_config(model_type: str, **changes: object) -> PretrainedConfig:
-    config: PretrainedConfig = AutoConfig.for_model(model_type, **(SIZES | OWN_SIZES.get(model_type, {}) | changes))
+    config: PretrainedConfig = AutoConfig.for_model(
+        model_type, **(SIZES | OWN_SIZES.get(model_type, {}) | changes)
+    )
     return config
 
 
@@ -62,14 +74,18 @@ def tiny_model(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def tokens(sequences: int = 3, length: int = 24, seed: int = 1, vocab: int = 128) -> torch.Tensor:
-    return torch.randint(1, vocab, (sequences, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        1, vocab, (sequences, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama on disk."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny-llama"
-    tiny_model(tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)).save_pretrained(folder)
+    tiny_model(
+        tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -86,13 +102,19 @@ def shared() -> Path:
     """The shared data folder. Tests that use it are marked `data`."""
     folder = Path(os.environ.get("MULTIPRUNER_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip("needs the shared data: a folder `shared` beside the checkout, or its path in MULTIPRUNER_SHARED")
+        pytest.skip(
+            "needs the shared data: a folder `shared` beside the checkout, or its path in "
+            "MULTIPRUNER_SHARED"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def local_cluster() -> Iterator[LocalMachine]:
-    """One real local Ray for all tests that need it: starting one takes seconds. Eight logical GPUs on any machine: pinning is Ray's, not CUDA's."""
+    """One real local Ray for all tests that need it: starting one takes seconds.
+
+    Eight logical GPUs on any machine: pinning is Ray's, not CUDA's.
+    """
     machine = LocalMachine(num_cpus=8, num_gpus=8, free_bytes=10**10)
     with local_ray(machine.num_cpus, machine.num_gpus):
         yield machine

@@ -1,4 +1,5 @@
-"""A real PostgreSQL server in a folder, for tests and scripts: TCP on 127.0.0.1 with a password, nothing synced to disk.
+"""A real PostgreSQL server in a folder, for tests and scripts: TCP on 127.0.0.1 with a password,
+nothing synced to disk.
 
 with PostgresServer(Path("/tmp/somewhere")) as server:
     ScoreStore(server.url)
@@ -28,11 +29,13 @@ START_TIMEOUT_S = 60
 
 
 class PostgresServer:
-    """Makes a database cluster in `folder` and runs its server for the time of the context. It keeps its port when it is started again.
+    """Makes a database cluster in `folder` and runs its server for the time of the context.
+
+    It keeps its port when it is started again.
 
     Args:
-        folder: where data, log and socket go. If this process is root, its owner and those above it must let `postgres` in: PostgreSQL
-            refuses to run as root.
+        folder: where data, log and socket go. If this process is root, its owner and those above it
+            must let `postgres` in: PostgreSQL refuses to run as root.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,9 +50,14 @@ class PostgresServer:
     def missing() -> str | None:
         """Why there can be no server on this machine; None if there can."""
         if _binaries() is None:
-            return "PostgreSQL is not installed: no initdb in PATH or /usr/lib/postgresql (Debian: apt-get install postgresql)"
+            return (
+                "PostgreSQL is not installed: no initdb in PATH or /usr/lib/postgresql "
+                "(Debian: apt-get install postgresql)"
+            )
         if os.geteuid() == 0 and _account() is None:
-            return "PostgreSQL does not run as root, and there is neither a user postgres nor nobody"
+            return (
+                "PostgreSQL does not run as root, and there is neither a user postgres nor nobody"
+            )
         return None
 
     @property
@@ -80,7 +88,14 @@ class PostgresServer:
         if account is not None:
             os.chown(self.folder, account.pw_uid, account.pw_gid)
             os.chown(password_file, account.pw_uid, account.pw_gid)
-        options = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", f"--username={USER}", f"--pwfile={password_file}", "--no-sync"]
+        options = [
+            "--encoding=UTF8",
+            "--locale=C",
+            "--auth=scram-sha-256",
+            f"--username={USER}",
+            f"--pwfile={password_file}",
+            "--no-sync",
+        ]
         self._run("initdb", "-D", self._data, *options)
         try:
             self.start()
@@ -98,20 +113,47 @@ class PostgresServer:
 
     def start(self) -> None:
         """Returns when it takes connections."""
-        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.folder, "fsync": "off", "max_connections": 30}
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": self.folder,
+            "fsync": "off",
+            "max_connections": 30,
+        }
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
-        self._run("pg_ctl", "start", "-D", self._data, "-w", "-t", str(START_TIMEOUT_S), "-l", str(self.folder / "server.log"), "-o", options)
+        self._run(
+            "pg_ctl",
+            "start",
+            "-D",
+            self._data,
+            "-w",
+            "-t",
+            str(START_TIMEOUT_S),
+            "-l",
+            str(self.folder / "server.log"),
+            "-o",
+            options,
+        )
 
     def stop(self, immediate: bool = True) -> None:
-        """Immediate: as a crash, without a word to its clients. Nothing happens if it does not run."""
+        """Immediate: as a crash, without a word to its clients.
+
+        Nothing happens if it does not run.
+        """
         if (self.folder / "data/postmaster.pid").exists():
-            self._run("pg_ctl", "stop", "-D", self._data, "-w", "-m", "immediate" if immediate else "fast")
+            self._run(
+                "pg_ctl", "stop", "-D", self._data, "-w", "-m", "immediate" if immediate else "fast"
+            )
 
     def _run(self, program: str, *arguments: str) -> None:
         assert self._binaries is not None
         account = _account()
-        identity: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
-        with (self.folder / "commands.log").open("a") as log:  # not a pipe: the server would keep it open
+        identity: dict[str, Any] = (
+            {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+        )
+        with (self.folder / "commands.log").open(
+            "a"
+        ) as log:  # not a pipe: the server would keep it open
             done = subprocess.run(
                 [self._binaries / program, *arguments],
                 cwd=self.folder,
@@ -122,12 +164,18 @@ class PostgresServer:
                 **identity,
             )
         if done.returncode != 0:
-            raise RuntimeError(f"{program}: exit status {done.returncode}\n{(self.folder / 'commands.log').read_text()[-2000:]}")
+            raise RuntimeError(
+                f"{program}: exit status "
+                f"{done.returncode}\n{(self.folder / 'commands.log').read_text()[-2000:]}"
+            )
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """One server for all tests that need it; a test that stops it starts it again. Not in pytest's folder, which only its owner may enter."""
+    """One server for all tests that need it; a test that stops it starts it again.
+
+    Not in pytest's folder, which only its owner may enter.
+    """
     reason = PostgresServer.missing()
     if reason is not None:
         pytest.skip(reason)

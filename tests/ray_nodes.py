@@ -1,4 +1,6 @@
-"""Several Ray nodes as processes on this machine, for tests of clusters: each with an address of its own on loopback, to be killed and frozen."""
+"""Several Ray nodes as processes on this machine, for tests of clusters: each with an address of
+its own on loopback, to be killed and frozen.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,18 @@ _OBJECT_STORE_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class RayNode:
-    """One node. All its processes are in the session of the `ray start` that made it, which is how they are found: workers rewrite their names."""
+    """One node. All its processes are in the session of the `ray start` that made it, which is how
+    they are found: workers rewrite their names.
+    """
 
     address: str
     session: int
 
     def pids(self) -> list[int]:
-        """Processes of the node: raylet, agents, workers, and those of the head. Not the dead ones that nobody has waited for."""
+        """Processes of the node: raylet, agents, workers, and those of the head.
+
+        Not the dead ones that nobody has waited for.
+        """
         return [pid for pid in psutil.pids() if _session_of(pid) == self.session and _lives(pid)]
 
     def kill(self) -> None:
@@ -35,7 +42,9 @@ class RayNode:
         until = time.monotonic() + 20
         while pids := self.pids():
             if time.monotonic() > until:
-                raise TimeoutError(f"processes of the Ray node {self.address} survive SIGKILL: {pids}")
+                raise TimeoutError(
+                    f"processes of the Ray node {self.address} survive SIGKILL: {pids}"
+                )
             self._signal(pids, signal.SIGKILL)
             time.sleep(0.05)
 
@@ -62,18 +71,25 @@ class RayNodes:
         folder: gets the nodes' logs when the cluster closes, and their working folder.
         token: what the cluster asks for; None for an open one.
 
-    Use as a context manager, or `close` it: nothing is left running then. Ports are chosen by the system, the n-th node has the address
-    127.0.0.(n+1), and nothing of another Ray on this machine is touched.
+    Use as a context manager, or `close` it: nothing is left running then. Ports are chosen by the
+    system, the n-th node has the address 127.0.0.(n+1), and nothing of another Ray on this machine
+    is touched.
     """
 
     def __init__(self, folder: Path, token: str | None) -> None:
         self.folder = folder
         self.address = ""
         self.nodes: list[RayNode] = []
-        self._scratch = Path(tempfile.mkdtemp(prefix="rn-", dir="/tmp"))  # short, for the Unix sockets below
+        self._scratch = Path(
+            tempfile.mkdtemp(prefix="rn-", dir="/tmp")
+        )  # short, for the Unix sockets below
         self._cwd = folder / "cwd"
         self._cwd.mkdir(parents=True)
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("RAY_") and name != "PYTHONPATH"
+        }
         """What a driver needs to join, beside what this process has; for a subprocess."""
         self.environment["RAY_AUTH_MODE"] = "disabled" if token is None else "token"
         if token is not None:
@@ -88,29 +104,64 @@ class RayNodes:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start_head(self, num_cpus: int = 0, *, environment: Mapping[str, str] | None = None) -> RayNode:
+    def start_head(
+        self, num_cpus: int = 0, *, environment: Mapping[str, str] | None = None
+    ) -> RayNode:
         """Starts the head. Afterwards `address` (HOST:PORT) can be joined."""
-        node = self._start("--head", "--port=0", "--include-dashboard=false", "--no-monitor", num_cpus=num_cpus, num_gpus=0, environment=environment)
+        node = self._start(
+            "--head",
+            "--port=0",
+            "--include-dashboard=false",
+            "--no-monitor",
+            num_cpus=num_cpus,
+            num_gpus=0,
+            environment=environment,
+        )
         self.address = (self._scratch / "0" / "ray_current_cluster").read_text().strip()
         return node
 
-    def add_node(self, num_cpus: int = 1, num_gpus: int = 0, *, environment: Mapping[str, str] | None = None) -> RayNode:
+    def add_node(
+        self, num_cpus: int = 1, num_gpus: int = 0, *, environment: Mapping[str, str] | None = None
+    ) -> RayNode:
         """Starts one more node and waits until the cluster has it."""
-        return self._start(f"--address={self.address}", num_cpus=num_cpus, num_gpus=num_gpus, environment=environment)
+        return self._start(
+            f"--address={self.address}",
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            environment=environment,
+        )
 
     def close(self) -> None:
         """Kills what is left, workers first and the head last, and moves the logs to `folder`."""
         for node in reversed(self.nodes):
             node.kill()
         for logs in self._scratch.glob("*/session_2*/logs"):
-            shutil.copytree(logs, self.folder / f"logs-{logs.relative_to(self._scratch).parts[0]}", symlinks=True)
+            shutil.copytree(
+                logs,
+                self.folder / f"logs-{logs.relative_to(self._scratch).parts[0]}",
+                symlinks=True,
+            )
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _start(self, *options: str, num_cpus: int, num_gpus: int, environment: Mapping[str, str] | None) -> RayNode:
+    def _start(
+        self, *options: str, num_cpus: int, num_gpus: int, environment: Mapping[str, str] | None
+    ) -> RayNode:
         number = len(self.nodes)
         address = f"127.0.0.{number + 2}"
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--node-ip-address={address}", f"--temp-dir={self._scratch / str(number)}"]
-        command += [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            *options,
+            f"--node-ip-address={address}",
+            f"--temp-dir={self._scratch / str(number)}",
+        ]
+        command += [
+            f"--num-cpus={num_cpus}",
+            f"--num-gpus={num_gpus}",
+            f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        ]
         command += ["--disable-usage-stats", "--include-log-monitor=false"]
         log = self.folder / f"start-{number}.log"
         with log.open("w") as output:

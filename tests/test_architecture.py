@@ -1,4 +1,6 @@
-"""Imports point one way: pruning <- workers <- pipelines <- experiments; ray, hydra and mlflow each stay in one package."""
+"""Imports point one way: pruning <- workers <- pipelines <- experiments; ray, hydra and mlflow each
+stay in one package.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ import pytest
 from tests.conftest import ROOT
 
 FORBIDDEN = {
-    "pruning": {"ray", "hydra", "omegaconf", "mlflow", "workers", "pipelines", "experiments", "tests"},
+    "pruning": {
+        "ray",
+        "hydra",
+        "omegaconf",
+        "mlflow",
+        "workers",
+        "pipelines",
+        "experiments",
+        "tests",
+    },
     "workers": {"hydra", "omegaconf", "mlflow", "pipelines", "experiments", "tests"},
     "pipelines": {"ray", "experiments", "tests"},
     "experiments": {"ray", "tests"},
@@ -32,10 +43,16 @@ def imported(path: Path) -> set[str]:
 def test_layers(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
-    wrong = {str(path.relative_to(ROOT)): sorted(found) for path in files if (found := imported(path) & FORBIDDEN[package])}
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(found)
+        for path in files
+        if (found := imported(path) & FORBIDDEN[package])
+    }
     assert wrong == {}
 
 
 def test_the_check_sees_imports(tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text("def f():\n    from ray.util import thing\n    import mlflow.entities as e\n")
+    (tmp_path / "bad.py").write_text(
+        "def f():\n    from ray.util import thing\n    import mlflow.entities as e\n"
+    )
     assert imported(tmp_path / "bad.py") == {"ray", "mlflow"}

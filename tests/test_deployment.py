@@ -1,4 +1,6 @@
-"""What is under docker/, as far as it can be checked without Docker, Kubernetes or Slurm: structure, secrets, command lines, the logic of the scripts."""
+"""What is under docker/, as far as it can be checked without Docker, Kubernetes or Slurm:
+structure, secrets, command lines, the logic of the scripts.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +66,18 @@ def rayjob() -> Any:
 def pods(rayjob: Any) -> dict[str, Any]:
     cluster = rayjob["spec"]["rayClusterSpec"]
     found = {group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]}
-    return found | {"head": cluster["headGroupSpec"]["template"]["spec"], "submitter": rayjob["spec"]["submitterPodTemplate"]["spec"]}
+    return found | {
+        "head": cluster["headGroupSpec"]["template"]["spec"],
+        "submitter": rayjob["spec"]["submitterPodTemplate"]["spec"],
+    }
 
 
 def pins(path: Path) -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-    return {name.lower().replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines if "==" in line)}
+    return {
+        name.lower().replace("_", "-"): version
+        for name, _, version in (line.partition("==") for line in lines if "==" in line)
+    }
 
 
 # --- every file
@@ -85,21 +93,35 @@ def test_no_password_stands_in_a_file(path: Path) -> None:
     text = path.read_text()
     for user, password in re.findall(r"://([^/\s:@]+):([^@\s/]+)@", text):
         assert (user, password) == ("USER", "PASSWORD"), f"{user}:..."
-    assert not re.findall(r"\b[0-9a-fA-F]{32,}\b|\b[A-Za-z0-9+/]{40,}={0,2}\b", text.replace("https://", ""))
-    assert not re.findall(r"(?i)\b(?:password|secret|token)\s*[:=]\s*['\"]?[A-Za-z0-9]{4,}['\"]?\s*$", text, re.MULTILINE)
+    assert not re.findall(
+        r"\b[0-9a-fA-F]{32,}\b|\b[A-Za-z0-9+/]{40,}={0,2}\b", text.replace("https://", "")
+    )
+    assert not re.findall(
+        r"(?i)\b(?:password|secret|token)\s*[:=]\s*['\"]?[A-Za-z0-9]{4,}['\"]?\s*$",
+        text,
+        re.MULTILINE,
+    )
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "compose.gpu.yaml", "rayjob.yaml", "slurm.sbatch"])
+@pytest.mark.parametrize(
+    "name", ["Dockerfile", "compose.yaml", "compose.gpu.yaml", "rayjob.yaml", "slurm.sbatch"]
+)
 def test_a_file_begins_with_the_commands_for_it(name: str) -> None:
     head = [line for line in (DOCKER / name).read_text().splitlines() if not line.startswith("#!")]
-    comment = "\n".join(head[: next(number for number, line in enumerate(head) if not line.startswith("#"))])
-    for word in ("docker build", "docker run") if name == "Dockerfile" else ("start ", "watch ", "stop "):
+    comment = "\n".join(
+        head[: next(number for number, line in enumerate(head) if not line.startswith("#"))]
+    )
+    for word in (
+        ("docker build", "docker run") if name == "Dockerfile" else ("start ", "watch ", "stop ")
+    ):
         assert word in comment
 
 
 def test_files_named_in_commands_exist() -> None:
     text = "\n".join(path.read_text() for path in [*FILES, ROOT / "SECURITY.md"])
-    named = re.findall(r"(?:-f|--file|sbatch|apply -f|<) (docker/[\w./-]+)", text) + re.findall(r"`(docker/[\w.-]+)`", text)
+    named = re.findall(r"(?:-f|--file|sbatch|apply -f|<) (docker/[\w./-]+)", text) + re.findall(
+        r"`(docker/[\w.-]+)`", text
+    )
     assert named
     assert [name for name in named if name != "docker/.env" and not (ROOT / name).exists()] == []
 
@@ -125,7 +147,9 @@ def command_lines() -> Iterator[tuple[str, str]]:
 def expand(words: str) -> list[str]:
     """A command line with the variables of the manifests filled in as by default."""
     values = {"GPUS_PER_EVALUATOR": "0", "RUN": "demo", "PRUNE_ARGS": "experiment=demo", "a": "16"}
-    words = re.sub(r"\$+(\w+)", lambda match: values[match[1]], re.sub(r'"\$\{arguments\[@\]\}"', "", words)).replace("%a", "16")
+    words = re.sub(
+        r"\$+(\w+)", lambda match: values[match[1]], re.sub(r'"\$\{arguments\[@\]\}"', "", words)
+    ).replace("%a", "16")
     return [word for word in shlex.split(words) if word != "..."]
 
 
@@ -143,7 +167,9 @@ def test_command_lines_are_understood(place: str, words: str) -> None:
         assert override_problems("prune", arguments) == []
 
 
-@pytest.mark.parametrize("arguments", re.findall(r"`((?:[\w.]+=[^\s`]+ ?)+)`", (DOCKER / "README.md").read_text()))
+@pytest.mark.parametrize(
+    "arguments", re.findall(r"`((?:[\w.]+=[^\s`]+ ?)+)`", (DOCKER / "README.md").read_text())
+)
 def test_options_in_the_readme_are_understood(arguments: str) -> None:
     register()
     names = [word for word in arguments.split() if word[0].islower()]
@@ -164,28 +190,55 @@ def variables(text: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
 def test_every_variable_is_required_or_has_a_default(name: str) -> None:
-    text = "\n".join(line for line in (DOCKER / name).read_text().splitlines() if not line.lstrip().startswith("#"))
+    text = "\n".join(
+        line
+        for line in (DOCKER / name).read_text().splitlines()
+        if not line.lstrip().startswith("#")
+    )
     assert [name for name, rest in variables(text) if not rest.startswith((":-", ":?"))] == []
-    assert [rest for _, rest in variables(text) if rest.startswith(":?") and len(rest) < 10] == [], "a required variable says what to do"
+    assert [
+        rest for _, rest in variables(text) if rest.startswith(":?") and len(rest) < 10
+    ] == [], "a required variable says what to do"
     assert re.findall(r"(?<!\$)\$(?!\$|\{)\w+", text.replace("$$", "\0")) == []
 
 
 def test_secrets_come_from_required_variables(compose: Any, services: dict[str, Any]) -> None:
-    required = {name for name, rest in variables((DOCKER / "compose.yaml").read_text()) if rest.startswith(":?")}
+    required = {
+        name
+        for name, rest in variables((DOCKER / "compose.yaml").read_text())
+        if rest.startswith(":?")
+    }
     assert {secret["environment"] for secret in compose["secrets"].values()} == required
     for service in services.values():
         for secret in service.get("secrets", []):
             assert (secret if isinstance(secret, str) else secret["source"]) in compose["secrets"]
-    assert not any("required" in map(str, service.get("configs", [])) for service in services.values()), "it holds every secret: no container may get it"
+    assert not any(
+        "required" in map(str, service.get("configs", [])) for service in services.values()
+    ), "it holds every secret: no container may get it"
 
 
 def test_the_example_environment_names_what_is_required_and_holds_nothing() -> None:
-    lines = [line for line in (DOCKER / ".env.example").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (DOCKER / ".env.example").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"\w+=", line) for line in lines)
-    required = {name for name, rest in variables((DOCKER / "compose.yaml").read_text()) if rest.startswith(":?")}
+    required = {
+        name
+        for name, rest in variables((DOCKER / "compose.yaml").read_text())
+        if rest.startswith(":?")
+    }
     assert {line.rstrip("=") for line in lines} == required
-    optional = {name for name, rest in variables((DOCKER / "compose.yaml").read_text()) if rest.startswith(":-")}
-    assert set(re.findall(r"^#(\w+)=", (DOCKER / ".env.example").read_text(), re.MULTILINE)) <= optional
+    optional = {
+        name
+        for name, rest in variables((DOCKER / "compose.yaml").read_text())
+        if rest.startswith(":-")
+    }
+    assert (
+        set(re.findall(r"^#(\w+)=", (DOCKER / ".env.example").read_text(), re.MULTILINE))
+        <= optional
+    )
 
 
 @pytest.mark.parametrize("name", [".env.example", "README.md"])
@@ -194,7 +247,12 @@ def test_the_command_that_fills_it_works(name: str, tmp_path: Path) -> None:
     (tmp_path / "docker").mkdir()
     shutil.copy(DOCKER / ".env.example", tmp_path / "docker")
     (tmp_path / "python3").symlink_to(sys.executable)
-    subprocess.run(["bash", "-c", command], cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+    subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=True,
+    )
     filled = tmp_path / "docker" / ".env"
     values = re.findall(r"^\w+=(\w+)$", filled.read_text(), re.MULTILINE)
     assert len(values) == len(set(values)) == 6
@@ -206,7 +264,10 @@ def test_passwords_reach_services_as_files(services: dict[str, Any]) -> None:
     helped = re.search(r"for name in ([A-Z_ ]+); do", (DOCKER / "with-secrets.sh").read_text())
     assert helped is not None
     for name, service in services.items():
-        own = {secret if isinstance(secret, str) else secret["source"] for secret in service.get("secrets", [])}
+        own = {
+            secret if isinstance(secret, str) else secret["source"]
+            for secret in service.get("secrets", [])
+        }
         for variable, value in service.get("environment", {}).items():
             if not SECRET_NAME.search(variable):
                 continue
@@ -243,7 +304,12 @@ def test_our_services_have_no_privileges(services: dict[str, Any]) -> None:
 def test_ray_asks_for_a_token_everywhere(services: dict[str, Any]) -> None:
     for name in ("ray-head", "ray-worker", "driver"):
         assert services[name]["environment"]["RAY_AUTH_MODE"] == "token"
-        assert any(isinstance(secret, Mapping) and secret["source"] == "ray_token" and secret["mode"] == 0o400 for secret in services[name]["secrets"])
+        assert any(
+            isinstance(secret, Mapping)
+            and secret["source"] == "ray_token"
+            and secret["mode"] == 0o400
+            for secret in services[name]["secrets"]
+        )
 
 
 def test_services_start_in_order_and_again(compose: Any, services: dict[str, Any]) -> None:
@@ -260,7 +326,12 @@ def test_services_start_in_order_and_again(compose: Any, services: dict[str, Any
 
 def test_models_are_read_only_and_weights_lie_at_the_same_path(services: dict[str, Any]) -> None:
     for name in ("ray-worker", "driver"):
-        mounts = dict(volume.rsplit(":", 2)[-2:] if volume.endswith(":ro") else (volume.rsplit(":", 1)[-1], "rw") for volume in services[name]["volumes"])
+        mounts = dict(
+            volume.rsplit(":", 2)[-2:]
+            if volume.endswith(":ro")
+            else (volume.rsplit(":", 1)[-1], "rw")
+            for volume in services[name]["volumes"]
+        )
         assert mounts["/models"] == "ro"
         assert "/data/cache" in mounts
 
@@ -270,7 +341,11 @@ def test_the_gpu_file_changes_services_that_exist(services: dict[str, Any]) -> N
     assert set(extra) <= set(services)
     [device] = extra["ray-worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
-    base = [word for word in services["ray-worker"]["command"] if not word.startswith(("--num-cpus", "--num-gpus"))]
+    base = [
+        word
+        for word in services["ray-worker"]["command"]
+        if not word.startswith(("--num-cpus", "--num-gpus"))
+    ]
     assert extra["ray-worker"]["command"] == base, "Ray counts CPUs and GPUs itself"
 
 
@@ -279,20 +354,27 @@ def test_the_gpu_file_changes_services_that_exist(services: dict[str, Any]) -> N
 
 def test_the_image_is_pinned_and_not_root() -> None:
     text = (DOCKER / "Dockerfile").read_text()
-    lines = [line for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")
+    ]
     base = next(line for line in lines if line.startswith("ARG BASE="))
     assert re.search(r":\d+\.\d+-\w+", base)
     users = [line for line in lines if line.startswith("USER ")]
     assert re.fullmatch(r"USER [1-9]\d*:[1-9]\d*", users[-1])
     for command in re.findall(r"pip install ([^&]*)", "\n".join(lines)):
-        assert "--constraint constraints.txt" in command or re.search(r"--no-deps \S+==", command), command
+        assert "--constraint constraints.txt" in command or re.search(
+            r"--no-deps \S+==", command
+        ), command
     assert not re.search(r"^(ENV|ARG)\b.*(PASSWORD|SECRET|TOKEN)", text, re.MULTILINE)
 
 
 def test_what_the_image_adds_is_pinned_once() -> None:
     ours, projects = pins(DOCKER / "requirements.txt"), pins(ROOT / "constraints.txt")
     assert not set(ours) & set(projects)
-    lines = [line.split("#")[0].strip() for line in (DOCKER / "requirements.txt").read_text().splitlines()]
+    lines = [
+        line.split("#")[0].strip()
+        for line in (DOCKER / "requirements.txt").read_text().splitlines()
+    ]
     loose = [line for line in lines if line and "==" not in line]
     assert [re.sub(r"\[.*", "", line) for line in loose] == ["mlflow", "ray"]
     assert {"mlflow", "ray", "psycopg"} <= set(projects)
@@ -302,7 +384,13 @@ def test_the_build_sees_what_it_copies_and_no_more() -> None:
     lines = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines
-    copied = [word for line in (DOCKER / "Dockerfile").read_text().splitlines() if line.startswith("COPY") for word in line.split()[1:-1] if "--" not in word]
+    copied = [
+        word
+        for line in (DOCKER / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY")
+        for word in line.split()[1:-1]
+        if "--" not in word
+    ]
     assert set(copied) == allowed
     assert all((ROOT / name).exists() for name in allowed)
     assert ".env" in (DOCKER / ".gitignore").read_text().split()
@@ -323,15 +411,30 @@ def test_rayjob_outlives_its_cluster(rayjob: Any) -> None:
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["backoffLimit"] > 0
     options = dict(word.split("=", 1) for word in spec["entrypoint"].split() if "=" in word)
-    mounts = {mount["name"]: mount["mountPath"] for mount in pods(rayjob)["head"]["containers"][0]["volumeMounts"]}
+    mounts = {
+        mount["name"]: mount["mountPath"]
+        for mount in pods(rayjob)["head"]["containers"][0]["volumeMounts"]
+    }
     assert options["output_dir"].startswith(mounts["outputs"] + "/"), "state outlives the cluster"
     assert options["model.path"].startswith(mounts["models"] + "/")
     [group] = spec["rayClusterSpec"]["workerGroupSpecs"]
-    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] == int(options["cluster.num_evaluators"])
+    assert (
+        group["minReplicas"]
+        <= group["replicas"]
+        <= group["maxReplicas"]
+        == int(options["cluster.num_evaluators"])
+    )
     [worker] = group["template"]["spec"]["containers"]
-    assert worker["resources"]["limits"]["nvidia.com/gpu"] == int(options["cluster.num_gpus_per_evaluator"])
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == int(
+        options["cluster.num_gpus_per_evaluator"]
+    )
     assert worker["volumeMounts"] == pods(rayjob)["head"]["containers"][0]["volumeMounts"]
-    assert len({container["image"] for pod in pods(rayjob).values() for container in pod["containers"]}) == 1
+    assert (
+        len(
+            {container["image"] for pod in pods(rayjob).values() for container in pod["containers"]}
+        )
+        == 1
+    )
 
 
 def test_rayjob_secrets_are_references_on_the_head_alone(rayjob: Any) -> None:
@@ -339,7 +442,10 @@ def test_rayjob_secrets_are_references_on_the_head_alone(rayjob: Any) -> None:
         for variable in pod["containers"][0].get("env", []):
             if SECRET_NAME.search(variable["name"]) or variable["name"].startswith("MLFLOW"):
                 assert name == "head"
-                assert variable["valueFrom"]["secretKeyRef"] == {"name": "multipruner", "key": variable["name"]}
+                assert variable["valueFrom"]["secretKeyRef"] == {
+                    "name": "multipruner",
+                    "key": variable["name"],
+                }
 
 
 @pytest.mark.parametrize("name", ["head", "gpu", "submitter"])
@@ -349,10 +455,18 @@ def test_rayjob_pods_are_restricted(rayjob: Any, name: str) -> None:
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in pod["containers"]:
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert "memory" in container["resources"]["limits"]
         assert "cpu" in container["resources"]["requests"]
-    assert rayjob["spec"]["rayClusterSpec"]["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
+    assert (
+        rayjob["spec"]["rayClusterSpec"]["autoscalerOptions"]["securityContext"][
+            "allowPrivilegeEscalation"
+        ]
+        is False
+    )
 
 
 # --- scripts
@@ -360,7 +474,14 @@ def test_rayjob_pods_are_restricted(rayjob: Any, name: str) -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_parse(path: Path) -> None:
-    subprocess.run([path.read_text().splitlines()[0].removeprefix("#!").split("/")[-1].removeprefix("env "), "-n", str(path)], check=True)
+    subprocess.run(
+        [
+            path.read_text().splitlines()[0].removeprefix("#!").split("/")[-1].removeprefix("env "),
+            "-n",
+            str(path),
+        ],
+        check=True,
+    )
     assert os.access(path, os.X_OK)
 
 
@@ -371,13 +492,19 @@ def test_shellcheck() -> None:
 
 def with_secrets(environment: Mapping[str, str], command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["sh", str(DOCKER / "with-secrets.sh"), "sh", "-c", command], env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True
+        ["sh", str(DOCKER / "with-secrets.sh"), "sh", "-c", command],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
     )
 
 
 def test_with_secrets_reads_files(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("a b$c'd\n")
-    answer = with_secrets({"PGPASSWORD_FILE": str(tmp_path / "password")}, 'printf %s "$PGPASSWORD|${PGPASSWORD_FILE-gone}"; exit 7')
+    answer = with_secrets(
+        {"PGPASSWORD_FILE": str(tmp_path / "password")},
+        'printf %s "$PGPASSWORD|${PGPASSWORD_FILE-gone}"; exit 7',
+    )
     assert answer.stdout == "a b$c'd|gone"
     assert answer.returncode == 7
     assert with_secrets({"PGPASSWORD": "given"}, "echo $PGPASSWORD").stdout == "given\n"
@@ -388,7 +515,9 @@ def test_with_secrets_stops_without_a_secret(tmp_path: Path) -> None:
     answer = with_secrets({"PGPASSWORD_FILE": str(tmp_path / "empty")}, "echo started")
     assert answer.returncode == 2
     assert "is empty (PGPASSWORD_FILE)" in answer.stderr
-    assert with_secrets({"PGPASSWORD_FILE": str(tmp_path / "nowhere")}, "echo started").returncode != 0
+    assert (
+        with_secrets({"PGPASSWORD_FILE": str(tmp_path / "nowhere")}, "echo started").returncode != 0
+    )
     assert answer.stdout == ""
 
 
@@ -402,18 +531,28 @@ class FakeSlurm:
         self.passwords.write_text("MULTIPRUNER_STORE_URL='postgresql://u:hush-hush@h/d'\n")
         self.passwords.chmod(0o600)
         (folder / "bin").mkdir()
-        # srun forgets its own options, runs the rest once, and takes everything with it when it is ended.
-        self._tool("srun", 'while [[ $1 == --* ]]; do shift; done\nsetsid "$@" &\nstep=$!\ntrap "kill -- -$step; exit 143" TERM\nwait $step')
+        # srun forgets its own options, runs the rest once, and takes everything with it when it is
+        # ended.
+        self._tool(
+            "srun",
+            (
+                'while [[ $1 == --* ]]; do shift; done\nsetsid "$@" &\nstep=$!\ntrap "kill -- '
+                '-$step; exit 143" TERM\nwait $step'
+            ),
+        )
         self._tool("scontrol", f'echo "$@" >>{folder}/scontrol')
         self._tool(
             "ray",
-            f'echo "$@" >{folder}/ray\nstat -c %a "$RAY_AUTH_TOKEN_PATH" >{folder}/mode\nenv >{folder}/ray-environment\n'
+            f'echo "$@" >{folder}/ray\nstat -c %a "$RAY_AUTH_TOKEN_PATH" >{folder}/mode\nenv '
+            f">{folder}/ray-environment\n"
             'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"',
         )
         self._tool(
             "python",
-            f'[ "$1" != -c ] || exec {sys.executable} "$@"\necho "$@" >{folder}/python\nenv >{folder}/driver-environment\n'
-            'case $FAKE in finishes) touch "$FAKE_OUTPUT/summary.json" ;; hangs) exec sleep 60 ;; fails) exit 1 ;; esac',
+            f'[ "$1" != -c ] || exec {sys.executable} "$@"\necho "$@" >{folder}/python\nenv '
+            f">{folder}/driver-environment\n"
+            'case $FAKE in finishes) touch "$FAKE_OUTPUT/summary.json" ;; hangs) exec sleep 60 '
+            ";; fails) exit 1 ;; esac",
         )
 
     def _tool(self, name: str, body: str) -> None:
@@ -437,7 +576,14 @@ class FakeSlurm:
             "SLURM_GPUS_ON_NODE": "8",
         }
         command = ["bash", str(DOCKER / "slurm.sbatch"), *arguments]
-        return subprocess.Popen(command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def run(self, driver: str, *arguments: str) -> tuple[int, str]:
         process = self.start(driver, *arguments)
@@ -466,13 +612,27 @@ def slurm(tmp_path: Path) -> Iterator[FakeSlurm]:
 
 
 def test_slurm_runs_to_the_end(slurm: FakeSlurm) -> None:
-    status, said = slurm.run("finishes", f"output_dir={slurm.output}", "search.target_ratio=0.%a", "search.distribution=[1,0,0]")
+    status, said = slurm.run(
+        "finishes",
+        f"output_dir={slurm.output}",
+        "search.target_ratio=0.%a",
+        "search.distribution=[1,0,0]",
+    )
     assert status == 0, said
     assert slurm.read("python").split() == [
         "-m", "pipelines.prune", "cluster=ray", "cluster.address=auto", f"output_dir={slurm.output}", "search.target_ratio=0.16", "search.distribution=[1,0,0]",
     ]  # fmt: skip
     started = slurm.read("ray").split(" -- ")[0].split()
-    assert started == ["symmetric-run", "--address", "192.0.2.1:6379", "--min-nodes", "2", "--num-cpus=64", "--num-gpus=8", "--disable-usage-stats"]
+    assert started == [
+        "symmetric-run",
+        "--address",
+        "192.0.2.1:6379",
+        "--min-nodes",
+        "2",
+        "--num-cpus=64",
+        "--num-gpus=8",
+        "--disable-usage-stats",
+    ]
     assert not Path(f"/tmp/multipruner-{slurm.job}").exists()
     assert slurm.read("scontrol") == ""
 

@@ -25,7 +25,8 @@ class EvaluatorSpec:
     Args:
         dtype: `float32`, `bfloat16` or `float16`, resolved.
         token_sets: the calibration sets by name, int64 [sequences, length] each.
-        batch_size: sequences that are scored together. Part of every cache key, since it changes rounding.
+        batch_size: sequences that are scored together. Part of every cache key, since it changes
+            rounding.
         num_threads: CPU threads of the evaluator's own process.
     """
 
@@ -42,9 +43,12 @@ class DocumentSpec:
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`, resolved.
-        shape: canonical text of what is left of the model after its weights are sorted by `order`; None takes the checkpoint as it is.
-        batch_size: requests that run together. Above 1 they are padded, so it is part of every answer's key.
-        max_length: tokens that a request may have, longer ones lose their beginning; None is what the model can take.
+        shape: canonical text of what is left of the model after its weights are sorted by `order`;
+            None takes the checkpoint as it is.
+        batch_size: requests that run together. Above 1 they are padded, so it is part of every
+            answer's key.
+        max_length: tokens that a request may have, longer ones lose their beginning; None is what
+            the model can take.
         num_threads: CPU threads of the evaluator's own process.
     """
 
@@ -104,7 +108,9 @@ class ScoreTask:
         return len(self.candidates)
 
     def __str__(self) -> str:
-        names = ", ".join(str(candidate) if candidate else "base" for candidate in self.candidates[:3])
+        names = ", ".join(
+            str(candidate) if candidate else "base" for candidate in self.candidates[:3]
+        )
         more = f" and {len(self.candidates) - 3} more" if len(self.candidates) > 3 else ""
         return f"{self.set_name} batch {self.batch}: {names}{more}"
 
@@ -126,10 +132,12 @@ class OrderTask:
 
 @dataclass(frozen=True, slots=True)
 class InfluenceTask:
-    """What each layer of the dense model does to one batch (`pruning.importance.block_influence`): a pure function of its fields.
+    """What each layer of the dense model does to one batch (`pruning.importance.block_influence`):
+    a pure function of its fields.
 
     Args:
-        order: fingerprint of the channel order that the weights are in, which changes the last digits.
+        order: fingerprint of the channel order that the weights are in, which changes the last
+            digits.
     """
 
     batch: int
@@ -150,11 +158,13 @@ REQUEST_KINDS: tuple[str, ...] = get_args(RequestKind)
 
 @dataclass(frozen=True, slots=True)
 class RequestTask:
-    """Some of lm-eval's requests, answered together: a pure function of them and of the evaluator's `DocumentSpec`.
+    """Some of lm-eval's requests, answered together: a pure function of them and of the evaluator's
+    `DocumentSpec`.
 
     Args:
         digest: SHA-256 over kind and requests, 32 hexadecimal digits.
-        requests: the arguments of each: (context, continuation), (text,) or (context, generation settings).
+        requests: the arguments of each: (context, continuation), (text,) or (context, generation
+            settings).
         label: what they are, in words.
     """
 
@@ -164,7 +174,9 @@ class RequestTask:
     label: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, kind: RequestKind, requests: Sequence[tuple[Any, ...]], label: str = "") -> RequestTask:
+    def of(
+        cls, kind: RequestKind, requests: Sequence[tuple[Any, ...]], label: str = ""
+    ) -> RequestTask:
         """Raises TypeError if a request holds more than text, numbers, lists and mappings of them."""
         text = json.dumps([kind, list(requests)], sort_keys=True)
         return cls(kind, hashlib.sha256(text.encode()).hexdigest()[:32], tuple(requests), label)
@@ -176,7 +188,10 @@ class RequestTask:
     @property
     def size(self) -> int:
         """What its time grows with: characters."""
-        return sum(len(part) for request in self.requests for part in request if isinstance(part, str)) + 1
+        return (
+            sum(len(part) for request in self.requests for part in request if isinstance(part, str))
+            + 1
+        )
 
     def __str__(self) -> str:
         return f"{len(self.requests)} requests ({self.kind}) of {self.label or self.digest[:8]}"
@@ -197,7 +212,11 @@ class WindowTask:
     @classmethod
     def of(cls, input_ids: Tokens, label: str = "") -> WindowTask:
         data = np.ascontiguousarray(input_ids, dtype="<i8")
-        return cls(hashlib.sha256(str(data.shape).encode() + data.tobytes()).hexdigest()[:32], input_ids, label)
+        return cls(
+            hashlib.sha256(str(data.shape).encode() + data.tobytes()).hexdigest()[:32],
+            input_ids,
+            label,
+        )
 
     @property
     def kind(self) -> Literal["windows"]:
@@ -241,12 +260,14 @@ Task = ScoreTask | OrderTask | InfluenceTask | RequestTask | WindowTask | SpeedT
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """`nll` [candidates][sequences] in nats summed over the `num_tokens` predicted tokens of each sequence.
+    """`nll` [candidates][sequences] in nats summed over the `num_tokens` predicted tokens of each
+    sequence.
 
     Args:
         seconds: that the evaluator took.
         ran_prefix: false if it had the prefix from the task before.
-        halved: the batch was too large for the device's memory and was run in two halves, which can change the last digits.
+        halved: the batch was too large for the device's memory and was run in two halves, which can
+            change the last digits.
     """
 
     nll: tuple[tuple[float, ...], ...]
@@ -258,8 +279,10 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True)
 class AnswerResult:
-    """`answers` in the order of the task: (log-likelihood in nats, whether greedy decoding gives it) of each `loglikelihood` request, the
-    log-likelihood of each `loglikelihood_rolling`, the text of each `generate_until`, the NLL of each window in nats summed over its T - 1 predicted tokens.
+    """`answers` in the order of the task: (log-likelihood in nats, whether greedy decoding gives
+    it) of each `loglikelihood` request, the log-likelihood of each `loglikelihood_rolling`, the
+    text of each `generate_until`, the NLL of each window in nats summed over its T - 1 predicted
+    tokens.
 
     Args:
         seconds: that the evaluator took.
@@ -279,7 +302,8 @@ class EvaluatorInfo:
     """Where an evaluator runs and what it sees.
 
     Args:
-        device: kind of device, as exactly as rounding depends on it: `cpu AVX2`, `cuda NVIDIA H100 80GB HBM3`.
+        device: kind of device, as exactly as rounding depends on it: `cpu AVX2`, `cuda NVIDIA H100
+            80GB HBM3`.
         torch_version: without its build, which differs between CPU and GPU.
     """
 

@@ -1,4 +1,6 @@
-"""Runs the benchmarks: `python -m experiments.benchmarks [NAME ...] [--save]`. Exit status 1 when a bound does not hold."""
+"""Runs the benchmarks: `python -m experiments.benchmarks [NAME ...] [--save]`. Exit status 1 when a
+bound does not hold.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,28 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiments.benchmarks import export_memory, importance_orders, memory, prefix_reuse, scaling, speedup, sweep
+from experiments.benchmarks import (
+    export_memory,
+    importance_orders,
+    memory,
+    prefix_reuse,
+    scaling,
+    speedup,
+    sweep,
+)
 from experiments.benchmarks.report import Report, machine, versions
 from pruning.errors import InputError
 from pruning.models.dtypes import DTYPES
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
-    "prefix_reuse": lambda options: prefix_reuse.run(dtype=options.dtype, num_rounds=options.rounds),
+    "prefix_reuse": lambda options: prefix_reuse.run(
+        dtype=options.dtype, num_rounds=options.rounds
+    ),
     "memory": lambda options: memory.run(num_candidates=options.candidates),
     "export_memory": lambda _: export_memory.run(),
-    "importance_orders": lambda options: importance_orders.run(dtype=options.dtype, num_windows=options.windows),
+    "importance_orders": lambda options: importance_orders.run(
+        dtype=options.dtype, num_windows=options.windows
+    ),
     "speedup": lambda options: speedup.run(dtype=options.dtype, num_rounds=options.rounds),
     "scaling": lambda options: scaling.run(counts=options.evaluators),
     "sweep": lambda _: sweep.run(),
@@ -44,19 +58,48 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", type=_name, default=[*BENCHMARKS], help=f"{', '.join(BENCHMARKS)}; all when none is named")
-    parser.add_argument("--save", action="store_true", help="write dated files under experiments/benchmarks/results")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of prefix_reuse, importance_orders and speedup")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        type=_name,
+        default=[*BENCHMARKS],
+        help=f"{', '.join(BENCHMARKS)}; all when none is named",
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="write dated files under experiments/benchmarks/results"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of prefix_reuse, importance_orders and speedup",
+    )
     parser.add_argument("--rounds", type=_positive, default=3, help="of prefix_reuse and speedup")
-    parser.add_argument("--candidates", type=_positive, default=7, help="that memory scores; 61 are all")
-    parser.add_argument("--evaluators", type=_positive, nargs="+", default=[*scaling.PACES], help="numbers of simulated ones in scaling")
-    parser.add_argument("--windows", type=_positive, default=8, help="of 512 tokens of WikiText-2 in importance_orders")
+    parser.add_argument(
+        "--candidates", type=_positive, default=7, help="that memory scores; 61 are all"
+    )
+    parser.add_argument(
+        "--evaluators",
+        type=_positive,
+        nargs="+",
+        default=[*scaling.PACES],
+        help="numbers of simulated ones in scaling",
+    )
+    parser.add_argument(
+        "--windows",
+        type=_positive,
+        default=8,
+        help="of 512 tokens of WikiText-2 in importance_orders",
+    )
     return parser.parse_args()
 
 
 def _name(text: str) -> str:
     if text not in BENCHMARKS:
-        raise argparse.ArgumentTypeError(f"no benchmark {text!r}; there are {', '.join(BENCHMARKS)}")
+        raise argparse.ArgumentTypeError(
+            f"no benchmark {text!r}; there are {', '.join(BENCHMARKS)}"
+        )
     return text
 
 

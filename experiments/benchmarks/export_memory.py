@@ -48,11 +48,19 @@ class Footprint:
 
 
 def run() -> Report:
-    """Makes a random Llama of one gigabyte, and exports it in a fresh process with every second layer cut."""
+    """Makes a random Llama of one gigabyte, and exports it in a fresh process with every second
+    layer cut.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "experiments.benchmarks.export_memory", scratch]
         for step in ("make", "export"):
-            output = subprocess.run([*command, step], cwd=subject.REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
+            output = subprocess.run(
+                [*command, step],
+                cwd=subject.REPOSITORY,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            ).stdout
     found = Footprint(**json.loads(output.splitlines()[-1]))
     bound = found.weight_bytes + ALLOWANCE_BYTES
     rows = (
@@ -64,14 +72,21 @@ def run() -> Report:
     return Report(
         "export_memory",
         "Memory of an export",
-        {"model": "random Llama, " + ", ".join(f"{name} {value}" for name, value in SIZES.items()), "dtype": "float32"},
+        {
+            "model": "random Llama, "
+            + ", ".join(f"{name} {value}" for name, value in SIZES.items()),
+            "dtype": "float32",
+        },
         ("what", "MB"),
         tuple((name, f"{value / 1e6:,.0f}") for name, value in rows),
         (
-            "The peak is that of the whole process, the interpreter and its libraries included. The fresh process that opens the export begins when the "
+            "The peak is that of the whole process, the interpreter and its libraries included. "
+            "The fresh process that opens the export begins when the "
             f"dense weights are gone. Sorting, writing and verifying took {found.seconds:.0f} s.",
         ),
-        () if found.peak_bytes <= bound else (f"the peak is {found.peak_bytes / 1e6:,.0f} MB, the bound {bound / 1e6:,.0f} MB",),
+        ()
+        if found.peak_bytes <= bound
+        else (f"the peak is {found.peak_bytes / 1e6:,.0f} MB, the bound {bound / 1e6:,.0f} MB",),
     )
 
 
@@ -93,9 +108,29 @@ def export(folder: Path, target: Path) -> Footprint:
     order = channel_order(checkpoint.load(dtype="float32"), accounting.family, geometry, "l1")
     gc.collect()
     described = {"model": {"name": "random", "hub_id": None}}
-    write_export(Export(checkpoint, accounting, ModelShape(tuple(layers)), order, "transformers", "auto", described, {}), target)
-    weight_bytes, written_bytes = (sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in (folder, target))
-    return Footprint(weight_bytes, written_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter() - started)
+    write_export(
+        Export(
+            checkpoint,
+            accounting,
+            ModelShape(tuple(layers)),
+            order,
+            "transformers",
+            "auto",
+            described,
+            {},
+        ),
+        target,
+    )
+    weight_bytes, written_bytes = (
+        sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        for place in (folder, target)
+    )
+    return Footprint(
+        weight_bytes,
+        written_bytes,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        time.perf_counter() - started,
+    )
 
 
 if __name__ == "__main__":

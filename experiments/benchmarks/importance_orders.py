@@ -1,4 +1,6 @@
-"""What the order of channels decides: the same share of MLP channels removed from every layer, without a search (METHOD: "Beyond the paper")."""
+"""What the order of channels decides: the same share of MLP channels removed from every layer,
+without a search (METHOD: "Beyond the paper").
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,25 @@ def run(*, dtype: str = "auto", num_windows: int = 8) -> Report:
     settings = {
         "model": subject.MODEL,
         "dtype": dtype,
-        "calibration": f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint {calibration.fingerprint})",
-        "WikiText-2": "not there: calibration text only" if wikitext is None else _describe(wikitext),
+        "calibration": (
+            f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint "
+            f"{calibration.fingerprint})"
+        ),
+        "WikiText-2": "not there: calibration text only"
+        if wikitext is None
+        else _describe(wikitext),
     }
     title = "Orders of channels: perplexity with a share of every layer's MLP channels removed"
     return Report("importance_orders", title, settings, ("order", "removed", *sets), tuple(rows))
 
 
-def sorted_model(checkpoint: Checkpoint, accounting: Accounting, importance: Importance, calibration: TokenSet, dtype: str) -> PreTrainedModel:
+def sorted_model(
+    checkpoint: Checkpoint,
+    accounting: Accounting,
+    importance: Importance,
+    calibration: TokenSet,
+    dtype: str,
+) -> PreTrainedModel:
     """A fresh copy of the model with its weights in that order."""
     model = checkpoint.load(dtype=dtype)
     batches = (torch.from_numpy(batch) for batch in calibration.batches(BATCH_SIZE))
@@ -57,19 +70,40 @@ def sorted_model(checkpoint: Checkpoint, accounting: Accounting, importance: Imp
 
 def narrowed(dense: ModelShape, share: float) -> ModelShape:
     """Every MLP with that share of its channels gone."""
-    return ModelShape(tuple(replace(layer, mlp_channels=round(layer.mlp_channels * (1 - share))) for layer in dense.layers))
+    return ModelShape(
+        tuple(
+            replace(layer, mlp_channels=round(layer.mlp_channels * (1 - share)))
+            for layer in dense.layers
+        )
+    )
 
 
 def perplexity(model: PreTrainedModel, tokens: TokenSet) -> float:
     """exp(total NLL / total predicted tokens) of the model as it stands."""
-    total = sum(float(sequence_nll(model, torch.from_numpy(batch)).sum()) for batch in tokens.batches(BATCH_SIZE))
+    total = sum(
+        float(sequence_nll(model, torch.from_numpy(batch)).sum())
+        for batch in tokens.batches(BATCH_SIZE)
+    )
     return math.exp(total / (tokens.num_sequences * (tokens.sequence_length - 1)))
 
 
-def _row(name: str, model: PreTrainedModel, accounting: Accounting, share: float, sets: dict[str, TokenSet]) -> tuple[str, ...]:
+def _row(
+    name: str,
+    model: PreTrainedModel,
+    accounting: Accounting,
+    share: float,
+    sets: dict[str, TokenSet],
+) -> tuple[str, ...]:
     with masked(model, accounting.family, accounting.geometry, narrowed(accounting.dense, share)):
-        return (name, f"{share:.1%}", *(f"{perplexity(model, tokens):,.1f}" for tokens in sets.values()))
+        return (
+            name,
+            f"{share:.1%}",
+            *(f"{perplexity(model, tokens):,.1f}" for tokens in sets.values()),
+        )
 
 
 def _describe(wikitext: TokenSet) -> str:
-    return f"the first {wikitext.num_sequences} windows of {wikitext.sequence_length} tokens of the raw test split (fingerprint {wikitext.fingerprint})"
+    return (
+        f"the first {wikitext.num_sequences} windows of {wikitext.sequence_length} tokens of "
+        f"the raw test split (fingerprint {wikitext.fingerprint})"
+    )

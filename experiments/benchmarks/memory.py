@@ -1,4 +1,7 @@
-"""How much memory an evaluator takes above its model while it scores a block step. Linux only: the kernel keeps the peak."""
+"""How much memory an evaluator takes above its model while it scores a block step.
+
+Linux only: the kernel keeps the peak.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def run(*, num_candidates: int = 7) -> Report:
     """Measures in a fresh process, so that peaks of other work do not count."""
     subject.checkpoint()  # converted here on first use, not in the process that is measured
     command = [sys.executable, "-m", "experiments.benchmarks.memory", str(num_candidates)]
-    output = subprocess.run(command, cwd=subject.REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(
+        command, cwd=subject.REPOSITORY, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     found = Footprint(**json.loads(output.splitlines()[-1]))
     rows = (
         ("model weights", found.model_bytes),
@@ -56,15 +61,29 @@ def run(*, num_candidates: int = 7) -> Report:
     return Report(
         "memory",
         "Memory of one evaluator over a block step",
-        {"model": subject.MODEL, "dtype, threads": "float32, 1", "batch": f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH:,} tokens"},
+        {
+            "model": subject.MODEL,
+            "dtype, threads": "float32, 1",
+            "batch": f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH:,} tokens",
+        },
         ("what", "MB"),
         tuple((name, f"{value / 1e6:,.0f}") for name, value in rows),
         (
-            f"{found.num_candidates} candidates were scored in {found.seconds:.0f} s: attention and MLP of the first, the middle and the last layer, and a "
+            f"{found.num_candidates} candidates were scored in {found.seconds:.0f} s: attention "
+            "and MLP of the first, the middle and the last layer, and a "
             "narrowed MLP in the first, come first.",
-            "The peak does not depend on how many there are: they run one after the other on one kept prefix, and the first layer's have the longest suffix.",
+            (
+                "The peak does not depend on how many there are: they run one after the other on "
+                "one "
+                "kept prefix, and the first layer's have the longest suffix."
+            ),
         ),
-        () if found.above_bytes <= BOUND_BYTES else (f"{found.above_bytes / 1e6:,.0f} MB above load, the bound is {BOUND_BYTES / 1e6:,.0f} MB",),
+        ()
+        if found.above_bytes <= BOUND_BYTES
+        else (
+            f"{found.above_bytes / 1e6:,.0f} MB above load, the bound is "
+            f"{BOUND_BYTES / 1e6:,.0f} MB",
+        ),
     )
 
 
@@ -80,14 +99,20 @@ def measure(num_candidates: int) -> Footprint:
     evaluator.set_order(order)
     sorted_bytes = psutil.Process().memory_info().rss
     candidates = block_removals(evaluator.geometry)[:num_candidates]
-    result = evaluator.run(ScoreTask("block", 0, evaluator.geometry.dense.text, candidates, order.fingerprint))
+    result = evaluator.run(
+        ScoreTask("block", 0, evaluator.geometry.dense.text, candidates, order.fingerprint)
+    )
     assert isinstance(result, ScoreResult)
     model_bytes = sum(parameter.nbytes for parameter in evaluator.model.parameters())
-    return Footprint(model_bytes, loaded_bytes, sorted_bytes, _peak_bytes(), len(candidates), result.seconds)
+    return Footprint(
+        model_bytes, loaded_bytes, sorted_bytes, _peak_bytes(), len(candidates), result.seconds
+    )
 
 
 def block_removals(geometry: Geometry) -> tuple[Removal, ...]:
-    """All of a block step and one narrowed MLP, those first that could differ in memory: both ends and the middle."""
+    """All of a block step and one narrowed MLP, those first that could differ in memory: both ends
+    and the middle.
+    """
     ends = [0, geometry.num_layers // 2, geometry.num_layers - 1]
     layers = [*ends, *(index for index in range(geometry.num_layers) if index not in ends)]
     removals = [Removal(kind, layer, 0) for layer in layers for kind in ("attention", "mlp")]

@@ -1,4 +1,6 @@
-"""How much time the reused prefix saves: one block step scored from the changed layer up, against from the embedding up."""
+"""How much time the reused prefix saves: one block step scored from the changed layer up, against
+from the embedding up.
+"""
 
 from __future__ import annotations
 
@@ -57,28 +59,47 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     settings = {
         "model": subject.MODEL,
         "dtype, threads": f"{dtype}, 1",
-        "batch": f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint {tokens.fingerprint})",
+        "batch": (
+            f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint {tokens.fingerprint})"
+        ),
         "candidates": f"{len(candidates)}, all of the first block step",
     }
     return _report(settings, rounds, allowed_speedup(accounting, candidates, SEQUENCE_LENGTH))
 
 
-def measure(model: PreTrainedModel, accounting: Accounting, candidates: Sequence[ModelShape], input_ids_BT: torch.Tensor) -> Round:
-    """One round: the two ways take turns candidate by candidate, so that what else the machine does meets both alike."""
+def measure(
+    model: PreTrainedModel,
+    accounting: Accounting,
+    candidates: Sequence[ModelShape],
+    input_ids_BT: torch.Tensor,
+) -> Round:
+    """One round: the two ways take turns candidate by candidate, so that what else the machine does
+    meets both alike.
+    """
     family, geometry = accounting.family, accounting.geometry
-    prefix, reused_s = _timed(partial(run_prefix, model, family, geometry, accounting.dense, input_ids_BT))
+    prefix, reused_s = _timed(
+        partial(run_prefix, model, family, geometry, accounting.dense, input_ids_BT)
+    )
     whole_s = 0.0
     for candidate in candidates:
-        reused, seconds = _timed(partial(score_candidates, model, family, geometry, prefix, [candidate]))
+        reused, seconds = _timed(
+            partial(score_candidates, model, family, geometry, prefix, [candidate])
+        )
         reused_s += seconds
         whole, seconds = _timed(partial(_score_whole, model, accounting, candidate, input_ids_BT))
         whole_s += seconds
-        assert torch.equal(whole, reused[0]), f"{candidate.text}: {whole.tolist()} from the embedding up, {reused[0].tolist()} with the prefix reused"
+        assert torch.equal(whole, reused[0]), (
+            f"{candidate.text}: {whole.tolist()} from the embedding up, {reused[0].tolist()} "
+            "with the prefix reused"
+        )
     return Round(whole_s, reused_s)
 
 
-def allowed_speedup(accounting: Accounting, candidates: Sequence[ModelShape], context_length: int) -> float:
-    """What FLOPs allow: all layers and the head for each candidate, over the layers once, and the changed layers upwards and the head for each.
+def allowed_speedup(
+    accounting: Accounting, candidates: Sequence[ModelShape], context_length: int
+) -> float:
+    """What FLOPs allow: all layers and the head for each candidate, over the layers once, and the
+    changed layers upwards and the head for each.
 
     A removed block saves its own FLOPs both ways.
     """
@@ -92,7 +113,9 @@ def allowed_speedup(accounting: Accounting, candidates: Sequence[ModelShape], co
         return ModelShape((gone,) * start + candidate.layers[start:])
 
     head = flops(ModelShape((gone,) * len(dense.layers)))
-    return sum(map(flops, candidates)) / (flops(dense) - head + sum(flops(suffix(candidate)) for candidate in candidates))
+    return sum(map(flops, candidates)) / (
+        flops(dense) - head + sum(flops(suffix(candidate)) for candidate in candidates)
+    )
 
 
 def block_candidates(accounting: Accounting) -> list[ModelShape]:
@@ -103,8 +126,15 @@ def block_candidates(accounting: Accounting) -> list[ModelShape]:
 
 def llama_2_7b() -> PretrainedConfig:
     """The configuration of Llama-2-7B."""
-    sizes = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
-    return AutoConfig.for_model("llama", **sizes, num_attention_heads=32, num_key_value_heads=32, tie_word_embeddings=False)
+    sizes = {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+    }
+    return AutoConfig.for_model(
+        "llama", **sizes, num_attention_heads=32, num_key_value_heads=32, tie_word_embeddings=False
+    )
 
 
 def _report(settings: dict[str, str], rounds: Sequence[Round], allowed: float) -> Report:
@@ -112,22 +142,40 @@ def _report(settings: dict[str, str], rounds: Sequence[Round], allowed: float) -
     llama = Accounting(llama_2_7b())
     llama_candidates = block_candidates(llama)
     llama_allowed = allowed_speedup(llama, llama_candidates, 2048)
-    rows = [(str(number), f"{each.whole_s:.1f} s", f"{each.reused_s:.1f} s", f"{each.speedup:.3f}") for number, each in enumerate(rounds, start=1)]
+    rows = [
+        (str(number), f"{each.whole_s:.1f} s", f"{each.reused_s:.1f} s", f"{each.speedup:.3f}")
+        for number, each in enumerate(rounds, start=1)
+    ]
     return Report(
         "prefix_reuse",
         "Prefix reuse: one block step",
         settings,
         ("round", "from the embedding up", "prefix reused", "speed-up"),
-        (*rows, ("median", "", "", f"{measured:.3f}"), ("FLOPs allow", "", "", f"{allowed:.3f}"), ("share of it", "", "", f"{measured / allowed:.3f}")),
+        (
+            *rows,
+            ("median", "", "", f"{measured:.3f}"),
+            ("FLOPs allow", "", "", f"{allowed:.3f}"),
+            ("share of it", "", "", f"{measured / allowed:.3f}"),
+        ),
         (
             "Both ways gave bit-identical NLL for every candidate in every round.",
-            f"For the {len(llama_candidates)} candidates of Llama-2-7B's first block step at 2,048 tokens, FLOPs allow {llama_allowed:.3f}.",
+            (
+                f"For the {len(llama_candidates)} candidates of Llama-2-7B's first block step at "
+                f"2,048 tokens, FLOPs allow {llama_allowed:.3f}."
+            ),
         ),
-        () if measured >= BOUND * allowed else (f"measured / allowed is {measured / allowed:.3f}, below {BOUND}",),
+        ()
+        if measured >= BOUND * allowed
+        else (f"measured / allowed is {measured / allowed:.3f}, below {BOUND}",),
     )
 
 
-def _score_whole(model: PreTrainedModel, accounting: Accounting, candidate: ModelShape, input_ids_BT: torch.Tensor) -> torch.Tensor:
+def _score_whole(
+    model: PreTrainedModel,
+    accounting: Accounting,
+    candidate: ModelShape,
+    input_ids_BT: torch.Tensor,
+) -> torch.Tensor:
     with masked(model, accounting.family, accounting.geometry, candidate):
         return sequence_nll(model, input_ids_BT)
 

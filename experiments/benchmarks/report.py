@@ -1,4 +1,6 @@
-"""What a benchmark found: a table, the settings that it was made with, and the bounds that were missed. As text and as a dated file."""
+"""What a benchmark found: a table, the settings that it was made with, and the bounds that were
+missed. As text and as a dated file.
+"""
 
 from __future__ import annotations
 
@@ -38,31 +40,64 @@ class Report:
         """Title, settings, table, notes and verdict."""
         settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
         closing = "\n".join([*self.notes, *(f"**Not met:** {bound}" for bound in self.missed)])
-        return f"# {self.title}\n\n{settings}\n\n{_table(self.header, self.rows)}\n\n{closing}".rstrip() + "\n"
+        return (
+            f"# {self.title}\n\n{settings}\n\n{_table(self.header, self.rows)}\n\n{closing}".rstrip()
+            + "\n"
+        )
 
     def save(self, arguments: Sequence[str]) -> Path:
         """Writes the report with date, machine, versions and command under `results`."""
         today = date.today().isoformat()
-        made = {"date": today, "command": f"`python -m experiments.benchmarks {shlex.join(arguments)}`", "machine": machine(), "versions": versions()}
+        made = {
+            "date": today,
+            "command": f"`python -m experiments.benchmarks {shlex.join(arguments)}`",
+            "machine": machine(),
+            "versions": versions(),
+        }
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{today}-{self.name}.md"
-        dated = Report(self.name, self.title, made | self.settings, self.header, self.rows, self.notes, self.missed)
+        dated = Report(
+            self.name,
+            self.title,
+            made | self.settings,
+            self.header,
+            self.rows,
+            self.notes,
+            self.missed,
+        )
         path.write_text(dated.markdown(), encoding="utf-8")
         return path
 
 
 def machine() -> str:
     """Kind of machine, without its name."""
-    cpu = platform.processor() or torch.cpu.get_capabilities().get("cpu_name") or "CPU of unknown model"
-    return f"{cpu} ({platform.machine()}), {torch.cpu.get_capabilities()['num_logical_cores']} cores, {platform.system()}"
+    cpu = (
+        platform.processor()
+        or torch.cpu.get_capabilities().get("cpu_name")
+        or "CPU of unknown model"
+    )
+    return (
+        f"{cpu} ({platform.machine()}), {torch.cpu.get_capabilities()['num_logical_cores']} "
+        f"cores, {platform.system()}"
+    )
 
 
 def versions() -> str:
     """Versions of what decides the figures."""
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in ("multipruner", "torch", "transformers"))])
+    return ", ".join(
+        [
+            f"Python {platform.python_version()}",
+            *(f"{name} {version(name)}" for name in ("multipruner", "torch", "transformers")),
+        ]
+    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)
+    return "\n".join(
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )

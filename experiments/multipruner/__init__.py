@@ -1,1 +1,3 @@
-"""The published runs of MultiPruner, BlockPruner and ShortGPT: what they say of counts, against what we count."""
+"""The published runs of MultiPruner, BlockPruner and ShortGPT: what they say of counts, against
+what we count.
+"""

@@ -16,22 +16,43 @@ console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def log_to(path: Path | None) -> None:
-    """Log lines go to the terminal and, from the moment that there is one, to a file of the run's folder."""
+    """Log lines go to the terminal and, from the moment that there is one, to a file of the run's
+    folder.
+    """
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
     root.setLevel(logging.INFO)
-    terminal: logging.Handler = RichHandler(console=console, show_path=False, markup=False) if console.is_terminal else logging.StreamHandler(sys.stdout)
+    terminal: logging.Handler = (
+        RichHandler(console=console, show_path=False, markup=False)
+        if console.is_terminal
+        else logging.StreamHandler(sys.stdout)
+    )
     if not console.is_terminal:
-        terminal.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        terminal.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        )
     root.addHandler(terminal)
     if path is not None:
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it would warn of, whoever called it reports once
-    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib", "alembic", "datasets", "fsspec", "gguf", "lm_eval"):
+    logging.getLogger("urllib3").setLevel(
+        logging.ERROR
+    )  # what it would warn of, whoever called it reports once
+    for noisy in (
+        "httpx",
+        "httpcore",
+        "huggingface_hub",
+        "filelock",
+        "matplotlib",
+        "alembic",
+        "datasets",
+        "fsspec",
+        "gguf",
+        "lm_eval",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -52,7 +73,9 @@ class WorkProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("starting evaluators", total=None, rate="-/s", left="?")
+        self._task = self._progress.add_task(
+            "starting evaluators", total=None, rate="-/s", left="?"
+        )
         self._done = 0.0
         self._scored = 0.0
         self._remaining = 0.0
@@ -70,14 +93,21 @@ class WorkProgress:
         if not self._scored:
             self._started = time.monotonic()  # evaluators are up: the rate counts from here
         self._remaining = remaining
-        self._progress.update(self._task, description=description, total=round(self._done + remaining))
+        self._progress.update(
+            self._task, description=description, total=round(self._done + remaining)
+        )
 
     def advance(self, done: float, *, scored: bool) -> None:
         """So much is done; what came from the store does not count for the rate."""
         self._done += done
         self._remaining -= done
         self._scored += done if scored else 0
-        self._progress.update(self._task, completed=round(self._done, 1), rate=f"{self.rate:.1f}/s", left=duration(self.left_s))
+        self._progress.update(
+            self._task,
+            completed=round(self._done, 1),
+            rate=f"{self.rate:.1f}/s",
+            left=duration(self.left_s),
+        )
 
     @property
     def rate(self) -> float:

@@ -1,4 +1,6 @@
-"""From a command line to a job: every misspelt or mistyped option at once, and a user's mistake as a message instead of a traceback."""
+"""From a command line to a job: every misspelt or mistyped option at once, and a user's mistake as
+a message instead of a traceback.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ Job = Callable[[DictConfig, Sequence[str]], object]
 """Takes the composed configuration and the overrides that the user gave."""
 
 
-def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[str]] = list) -> None:
+def launch(
+    config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[str]] = list
+) -> None:
     """Runs a job under Hydra. Exit status: 0 done, 2 the user can mend it, 1 a fault.
 
     Args:
@@ -44,11 +48,17 @@ def launch(config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[s
     if any(word.startswith("-") for word in arguments):
         _under_hydra(config_name, job, arguments)
         return
-    # What Hydra's own start does more is to compose twice again and to set up logs and folders, which these jobs have off.
+    # What Hydra's own start does more is to compose twice again and to set up logs and folders,
+    # which these jobs have off.
     with initialize_config_dir(str(CONF), version_base=None):
         config = _composed(config_name, arguments)
         if config is not None:
-            _run(config_name, job, config, [word for word in arguments if not word.startswith(("hydra.", "hydra/"))])
+            _run(
+                config_name,
+                job,
+                config,
+                [word for word in arguments if not word.startswith(("hydra.", "hydra/"))],
+            )
             return
     _stop("\n".join(override_problems(config_name, arguments)), 2)
 
@@ -58,8 +68,15 @@ def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
     groups = {word: word.partition("=")[0].lstrip("+") for word in arguments if "=[" in word}
     lists = {word: group for word, group in groups.items() if (CONF / group).is_dir()}
     if lists:
-        others = [word for word in arguments if "=" in word and word not in lists and not word.startswith("-")]
-        said = [f"{word}: takes one file of conf/{group}; a list is for pipelines.sweep" for word, group in lists.items()]
+        others = [
+            word
+            for word in arguments
+            if "=" in word and word not in lists and not word.startswith("-")
+        ]
+        said = [
+            f"{word}: takes one file of conf/{group}; a list is for pipelines.sweep"
+            for word, group in lists.items()
+        ]
         _stop("\n".join([*said, *override_problems(config_name, others)]), 2)
 
 
@@ -73,7 +90,9 @@ def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
 def _under_hydra(config_name: str, job: Job, arguments: Sequence[str]) -> None:
     """With flags, which are Hydra's: --help, --cfg, --multirun."""
     if not {"-m", "--multirun", "--help", "--hydra-help", "-h"} & set(arguments):
-        problems = override_problems(config_name, [word for word in arguments if "=" in word and not word.startswith("-")])
+        problems = override_problems(
+            config_name, [word for word in arguments if "=" in word and not word.startswith("-")]
+        )
         if problems:
             _stop("\n".join(problems), 2)
 
@@ -90,40 +109,71 @@ def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str
     except InputError as error:
         _stop(str(error), 2)
     except OmegaConfBaseException as error:  # `${...}` is looked up only when it is read
-        _stop(f"{error.full_key}: {composition_error(error)}" if error.full_key else composition_error(error), 2)
+        _stop(
+            f"{error.full_key}: {composition_error(error)}"
+            if error.full_key
+            else composition_error(error),
+            2,
+        )
     except (ExportError, Failed) as error:
         _stop(str(error), 1)
-    except (ScoringError, StoreUnavailable, WorkersLost, OSError) as error:  # OSError: a full or vanished disk
+    except (
+        ScoringError,
+        StoreUnavailable,
+        WorkersLost,
+        OSError,
+    ) as error:  # OSError: a full or vanished disk
         _stop(f"{error}{_kept(config_name, error)}", 1)
     except KeyboardInterrupt as error:
         _stop(f"interrupted{_kept(config_name, error)}", 130)
 
 
 def _kept(config_name: str, error: BaseException) -> str:
-    """What there is of a job that did not end, and how to go on with it. The folder is in the note of `pipelines.runs.folder.RunFolder`, the last one's
-    being that of the whole job."""
+    """What there is of a job that did not end, and how to go on with it.
+
+    The folder is in the note of `pipelines.runs.folder.RunFolder`, the last one's being that of the
+    whole job.
+    """
     folders = [note for note in getattr(error, "__notes__", []) if note.startswith("output_dir=")]
     if not folders:
         return ""
-    command = f"python -m pipelines.{config_name} resume=true" if config_name in _RESUMED else "the same command with"
+    command = (
+        f"python -m pipelines.{config_name} resume=true"
+        if config_name in _RESUMED
+        else "the same command with"
+    )
     return f"\n  Everything computed so far is kept. To go on: {command} {folders[-1]}"
 
 
 def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
-    """A `prepare` that takes `A B x=1` for `x=1 option=[A,B]`: words that set nothing are items of that list."""
+    """A `prepare` that takes `A B x=1` for `x=1 option=[A,B]`: words that set nothing are items of
+    that list.
+    """
 
     def gathered(arguments: Sequence[str]) -> list[str]:
         free = [word for word in arguments if "=" not in word and not word.startswith("-")]
         if not free:
             return list(arguments)
         if any(word.startswith(f"{option}=") for word in arguments):
-            _stop(f"{option}: given twice, as {option}= and as {', '.join(free)}; give all in one place", 2)
-        return [*(word for word in arguments if word not in free), f"{option}=[{','.join(map(quoted, free))}]"]
+            _stop(
+                f"{option}: given twice, as {option}= and as {', '.join(free)}; give all in one "
+                "place",
+                2,
+            )
+        return [
+            *(word for word in arguments if word not in free),
+            f"{option}=[{','.join(map(quoted, free))}]",
+        ]
 
     return gathered
 
 
 def _stop(message: str, status: int) -> NoReturn:
     lines = message.splitlines()
-    console.print("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines), style="red", markup=False, soft_wrap=True)
+    console.print(
+        "\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines),
+        style="red",
+        markup=False,
+        soft_wrap=True,
+    )
     sys.exit(status)

@@ -1,4 +1,7 @@
-"""What `pipelines.evaluate` takes. The group that it shares with `pipelines.prune` is in `pipelines/config/groups.py`."""
+"""What `pipelines.evaluate` takes.
+
+The group that it shares with `pipelines.prune` is in `pipelines/config/groups.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,14 @@ from typing import Self
 
 from omegaconf import MISSING, DictConfig
 
-from pipelines.config.groups import ClusterConfig, EvaluationConfig, ModelConfig, StoreConfig, TrackingConfig, checked
+from pipelines.config.groups import (
+    ClusterConfig,
+    EvaluationConfig,
+    ModelConfig,
+    StoreConfig,
+    TrackingConfig,
+    checked,
+)
 from pipelines.config.prune import PruneConfig
 
 
@@ -32,7 +42,9 @@ class EvaluateConfig:
 
     @classmethod
     def like(cls, config: PruneConfig, *, model: ModelConfig, run: str | None) -> Self:
-        """An evaluation as a search asks for it, on the same evaluators, with the same store and tracking."""
+        """An evaluation as a search asks for it, on the same evaluators, with the same store and
+        tracking.
+        """
         return cls(
             model=model,
             evaluation=config.evaluation,
@@ -49,15 +61,29 @@ class EvaluateConfig:
         found = [problem for group in groups for problem in group.problems()]
         if self.model.path.strip():
             found += self.model.problems()
-        sources = {"run": self.run, "checkpoint": self.checkpoint, "model.path": self.model.path.strip() or None}
+        sources = {
+            "run": self.run,
+            "checkpoint": self.checkpoint,
+            "model.path": self.model.path.strip() or None,
+        }
         names = [name for name, value in sources.items() if value is not None]
         # The folder of an export does not say where its dense model is: model.path may.
         if not names:
-            found.append("run, checkpoint, model.path: none is given; give run=OUTPUT_DIR of a search, checkpoint=DIR of an export, or model.path=MODEL")
+            found.append(
+                "run, checkpoint, model.path: none is given; give run=OUTPUT_DIR of a search, "
+                "checkpoint=DIR of an export, or model.path=MODEL"
+            )
         elif "run" in names and len(names) > 1:
             found.append(f"{', '.join(names)}: give one of them; run= knows its model")
         elif self.run is not None:
-            found += [f"{name}: has no effect with run=, which knows its model" for name in given if name in ("model.revision", "model.trust_remote_code")]
+            found += [
+                f"{name}: has no effect with run=, which knows its model"
+                for name in given
+                if name in ("model.revision", "model.trust_remote_code")
+            ]
         if not self.evaluation.wanted:
-            found.append("evaluation: nothing to measure; give evaluation.tasks, evaluation.texts or evaluation.cost=true")
+            found.append(
+                "evaluation: nothing to measure; give evaluation.tasks, evaluation.texts or "
+                "evaluation.cost=true"
+            )
         return found

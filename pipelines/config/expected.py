@@ -1,4 +1,7 @@
-"""Figures that someone published, or that an earlier run came to. Only `pipelines.reproduce` reads them: they decide nothing."""
+"""Figures that someone published, or that an earlier run came to.
+
+Only `pipelines.reproduce` reads them: they decide nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,16 @@ class Figures:
 
 @dataclass
 class Tolerance:
-    """How far a measured figure may be off. The defaults are in the README under "Reproduce published results".
+    """How far a measured figure may be off.
+
+    The defaults are in the README under "Reproduce published results".
 
     Args:
         num_parameters: of counts.
         perplexity: relative, 0..1.
         accuracy_stderrs: standard errors of the measured accuracy.
-        perplexity_rounding, accuracy_rounding, ratio_rounding: half of the last digit that is given, on top.
+        perplexity_rounding, accuracy_rounding, ratio_rounding: half of the last digit that is
+        given, on top.
     """
 
     num_parameters: int = 0
@@ -50,12 +56,14 @@ class ExpectedConfig:
 
     Args:
         source: where the figures come from.
-        config: what `config.json` of the dense model says of its sizes, so that counting needs no model.
+        config: what `config.json` of the dense model says of its sizes, so that counting needs no
+            model.
         settings: what was published where `search` had to differ, shown beside the verdict.
         keep_qkv_bias: the published count keeps the q, k, v biases of what was removed.
         ratio: removed / all parameters, where no count is known.
         shape: canonical text of the pruned shape.
-        removed_attention, removed_mlp: layers whose block went, in order, where the steps between them are not known.
+        removed_attention, removed_mlp: layers whose block went, in order, where the steps between
+        them are not known.
         steps: what every step removed, in order, as `Removal` says it.
         no_plan: why it cannot be checked that the search plans for what the shape implies.
     """
@@ -79,4 +87,6 @@ class ExpectedConfig:
             return ["expected.source: empty; say where the figures come from"]
         tolerance = self.tolerance
         low = [name for name, value in vars(tolerance).items() if not 0 <= value < math.inf]
-        return [f"expected.tolerance.{name}: {getattr(tolerance, name)}; at least 0" for name in low]
+        return [
+            f"expected.tolerance.{name}: {getattr(tolerance, name)}; at least 0" for name in low
+        ]

@@ -37,23 +37,44 @@ class ExportConfig:
         found = one_of("format", self.format, FORMAT_NAMES) + one_of("dtype", self.dtype, DTYPES)
         if (self.run is None) == (self.shape is None):
             what = "neither is given" if self.run is None else "both are given"
-            found.append(f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and model.path=MODEL")
+            found.append(
+                f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and "
+                "model.path=MODEL"
+            )
         if self.run is not None:
             names = [name for name in given if name.partition(".")[0] in ("model", "importance")]
-            found += [f"{name}: has no effect with run=, which knows its model and channel order" for name in names]
+            found += [
+                f"{name}: has no effect with run=, which knows its model and channel order"
+                for name in names
+            ]
         else:
             found += self.model.problems()
-            found += ["model.dtype: has no effect on an export; give dtype"] if "model.dtype" in given else []
-            found += [] if self.output_dir else ["output_dir: missing; with shape= give the folder to write"]
+            found += (
+                ["model.dtype: has no effect on an export; give dtype"]
+                if "model.dtype" in given
+                else []
+            )
+            found += (
+                []
+                if self.output_dir
+                else ["output_dir: missing; with shape= give the folder to write"]
+            )
             if self.importance not in (None, "l1", "none"):
                 found.append(
-                    f"importance: {self.importance!r}; with shape= one of l1, none, or null for the channel_order.safetensors beside the file (activation "
+                    f"importance: {self.importance!r}; with shape= one of l1, none, or null for "
+                    "the channel_order.safetensors beside the file (activation "
                     "needs the calibration text of its search: give run=)"
                 )
         if not 0 < self.max_shard_gb < math.inf:
             found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
         if "max_shard_gb" in given and self.format == "gguf":
-            found.append(f"max_shard_gb: {self.max_shard_gb:g}, which has no effect with format=gguf, which is one file")
+            found.append(
+                f"max_shard_gb: {self.max_shard_gb:g}, which has no effect with format=gguf, "
+                "which is one file"
+            )
         if self.tokenizer_gguf is not None and self.format != "gguf":
-            found.append(f"tokenizer_gguf: {self.tokenizer_gguf}, which has no effect with format={self.format}; it is for format=gguf")
+            found.append(
+                f"tokenizer_gguf: {self.tokenizer_gguf}, which has no effect with "
+                f"format={self.format}; it is for format=gguf"
+            )
         return found

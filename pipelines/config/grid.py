@@ -1,4 +1,6 @@
-"""A grid of settings: from options with several values to points, each with its name and its overrides."""
+"""A grid of settings: from options with several values to points, each with its name and its
+overrides.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from pipelines.config.overrides import CONF, quoted
 from pruning.errors import InputError
 
 AXES = ("model", "calibration", "search", "experiment")
-"""Groups whose options can be axes. The others say where a sweep runs and what it writes, once for all points."""
+"""Groups whose options can be axes.
+
+The others say where a sweep runs and what it writes, once for all points.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +43,28 @@ class Point:
 
 
 def as_grid(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the options of one value that were given a list taken together as `grid={OPTION:[...]}`.
+    """The words of a command line, with the options of one value that were given a list taken
+    together as `grid={OPTION:[...]}`.
 
     What cannot be parsed is left as it is: composing explains it.
 
     Raises:
-        InputError: Hydra's own way to give several values, which would start a sweep for each of them.
+        InputError: Hydra's own way to give several values, which would start a sweep for each of
+            them.
     """
-    commas = [word for word in words if word.partition("=")[0].partition(".")[0] in AXES and re.fullmatch(r"[\w.]+=[^][{}()'\"]*,[^][{}()'\"]*", word)]
+    commas = [
+        word
+        for word in words
+        if word.partition("=")[0].partition(".")[0] in AXES
+        and re.fullmatch(r"[\w.]+=[^][{}()'\"]*,[^][{}()'\"]*", word)
+    ]
     hydras = [word for word in words if word in ("-m", "--multirun")] + commas
     if hydras:
         name, _, values = (commas or ["search.target_ratio=0.07,0.10"])[0].partition("=")
-        raise InputError(f"{hydras[0]}: several values are a list here, {name}=[{values}]; --multirun is for pipelines.prune")
+        raise InputError(
+            f"{hydras[0]}: several values are a list here, {name}=[{values}]; --multirun is for "
+            "pipelines.prune"
+        )
     if not any("=[" in word or word.startswith("grid=") for word in words):
         return list(words)
     with initialize_config_dir(str(CONF), version_base=None):
@@ -67,7 +82,9 @@ def as_grid(words: Sequence[str]) -> list[str]:
             rest.append(word)
     # A grid has no fields of its own, so that what goes into it is added to it.
     rest = [f"++{word}" if word.startswith("grid=") else word for word in rest]
-    flags = next((index for index, word in enumerate(rest) if word.startswith("-")), len(rest))  # Hydra takes nothing behind them
+    flags = next(
+        (index for index, word in enumerate(rest) if word.startswith("-")), len(rest)
+    )  # Hydra takes nothing behind them
     return [*rest[:flags], f"++grid={{{','.join(axes)}}}", *rest[flags:]] if axes else rest
 
 
@@ -84,20 +101,45 @@ def points_of(grid: Mapping[str, Any]) -> list[Point]:
     Raises:
         InputError: with every problem of the grid at once.
     """
-    problems = [] if grid else ["grid: empty; give an option several values, such as search.target_ratio=[0.07,0.10,0.15]"]
+    problems = (
+        []
+        if grid
+        else [
+            (
+                "grid: empty; give an option several values, such as "
+                "search.target_ratio=[0.07,0.10,0.15]"
+            )
+        ]
+    )
     for name, values in grid.items():
         if name.partition(".")[0] not in AXES:
-            problems.append(f"grid: {name} cannot differ from point to point; what can: {', '.join(f'{group}.*' for group in AXES[:-1])}, and files of a group")
+            problems.append(
+                f"grid: {name} cannot differ from point to point; what can: "
+                f"{', '.join(f'{group}.*' for group in AXES[:-1])}, and files of a group"
+            )
         elif not isinstance(values, (list, tuple)) or not values:
-            problems.append(f"grid: {name}: {values!r}; give a list of values" + ("" if isinstance(values, (list, tuple)) else f", such as [{values}]"))
+            problems.append(
+                f"grid: {name}: {values!r}; give a list of values"
+                + ("" if isinstance(values, (list, tuple)) else f", such as [{values}]")
+            )
         elif len({str(value) for value in values}) < len(values):
             problems.append(f"grid: {name}: {list(values)} has a value twice")
     if problems:
         raise InputError("\n".join(problems))
-    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    names = ["_".join(_label(name, value) for name, value in settings.items()) for settings in combinations]
+    combinations = [
+        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+    ]
+    names = [
+        "_".join(_label(name, value) for name, value in settings.items())
+        for settings in combinations
+    ]
     return [
-        Point(name if names.count(name) == 1 else f"{name}_{hashlib.sha256(str(settings).encode()).hexdigest()[:6]}", settings)
+        Point(
+            name
+            if names.count(name) == 1
+            else f"{name}_{hashlib.sha256(str(settings).encode()).hexdigest()[:6]}",
+            settings,
+        )
         for name, settings in zip(names, combinations, strict=True)
     ]
 
@@ -107,7 +149,9 @@ def _is_axis(override: Override, plain: DictConfig) -> bool:
     if not isinstance(value, list) or override.is_delete() or override.is_add():
         return False
     if "." not in name:
-        return name in AXES or (CONF / name).is_dir()  # a list of files of another group is refused later, instead of the last one winning
+        return (
+            name in AXES or (CONF / name).is_dir()
+        )  # a list of files of another group is refused later, instead of the last one winning
     takes_list = OmegaConf.is_list(OmegaConf.select(plain, name))
     return not takes_list or bool(value and isinstance(value[0], list))
 

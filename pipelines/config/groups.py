@@ -1,4 +1,7 @@
-"""Typed configuration. Types live here, defaults in `conf/`; every problem is reported at once, before anything is loaded."""
+"""Typed configuration.
+
+Types live here, defaults in `conf/`; every problem is reported at once, before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ URLS = ("store.url", "tracking.uri")
 _Config = TypeVar("_Config")
 
 
-def checked(schema: type[_Config], config: DictConfig, problems: Callable[[_Config], list[str]]) -> _Config:
+def checked(
+    schema: type[_Config], config: DictConfig, problems: Callable[[_Config], list[str]]
+) -> _Config:
     """What Hydra composed, as an object of its schema.
 
     Raises:
@@ -51,7 +56,11 @@ class ModelConfig:
     trust_remote_code: bool = MISSING
 
     def problems(self) -> list[str]:
-        found = [] if self.path.strip() else ["model.path: empty; give a folder, a .gguf file or a hub id"]
+        found = (
+            []
+            if self.path.strip()
+            else ["model.path: empty; give a folder, a .gguf file or a hub id"]
+        )
         return found + one_of("model.dtype", self.dtype, DTYPES)
 
 
@@ -71,10 +80,19 @@ class CalibrationConfig:
 
     def problems(self) -> list[str]:
         found = one_of("calibration.source", self.source, SOURCES)
-        for name, lowest in (("num_block_samples", 1), ("num_width_samples", 1), ("num_heldout_samples", 0), ("sequence_length", 2), ("batch_size", 1)):
+        for name, lowest in (
+            ("num_block_samples", 1),
+            ("num_width_samples", 1),
+            ("num_heldout_samples", 0),
+            ("sequence_length", 2),
+            ("batch_size", 1),
+        ):
             found += at_least(f"calibration.{name}", getattr(self, name), lowest)
         if self.source == "pydoc" and self.path is not None:
-            found.append(f"calibration.path: {self.path}, but calibration=pydoc reads no file; did you mean calibration=text?")
+            found.append(
+                f"calibration.path: {self.path}, but calibration=pydoc reads no file; did you "
+                "mean calibration=text?"
+            )
         if self.source in ("text", "tokens") and self.path is None:
             found.append(f"calibration.path: missing; calibration={self.source} needs a file")
         return found
@@ -99,22 +117,40 @@ class SearchConfig:
         return 42 if self.seed is None else self.seed
 
     def problems(self) -> list[str]:
-        found = one_of("search.importance", self.importance, IMPORTANCES) + one_of("search.layout", self.layout, LAYOUTS)
+        found = one_of("search.importance", self.importance, IMPORTANCES) + one_of(
+            "search.layout", self.layout, LAYOUTS
+        )
         found += one_of("search.strategy", self.strategy, STRATEGIES)
         if self.seed is not None and self.strategy != "random":
-            found.append(f"search.seed: {self.seed}, which has no effect with search.strategy={self.strategy}; it is for random")
-        if not 0 < self.target_ratio < 1:
-            hint = f"; did you mean {self.target_ratio / 100:g}?" if 1 <= self.target_ratio < 100 else ""
-            found.append(f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, above 0 and below 1{hint}")
-        shares = list(self.distribution)
-        if len(shares) != 3 or not all(math.isfinite(share) and share >= 0 for share in shares) or sum(shares) <= 0:
             found.append(
-                f"search.distribution: {shares}; it takes three numbers >= 0 with a positive sum, the shares of blocks, MLP channels and attention heads, "
+                f"search.seed: {self.seed}, which has no effect with "
+                f"search.strategy={self.strategy}; it is for random"
+            )
+        if not 0 < self.target_ratio < 1:
+            hint = (
+                f"; did you mean {self.target_ratio / 100:g}?"
+                if 1 <= self.target_ratio < 100
+                else ""
+            )
+            found.append(
+                f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, "
+                f"above 0 and below 1{hint}"
+            )
+        shares = list(self.distribution)
+        if (
+            len(shares) != 3
+            or not all(math.isfinite(share) and share >= 0 for share in shares)
+            or sum(shares) <= 0
+        ):
+            found.append(
+                f"search.distribution: {shares}; it takes three numbers >= 0 with a positive "
+                "sum, the shares of blocks, MLP channels and attention heads, "
                 "such as [44,52,4]"
             )
         elif self.strategy != "greedy" and sum(shares[1:]) > 0:
             found.append(
-                f"search.distribution: {shares}, but search.strategy={self.strategy} removes whole blocks only; use search.distribution=[1,0,0], as "
+                f"search.distribution: {shares}, but search.strategy={self.strategy} removes "
+                "whole blocks only; use search.distribution=[1,0,0], as "
                 "search=shortgpt and search=random do"
             )
         for name in ("mlp_group_channels", "head_group_channels"):
@@ -141,29 +177,56 @@ class ClusterConfig:
 
     def problems(self) -> list[str]:
         found = one_of("cluster.kind", self.kind, CLUSTERS)
-        for name, lowest in (("num_evaluators", 1), ("num_gpus", 0), ("num_gpus_per_evaluator", 0), ("num_cpus_per_evaluator", 1)):
+        for name, lowest in (
+            ("num_evaluators", 1),
+            ("num_gpus", 0),
+            ("num_gpus_per_evaluator", 0),
+            ("num_cpus_per_evaluator", 1),
+        ):
             value = getattr(self, name)
             found += [] if value is None else at_least(f"cluster.{name}", value, lowest)
         for name in ("join_timeout_s", "start_timeout_s", "stall_timeout_s", "task_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"cluster.{name}: {getattr(self, name):g}; it is in seconds, above 0")
         if self.kind == "inline" and (self.num_evaluators or 1) > 1:
-            found.append(f"cluster.num_evaluators: {self.num_evaluators}, but cluster=inline is one evaluator in this process; use cluster=local")
+            found.append(
+                f"cluster.num_evaluators: {self.num_evaluators}, but cluster=inline is one "
+                "evaluator in this process; use cluster=local"
+            )
         if self.kind == "inline" and (self.num_gpus_per_evaluator or 0) > 1:
-            found.append(f"cluster.num_gpus_per_evaluator: {self.num_gpus_per_evaluator}, but cluster=inline uses one GPU or none; use cluster=local")
-        return found + (self._problems_of_joining() if self.kind == "ray" else self._ignored("address", "allow_open", only="cluster=ray"))
+            found.append(
+                f"cluster.num_gpus_per_evaluator: {self.num_gpus_per_evaluator}, but "
+                "cluster=inline uses one GPU or none; use cluster=local"
+            )
+        return found + (
+            self._problems_of_joining()
+            if self.kind == "ray"
+            else self._ignored("address", "allow_open", only="cluster=ray")
+        )
 
     def _problems_of_joining(self) -> list[str]:
         found = self._ignored("num_gpus", only="cluster=local; a running cluster knows its GPUs")
         if not (self.address or "").strip():
-            found.append("cluster.address: missing; give HOST:PORT of the head of a running Ray cluster, or auto for the one that this machine belongs to")
+            found.append(
+                "cluster.address: missing; give HOST:PORT of the head of a running Ray cluster, "
+                "or auto for the one that this machine belongs to"
+            )
         if self.num_gpus_per_evaluator is None:
-            found.append("cluster.num_gpus_per_evaluator: null; with cluster=ray give a number: 1, more for a model that one GPU cannot hold, or 0 for CPUs")
+            found.append(
+                "cluster.num_gpus_per_evaluator: null; with cluster=ray give a number: 1, more "
+                "for a model that one GPU cannot hold, or 0 for CPUs"
+            )
         return found
 
     def _ignored(self, *names: str, only: str) -> list[str]:
         given = [name for name in names if getattr(self, name)]
-        return [f"cluster.{name}: {getattr(self, name)}, which has no effect with cluster={self.kind}; it is for {only}" for name in given]
+        return [
+            (
+                f"cluster.{name}: {getattr(self, name)}, which has no effect with "
+                f"cluster={self.kind}; it is for {only}"
+            )
+            for name in given
+        ]
 
 
 @dataclass
@@ -175,10 +238,24 @@ class TrackingConfig:
 
     def problems(self) -> list[str]:
         if not self.uri.strip():
-            return ["tracking.uri: empty; put it into the environment, as MLFLOW_TRACKING_URI=http://HOST:PORT"]
-        if self.uri.split("://")[0] in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks") or self.uri == "databricks":
+            return [
+                (
+                    "tracking.uri: empty; put it into the environment, as "
+                    "MLFLOW_TRACKING_URI=http://HOST:PORT"
+                )
+            ]
+        if (
+            self.uri.split("://")[0]
+            in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+            or self.uri == "databricks"
+        ):
             return []
-        return [f"tracking.uri: {masked_url(self.uri)}; give sqlite:///FILE or http(s)://HOST:PORT (MLflow no longer writes plain folders)"]
+        return [
+            (
+                f"tracking.uri: {masked_url(self.uri)}; give sqlite:///FILE or http(s)://HOST:PORT "
+                "(MLflow no longer writes plain folders)"
+            )
+        ]
 
 
 @dataclass
@@ -191,9 +268,15 @@ class StoreConfig:
     def problems(self) -> list[str]:
         found = []
         if not self.url.strip():
-            found.append("store.url: empty; put it into the environment, as MULTIPRUNER_STORE_URL=postgresql://USER:PASSWORD@HOST/DATABASE")
+            found.append(
+                "store.url: empty; put it into the environment, as "
+                "MULTIPRUNER_STORE_URL=postgresql://USER:PASSWORD@HOST/DATABASE"
+            )
         elif not is_sqlalchemy_url(self.url):
-            found.append(f"store.url: {masked_url(self.url)!r} is not an SQLAlchemy URL; give one such as sqlite:///outputs/scores.db")
+            found.append(
+                f"store.url: {masked_url(self.url)!r} is not an SQLAlchemy URL; give one such as "
+                "sqlite:///outputs/scores.db"
+            )
         if not 0 <= self.retry_s < math.inf:
             found.append(f"store.retry_s: {self.retry_s:g}; it is in seconds, 0 or more")
         return found
@@ -225,15 +308,36 @@ class EvaluationConfig:
         return bool(self.tasks or self.texts or self.cost)
 
     def problems(self) -> list[str]:
-        lowest = {"num_fewshot": 0, "limit": 1, "max_windows": 1, "sequence_length": 2, "batch_size": 1, "max_length": 2}
-        lowest |= dict.fromkeys(("cost_batch_size", "cost_prompt_tokens", "cost_new_tokens", "cost_rounds"), 1)
+        lowest = {
+            "num_fewshot": 0,
+            "limit": 1,
+            "max_windows": 1,
+            "sequence_length": 2,
+            "batch_size": 1,
+            "max_length": 2,
+        }
+        lowest |= dict.fromkeys(
+            ("cost_batch_size", "cost_prompt_tokens", "cost_new_tokens", "cost_rounds"), 1
+        )
         given = [(name, getattr(self, name)) for name in lowest]
-        found = [problem for name, value in given if value is not None for problem in at_least(f"evaluation.{name}", value, lowest[name])]
+        found = [
+            problem
+            for name, value in given
+            if value is not None
+            for problem in at_least(f"evaluation.{name}", value, lowest[name])
+        ]
         for name in ("tasks", "texts"):
             words = list(getattr(self, name))
-            found += [f"evaluation.{name}: {word} is there twice" for word in dict.fromkeys(words) if words.count(word) > 1]
+            found += [
+                f"evaluation.{name}: {word} is there twice"
+                for word in dict.fromkeys(words)
+                if words.count(word) > 1
+            ]
         if self.data_dir is not None and self.cost and not (self.tasks or self.texts):
-            found.append(f"evaluation.data_dir: {self.data_dir}, which has no effect without evaluation.tasks")
+            found.append(
+                f"evaluation.data_dir: {self.data_dir}, which has no effect without "
+                "evaluation.tasks"
+            )
         return found
 
 
@@ -242,7 +346,9 @@ def is_sqlalchemy_url(url: str) -> bool:
     if url.startswith("sqlite:///"):
         return True  # any text is the name of a file
 
-    from sqlalchemy.engine import make_url  # takes a while to import, which commands without a store need not wait for
+    from sqlalchemy.engine import (
+        make_url,
+    )  # takes a while to import, which commands without a store need not wait for
     from sqlalchemy.exc import ArgumentError
 
     try:

@@ -18,14 +18,28 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def quoted(word: str) -> str:
-    """Any text as a quoted string of Hydra's grammar: backslashes count only before a quote, and `${` would be looked up."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word).replace("${", "\\${") + "'"
+    """Any text as a quoted string of Hydra's grammar: backslashes count only before a quote, and
+    `${` would be looked up.
+    """
+    return (
+        "'"
+        + re.sub(
+            r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word
+        ).replace("${", "\\${")
+        + "'"
+    )
 
 
 def spelt_out(word: str) -> str:
-    """`model=PATH` for `model.path=PATH`: people write it, and Hydra takes it for a file of `conf/model`."""
+    """`model=PATH` for `model.path=PATH`: people write it, and Hydra takes it for a file of
+    `conf/model`.
+    """
     name, _, value = word.partition("=")
-    return f"model.path={value}" if name == "model" and value and not (CONF / "model" / f"{value}.yaml").is_file() else word
+    return (
+        f"model.path={value}"
+        if name == "model" and value and not (CONF / "model" / f"{value}.yaml").is_file()
+        else word
+    )
 
 
 def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
@@ -50,20 +64,29 @@ def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
     name = override.split("=", 1)[0].lstrip("+~")
     if name not in names and not isinstance(error, MissingConfigException):
         return unknown_option(name, names)
-    value = override.partition("=")[2].lstrip("[{'\"")  # where the grammar is at fault, a URL may be behind any of these
+    value = override.partition("=")[2].lstrip(
+        "[{'\""
+    )  # where the grammar is at fault, a URL may be behind any of these
     return without_secrets(f"{override}: {composition_error(error)}", value)
 
 
 def unknown_option(name: str, names: Sequence[str]) -> str:
     """What to say of an option that does not exist."""
     close = difflib.get_close_matches(name, names, n=1)
-    return f"{name}: no such option" + (f"; did you mean {close[0]}?" if close else "; --help lists all")
+    return f"{name}: no such option" + (
+        f"; did you mean {close[0]}?" if close else "; --help lists all"
+    )
 
 
 def composition_error(error: Exception) -> str:
     """What Hydra says is wrong, in one line."""
     cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type", "reference_type"))]
+    lines = [
+        line.strip()
+        for line in str(cause).splitlines()
+        if line.strip()
+        and not line.strip().startswith(("full_key", "object_type", "reference_type"))
+    ]
     return " ".join(lines)
 
 

@@ -12,7 +12,9 @@ from pipelines.config.prune import PruneConfig
 
 @dataclass
 class PlanConfig(PruneConfig):
-    """Everything that `pipelines.plan` takes: the options of a search, or with a grid those of a sweep."""
+    """Everything that `pipelines.plan` takes: the options of a search, or with a grid those of a
+    sweep.
+    """
 
     grid: dict[str, Any] = field(default_factory=dict)
     tflops_per_evaluator: float | None = MISSING

@@ -8,7 +8,17 @@ from typing import Any, Self
 from omegaconf import MISSING, DictConfig
 
 from pipelines.config.expected import ExpectedConfig
-from pipelines.config.groups import CalibrationConfig, ClusterConfig, EvaluationConfig, ModelConfig, SearchConfig, StoreConfig, TrackingConfig, checked, one_of
+from pipelines.config.groups import (
+    CalibrationConfig,
+    ClusterConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SearchConfig,
+    StoreConfig,
+    TrackingConfig,
+    checked,
+    one_of,
+)
 from pruning.export import FORMAT_NAMES
 
 
@@ -34,7 +44,15 @@ class PruneConfig:
         return checked(cls, config, cls.problems)
 
     def problems(self) -> list[str]:
-        groups = (self.model, self.calibration, self.search, self.cluster, self.tracking, self.store, self.evaluation)
+        groups = (
+            self.model,
+            self.calibration,
+            self.search,
+            self.cluster,
+            self.tracking,
+            self.store,
+            self.evaluation,
+        )
         found = [problem for group in groups for problem in group.problems()]
         if self.export is not None:
             found += one_of("export", self.export, FORMAT_NAMES)
@@ -44,7 +62,11 @@ class PruneConfig:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result. Two runs that agree on them, and on the bytes of model and calibration, have the same trajectory."""
+        """The settings that decide the result.
+
+        Two runs that agree on them, and on the bytes of model and calibration, have the same
+        trajectory.
+        """
         calibration, search = self.calibration, self.search
         identity: dict[str, Any] = {
             "calibration.batch_size": calibration.batch_size,
@@ -55,4 +77,6 @@ class PruneConfig:
         # Left out where they change nothing, as in folders from before there was a choice.
         identity |= {"search.layout": search.layout} if search.layout != "any" else {}
         identity |= {"search.strategy": search.strategy} if search.strategy != "greedy" else {}
-        return identity | ({"search.seed": search.drawn_with} if search.strategy == "random" else {})
+        return identity | (
+            {"search.seed": search.drawn_with} if search.strategy == "random" else {}
+        )

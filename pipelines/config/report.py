@@ -24,4 +24,13 @@ class ReportConfig:
         return checked(cls, config, cls.problems)
 
     def problems(self) -> list[str]:
-        return [] if self.runs else ["runs: missing; give the output_dir of one search or more, as python -m pipelines.report RUN RUN output_dir=DIR"]
+        return (
+            []
+            if self.runs
+            else [
+                (
+                    "runs: missing; give the output_dir of one search or more, as python -m "
+                    "pipelines.report RUN RUN output_dir=DIR"
+                )
+            ]
+        )

@@ -26,10 +26,16 @@ class ReproduceConfig(PruneConfig):
 
     @classmethod
     def given_with(cls, config: DictConfig, given: Sequence[str]) -> Self:
-        """See `pipelines.config.groups.checked`; `given` are the names of the options that the command gives."""
+        """See `pipelines.config.groups.checked`; `given` are the names of the options that the
+        command gives.
+        """
 
         def problems(typed: Self) -> list[str]:
-            return typed.problems() + (typed.problems_of_recording(given) if typed.record is not None else typed.problems_of_comparing())
+            return typed.problems() + (
+                typed.problems_of_recording(given)
+                if typed.record is not None
+                else typed.problems_of_comparing()
+            )
 
         return checked(cls, config, problems)
 
@@ -41,23 +47,44 @@ class ReproduceConfig(PruneConfig):
     @property
     def of_search(self) -> PruneConfig:
         """Without what is compared, so that the folder is that of a search like any other."""
-        return PruneConfig(**{field.name: getattr(self, field.name) for field in fields(PruneConfig)})
+        return PruneConfig(
+            **{field.name: getattr(self, field.name) for field in fields(PruneConfig)}
+        )
 
     def problems_of_comparing(self) -> list[str]:
         found = [] if self.mode in MODES else [f"mode: {self.mode!r}; one of {', '.join(MODES)}"]
         if self.expected is None:
-            found.append("expected: missing; give experiment=NAME with figures, such as multipruner/llama2_7b_22, or make one of a search: record=OUTPUT_DIR")
+            found.append(
+                "expected: missing; give experiment=NAME with figures, such as "
+                "multipruner/llama2_7b_22, or make one of a search: record=OUTPUT_DIR"
+            )
         if self.resume:
-            found.append("resume: true; leave it out: the same command with the same output_dir goes on")
+            found.append(
+                "resume: true; leave it out: the same command with the same output_dir goes on"
+            )
         if self.shape is not None and self.mode != "shape":
-            found.append(f"shape: {self.shape}, which has no effect with mode={self.mode}; it is for mode=shape")
+            found.append(
+                f"shape: {self.shape}, which has no effect with mode={self.mode}; it is for "
+                "mode=shape"
+            )
         if self.record_as is not None:
-            found.append(f"record_as: {self.record_as}, which has no effect without record=OUTPUT_DIR")
+            found.append(
+                f"record_as: {self.record_as}, which has no effect without record=OUTPUT_DIR"
+            )
         if self.mode == "shape" and not (self.evaluation.tasks or self.evaluation.texts):
-            found.append("evaluation: nothing to compare; give evaluation.tasks or evaluation.texts")
+            found.append(
+                "evaluation: nothing to compare; give evaluation.tasks or evaluation.texts"
+            )
         return found
 
     def problems_of_recording(self, given: Sequence[str]) -> list[str]:
         others = [name for name in given if name not in ("record", "record_as")]
-        found = [f"{name}: has no effect with record=, which takes everything from that search" for name in others]
-        return found + ([] if self.record_as else ["record_as: missing; give the name of the experiment, such as mine/smollm2_10"])
+        found = [
+            f"{name}: has no effect with record=, which takes everything from that search"
+            for name in others
+        ]
+        return found + (
+            []
+            if self.record_as
+            else ["record_as: missing; give the name of the experiment, such as mine/smollm2_10"]
+        )

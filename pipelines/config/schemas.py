@@ -5,7 +5,15 @@ from __future__ import annotations
 from hydra.core.config_store import ConfigStore
 
 from pipelines.config.export import ExportConfig
-from pipelines.config.groups import CalibrationConfig, ClusterConfig, EvaluationConfig, ModelConfig, SearchConfig, StoreConfig, TrackingConfig
+from pipelines.config.groups import (
+    CalibrationConfig,
+    ClusterConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SearchConfig,
+    StoreConfig,
+    TrackingConfig,
+)
 from pipelines.config.plan import PlanConfig
 from pipelines.config.prune import PruneConfig
 

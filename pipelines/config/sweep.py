@@ -20,7 +20,10 @@ class SweepConfig(PruneConfig):
     def problems(self) -> list[str]:
         found = super().problems()
         if not self.max_perplexity_ratio >= 1:
-            found.append(f"max_perplexity_ratio: {self.max_perplexity_ratio:g}; it is pruned / dense perplexity, at least 1")
+            found.append(
+                f"max_perplexity_ratio: {self.max_perplexity_ratio:g}; it is pruned / dense "
+                "perplexity, at least 1"
+            )
         return found
 
     @classmethod
@@ -31,4 +34,7 @@ class SweepConfig(PruneConfig):
             InputError: with every problem at once.
         """
         typed = cls.of(config)
-        return PruneConfig(**{each.name: getattr(typed, each.name) for each in fields(PruneConfig)} | {"output_dir": None, "resume": False})
+        return PruneConfig(
+            **{each.name: getattr(typed, each.name) for each in fields(PruneConfig)}
+            | {"output_dir": None, "resume": False}
+        )

@@ -1,4 +1,6 @@
-"""`python -m pipelines.evaluate`: a model goes in, dense or pruned; how good it is and what it costs comes out."""
+"""`python -m pipelines.evaluate`: a model goes in, dense or pruned; how good it is and what it
+costs comes out.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     log_to(None)
     given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     config = EvaluateConfig.of(with_settings_of_run(raw, given), given)
-    with joined(config.cluster), open_job(config) as job, RunFolder(config.output_dir or config.run) as folder:
+    with (
+        joined(config.cluster),
+        open_job(config) as job,
+        RunFolder(config.output_dir or config.run) as folder,
+    ):
         try:
             if job.subjects.run is None or folder.path != job.subjects.run.folder:
                 folder.claim(identity_of(job))

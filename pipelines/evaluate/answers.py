@@ -1,4 +1,6 @@
-"""Tasks that answer requests or windows: what is in the store is not asked for again, what comes is stored as it comes."""
+"""Tasks that answer requests or windows: what is in the store is not asked for again, what comes is
+stored as it comes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ from workers.pool.protocol import Pool
 from workers.tasks import AnswerResult, AnswerTask, RequestTask
 
 OnAnswers = Callable[[int, bool], None]
-"""Told of the size of what got done, and whether it was computed. Called about every second, with 0 if nothing got done."""
+"""Told of the size of what got done, and whether it was computed.
+
+Called about every second, with 0 if nothing got done.
+"""
 
 
 class Answerer:
@@ -21,28 +26,47 @@ class Answerer:
         on_answers: told of progress.
     """
 
-    def __init__(self, pool: Pool, store: ScoreStore, context: AnswerContext, on_answers: OnAnswers | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        store: ScoreStore,
+        context: AnswerContext,
+        on_answers: OnAnswers | None = None,
+    ) -> None:
         self.pool, self.store, self.context = pool, store, context
         self.on_answers = on_answers or _nobody
         self.num_computed = 0
         self.num_reused = 0
         self.num_truncated = 0
 
-    def answer(self, tasks: Sequence[AnswerTask], context: AnswerContext | None = None) -> list[list[Any]]:
-        """The answers of each task, in the order of the tasks. Each is in the store before this returns, also if it never does."""
+    def answer(
+        self, tasks: Sequence[AnswerTask], context: AnswerContext | None = None
+    ) -> list[list[Any]]:
+        """The answers of each task, in the order of the tasks.
+
+        Each is in the store before this returns, also if it never does.
+        """
         context = context or self.context
         different = {task.digest: task for task in tasks}
         known = self.store.lookup_answers(context, different)
         for digest in known:
             self.num_reused += different[digest].num_evaluations
             self.on_answers(progress_size(different[digest]), False)
-        for answers in self.pool.run([task for digest, task in different.items() if digest not in known]):
-            new = {task.digest: list(result.answers) for task, result in answers if isinstance(task, AnswerTask) and isinstance(result, AnswerResult)}
+        for answers in self.pool.run(
+            [task for digest, task in different.items() if digest not in known]
+        ):
+            new = {
+                task.digest: list(result.answers)
+                for task, result in answers
+                if isinstance(task, AnswerTask) and isinstance(result, AnswerResult)
+            }
             if new:
                 self.store.add_answers(context, new)  # all that came together in one transaction
             known |= new
             self.num_computed += sum(len(found) for found in new.values())
-            self.num_truncated += sum(result.num_truncated for _, result in answers if isinstance(result, AnswerResult))
+            self.num_truncated += sum(
+                result.num_truncated for _, result in answers if isinstance(result, AnswerResult)
+            )
             self.on_answers(sum(progress_size(different[digest]) for digest in new), True)
         return [known[task.digest] for task in tasks]
 

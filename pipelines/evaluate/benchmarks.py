@@ -51,7 +51,9 @@ class Benchmarks:
 
 
 @contextmanager
-def open_benchmarks(evaluation: EvaluationConfig, tokenizer: Callable[[], PreTrainedTokenizerBase], length: int) -> Iterator[Benchmarks]:
+def open_benchmarks(
+    evaluation: EvaluationConfig, tokenizer: Callable[[], PreTrainedTokenizerBase], length: int
+) -> Iterator[Benchmarks]:
     """Reads texts and tasks, so that what is missing is known before anything expensive starts.
 
     Args:
@@ -75,7 +77,11 @@ def open_benchmarks(evaluation: EvaluationConfig, tokenizer: Callable[[], PreTra
         manager = None
         if evaluation.tasks:
             try:
-                manager = stack.enter_context(task_manager(list(evaluation.tasks), evaluation.data_dir, evaluation.num_fewshot))
+                manager = stack.enter_context(
+                    task_manager(
+                        list(evaluation.tasks), evaluation.data_dir, evaluation.num_fewshot
+                    )
+                )
             except InputError as error:
                 problems.append(str(error))
         if problems:
@@ -84,7 +90,9 @@ def open_benchmarks(evaluation: EvaluationConfig, tokenizer: Callable[[], PreTra
 
 
 def average(tasks: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The papers' average: acc_norm, acc for tasks without one, over the five tasks; None unless all five are there."""
+    """The papers' average: acc_norm, acc for tasks without one, over the five tasks; None unless
+    all five are there.
+    """
     if any(name not in tasks for name in FIVE_TASKS):
         return None
     values = [tasks[name].get("acc_norm", tasks[name].get("acc")) for name in FIVE_TASKS]
@@ -92,18 +100,34 @@ def average(tasks: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def average_stderr(tasks: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Standard error of `average`: the five tasks have no documents in common. None where that is none, or a task has no standard error."""
+    """Standard error of `average`: the five tasks have no documents in common.
+
+    None where that is none, or a task has no standard error.
+    """
     if average(tasks) is None:
         return None
-    found = [tasks[name].get("acc_norm_stderr" if "acc_norm" in tasks[name] else "acc_stderr") for name in FIVE_TASKS]
+    found = [
+        tasks[name].get("acc_norm_stderr" if "acc_norm" in tasks[name] else "acc_stderr")
+        for name in FIVE_TASKS
+    ]
     errors = [error for error in found if error is not None]
     return math.hypot(*errors) / len(errors) if len(errors) == len(found) else None
 
 
-def _windows(name: str, evaluation: EvaluationConfig, tokenizer: Callable[[], PreTrainedTokenizerBase], length: int) -> tuple[str, TokenSet]:
+def _windows(
+    name: str,
+    evaluation: EvaluationConfig,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    length: int,
+) -> tuple[str, TokenSet]:
     folder = Path(evaluation.data_dir).expanduser() if evaluation.data_dir else None
     text = measured_text(name, option="evaluation.texts", folder=folder)
     tokens = text_windows(tokenizer(), text, length)
     if not len(tokens):
-        raise InputError(f"evaluation.texts: {name} is shorter than one window of {length} tokens; set a smaller evaluation.sequence_length")
-    return Path(name).stem if name != "wikitext2" else name, TokenSet(tokens[: evaluation.max_windows])
+        raise InputError(
+            f"evaluation.texts: {name} is shorter than one window of {length} tokens; set a "
+            "smaller evaluation.sequence_length"
+        )
+    return Path(name).stem if name != "wikitext2" else name, TokenSet(
+        tokens[: evaluation.max_windows]
+    )

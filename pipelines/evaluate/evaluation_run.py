@@ -1,4 +1,6 @@
-"""One evaluation from start to finish: evaluators up, benchmarks, costs, then files, table and MLflow."""
+"""One evaluation from start to finish: evaluators up, benchmarks, costs, then files, table and
+MLflow.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ from pruning.costs.measured import Role
 log = logging.getLogger(__name__)
 
 
-def evaluate_run(config: EvaluateConfig, folder: RunFolder, subjects: Subjects | None = None) -> dict[str, Any]:
-    """The same for a search that has just ended, in its folder, which the caller holds. `config.run` is that folder.
+def evaluate_run(
+    config: EvaluateConfig, folder: RunFolder, subjects: Subjects | None = None
+) -> dict[str, Any]:
+    """The same for a search that has just ended, in its folder, which the caller holds.
+
+    `config.run` is that folder.
 
     Args:
         subjects: instead of a search, models that the caller has.
@@ -44,26 +50,46 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
     tracker = _tracker(job, folder, started)
     tracker.start(_params(job) if job.subjects.run is None else {}, _tags(job), {})
     try:
-        with ScoreStore(config.store.url, config.store.retry_s) as store, WorkProgress("tokens") as progress:
+        with (
+            ScoreStore(config.store.url, config.store.retry_s) as store,
+            WorkProgress("tokens") as progress,
+        ):
             measurement = ModelMeasurement(job, store, progress)
-            measured = {subject.role: measurement.measure(subject) for subject in job.subjects.models}
+            measured = {
+                subject.role: measurement.measure(subject) for subject in job.subjects.models
+            }
             cost = measurement.cost() if config.evaluation.cost else None
         report = _report(job, measured, cost, time.time() - started)
         folder.write(EVALUATION, dump_json(report))
         folder.write(EVALUATION_TABLE, as_csv(report))
-        tracker.log_metrics(metrics(report), step=len(job.subjects.run.lines) if job.subjects.run else 0, timestamp=time.time())
-        tracked = tracker.finish(succeeded=True, artifacts=[folder.path / EVALUATION, folder.path / EVALUATION_TABLE])
+        tracker.log_metrics(
+            metrics(report),
+            step=len(job.subjects.run.lines) if job.subjects.run else 0,
+            timestamp=time.time(),
+        )
+        tracked = tracker.finish(
+            succeeded=True, artifacts=[folder.path / EVALUATION, folder.path / EVALUATION_TABLE]
+        )
     except BaseException:
         tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
         raise
     console.print()
     console.print(table(report))
-    where = f"; in MLflow: run {tracker.run_id} of {masked_url(config.tracking.uri)}" if tracked else ""
-    console.print(f"everything is in {folder.path / EVALUATION}{where}", markup=False, soft_wrap=True)
+    where = (
+        f"; in MLflow: run {tracker.run_id} of {masked_url(config.tracking.uri)}" if tracked else ""
+    )
+    console.print(
+        f"everything is in {folder.path / EVALUATION}{where}", markup=False, soft_wrap=True
+    )
     return report
 
 
-def _report(job: EvaluationJob, measured: Mapping[Role, Measured], cost: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
+def _report(
+    job: EvaluationJob,
+    measured: Mapping[Role, Measured],
+    cost: Mapping[str, Any] | None,
+    seconds: float,
+) -> dict[str, Any]:
     subjects, benchmarks, main = job.subjects, job.benchmarks, measured[job.subjects.main.role]
     dense = measured.get("dense")
     return {
@@ -84,7 +110,10 @@ def _report(job: EvaluationJob, measured: Mapping[Role, Measured], cost: Mapping
         "num_windows": {name: tokens.num_sequences for name, tokens in benchmarks.windows.items()},
         "device": main.device,
         "num_evaluators": main.num_evaluators,
-        "answers": {kind: sum(each.answers[kind] for each in measured.values()) for kind in ("computed", "reused")},
+        "answers": {
+            kind: sum(each.answers[kind] for each in measured.values())
+            for kind in ("computed", "reused")
+        },
         "num_truncated_requests": sum(each.num_truncated for each in measured.values()),
         "faults": {role: dict(each.faults) for role, each in measured.items()},
         "seconds": round(seconds, 1),
@@ -97,13 +126,21 @@ def _report(job: EvaluationJob, measured: Mapping[Role, Measured], cost: Mapping
 
 def _settings(job: EvaluationJob) -> dict[str, Any]:
     """With everything resolved."""
-    settings = asdict(job.config.evaluation) | {"batch_size": job.batch_size, "dtype": job.subjects.main.dtype}
+    settings = asdict(job.config.evaluation) | {
+        "batch_size": job.batch_size,
+        "dtype": job.subjects.main.dtype,
+    }
     lengths = [tokens.sequence_length for tokens in job.benchmarks.windows.values()]
-    return settings | {"sequence_length": lengths[0] if lengths else None, "num_threads": job.config.cluster.num_cpus_per_evaluator}
+    return settings | {
+        "sequence_length": lengths[0] if lengths else None,
+        "num_threads": job.config.cluster.num_cpus_per_evaluator,
+    }
 
 
 def identity_of(job: EvaluationJob) -> dict[str, Any]:
-    """Whose evaluation a folder holds; what is measured may change from one command to the next, since every answer is in the store."""
+    """Whose evaluation a folder holds; what is measured may change from one command to the next,
+    since every answer is in the store.
+    """
     main = job.subjects.main
     return {"evaluation.model": main.fingerprint, "evaluation.shape": job.subjects.shape}
 
@@ -117,12 +154,15 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
 
     def remember(run_id: str) -> None:
         if run is None:
-            folder.write("run.json", dump_json((folder.read("run.json") or {}) | {"mlflow_run_id": run_id}))
+            folder.write(
+                "run.json", dump_json((folder.read("run.json") or {}) | {"mlflow_run_id": run_id})
+            )
 
     return Tracker(
         uri=tracking.uri,
         experiment=tracking.experiment,
-        run_name=f"evaluation of {job.subjects.name}" + (f" {job.subjects.ratio:.0%}" if job.subjects.ratio is not None else ""),
+        run_name=f"evaluation of {job.subjects.name}"
+        + (f" {job.subjects.ratio:.0%}" if job.subjects.ratio is not None else ""),
         started=started,
         run_id=record.get("mlflow_run_id"),
         on_run_id=remember,
@@ -133,11 +173,19 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
 
 def _params(job: EvaluationJob) -> dict[str, Any]:
     flat = {f"evaluation.{name}": value for name, value in _settings(job).items()}
-    return flat | {"model": job.subjects.name, "source": str(Path(job.subjects.source)), "shape": job.subjects.shape}
+    return flat | {
+        "model": job.subjects.name,
+        "source": str(Path(job.subjects.source)),
+        "shape": job.subjects.shape,
+    }
 
 
 def _tags(job: EvaluationJob) -> dict[str, str]:
     return {
         "evaluation.model.fingerprint": job.subjects.main.fingerprint,
-        **({} if job.subjects.run else {"mlflow.source.name": "pipelines.evaluate", "mlflow.source.type": "LOCAL"}),
+        **(
+            {}
+            if job.subjects.run
+            else {"mlflow.source.name": "pipelines.evaluate", "mlflow.source.type": "LOCAL"}
+        ),
     }

@@ -1,4 +1,5 @@
-"""The farm as a model of lm-eval: its own `simple_evaluate` runs on the driver, and every request that it makes is answered by an evaluator.
+"""The farm as a model of lm-eval: its own `simple_evaluate` runs on the driver, and every request
+that it makes is answered by an evaluator.
 
 Importing this module imports lm_eval, which takes seconds.
 """
@@ -22,8 +23,11 @@ from workers.evaluators.benchmarks import without_bars
 from workers.tasks import RequestKind, RequestTask
 
 REQUESTS_PER_TASK = 32
-"""At least so many requests go to an evaluator at once: seconds on a core. Documents stay whole, and no task of the harness shares one with
-another, so that a longer run, or one with other tasks, finds what a shorter one has stored."""
+"""At least so many requests go to an evaluator at once: seconds on a core.
+
+Documents stay whole, and no task of the harness shares one with another, so that a longer run, or
+one with other tasks, finds what a shorter one has stored.
+"""
 
 
 class PoolLM(LM):  # type: ignore[misc]
@@ -38,7 +42,9 @@ class PoolLM(LM):  # type: ignore[misc]
         self._answer = answer
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        return [(float(nats), bool(greedy)) for nats, greedy in self._answers("loglikelihood", requests)]
+        return [
+            (float(nats), bool(greedy)) for nats, greedy in self._answers("loglikelihood", requests)
+        ]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         return [float(nats) for nats in self._answers("loglikelihood_rolling", requests)]
@@ -50,7 +56,10 @@ class PoolLM(LM):  # type: ignore[misc]
         try:
             tasks = cut_into_tasks(kind, requests)
         except TypeError as error:
-            raise InputError(f"evaluation.tasks: {requests[0].task_name} asks for more than text, which is not supported ({error})") from error
+            raise InputError(
+                f"evaluation.tasks: {requests[0].task_name} asks for more than text, which is "
+                f"not supported ({error})"
+            ) from error
         return [answer for answers in self._answer(tasks) for answer in answers]
 
 
@@ -73,24 +82,41 @@ def cut_into_tasks(kind: RequestKind, requests: Sequence[Any]) -> list[RequestTa
     return tasks
 
 
-def evaluate_tasks(model: LM, names: Sequence[str], manager: Any, *, num_fewshot: int | None, limit: int | None) -> dict[str, dict[str, Any]]:
-    """What `lm_eval.simple_evaluate` gives for each task: metrics under their own names, `_stderr` behind them, and `num_documents`.
+def evaluate_tasks(
+    model: LM, names: Sequence[str], manager: Any, *, num_fewshot: int | None, limit: int | None
+) -> dict[str, dict[str, Any]]:
+    """What `lm_eval.simple_evaluate` gives for each task: metrics under their own names, `_stderr`
+    behind them, and `num_documents`.
 
-    A metric of a filter other than `none` is called `metric,filter`. What has no number, such as an unknown standard error, is null.
+    A metric of a filter other than `none` is called `metric,filter`. What has no number, such as an
+    unknown standard error, is null.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # it would fork this process, with all its threads, to compute standard errors
+    os.environ.setdefault(
+        "DISABLE_MULTIPROC", "1"
+    )  # it would fork this process, with all its threads, to compute standard errors
     with without_bars(lm_eval.api.task), _without_git():
         found = lm_eval.simple_evaluate(
-            model=model, tasks=list(names), task_manager=manager, num_fewshot=num_fewshot, limit=limit, log_samples=False, use_cache=None
+            model=model,
+            tasks=list(names),
+            task_manager=manager,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            log_samples=False,
+            use_cache=None,
         )
     assert found is not None
-    return {name: task_results(values, found["n-samples"].get(name)) for name, values in found["results"].items()}
+    return {
+        name: task_results(values, found["n-samples"].get(name))
+        for name, values in found["results"].items()
+    }
 
 
 @contextmanager
 def _without_git() -> Iterator[None]:
-    """It asks git for the revision of the folder that the user is in, and where that is none, git's complaint looks like ours."""
+    """It asks git for the revision of the folder that the user is in, and where that is none, git's
+    complaint looks like ours.
+    """
     asked = lm_eval.evaluator.get_git_commit_hash
     try:
         lm_eval.evaluator.get_git_commit_hash = lambda: None
@@ -99,7 +125,9 @@ def _without_git() -> Iterator[None]:
         lm_eval.evaluator.get_git_commit_hash = asked
 
 
-def task_results(values: Mapping[str, Any], num_samples: Mapping[str, int] | None) -> dict[str, Any]:
+def task_results(
+    values: Mapping[str, Any], num_samples: Mapping[str, int] | None
+) -> dict[str, Any]:
     """One row of the harness's `results`."""
     found: dict[str, Any] = {}
     for name, value in values.items():

@@ -1,4 +1,6 @@
-"""One evaluation from start to finish: each model's answers from the store and the evaluators, then the report, the table and MLflow."""
+"""One evaluation from start to finish: each model's answers from the store and the evaluators, then
+the report, the table and MLflow.
+"""
 
 from __future__ import annotations
 
@@ -53,19 +55,43 @@ class EvaluationJob:
     def pool(self, subject: Subject) -> Iterator[Pool]:
         """Evaluators that hold this model, for the time of the context."""
         cluster = self.config.cluster
-        spec = subject.spec(batch_size=self.batch_size, max_length=self.config.evaluation.max_length, num_threads=cluster.num_cpus_per_evaluator)
+        spec = subject.spec(
+            batch_size=self.batch_size,
+            max_length=self.config.evaluation.max_length,
+            num_threads=cluster.num_cpus_per_evaluator,
+        )
         with open_pool(cluster, self.machine, self.placement, spec, DocumentEvaluator) as pool:
             yield pool
 
     def contexts(self, subject: Subject, device: str) -> tuple[AnswerContext, AnswerContext]:
-        """What the answers depend on: those to requests, and those to windows, on which neither tokenizer nor harness has a say."""
-        model = subject.fingerprint, subject.shape.digest if subject.shape else "", subject.order.fingerprint if subject.order else ""
-        fingerprint, shape, order = model
-        num_threads, max_length = self.config.cluster.num_cpus_per_evaluator, self.config.evaluation.max_length
-        requests = AnswerContext(
-            fingerprint, subject.tokenizer_fingerprint(), shape, order, subject.dtype, device, self.batch_size, num_threads, max_length, version("lm_eval")
+        """What the answers depend on: those to requests, and those to windows, on which neither
+        tokenizer nor harness has a say.
+        """
+        model = (
+            subject.fingerprint,
+            subject.shape.digest if subject.shape else "",
+            subject.order.fingerprint if subject.order else "",
         )
-        return requests, AnswerContext(fingerprint, "", shape, order, subject.dtype, device, 0, num_threads, None, "")
+        fingerprint, shape, order = model
+        num_threads, max_length = (
+            self.config.cluster.num_cpus_per_evaluator,
+            self.config.evaluation.max_length,
+        )
+        requests = AnswerContext(
+            fingerprint,
+            subject.tokenizer_fingerprint(),
+            shape,
+            order,
+            subject.dtype,
+            device,
+            self.batch_size,
+            num_threads,
+            max_length,
+            version("lm_eval"),
+        )
+        return requests, AnswerContext(
+            fingerprint, "", shape, order, subject.dtype, device, 0, num_threads, None, ""
+        )
 
 
 @contextmanager
@@ -110,15 +136,28 @@ def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[Subject]) ->
     contexts = [model.context_length for model in models if model.context_length]
     if not evaluation.cost or not contexts or prompt + new <= min(contexts):
         return []
-    return [f"evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: {prompt} + {new}, above this model's context of {min(contexts)} tokens; lower one"]
+    return [
+        (
+            f"evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: {prompt} + {new}, above "
+            f"this model's context of {min(contexts)} tokens; lower one"
+        )
+    ]
 
 
 def _needed_bytes(subjects: Subjects, batch_size: int, window_tokens: int) -> int:
-    """Memory of an evaluator: the larger model, and the logits of a batch of requests, which the harness computes whole, twice."""
+    """Memory of an evaluator: the larger model, and the logits of a batch of requests, which the
+    harness computes whole, twice.
+    """
     largest = max(subjects.models, key=lambda model: model.num_stored_parameters)
     config = largest.checkpoint.config().get_text_config()
     tokens = batch_size * min(_REQUEST_TOKENS, largest.context_length or _REQUEST_TOKENS)
-    needed = evaluator_bytes(largest.num_stored_parameters, largest.dtype, max(window_tokens, tokens), config.hidden_size, 2)
+    needed = evaluator_bytes(
+        largest.num_stored_parameters,
+        largest.dtype,
+        max(window_tokens, tokens),
+        config.hidden_size,
+        2,
+    )
     return needed + 2 * 4 * tokens * int(config.vocab_size)
 
 
@@ -141,7 +180,11 @@ class Measured:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        return {"perplexity": dict(self.perplexity), "tasks": {name: dict(values) for name, values in self.tasks.items()}, "average": average(self.tasks)}
+        return {
+            "perplexity": dict(self.perplexity),
+            "tasks": {name: dict(values) for name, values in self.tasks.items()},
+            "average": average(self.tasks),
+        }
 
 
 class ModelMeasurement:
@@ -163,26 +206,60 @@ class ModelMeasurement:
             requests, windows = self.job.contexts(subject, pool.device)
             answerer = Answerer(pool, self.store, requests, self._report)
             tasks = self._tasks(answerer, subject)
-            perplexities = {name: self._perplexity(answerer, windows, name) for name in self.job.benchmarks.windows}
-            num_evaluators, faults = pool.num_evaluators, {str(kind): count for kind, count in pool.faults.counts.items()}
+            perplexities = {
+                name: self._perplexity(answerer, windows, name)
+                for name in self.job.benchmarks.windows
+            }
+            num_evaluators, faults = (
+                pool.num_evaluators,
+                {str(kind): count for kind, count in pool.faults.counts.items()},
+            )
         self._models_left -= 1
         if answerer.num_truncated:
-            log.warning("%d requests are longer than the model can take and lost their beginning", answerer.num_truncated)
+            log.warning(
+                "%d requests are longer than the model can take and lost their beginning",
+                answerer.num_truncated,
+            )
         counts = {"computed": answerer.num_computed, "reused": answerer.num_reused}
         return Measured(
-            perplexities, tasks, requests.device, num_evaluators, counts, answerer.num_truncated, faults, time.monotonic() - started
-        )  # fmt: skip
+            perplexities,
+            tasks,
+            requests.device,
+            num_evaluators,
+            counts,
+            answerer.num_truncated,
+            faults,
+            time.monotonic() - started,
+        )
 
     def cost(self) -> dict[str, Any]:
         """What the models cost, measured side by side on one evaluator that has nothing else to do."""
         job, evaluation = self.job, self.job.config.evaluation
         models = {subject.role: subject for subject in job.subjects.models}
-        specs = {role: subject.spec(batch_size=1, max_length=None, num_threads=job.config.cluster.num_cpus_per_evaluator) for role, subject in models.items()}
-        settings = SpeedSettings(evaluation.cost_batch_size, evaluation.cost_prompt_tokens, evaluation.cost_new_tokens, evaluation.cost_rounds)
-        task = SpeedTask(settings, tuple((role, subject.disk_bytes) for role, subject in models.items()))
+        specs = {
+            role: subject.spec(
+                batch_size=1, max_length=None, num_threads=job.config.cluster.num_cpus_per_evaluator
+            )
+            for role, subject in models.items()
+        }
+        settings = SpeedSettings(
+            evaluation.cost_batch_size,
+            evaluation.cost_prompt_tokens,
+            evaluation.cost_new_tokens,
+            evaluation.cost_rounds,
+        )
+        task = SpeedTask(
+            settings, tuple((role, subject.disk_bytes) for role, subject in models.items())
+        )
         placement = None if job.placement is None else replace(job.placement, num_evaluators=1)
         log.info("measuring speed: %d rounds", settings.rounds)
-        with open_pool(job.config.cluster, job.machine, placement, SpeedSpec(specs.get("dense"), specs.get("pruned")), SpeedEvaluator) as pool:
+        with open_pool(
+            job.config.cluster,
+            job.machine,
+            placement,
+            SpeedSpec(specs.get("dense"), specs.get("pruned")),
+            SpeedEvaluator,
+        ) as pool:
             [result] = [result for answers in pool.run([task]) for _, result in answers]
             device = pool.device
         assert isinstance(result, SpeedComparison)
@@ -198,10 +275,19 @@ class ModelMeasurement:
         evaluation, benchmarks = self.job.config.evaluation, self.job.benchmarks
 
         def answer(tasks: Sequence[RequestTask]) -> list[list[Any]]:
-            self._expect(f"{subject.role}: {', '.join(dict.fromkeys(task.label for task in tasks))}"[:60], sum(map(progress_size, tasks)))
+            self._expect(
+                f"{subject.role}: {', '.join(dict.fromkeys(task.label for task in tasks))}"[:60],
+                sum(map(progress_size, tasks)),
+            )
             return answerer.answer(tasks)
 
-        return evaluate_tasks(PoolLM(answer), benchmarks.tasks, benchmarks.manager, num_fewshot=evaluation.num_fewshot, limit=evaluation.limit)
+        return evaluate_tasks(
+            PoolLM(answer),
+            benchmarks.tasks,
+            benchmarks.manager,
+            num_fewshot=evaluation.num_fewshot,
+            limit=evaluation.limit,
+        )
 
     def _perplexity(self, answerer: Answerer, context: AnswerContext, text: str) -> float | None:
         """exp(total NLL / total predicted tokens), added in the order of the windows."""
@@ -214,7 +300,10 @@ class ModelMeasurement:
         """Every model answers the same, so the first one tells how much there is to do for all."""
         self._request_tokens = max(self._request_tokens, request_tokens)
         each = self._request_tokens + self.job.benchmarks.num_window_tokens
-        self.progress.expect(description, request_tokens + self.job.benchmarks.num_window_tokens + (self._models_left - 1) * each)
+        self.progress.expect(
+            description,
+            request_tokens + self.job.benchmarks.num_window_tokens + (self._models_left - 1) * each,
+        )
 
     def _report(self, size: int, computed: bool) -> None:
         self.progress.advance(size, scored=computed)

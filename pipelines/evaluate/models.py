@@ -1,4 +1,6 @@
-"""What an evaluation measures: a pruned model and its dense one, found in a search's folder, in an export, or by name."""
+"""What an evaluation measures: a pruned model and its dense one, found in a search's folder, in an
+export, or by name.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ from workers.tasks import DocumentSpec
 
 log = logging.getLogger(__name__)
 
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.tiktoken",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +42,8 @@ class Subject:
     """One model to be measured.
 
     Args:
-        shape: what is left of the checkpoint once it is sorted by `order`; None takes the checkpoint as it is.
+        shape: what is left of the checkpoint once it is sorted by `order`; None takes the
+            checkpoint as it is.
         num_stored_parameters: values in its weights; of a shape, what an export of it holds.
     """
 
@@ -46,7 +57,9 @@ class Subject:
 
     def spec(self, *, batch_size: int, max_length: int | None, num_threads: int) -> DocumentSpec:
         shape = self.shape.text if self.shape is not None else None
-        return DocumentSpec(self.checkpoint, self.dtype, shape, self.order, batch_size, max_length, num_threads)
+        return DocumentSpec(
+            self.checkpoint, self.dtype, shape, self.order, batch_size, max_length, num_threads
+        )
 
     @property
     def context_length(self) -> int | None:
@@ -55,15 +68,26 @@ class Subject:
 
     @property
     def disk_bytes(self) -> int:
-        """Of the weight files; of a shape, what they would be in the type that the dense weights are stored in."""
+        """Of the weight files; of a shape, what they would be in the type that the dense weights
+        are stored in.
+        """
         if self.shape is None:
             return weight_file_bytes(self.checkpoint.folder)
-        return self.num_stored_parameters * int(getattr(torch, self.checkpoint.stored_dtype()).itemsize)
+        return self.num_stored_parameters * int(
+            getattr(torch, self.checkpoint.stored_dtype()).itemsize
+        )
 
     def tokenizer_fingerprint(self) -> str:
         """SHA-256 over the files that its tokenizer is made from, 32 hexadecimal digits."""
         digest = hashlib.sha256()
-        for path in sorted({path for pattern in _TOKENIZER_FILES for path in self.checkpoint.folder.glob(pattern) if path.is_file()}):
+        for path in sorted(
+            {
+                path
+                for pattern in _TOKENIZER_FILES
+                for path in self.checkpoint.folder.glob(pattern)
+                if path.is_file()
+            }
+        ):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:32]
 
@@ -108,40 +132,80 @@ def find_subjects(config: EvaluateConfig, *, on_gpu: bool) -> Subjects:
 
 def _of_run(config: EvaluateConfig, path: str) -> Subjects:
     run = read_run(path)
-    accounting, dtype = run.accounting, run.dtype if config.model.dtype == "auto" else config.model.dtype
-    pruned = Subject("pruned", run.checkpoint, run.fingerprint, dtype, accounting.num_stored_parameters(run.shape), run.shape, run.order)
-    dense = Subject("dense", run.checkpoint, run.fingerprint, dtype, accounting.num_dense_parameters)
+    accounting, dtype = (
+        run.accounting,
+        run.dtype if config.model.dtype == "auto" else config.model.dtype,
+    )
+    pruned = Subject(
+        "pruned",
+        run.checkpoint,
+        run.fingerprint,
+        dtype,
+        accounting.num_stored_parameters(run.shape),
+        run.shape,
+        run.order,
+    )
+    dense = Subject(
+        "dense", run.checkpoint, run.fingerprint, dtype, accounting.num_dense_parameters
+    )
     models = (dense, pruned) if config.evaluation.dense else (pruned,)
-    return Subjects(run.model_name, str(run.folder), models, run.shape.text, accounting.ratio(run.shape), run)
+    return Subjects(
+        run.model_name, str(run.folder), models, run.shape.text, accounting.ratio(run.shape), run
+    )
 
 
 def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> Subjects:
     checkpoint, manifest = open_export(path)
     checkpoint.check_weights()
     dtype = resolve_dtype(config.model.dtype, on_gpu=on_gpu)
-    pruned = Subject("pruned", checkpoint, checkpoint.fingerprint(), dtype, int(manifest["num_stored_parameters"]))
+    pruned = Subject(
+        "pruned",
+        checkpoint,
+        checkpoint.fingerprint(),
+        dtype,
+        int(manifest["num_stored_parameters"]),
+    )
     dense = _dense_of_export(config, manifest, on_gpu=on_gpu) if config.evaluation.dense else None
     models = (pruned,) if dense is None else (dense, pruned)
-    return Subjects(str(manifest["model"]["name"]), str(checkpoint.folder), models, str(manifest["shape"]), float(manifest["ratio"]))
+    return Subjects(
+        str(manifest["model"]["name"]),
+        str(checkpoint.folder),
+        models,
+        str(manifest["shape"]),
+        float(manifest["ratio"]),
+    )
 
 
-def _dense_of_export(config: EvaluateConfig, manifest: dict[str, Any], *, on_gpu: bool) -> Subject | None:
+def _dense_of_export(
+    config: EvaluateConfig, manifest: dict[str, Any], *, on_gpu: bool
+) -> Subject | None:
     described = manifest["model"]
     if config.model.path.strip():
         dense = _dense_model(config, on_gpu=on_gpu)
         if dense.fingerprint != described["fingerprint"]:
-            raise InputError(f"model.path: {config.model.path} is not the model that {config.checkpoint} was pruned from, which is {described['name']}")
+            raise InputError(
+                f"model.path: {config.model.path} is not the model that {config.checkpoint} was "
+                f"pruned from, which is {described['name']}"
+            )
         return dense
-    log.info("checkpoint: %s was pruned from %s; model.path= of that model shows it beside", config.checkpoint, described["name"])
+    log.info(
+        "checkpoint: %s was pruned from %s; model.path= of that model shows it beside",
+        config.checkpoint,
+        described["name"],
+    )
     return None
 
 
 def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> Subject:
     model = config.model
-    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    checkpoint = find_checkpoint(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
     checkpoint.check_weights()
     dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
-    num_values = weight_file_bytes(checkpoint.folder) // int(getattr(torch, checkpoint.stored_dtype()).itemsize)
+    num_values = weight_file_bytes(checkpoint.folder) // int(
+        getattr(torch, checkpoint.stored_dtype()).itemsize
+    )
     return Subject("dense", checkpoint, checkpoint.fingerprint(), dtype, num_values)
 
 
@@ -153,7 +217,10 @@ def window_length(wanted: int | None, models: Sequence[Subject]) -> int:
     """
     contexts = [model.context_length for model in models if model.context_length]
     if wanted is not None and contexts and wanted > min(contexts):
-        raise InputError(f"evaluation.sequence_length: {wanted}, above this model's context of {min(contexts)} tokens")
+        raise InputError(
+            f"evaluation.sequence_length: {wanted}, above this model's context of "
+            f"{min(contexts)} tokens"
+        )
     return wanted or min([2048, *contexts])
 
 

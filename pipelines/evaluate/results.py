@@ -1,4 +1,6 @@
-"""What an evaluation came to: evaluation.json for scripts, a table for people and for MLflow, metrics."""
+"""What an evaluation came to: evaluation.json for scripts, a table for people and for MLflow,
+metrics.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from typing import Any
 from rich.table import Table
 
 Row = tuple[str, str, float | None, float | None, float | None]
-"""What, metric, dense, measured (the pruned model; the dense one where it is alone), standard error of that."""
+"""What, metric, dense, measured (the pruned model; the dense one where it is alone), standard error
+of that.
+"""
 
 _SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 _SIZES = {
@@ -23,13 +27,21 @@ _SIZES = {
 
 
 def rows(report: Mapping[str, Any]) -> list[Row]:
-    """One row for each number with a dense counterpart: perplexities, then tasks, then their average."""
+    """One row for each number with a dense counterpart: perplexities, then tasks, then their
+    average.
+    """
     found: list[Row] = []
     dense = report["dense"] or {"perplexity": {}, "tasks": {}, "average": None}
-    found += [(name, "token perplexity", dense["perplexity"].get(name), value, None) for name, value in report["perplexity"].items()]
+    found += [
+        (name, "token perplexity", dense["perplexity"].get(name), value, None)
+        for name, value in report["perplexity"].items()
+    ]
     for name, values in report["tasks"].items():
         theirs = dense["tasks"].get(name, {})
-        found += [(name, metric, theirs.get(metric), values[metric], values.get(stderr_name(metric))) for metric in metrics_of(values)]
+        found += [
+            (name, metric, theirs.get(metric), values[metric], values.get(stderr_name(metric)))
+            for metric in metrics_of(values)
+        ]
     if report["average"] is not None:
         found.append(("average", "acc_norm, else acc", dense["average"], report["average"], None))
     return found
@@ -50,21 +62,40 @@ def table(report: Mapping[str, Any]) -> Table:
     """As a person reads it."""
     pruned = report["shape"] is not None
     shown = Table(title=_title(report), title_justify="left")
-    columns = {"": "left", "metric": "left", "dense": "right"} | ({"pruned": "right"} if pruned else {}) | {"stderr": "right", "change": "right"}
+    columns = (
+        {"": "left", "metric": "left", "dense": "right"}
+        | ({"pruned": "right"} if pruned else {})
+        | {"stderr": "right", "change": "right"}
+    )
     for name, side in columns.items():
         shown.add_column(name, justify=side)  # type: ignore[arg-type]
     previous = ""
     for name, metric, dense, value, stderr in rows(report):
         values = (dense, value) if pruned else (value,)
-        cells = [*map(_number, values), "" if stderr is None else _number(stderr), _change(metric, dense, value) if pruned else ""]
+        cells = [
+            *map(_number, values),
+            "" if stderr is None else _number(stderr),
+            _change(metric, dense, value) if pruned else "",
+        ]
         shown.add_row("" if name == previous else name, metric, *cells)
         previous = name
     cost = report["cost"] or {}
     if cost:
         shown.add_section()
-        for name, label in (_SIZES | {name: name.replace("_per_s", "/s").replace("_", " ") for name in _SPEEDS}).items():
-            cells = [_count((cost.get(role) or {}).get(name)) for role in (("dense", "pruned") if pruned else ("dense",))]
-            shown.add_row("cost" if name == "num_parameters" else "", label, *cells, "", _ratio((cost.get("ratio") or {}).get(name)))
+        for name, label in (
+            _SIZES | {name: name.replace("_per_s", "/s").replace("_", " ") for name in _SPEEDS}
+        ).items():
+            cells = [
+                _count((cost.get(role) or {}).get(name))
+                for role in (("dense", "pruned") if pruned else ("dense",))
+            ]
+            shown.add_row(
+                "cost" if name == "num_parameters" else "",
+                label,
+                *cells,
+                "",
+                _ratio((cost.get("ratio") or {}).get(name)),
+            )
     return shown
 
 
@@ -72,14 +103,24 @@ def as_csv(report: Mapping[str, Any]) -> str:
     """The table as MLflow's page shows it."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("benchmark", "metric", "dense", "pruned" if report["shape"] is not None else "measured", "stderr"))
+    writer.writerow(
+        (
+            "benchmark",
+            "metric",
+            "dense",
+            "pruned" if report["shape"] is not None else "measured",
+            "stderr",
+        )
+    )
     writer.writerows(rows(report))
     return text.getvalue()
 
 
 def _title(report: Mapping[str, Any]) -> str:
     ratio = report["ratio"]
-    return str(report["model"]) + (f": {ratio:.1%} of the parameters removed" if ratio is not None else "")
+    return str(report["model"]) + (
+        f": {ratio:.1%} of the parameters removed" if ratio is not None else ""
+    )
 
 
 def _number(value: float | None) -> str:

@@ -25,7 +25,9 @@ from pruning.shape import ModelShape
 log = logging.getLogger(__name__)
 
 
-_FINGERPRINTS = {name: f"{name}.fingerprint" for name in ("model", "calibration.block", "calibration.width")}
+_FINGERPRINTS = {
+    name: f"{name}.fingerprint" for name in ("model", "calibration.block", "calibration.width")
+}
 """What a run's identity calls by the name of the thing."""
 
 
@@ -33,18 +35,40 @@ def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
     """The same for a search that has ended."""
     target = export_folder(config.output_dir) if config.output_dir else run.folder / config.format
     check_target(target)
-    described = {"model": dense_model(run.config.model.path, run.config.model.revision, run.fingerprint, run.accounting), **_story(run), **made_by()}
+    described = {
+        "model": dense_model(
+            run.config.model.path, run.config.model.revision, run.fingerprint, run.accounting
+        ),
+        **_story(run),
+        **made_by(),
+    }
     options = options_of(config, run.config.model.path)
-    return write_checked(Export(run.checkpoint, run.accounting, run.shape, run.order, config.format, config.dtype, described, options), target)
+    return write_checked(
+        Export(
+            run.checkpoint,
+            run.accounting,
+            run.shape,
+            run.order,
+            config.format,
+            config.dtype,
+            described,
+            options,
+        ),
+        target,
+    )
 
 
 def is_exported(run: PastRun, target: Path) -> bool:
-    """Whether `target` is a whole export of this run as it is now, so that a command that is given again has nothing to do."""
+    """Whether `target` is a whole export of this run as it is now, so that a command that is given
+    again has nothing to do.
+    """
     if not (target / FILE).is_file():
         return False
     manifest = check_folder(target)
     return bool(
-        manifest["shape"] == run.shape.text and manifest["channel_order"] == run.order.fingerprint and manifest["model"]["fingerprint"] == run.fingerprint
+        manifest["shape"] == run.shape.text
+        and manifest["channel_order"] == run.order.fingerprint
+        and manifest["model"]["fingerprint"] == run.fingerprint
     )
 
 
@@ -57,15 +81,25 @@ def write_checked(job: Export, target: Path) -> dict[str, Any]:
     problems = job.problems()
     if problems:
         raise InputError("\n".join(problems))
-    log.info("%s: %.1f %% of the parameters removed; writing %s", job.description["model"]["name"], 100 * job.accounting.ratio(job.shape), target)
+    log.info(
+        "%s: %.1f %% of the parameters removed; writing %s",
+        job.description["model"]["name"],
+        100 * job.accounting.ratio(job.shape),
+        target,
+    )
     description = write_export(job, target)
     checked = description["verification"]
     if isinstance(checked, Mapping):
-        log.info("opened in a fresh process: logits differ by %.1e of the largest, %.0e are allowed", checked["difference"], checked["tolerance"])
+        log.info(
+            "opened in a fresh process: logits differ by %.1e of the largest, %.0e are allowed",
+            checked["difference"],
+            checked["tolerance"],
+        )
     else:
         log.warning("%s: %s", target, checked)
     console.print(
-        f"{target}: {description['num_stored_parameters']:,} values, {description['dtype']}, {description['status']}; README.md there says how to open it",
+        f"{target}: {description['num_stored_parameters']:,} values, {description['dtype']}, "
+        f"{description['status']}; README.md there says how to open it",
         markup=False,
         soft_wrap=True,
     )
@@ -76,29 +110,59 @@ def options_of(config: ExportConfig, model_path: str) -> dict[str, Any]:
     """What `write` of the format takes."""
     if config.format != "gguf":
         return {"max_shard_bytes": int(config.max_shard_gb * 1e9)}
-    given = Path(config.tokenizer_gguf).expanduser() if config.tokenizer_gguf else gguf_source(model_path)
+    given = (
+        Path(config.tokenizer_gguf).expanduser()
+        if config.tokenizer_gguf
+        else gguf_source(model_path)
+    )
     return {"tokenizer_gguf": given}
 
 
-def dense_model(path: str, revision: str | None, fingerprint: str, accounting: Accounting) -> dict[str, Any]:
-    """The dense model, named so that others can find it: a path on this machine would tell them nothing."""
+def dense_model(
+    path: str, revision: str | None, fingerprint: str, accounting: Accounting
+) -> dict[str, Any]:
+    """The dense model, named so that others can find it: a path on this machine would tell them
+    nothing.
+    """
     local = path.startswith("package:") or Path(path).expanduser().exists()
     name = path.rstrip("/").split("/")[-1].removesuffix(".gguf")
-    return {"name": name, "hub_id": None if local else path, "revision": revision, "fingerprint": fingerprint, "model_type": accounting.family.model_type}
+    return {
+        "name": name,
+        "hub_id": None if local else path,
+        "revision": revision,
+        "fingerprint": fingerprint,
+        "model_type": accounting.family.model_type,
+    }
 
 
 def _story(run: PastRun) -> dict[str, Any]:
     """How the shape was found, and what was measured of it."""
     saved, identity, summary = run.config, run.record["identity"], run.summary or {}
-    groups: dict[str, Any] = {group: OmegaConf.to_container(saved[group]) for group in ("calibration", "search")}
-    settings = {f"{group}.{name}": value for group, fields in groups.items() for name, value in fields.items() if name != "path"}
-    steps = [{name: line[name] for name in ("step", "stage", "removed", "ratio", "perplexity")} for line in run.lines]
+    groups: dict[str, Any] = {
+        group: OmegaConf.to_container(saved[group]) for group in ("calibration", "search")
+    }
+    settings = {
+        f"{group}.{name}": value
+        for group, fields in groups.items()
+        for name, value in fields.items()
+        if name != "path"
+    }
+    steps = [
+        {name: line[name] for name in ("step", "stage", "removed", "ratio", "perplexity")}
+        for line in run.lines
+    ]
     evaluation = run.folder / "evaluation.json"
     return {
-        "settings": settings | {_FINGERPRINTS.get(name, name): value for name, value in identity.items()},
+        "settings": settings
+        | {_FINGERPRINTS.get(name, name): value for name, value in identity.items()},
         "perplexity": summary.get("perplexity"),
-        "evaluation": _same_shape(json.loads(evaluation.read_text()), run.shape) if evaluation.is_file() else None,
-        **{name: summary.get(name) for name in ("flops_per_token", "kv_cache_bytes_per_token", "context_length")},
+        "evaluation": _same_shape(json.loads(evaluation.read_text()), run.shape)
+        if evaluation.is_file()
+        else None,
+        **{
+            name: summary.get(name)
+            for name in ("flops_per_token", "kv_cache_bytes_per_token", "context_length")
+        },
         "trajectory": steps,
     }
 
@@ -110,7 +174,11 @@ def _same_shape(evaluation: dict[str, Any], shape: ModelShape) -> dict[str, Any]
 
 def made_by() -> dict[str, Any]:
     """What the manifest says of how it was made."""
-    return {"versions": versions(), "git_revision": git_revision(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def export_folder(path: str) -> Path:

@@ -15,8 +15,14 @@ from pruning.search.stages import StageName
 log = logging.getLogger(__name__)
 
 
-def beside_plan(config: PruneConfig, accounting: Accounting, lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """For summary.json: `plan`, the ranges that `pipelines.plan` gives for these settings, and `taken`, what there is of them in the trajectory.
+def beside_plan(
+    config: PruneConfig,
+    accounting: Accounting,
+    lines: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+) -> dict[str, Any]:
+    """For summary.json: `plan`, the ranges that `pipelines.plan` gives for these settings, and
+    `taken`, what there is of them in the trajectory.
 
     Both are None if they cannot be made: a search that is done is not spoilt by its statistics.
 
@@ -25,7 +31,10 @@ def beside_plan(config: PruneConfig, accounting: Accounting, lines: Sequence[Map
         summary: what else is in summary.json.
     """
     try:
-        return {"plan": _planned(config, accounting, summary), "taken": _taken(accounting, lines, summary)}
+        return {
+            "plan": _planned(config, accounting, summary),
+            "taken": _taken(accounting, lines, summary),
+        }
     except Exception as error:  # noqa: BLE001 - hours of search are behind it
         log.warning("the plan cannot be set beside what the search took: %s", error)
         return {"plan": None, "taken": None}
@@ -34,13 +43,24 @@ def beside_plan(config: PruneConfig, accounting: Accounting, lines: Sequence[Map
 def beside_plan_row(summary: Mapping[str, Any], stage: StageName) -> tuple[str, str] | None:
     """What one stage took, and what was planned, in words; None if there is nothing to say."""
     plan, taken = summary["plan"], summary["taken"]
-    if plan is None or not (taken["steps"][stage] or (stage in plan["steps"] and plan["steps"][stage]["max"])):
+    if plan is None or not (
+        taken["steps"][stage] or (stage in plan["steps"] and plan["steps"][stage]["max"])
+    ):
         return None
-    ranges = [_words(plan[name][stage]) for name in ("steps", "evaluations")] if stage in plan["steps"] else ["impossible"]
-    return f"took {taken['steps'][stage]:,}, {taken['evaluations'][stage]:,}", f"planned {', '.join(ranges)}"
+    ranges = (
+        [_words(plan[name][stage]) for name in ("steps", "evaluations")]
+        if stage in plan["steps"]
+        else ["impossible"]
+    )
+    return (
+        f"took {taken['steps'][stage]:,}, {taken['evaluations'][stage]:,}",
+        f"planned {', '.join(ranges)}",
+    )
 
 
-def _planned(config: PruneConfig, accounting: Accounting, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _planned(
+    config: PruneConfig, accounting: Accounting, summary: Mapping[str, Any]
+) -> dict[str, Any]:
     found, calibration = search_plan(accounting, config), config.calibration
     flops = search_flops(
         accounting,
@@ -54,19 +74,32 @@ def _planned(config: PruneConfig, accounting: Accounting, summary: Mapping[str, 
     return {"steps": plan["steps"], "evaluations": plan["evaluations"], "flops": flops}
 
 
-def _taken(accounting: Accounting, lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """`tflops_per_evaluator` is None where scores came from the store, which says nothing about speed."""
+def _taken(
+    accounting: Accounting, lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`tflops_per_evaluator` is None where scores came from the store, which says nothing about
+    speed.
+    """
     steps = Counter(line["stage"] for line in lines)
-    evaluations = {stage: sum(len(line["candidates"]) for line in lines if line["stage"] == stage) for stage in get_args(StageName)}
+    evaluations = {
+        stage: sum(len(line["candidates"]) for line in lines if line["stage"] == stage)
+        for stage in get_args(StageName)
+    }
     flops = trajectory_flops(accounting, lines, summary["calibration"])
     evaluator_s = sum(line["seconds"] for line in lines) * summary["num_evaluators"]
     return {
         "steps": {stage: steps[stage] for stage in get_args(StageName)},
         "evaluations": evaluations,
         "flops": flops,
-        "tflops_per_evaluator": flops / (evaluator_s * 1e12) if evaluator_s and computed(summary["evaluations"]) else None,
+        "tflops_per_evaluator": flops / (evaluator_s * 1e12)
+        if evaluator_s and computed(summary["evaluations"])
+        else None,
     }
 
 
 def _words(found: Mapping[str, int]) -> str:
-    return f"{found['min']:,}" if found["min"] == found["max"] else f"{found['min']:,} to {found['max']:,}"
+    return (
+        f"{found['min']:,}"
+        if found["min"] == found["max"]
+        else f"{found['min']:,} to {found['max']:,}"
+    )

@@ -18,12 +18,17 @@ from pruning.search.stages import Layout, Strategy, default_mlp_group, make_stag
 from pruning.shape import ModelShape, Removal
 
 ROUNDING = 0.0005
-"""Half of the last digit of a ratio that is given in tenths of a percent. The ranges hold for every ratio that rounds to the target: published
-searches end as early as that (Llama-2-7B's 22 % at 0.2196)."""
+"""Half of the last digit of a ratio that is given in tenths of a percent.
+
+The ranges hold for every ratio that rounds to the target: published searches end as early as that
+(Llama-2-7B's 22 % at 0.2196).
+"""
 
 
 TOKENS_PER_ROW = {"alpaca": 128, "c4": 480, "ptb": 28}
-"""Of calibration sets that are made of rows, roughly; the paper's 256 rows of Alpaca give 16 sequences of 2,048."""
+"""Of calibration sets that are made of rows, roughly; the paper's 256 rows of Alpaca give 16
+sequences of 2,048.
+"""
 
 
 _REUSED = 0.05
@@ -35,12 +40,23 @@ def search_plan(accounting: Accounting, config: PruneConfig) -> SearchPlan:
     search = config.search
     groups = {
         "mlp_group_channels": search.mlp_group_channels or default_mlp_group(accounting.geometry),
-        "head_group_channels": search.head_group_channels or accounting.geometry.channels_per_kv_head,
+        "head_group_channels": search.head_group_channels
+        or accounting.geometry.channels_per_kv_head,
     }
     layout, strategy = cast("Layout", search.layout), cast("Strategy", search.strategy)
     plans = []
-    for target in (search.target_ratio, search.target_ratio - ROUNDING, search.target_ratio + ROUNDING):
-        stages = make_stages(accounting, target_ratio=target, distribution=search.distribution, layout=layout, **groups)
+    for target in (
+        search.target_ratio,
+        search.target_ratio - ROUNDING,
+        search.target_ratio + ROUNDING,
+    ):
+        stages = make_stages(
+            accounting,
+            target_ratio=target,
+            distribution=search.distribution,
+            layout=layout,
+            **groups,
+        )
         plans.append(plan_search(accounting, stages, layout, strategy))
     return merged(plans) if plans[0].impossible is None else plans[0]
 
@@ -49,42 +65,76 @@ def measured_tflops(folder: Path) -> float:
     """10^12 FLOPs per second and evaluator of an earlier search, from its trajectory.
 
     Raises:
-        InputError: it has not ended, or took its scores from the store, which says nothing about speed.
+        InputError: it has not ended, or took its scores from the store, which says nothing about
+            speed.
     """
     try:
-        summary, config = json.loads((folder / "summary.json").read_text()), OmegaConf.load(folder / "config.yaml")
-        lines = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
+        summary, config = (
+            json.loads((folder / "summary.json").read_text()),
+            OmegaConf.load(folder / "config.yaml"),
+        )
+        lines = [
+            json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()
+        ]
     except (OSError, ValueError) as error:
-        raise InputError(f"rate_of: {folder} is not the output_dir of a search that has ended: {error}") from error
+        raise InputError(
+            f"rate_of: {folder} is not the output_dir of a search that has ended: {error}"
+        ) from error
     if not computed(summary["evaluations"]):
-        raise InputError(f"rate_of: the search in {folder} took scores from the store, so that its time says nothing of its work; give another")
-    accounting = Accounting(find_checkpoint(config.model.path, revision=config.model.revision).config())
+        raise InputError(
+            f"rate_of: the search in {folder} took scores from the store, so that its time says "
+            "nothing of its work; give another"
+        )
+    accounting = Accounting(
+        find_checkpoint(config.model.path, revision=config.model.revision).config()
+    )
     total = trajectory_flops(accounting, lines, summary["calibration"])
-    return total / (float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12)
+    return total / (
+        float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12
+    )
 
 
 def computed(evaluations: Mapping[str, int]) -> bool:
-    """Whether a search computed its scores, but for the few that it looks up again, so that its time says something of its work."""
+    """Whether a search computed its scores, but for the few that it looks up again, so that its
+    time says something of its work.
+    """
     return evaluations["reused"] <= _REUSED * evaluations["scored"]
 
 
-def trajectory_flops(accounting: Accounting, lines: Sequence[Mapping[str, Any]], calibration: Mapping[str, Mapping[str, Any]]) -> float:
+def trajectory_flops(
+    accounting: Accounting,
+    lines: Sequence[Mapping[str, Any]],
+    calibration: Mapping[str, Mapping[str, Any]],
+) -> float:
     """FLOPs of the steps of a trajectory, where each batch runs through the current shape once.
 
     Args:
-        calibration: `num_sequences` and `sequence_length` of the sets `block` and `width`, as in summary.json.
+        calibration: `num_sequences` and `sequence_length` of the sets `block` and `width`, as in
+            summary.json.
     """
     total, base = 0.0, accounting.dense
     for line in lines:
         tokens = calibration["block" if line["stage"] == "block" else "width"]
         removals = [Removal.from_json(candidate) for candidate in line["candidates"]]
-        total += step_flops(accounting, removals, base, num_sequences=tokens["num_sequences"], sequence_length=tokens["sequence_length"])
+        total += step_flops(
+            accounting,
+            removals,
+            base,
+            num_sequences=tokens["num_sequences"],
+            sequence_length=tokens["sequence_length"],
+        )
         base = ModelShape.parse(line["shape"])
     return total
 
 
 def search_flops(
-    accounting: Accounting, found: SearchPlan, sequences: Mapping[str, int], *, sequence_length: int, batch_size: int, num_evaluators: int
+    accounting: Accounting,
+    found: SearchPlan,
+    sequences: Mapping[str, int],
+    *,
+    sequence_length: int,
+    batch_size: int,
+    num_evaluators: int,
 ) -> float:
     """FLOPs of a whole search, estimated.
 
@@ -96,10 +146,17 @@ def search_flops(
         found,
         tokens={name: count * sequence_length for name, count in sequences.items()},
         sequence_length=sequence_length,
-        num_prefixes={name: max(1.0, num_evaluators / -(-count // batch_size)) for name, count in sequences.items()},
+        num_prefixes={
+            name: max(1.0, num_evaluators / -(-count // batch_size))
+            for name, count in sequences.items()
+        },
     )
 
 
 def num_sequences(source: str, num_samples: int, sequence_length: int) -> int:
     """Sequences that so many samples of a source come to: rows of text are joined and cut."""
-    return max(1, num_samples * TOKENS_PER_ROW[source] // sequence_length) if source in TOKENS_PER_ROW else num_samples
+    return (
+        max(1, num_samples * TOKENS_PER_ROW[source] // sequence_length)
+        if source in TOKENS_PER_ROW
+        else num_samples
+    )

@@ -1,4 +1,5 @@
-"""`python -m pipelines.prune`: a pretrained model goes in, its pruned shape and the whole path that led to it come out.
+"""`python -m pipelines.prune`: a pretrained model goes in, its pruned shape and the whole path that
+led to it come out.
 
 On request it goes all the way: the pruned model is measured and written as a checkpoint.
 """

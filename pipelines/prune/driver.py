@@ -24,14 +24,19 @@ def run_search(
     context_length: int,
     on_step: Callable[[Mapping[str, Any]], None],
 ) -> None:
-    """Goes on with a search from where its journal ends, until its targets are met. Each step is in the store, then in the journal, then reported."""
+    """Goes on with a search from where its journal ends, until its targets are met.
+
+    Each step is in the store, then in the journal, then reported.
+    """
     evaluations = sum(len(step.candidates) for step in search.steps)
     while not search.done:
         stage = search.stage
         assert stage is not None
         started = time.monotonic()
         candidates = search.propose()
-        scores = scorer.score("block" if stage.name == "block" else "width", search.shape, candidates)
+        scores = scorer.score(
+            "block" if stage.name == "block" else "width", search.shape, candidates
+        )
         step = search.observe({candidate: scores[candidate].nll for candidate in candidates})
         evaluations += len(candidates)
         line = step_line(
@@ -40,11 +45,18 @@ def run_search(
             accounting,
             context_length=context_length,
             evaluations=evaluations,
-            stderrs={candidate: scores[candidate].stderr_of_difference(scores[step.removal]) for candidate in candidates},
+            stderrs={
+                candidate: scores[candidate].stderr_of_difference(scores[step.removal])
+                for candidate in candidates
+            },
             seconds=time.monotonic() - started,
             timestamp=time.time(),
         )
         journal.append(line)
         if step.excluded:
-            log.warning("step %d: NaN or infinite score, out: %s", line["step"], ", ".join(map(str, step.excluded)))
+            log.warning(
+                "step %d: NaN or infinite score, out: %s",
+                line["step"],
+                ", ".join(map(str, step.excluded)),
+            )
         on_step(line)

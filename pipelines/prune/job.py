@@ -1,4 +1,6 @@
-"""What a configuration means: the objects of one run, made and checked before anything expensive starts."""
+"""What a configuration means: the objects of one run, made and checked before anything expensive
+starts.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class PruneJob:
 
     Args:
         evaluator_bytes: memory that an evaluator needs; `placement` is for that much.
-        set_keys: names of its calibration sets on the evaluators, which may hold those of other searches too.
+        set_keys: names of its calibration sets on the evaluators, which may hold those of other
+            searches too.
     """
 
     config: PruneConfig
@@ -51,7 +54,9 @@ class PruneJob:
     machine: LocalMachine
     evaluator_bytes: int
     placement: Placement | None
-    set_keys: Mapping[SetName, str] = field(default_factory=lambda: {name: name for name in SET_NAMES})
+    set_keys: Mapping[SetName, str] = field(
+        default_factory=lambda: {name: name for name in SET_NAMES}
+    )
 
     def identity(self) -> dict[str, Any]:
         """What decides the trajectory, with everything resolved."""
@@ -66,8 +71,17 @@ class PruneJob:
 
     def spec(self) -> EvaluatorSpec:
         """What its evaluators are made from."""
-        token_sets = {self.set_keys[name]: tokens.input_ids for name, tokens in self.calibration.sets().items()}
-        return EvaluatorSpec(self.checkpoint, self.dtype, token_sets, self.config.calibration.batch_size, self.config.cluster.num_cpus_per_evaluator)
+        token_sets = {
+            self.set_keys[name]: tokens.input_ids
+            for name, tokens in self.calibration.sets().items()
+        }
+        return EvaluatorSpec(
+            self.checkpoint,
+            self.dtype,
+            token_sets,
+            self.config.calibration.batch_size,
+            self.config.cluster.num_cpus_per_evaluator,
+        )
 
     @contextmanager
     def pool(self) -> Iterator[Pool]:
@@ -87,14 +101,25 @@ class PruneJob:
         return order
 
     def block_influence(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> BlockInfluence:
-        """That of the dense model, found once like the channel order, in which the weights are by now."""
+        """That of the dense model, found once like the channel order, in which the weights are by
+        now.
+        """
         path = folder.path / "block_influence.json"
         if path.exists():
             return BlockInfluence.load(path)
         num_batches = len(self.calibration.block.batches(self.config.calibration.batch_size))
         found: dict[int, LayerSimilarity] = {}
-        for answers in pool.run([InfluenceTask(batch, order.fingerprint, self.set_keys["block"]) for batch in range(num_batches)]):
-            found |= {task.batch: result for task, result in answers if isinstance(task, InfluenceTask) and isinstance(result, LayerSimilarity)}
+        for answers in pool.run(
+            [
+                InfluenceTask(batch, order.fingerprint, self.set_keys["block"])
+                for batch in range(num_batches)
+            ]
+        ):
+            found |= {
+                task.batch: result
+                for task, result in answers
+                if isinstance(task, InfluenceTask) and isinstance(result, LayerSimilarity)
+            }
         influence = BlockInfluence.of([found[batch] for batch in range(num_batches)])
         folder.write_with(path.name, influence.save)
         return influence
@@ -103,27 +128,38 @@ class PruneJob:
         """A search before its first step.
 
         Args:
-            influence: what `search.strategy=block_influence` goes by; without it, its search has no candidates.
+            influence: what `search.strategy=block_influence` goes by; without it, its search has no
+                candidates.
         """
         search, layout = self.config.search, cast("Layout", self.config.search.layout)
         if search.strategy == "greedy":
             return GreedySearch(self.accounting, self.stages, layout)
         if search.strategy == "random":
-            return FixedSearch(self.accounting, self.stages, random_path(self.accounting.dense, search.drawn_with), layout)
-        return FixedSearch(self.accounting, self.stages, influence.path if influence else (), layout)
+            return FixedSearch(
+                self.accounting,
+                self.stages,
+                random_path(self.accounting.dense, search.drawn_with),
+                layout,
+            )
+        return FixedSearch(
+            self.accounting, self.stages, influence.path if influence else (), layout
+        )
 
 
 def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     """Finds the model, builds the calibration sets, and checks everything against everything.
 
     Args:
-        others: jobs made before. What one with the same settings has read already, the calibration text and every byte of the weights, is not read again.
+        others: jobs made before. What one with the same settings has read already, the calibration
+            text and every byte of the weights, is not read again.
 
     Raises:
         InputError: with all problems that could be found together.
     """
     model, cluster = config.model, config.cluster
-    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    checkpoint = find_checkpoint(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
     model_config = checkpoint.config()
     checkpoint.weight_files()
     accounting = Accounting(model_config, trust_remote_code=model.trust_remote_code)
@@ -133,17 +169,30 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     geometry = accounting.geometry
     groups = {
         "mlp_group_channels": _given(config.search.mlp_group_channels, default_mlp_group(geometry)),
-        "head_group_channels": _given(config.search.head_group_channels, geometry.channels_per_kv_head),
+        "head_group_channels": _given(
+            config.search.head_group_channels, geometry.channels_per_kv_head
+        ),
     }
     machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
     layout = cast("Layout", config.search.layout)
-    problems = stage_problems(accounting, distribution=config.search.distribution, layout=layout, **groups)
+    problems = stage_problems(
+        accounting, distribution=config.search.distribution, layout=layout, **groups
+    )
     context = getattr(model_config, "max_position_embeddings", None)
     if context and config.calibration.sequence_length > context:
-        problems.append(f"calibration.sequence_length: {config.calibration.sequence_length}, above this model's context of {context} tokens")
+        problems.append(
+            f"calibration.sequence_length: {config.calibration.sequence_length}, above this "
+            f"model's context of {context} tokens"
+        )
     dtype = resolve_dtype(model.dtype, on_gpu=gpus_per_evaluator(cluster, machine) > 0)
     batch_tokens = config.calibration.batch_size * config.calibration.sequence_length
-    needed = evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, model_config.hidden_size, geometry.num_layers)
+    needed = evaluator_bytes(
+        accounting.num_dense_parameters,
+        dtype,
+        batch_tokens,
+        model_config.hidden_size,
+        geometry.num_layers,
+    )
     placement = None
     try:
         placement = find_placement(cluster, machine, needed)
@@ -151,14 +200,39 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    stages = make_stages(accounting, target_ratio=config.search.target_ratio, distribution=config.search.distribution, layout=layout, **groups)
-    known = next((other.calibration for other in same_model if other.config.calibration == config.calibration), None)
-    calibration = known or make_calibration(_recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size)
+    stages = make_stages(
+        accounting,
+        target_ratio=config.search.target_ratio,
+        distribution=config.search.distribution,
+        layout=layout,
+        **groups,
+    )
+    known = next(
+        (
+            other.calibration
+            for other in same_model
+            if other.config.calibration == config.calibration
+        ),
+        None,
+    )
+    calibration = known or make_calibration(
+        _recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size
+    )
     fingerprint = same_model[0].fingerprint if same_model else checkpoint.fingerprint()
     return PruneJob(
-        config, checkpoint, fingerprint, accounting, stages, calibration, dtype, groups["mlp_group_channels"], groups["head_group_channels"],
-        machine, needed, placement,
-    )  # fmt: skip
+        config,
+        checkpoint,
+        fingerprint,
+        accounting,
+        stages,
+        calibration,
+        dtype,
+        groups["mlp_group_channels"],
+        groups["head_group_channels"],
+        machine,
+        needed,
+        placement,
+    )
 
 
 def _recipe(config: PruneConfig) -> Recipe:

@@ -26,7 +26,10 @@ from pruning.export.folder import FORMATS
 def run_job(job: PruneJob) -> dict[str, Any]:
     """One search in its folder, and what the configuration asks for after it; returns its summary."""
     check_what_follows(job)
-    with ScoreStore(job.config.store.url, job.config.store.retry_s) as store, RunFolder(job.config.output_dir) as folder:
+    with (
+        ScoreStore(job.config.store.url, job.config.store.retry_s) as store,
+        RunFolder(job.config.output_dir) as folder,
+    ):
         try:
             record = folder.claim(job.identity())
             log_to(folder.path / "prune.log")
@@ -45,24 +48,39 @@ def check_what_follows(job: PruneJob) -> None:
     """
     config, accounting = job.config, job.accounting
     if config.export is not None:
-        problems = FORMATS[config.export].problems(job.checkpoint.config(), accounting.family, accounting.geometry, accounting.dense)
+        problems = FORMATS[config.export].problems(
+            job.checkpoint.config(), accounting.family, accounting.geometry, accounting.dense
+        )
         if problems:
             raise InputError("\n".join(problems))
     if config.evaluation.wanted:
-        dense = [Subject("dense", job.checkpoint, job.fingerprint, job.dtype, accounting.num_dense_parameters)]
+        dense = [
+            Subject(
+                "dense", job.checkpoint, job.fingerprint, job.dtype, accounting.num_dense_parameters
+            )
+        ]
         problems = problems_of_cost(config.evaluation, dense)
         if problems:
             raise InputError("\n".join(problems))
-        with open_benchmarks(config.evaluation, job.checkpoint.tokenizer, window_length(config.evaluation.sequence_length, dense)):
+        with open_benchmarks(
+            config.evaluation,
+            job.checkpoint.tokenizer,
+            window_length(config.evaluation.sequence_length, dense),
+        ):
             pass
 
 
 def finish(config: PruneConfig, folder: RunFolder) -> None:
-    """What the configuration asks for after the search in this folder, which the caller holds. Evaluation comes first: its numbers are on the model card."""
+    """What the configuration asks for after the search in this folder, which the caller holds.
+
+    Evaluation comes first: its numbers are on the model card.
+    """
     path = str(folder.path)
     if config.evaluation.wanted:
         evaluate_run(
-            EvaluateConfig.like(config, model=ModelConfig("", None, "auto", trust_remote_code=False), run=path),
+            EvaluateConfig.like(
+                config, model=ModelConfig("", None, "auto", trust_remote_code=False), run=path
+            ),
             folder,
         )
     if config.export is not None:
@@ -70,5 +88,14 @@ def finish(config: PruneConfig, folder: RunFolder) -> None:
         if not is_exported(run, folder.path / config.export):
             export_run(
                 run,
-                ExportConfig(run=path, shape=None, importance=None, format=config.export, dtype="auto", max_shard_gb=5, tokenizer_gguf=None, output_dir=None),
+                ExportConfig(
+                    run=path,
+                    shape=None,
+                    importance=None,
+                    format=config.export,
+                    dtype="auto",
+                    max_shard_gb=5,
+                    tokenizer_gguf=None,
+                    output_dir=None,
+                ),
             )

@@ -1,4 +1,6 @@
-"""One search from start to finish: evaluators up, dense scores, the loop, then summary, pictures and MLflow."""
+"""One search from start to finish: evaluators up, dense scores, the loop, then summary, pictures
+and MLflow.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,15 @@ from workers.pool.protocol import Pool
 log = logging.getLogger(__name__)
 
 ARTIFACTS = (
-    "trajectory.jsonl", "shape.json", "pruning_config.json", "summary.json", "config.yaml", "trajectory.png", "shape.png", "block_influence.json",
-)  # fmt: skip
+    "trajectory.jsonl",
+    "shape.json",
+    "pruning_config.json",
+    "summary.json",
+    "config.yaml",
+    "trajectory.png",
+    "shape.png",
+    "block_influence.json",
+)
 """What MLflow gets, as far as it is there: not every strategy writes every file."""
 
 _Scores = dict[SetName, float]
@@ -55,9 +64,22 @@ class SearchRun:
     """
 
     def __init__(
-        self, job: PruneJob, store: ScoreStore, folder: RunFolder, record: dict[str, Any], *, pool: Pool | None = None, parent: Tracker | None = None
+        self,
+        job: PruneJob,
+        store: ScoreStore,
+        folder: RunFolder,
+        record: dict[str, Any],
+        *,
+        pool: Pool | None = None,
+        parent: Tracker | None = None,
     ) -> None:
-        self.job, self.store, self.folder, self.record, self._pool = job, store, folder, record, pool
+        self.job, self.store, self.folder, self.record, self._pool = (
+            job,
+            store,
+            folder,
+            record,
+            pool,
+        )
         self.journal = Journal(folder.path / "trajectory.jsonl")
         self.search = job.new_search()
         if job.config.search.strategy != "block_influence":  # its path comes from the evaluators
@@ -65,7 +87,10 @@ class SearchRun:
         self.tracker = Tracker(
             uri=job.config.tracking.uri,
             experiment=job.config.tracking.experiment,
-            run_name=f"{self.model_name} {job.config.search.target_ratio:.0%} {strategy_name(job.config.search)}",
+            run_name=(
+                f"{self.model_name} {job.config.search.target_ratio:.0%} "
+                f"{strategy_name(job.config.search)}"
+            ),
             started=record["started"],
             run_id=record.get("mlflow_run_id"),
             on_run_id=lambda run_id: self._record(mlflow_run_id=run_id),
@@ -94,13 +119,18 @@ class SearchRun:
         self._announce()
         self.tracker.start(self._params(), self._tags(), self._datasets())
         try:
-            with self.job.pool() if self._pool is None else nullcontext(self._pool) as pool, WorkProgress("candidates") as progress:
+            with (
+                self.job.pool() if self._pool is None else nullcontext(self._pool) as pool,
+                WorkProgress("candidates") as progress,
+            ):
                 for _ in pool.wait():
                     self.heartbeat.beat(pool)
                 order = self.job.channel_order(pool, self.folder)
                 pool.set_order(order)
                 if self.job.config.search.strategy == "block_influence":
-                    self.search = self.job.new_search(self.job.block_influence(pool, self.folder, order))
+                    self.search = self.job.new_search(
+                        self.job.block_influence(pool, self.folder, order)
+                    )
                     self.journal.replay(self.search)
                 scorer = self._scorer(pool, order, progress)
                 dense = self._score_all(scorer, self.job.accounting.dense)
@@ -109,7 +139,9 @@ class SearchRun:
                 pruned = self._score_all(scorer, self.search.shape)
                 self.heartbeat.beat(pool, now=True)
                 summary = self._summary(dense, pruned, scorer, time.monotonic() - started, problem)
-                summary |= beside_plan(self.job.config, self.job.accounting, self.journal.lines, summary)
+                summary |= beside_plan(
+                    self.job.config, self.job.accounting, self.journal.lines, summary
+                )
             self._write_results(summary)
             complete = self._track_result(summary)
         except BaseException:
@@ -133,12 +165,20 @@ class SearchRun:
 
         def report(candidates: float, *, scored: bool) -> None:
             progress.advance(candidates, scored=scored)
-            self.heartbeat.beat(pool, rate=round(progress.rate, 3), left_s=progress.left_s, tracking=self.tracker.state(), evaluations=scorer.evaluations)
+            self.heartbeat.beat(
+                pool,
+                rate=round(progress.rate, 3),
+                left_s=progress.left_s,
+                tracking=self.tracker.state(),
+                evaluations=scorer.evaluations,
+            )
 
         scorer = Scorer(pool, self.store, self.job.calibration, context, report, self.job.set_keys)
         return scorer
 
-    def _search(self, scorer: Scorer, progress: WorkProgress, dense: _Scores) -> TargetNotReached | None:
+    def _search(
+        self, scorer: Scorer, progress: WorkProgress, dense: _Scores
+    ) -> TargetNotReached | None:
         """The loop. A target that cannot be met ends it like one that is met, and is returned."""
         # A change of perplexity is one on the same calibration set, which the stages do not share.
         previous: dict[str, float | None] = {"block": perplexity(dense["block"])}
@@ -146,21 +186,35 @@ class SearchRun:
             previous = {_set_of(line): line["perplexity"]}
 
         def report(line: Mapping[str, Any]) -> None:
-            self.tracker.log_metrics(step_metrics(line), step=line["step"], timestamp=line["timestamp"])
+            self.tracker.log_metrics(
+                step_metrics(line), step=line["step"], timestamp=line["timestamp"]
+            )
             self._beat_step(line)
             stage = self.search.stage
             progress.expect(stage.name if stage else "done", self.search.expected_evaluations())
             before = previous.get(_set_of(line))
-            change = f" ({line['perplexity'] - before:+.3f})" if before is not None and line["perplexity"] is not None else ""
+            change = (
+                f" ({line['perplexity'] - before:+.3f})"
+                if before is not None and line["perplexity"] is not None
+                else ""
+            )
             previous.clear()
             previous[_set_of(line)] = line["perplexity"]
             log.info(
                 "step %d: cut %s; perplexity %s%s, ratio %.2f %%, %.1f s, %s left",
-                line["step"], self.search.steps[-1].removal, _rounded(line["perplexity"]), change, 100 * line["ratio"],
-                line["seconds"], duration(progress.left_s if stage else 0),
-            )  # fmt: skip
+                line["step"],
+                self.search.steps[-1].removal,
+                _rounded(line["perplexity"]),
+                change,
+                100 * line["ratio"],
+                line["seconds"],
+                duration(progress.left_s if stage else 0),
+            )
 
-        progress.expect(self.search.stage.name if self.search.stage else "done", self.search.expected_evaluations())
+        progress.expect(
+            self.search.stage.name if self.search.stage else "done",
+            self.search.expected_evaluations(),
+        )
         try:
             run_search(
                 self.search,
@@ -175,10 +229,24 @@ class SearchRun:
         return None
 
     def _score_all(self, scorer: Scorer, shape: ModelShape) -> _Scores:
-        return {name: scorer.score(name, shape, [None])[None].nll for name in self.job.calibration.sets()}
+        return {
+            name: scorer.score(name, shape, [None])[None].nll
+            for name in self.job.calibration.sets()
+        }
 
-    def _summary(self, dense: _Scores, pruned: _Scores, scorer: Scorer, seconds: float, problem: TargetNotReached | None) -> dict[str, Any]:
-        config, context_length, faults = self.job.config, self.job.config.calibration.sequence_length, scorer.pool.faults
+    def _summary(
+        self,
+        dense: _Scores,
+        pruned: _Scores,
+        scorer: Scorer,
+        seconds: float,
+        problem: TargetNotReached | None,
+    ) -> dict[str, Any]:
+        config, context_length, faults = (
+            self.job.config,
+            self.job.config.calibration.sequence_length,
+            scorer.pool.faults,
+        )
         return {
             "status": "target reached" if problem is None else str(problem),
             "model": self.model_name,
@@ -186,15 +254,30 @@ class SearchRun:
             "target_ratio": config.search.target_ratio,
             "ratio": self.search.ratio,
             "steps": [step.stage for step in self.search.steps],
-            "perplexity": {name: {"dense": perplexity(dense[name]), "pruned": perplexity(pruned[name])} for name in sorted(dense)},
-            **costs(self.job.accounting, self.search.shape, context_length=context_length, dtype=self.job.dtype),
+            "perplexity": {
+                name: {"dense": perplexity(dense[name]), "pruned": perplexity(pruned[name])}
+                for name in sorted(dense)
+            },
+            **costs(
+                self.job.accounting,
+                self.search.shape,
+                context_length=context_length,
+                dtype=self.job.dtype,
+            ),
             "context_length": context_length,
             "calibration": {
-                name: {"num_sequences": tokens.num_sequences, "sequence_length": tokens.sequence_length, "fingerprint": tokens.fingerprint}
+                name: {
+                    "num_sequences": tokens.num_sequences,
+                    "sequence_length": tokens.sequence_length,
+                    "fingerprint": tokens.fingerprint,
+                }
                 for name, tokens in self.job.calibration.sets().items()
             },
             "dtype": self.job.dtype,
-            "evaluations": {"candidates": sum(len(step.candidates) for step in self.search.steps), **scorer.evaluations},
+            "evaluations": {
+                "candidates": sum(len(step.candidates) for step in self.search.steps),
+                **scorer.evaluations,
+            },
             "num_evaluators": scorer.pool.num_evaluators,
             "faults": dict(faults.counts),
             "lost_evaluations": faults.num_lost_evaluations,
@@ -212,37 +295,66 @@ class SearchRun:
     def _write_results(self, summary: Mapping[str, Any]) -> None:
         geometry, lines = self.job.accounting.geometry, self.journal.lines
         removals = [step.removal for step in self.search.steps]
-        authors = write_authors_config(self.search.shape, geometry.dense, removals, channels_per_kv_head=geometry.channels_per_kv_head)
+        authors = write_authors_config(
+            self.search.shape,
+            geometry.dense,
+            removals,
+            channels_per_kv_head=geometry.channels_per_kv_head,
+        )
         self.folder.write("shape.json", dump_json(self.search.shape.to_json()))
         self.folder.write("pruning_config.json", dump_json(authors))
         self.folder.write("summary.json", dump_json(summary))
         title = f"{summary['model']}, {summary['ratio']:.1%} removed"
         dense = {name: pair["dense"] for name, pair in summary["perplexity"].items()}
-        self.folder.write_with("trajectory.png", lambda path: plot_trajectory(lines, dense, title, path))
-        self.folder.write_with("shape.png", lambda path: plot_shape(self.search.shape, geometry, lines, title, path))
+        self.folder.write_with(
+            "trajectory.png", lambda path: plot_trajectory(lines, dense, title, path)
+        )
+        self.folder.write_with(
+            "shape.png", lambda path: plot_shape(self.search.shape, geometry, lines, title, path)
+        )
 
     def _announce(self) -> None:
         job, calibration = self.job, self.job.calibration
         if not job.accounting.family.prunes_widths:
-            log.info("architecture %s is outside the registry of families: it is pruned by whole blocks only", job.accounting.family.model_type)
-        log.info("%s: %s parameters, %s; %s", self.model_name, f"{job.accounting.num_dense_parameters:,}", job.dtype, self.folder.path)
-        sets = ", ".join(f"{name} {tokens.num_sequences} x {tokens.sequence_length}" for name, tokens in calibration.sets().items())
+            log.info(
+                "architecture %s is outside the registry of families: it is pruned by whole "
+                "blocks only",
+                job.accounting.family.model_type,
+            )
+        log.info(
+            "%s: %s parameters, %s; %s",
+            self.model_name,
+            f"{job.accounting.num_dense_parameters:,}",
+            job.dtype,
+            self.folder.path,
+        )
+        sets = ", ".join(
+            f"{name} {tokens.num_sequences} x {tokens.sequence_length}"
+            for name, tokens in calibration.sets().items()
+        )
         log.info("calibration %s: %s tokens", job.config.calibration.source, sets)
         for line in self.journal.lines[-1:]:
             log.info("going on after step %d, ratio %.2f %%", line["step"], 100 * line["ratio"])
 
     def _track_past(self, dense: _Scores) -> None:
-        """The dense model as step 0, and the steps of earlier processes: MLflow stores a point once however often it is sent."""
+        """The dense model as step 0, and the steps of earlier processes: MLflow stores a point once
+        however often it is sent.
+        """
         zero = {
             "prune/perplexity": perplexity(dense["block"]),
             "prune/nll": dense["block"],
             "prune/ratio": 0.0,
             "prune/num_parameters": self.job.accounting.num_dense_parameters,
-            "prune/flops_per_token": self.job.accounting.flops_per_token(self.job.accounting.dense, context_length=self.job.config.calibration.sequence_length),
+            "prune/flops_per_token": self.job.accounting.flops_per_token(
+                self.job.accounting.dense,
+                context_length=self.job.config.calibration.sequence_length,
+            ),
         }
         self.tracker.log_metrics(zero, step=0, timestamp=self.record["started"])
         for line in self.journal.lines:
-            self.tracker.log_metrics(step_metrics(line), step=line["step"], timestamp=line["timestamp"])
+            self.tracker.log_metrics(
+                step_metrics(line), step=line["step"], timestamp=line["timestamp"]
+            )
 
     def _track_result(self, summary: Mapping[str, Any]) -> bool:
         result = {
@@ -250,12 +362,19 @@ class SearchRun:
             for name, pair in summary["perplexity"].items()
             for side, suffix in (("pruned", ""), ("dense", "_dense"))
         }
-        result |= {f"result/{name}": summary[name]["pruned"] for name in ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")}
+        result |= {
+            f"result/{name}": summary[name]["pruned"]
+            for name in ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
+        }
         result["result/ratio"] = summary["ratio"]
-        ended = self.journal.lines[-1]["timestamp"] if self.journal.lines else self.record["started"]
+        ended = (
+            self.journal.lines[-1]["timestamp"] if self.journal.lines else self.record["started"]
+        )
         self.tracker.log_metrics(result, step=len(self.search.steps), timestamp=ended)
         succeeded = summary["status"] == "target reached"
-        return self.tracker.finish(succeeded=succeeded, artifacts=[self.folder.path / name for name in self._written()])
+        return self.tracker.finish(
+            succeeded=succeeded, artifacts=[self.folder.path / name for name in self._written()]
+        )
 
     def _written(self) -> list[str]:
         return [name for name in ARTIFACTS if (self.folder.path / name).exists()]
@@ -263,13 +382,28 @@ class SearchRun:
     def _params(self) -> dict[str, Any]:
         tree = OmegaConf.to_container(saved_form(self.job.config))
         assert isinstance(tree, dict)
-        flat = {f"{group!s}.{name!s}": value for group, fields in tree.items() if isinstance(fields, dict) for name, value in fields.items()}
-        return flat | {f"resolved.{name}": value for name, value in self.job.identity().items()} | {"output_dir": str(self.folder.path)}
+        flat = {
+            f"{group!s}.{name!s}": value
+            for group, fields in tree.items()
+            if isinstance(fields, dict)
+            for name, value in fields.items()
+        }
+        return (
+            flat
+            | {f"resolved.{name}": value for name, value in self.job.identity().items()}
+            | {"output_dir": str(self.folder.path)}
+        )
 
     def _tags(self) -> dict[str, str]:
         tags = {f"version.{name}": found for name, found in versions().items()}
-        tags |= {"model.fingerprint": self.job.fingerprint, "model.type": self.job.accounting.family.model_type}
-        tags |= {f"calibration.{name}.fingerprint": tokens.fingerprint for name, tokens in self.job.calibration.sets().items()}
+        tags |= {
+            "model.fingerprint": self.job.fingerprint,
+            "model.type": self.job.accounting.family.model_type,
+        }
+        tags |= {
+            f"calibration.{name}.fingerprint": tokens.fingerprint
+            for name, tokens in self.job.calibration.sets().items()
+        }
         tags |= {"mlflow.source.name": "pipelines.prune", "mlflow.source.type": "LOCAL"}
         revision = git_revision()
         return tags | ({"mlflow.source.git.commit": revision} if revision else {})
@@ -278,12 +412,20 @@ class SearchRun:
         calibration = self.job.config.calibration
         source = {"source": calibration.source, "path": calibration.path, "seed": calibration.seed}
         return {
-            name: TokenDataset(f"{calibration.source}-{name}", tokens.fingerprint, source, tokens.num_sequences, tokens.sequence_length)
+            name: TokenDataset(
+                f"{calibration.source}-{name}",
+                tokens.fingerprint,
+                source,
+                tokens.num_sequences,
+                tokens.sequence_length,
+            )
             for name, tokens in self.job.calibration.sets().items()
         }
 
     def _beat_step(self, line: Mapping[str, Any]) -> None:
-        self.heartbeat.beat(**{name: line[name] for name in ("step", "stage", "ratio", "perplexity")})
+        self.heartbeat.beat(
+            **{name: line[name] for name in ("step", "stage", "ratio", "perplexity")}
+        )
 
     def _record(self, **fields: Any) -> None:
         self.record |= fields
@@ -292,7 +434,11 @@ class SearchRun:
     def _show(self, summary: Mapping[str, Any], tracked: bool) -> None:
         console.print()
         console.print(table(summary))
-        console.print(f"everything is in {self.folder.path}: {', '.join(self._written())}", markup=False, soft_wrap=True)
+        console.print(
+            f"everything is in {self.folder.path}: {', '.join(self._written())}",
+            markup=False,
+            soft_wrap=True,
+        )
         if tracked:
             console.print(self.tracker.link(), markup=False, soft_wrap=True)
 

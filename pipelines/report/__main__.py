@@ -1,4 +1,7 @@
-"""`python -m pipelines.report RUN...`: searches go in, one page that compares them comes out. It reads their folders, and no model."""
+"""`python -m pipelines.report RUN...`: searches go in, one page that compares them comes out.
+
+It reads their folders, and no model.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +40,35 @@ def report(raw: DictConfig, _overrides: Sequence[str]) -> Path:
     page = render(*_titles(runs), sections(runs))
     with RunFolder(config.output_dir) as folder:
         path = folder.write(PAGE, page)
-    console.print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {path}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {path}", markup=False, soft_wrap=True
+    )
     if config.log_to_mlflow:
         log_page(runs, path)
     return path
 
 
 def log_page(runs: Sequence[ReportRun], path: Path) -> None:
-    """Puts the page among the artifacts of each run. What cannot be reached is said, once for each server, and costs nothing else."""
+    """Puts the page among the artifacts of each run.
+
+    What cannot be reached is said, once for each server, and costs nothing else.
+    """
     away: set[str] = set()
     for run in runs:
         problem = _unreachable(run)
         if problem is not None:
             log.warning("run %s: the page is not in MLflow: %s", run.key, problem)
         elif run.tracking_uri not in away:
-            tracker = Tracker(run.tracking_uri, "", "", 0.0, run.mlflow_run_id, lambda _: None, keeps_status=True, again="the same command")
+            tracker = Tracker(
+                run.tracking_uri,
+                "",
+                "",
+                0.0,
+                run.mlflow_run_id,
+                lambda _: None,
+                keeps_status=True,
+                again="the same command",
+            )
             tracker.start({}, {}, {})
             if not tracker.finish(succeeded=True, artifacts=[path], timeout_s=_MLFLOW_TIMEOUT_S):
                 away.add(run.tracking_uri)
@@ -63,7 +80,10 @@ def _unreachable(run: ReportRun) -> str | None:
         return "the search never reached its server"
     if MASK in run.tracking_uri:
         return "the password of its server is not saved"
-    if local_folder(run.tracking_uri) is not None and not Path(str(make_url(run.tracking_uri).database)).is_file():
+    if (
+        local_folder(run.tracking_uri) is not None
+        and not Path(str(make_url(run.tracking_uri).database)).is_file()
+    ):
         return "its database is not there any more"
     return None
 
@@ -72,7 +92,10 @@ def _titles(runs: Sequence[ReportRun]) -> tuple[str, str]:
     models = list(dict.fromkeys(run.model_name for run in runs))
     count = f"{len(runs)} searches" if len(runs) > 1 else "One search"
     whose = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-    return f"{count} compared" if len(runs) > 1 else f"{count}: {runs[0].name}", f"MultiPruner, {whose}. Ratio is removed / all parameters of the dense model."
+    return (
+        f"{count} compared" if len(runs) > 1 else f"{count}: {runs[0].name}",
+        f"MultiPruner, {whose}. Ratio is removed / all parameters of the dense model.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What several trajectories say together: where two part and why, which blocks all agree on, which results no other beats."""
+"""What several trajectories say together: where two part and why, which blocks all agree on, which
+results no other beats.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from pipelines.evaluate.pareto import pareto_front
 from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun, ReportStep, num_stderrs
 from pruning.shape import Removal
 
-STAGES = {"block": "residual blocks", "mlp_channels": "MLP channels", "attention_heads": "attention heads"}
+STAGES = {
+    "block": "residual blocks",
+    "mlp_channels": "MLP channels",
+    "attention_heads": "attention heads",
+}
 
 Block = tuple[Literal["attention", "mlp"], int]
 """A residual block: its kind and its layer."""
@@ -23,8 +29,10 @@ class Preference:
     """How much better a run found its own choice than the one that the other run made.
 
     Args:
-        difference: NLL of the other's choice minus that of its own, nats per token; None where it had no score for the other's.
-        stderr: of the difference, paired over the calibration sequences; None where it was not recorded.
+        difference: NLL of the other's choice minus that of its own, nats per token; None where it
+            had no score for the other's.
+        stderr: of the difference, paired over the calibration sequences; None where it was not
+            recorded.
         perplexity_change: what the other's choice would have added to the perplexity.
     """
 
@@ -42,8 +50,9 @@ class Divergence:
     """Where two searches of the same model part.
 
     Args:
-        kind: `same` path to the end; `prefix`: one ends where the other goes on; `stage`: one removes other things than the other at this point,
-            because a stage had met its target; `choice`: the same stage chose otherwise.
+        kind: `same` path to the end; `prefix`: one ends where the other goes on; `stage`: one
+            removes other things than the other at this point, because a stage had met its target;
+            `choice`: the same stage chose otherwise.
         num_common: steps that are the same.
         steps: the first that differ, None for a path that has ended.
         preferences: of `choice`, what each run thought of it.
@@ -64,13 +73,20 @@ class Divergence:
             return "both followed the same path to the end"
         if self.kind == "prefix":
             short, long = (first, second) if self.steps[0] is None else (second, first)
-            why = f"ends there, at {short.ratio:.2%}" if short.ended else f"has not ended, and is at {short.ratio:.2%}"
+            why = (
+                f"ends there, at {short.ratio:.2%}"
+                if short.ended
+                else f"has not ended, and is at {short.ratio:.2%}"
+            )
             return f"one path: {short.key} is a prefix of {long.key}; {short.key} {why}"
         mine, theirs = self.steps
         assert mine is not None
         assert theirs is not None
         if self.kind == "stage":
-            return f"settings: {first.key} is removing {STAGES[mine.stage]} there, {second.key} {STAGES[theirs.stage]}, so the choices are of different kinds"
+            return (
+                f"settings: {first.key} is removing {STAGES[mine.stage]} there, {second.key} "
+                f"{STAGES[theirs.stage]}, so the choices are of different kinds"
+            )
         assert self.preferences is not None
         return _verdict(first.key, second.key, *self.preferences)
 
@@ -91,19 +107,37 @@ class Divergence:
 
 def divergences(runs: Sequence[ReportRun]) -> tuple[Divergence, ...]:
     """Of every two runs that prune the same model."""
-    return tuple(divergence(first, second) for first, second in combinations(runs, 2) if first.fingerprint == second.fingerprint)
+    return tuple(
+        divergence(first, second)
+        for first, second in combinations(runs, 2)
+        if first.fingerprint == second.fingerprint
+    )
 
 
 def divergence(first: ReportRun, second: ReportRun) -> Divergence:
     """Where two runs of the same model part."""
     pairs = zip(first.steps, second.steps, strict=False)
-    common = next((index for index, (mine, theirs) in enumerate(pairs) if mine.removal != theirs.removal), min(len(first.steps), len(second.steps)))
-    mine, theirs = (run.steps[common] if common < len(run.steps) else None for run in (first, second))
+    common = next(
+        (index for index, (mine, theirs) in enumerate(pairs) if mine.removal != theirs.removal),
+        min(len(first.steps), len(second.steps)),
+    )
+    mine, theirs = (
+        run.steps[common] if common < len(run.steps) else None for run in (first, second)
+    )
     if mine is None or theirs is None:
-        return Divergence(first, second, "same" if mine is theirs else "prefix", common, (mine, theirs), None)
+        return Divergence(
+            first, second, "same" if mine is theirs else "prefix", common, (mine, theirs), None
+        )
     if mine.stage != theirs.stage:
         return Divergence(first, second, "stage", common, (mine, theirs), None)
-    return Divergence(first, second, "choice", common, (mine, theirs), (_preference(mine, theirs.removal), _preference(theirs, mine.removal)))
+    return Divergence(
+        first,
+        second,
+        "choice",
+        common,
+        (mine, theirs),
+        (_preference(mine, theirs.removal), _preference(theirs, mine.removal)),
+    )
 
 
 def _preference(step: ReportStep, other: Removal) -> Preference:
@@ -116,7 +150,10 @@ def _preference(step: ReportStep, other: Removal) -> Preference:
 
 def _verdict(first: str, second: str, mine: Preference, theirs: Preference) -> str:
     if mine.difference is None and theirs.difference is None:
-        return "not comparable: what one chose was not a candidate of the other, or had no finite score there"
+        return (
+            "not comparable: what one chose was not a candidate of the other, or had no "
+            "finite score there"
+        )
     if mine.difference is None or theirs.difference is None:
         key, known = (second, theirs) if mine.difference is None else (first, mine)
         return f"only {key} scored both choices: the difference is {_size(key, known)}"
@@ -150,12 +187,14 @@ class BlockVotes:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How much two runs agree on which blocks to remove: sizes of intersection / union of their sets.
+    """How much two runs agree on which blocks to remove: sizes of intersection / union of their
+    sets.
 
     Args:
         at_end: after the block stage of each; None if neither removed a block.
         num_blocks: that both removed at least.
-        at_equal: of the first `num_blocks` of each: sets of equal size, which targets do not pull apart.
+        at_equal: of the first `num_blocks` of each: sets of equal size, which targets do not pull
+            apart.
     """
 
     first: str
@@ -167,15 +206,33 @@ class Overlap:
 
 def removed_blocks(run: ReportRun) -> dict[Block, int]:
     """The blocks that a run removed whole, in order, and at which step."""
-    return {(step.removal.kind, step.removal.layer): step.number for step in run.steps if step.removal.kind in ("attention", "mlp")}
+    return {
+        (step.removal.kind, step.removal.layer): step.number
+        for step in run.steps
+        if step.removal.kind in ("attention", "mlp")
+    }
 
 
 def block_votes(runs: Sequence[ReportRun]) -> tuple[BlockVotes, ...]:
-    """Every block that some run removed: first those that most removed, of those the ones that went early."""
+    """Every block that some run removed: first those that most removed, of those the ones that went
+    early.
+    """
     removed = {run.key: removed_blocks(run) for run in runs}
     blocks = {block for steps in removed.values() for block in steps}
-    votes = [BlockVotes(block, {key: steps[block] for key, steps in removed.items() if block in steps}) for block in blocks]
-    return tuple(sorted(votes, key=lambda vote: (-len(vote.steps), sum(vote.steps.values()) / len(vote.steps), vote.block)))
+    votes = [
+        BlockVotes(block, {key: steps[block] for key, steps in removed.items() if block in steps})
+        for block in blocks
+    ]
+    return tuple(
+        sorted(
+            votes,
+            key=lambda vote: (
+                -len(vote.steps),
+                sum(vote.steps.values()) / len(vote.steps),
+                vote.block,
+            ),
+        )
+    )
 
 
 def overlaps(runs: Sequence[ReportRun]) -> tuple[Overlap, ...]:
@@ -184,7 +241,15 @@ def overlaps(runs: Sequence[ReportRun]) -> tuple[Overlap, ...]:
     for first, second in combinations(runs, 2):
         mine, theirs = list(removed_blocks(first)), list(removed_blocks(second))
         count = min(len(mine), len(theirs))
-        found.append(Overlap(first.key, second.key, jaccard(set(mine), set(theirs)), count, jaccard(set(mine[:count]), set(theirs[:count]))))
+        found.append(
+            Overlap(
+                first.key,
+                second.key,
+                jaccard(set(mine), set(theirs)),
+                count,
+                jaccard(set(mine[:count]), set(theirs[:count])),
+            )
+        )
     return tuple(found)
 
 
@@ -220,25 +285,41 @@ def pareto_groups(runs: Sequence[ReportRun]) -> tuple[ParetoGroup, ...]:
     """Every result of every run, with the ones that it compares to."""
     found: dict[tuple[str, bool, str], list[tuple[ReportRun, float, Pair]]] = {}
     for run in runs:
-        found.setdefault(("held-out perplexity", True, run.heldout_text), []).append((run, run.ratio, run.heldout))
+        found.setdefault(("held-out perplexity", True, run.heldout_text), []).append(
+            (run, run.ratio, run.heldout)
+        )
     for run in runs:
         if run.evaluation is not None:
             for name, (pair, text) in run.evaluation.texts.items():
-                found.setdefault((f"perplexity on {name}", True, f"{run.fingerprint} {text}"), []).append((run, run.evaluation.ratio, pair))
+                found.setdefault(
+                    (f"perplexity on {name}", True, f"{run.fingerprint} {text}"), []
+                ).append((run, run.evaluation.ratio, pair))
     for run in runs:
         if run.evaluation is not None:
             key = ("average accuracy", False, f"{run.fingerprint} {run.evaluation.settings}")
             found.setdefault(key, []).append((run, run.evaluation.ratio, run.evaluation.average))
-    groups = [_pareto_group(metric, lower, results) for (metric, lower, _), results in found.items()]
+    groups = [
+        _pareto_group(metric, lower, results) for (metric, lower, _), results in found.items()
+    ]
     return tuple(group for group in groups if group is not None)
 
 
-def _pareto_group(metric: str, lower_is_better: bool, results: Sequence[tuple[ReportRun, float, Pair]]) -> ParetoGroup | None:
-    points: list[tuple[ReportRun | None, float, float]] = [(run, ratio, pair.pruned) for run, ratio, pair in results if pair.pruned is not None]
+def _pareto_group(
+    metric: str, lower_is_better: bool, results: Sequence[tuple[ReportRun, float, Pair]]
+) -> ParetoGroup | None:
+    points: list[tuple[ReportRun | None, float, float]] = [
+        (run, ratio, pair.pruned) for run, ratio, pair in results if pair.pruned is not None
+    ]
     if not points:
         return None
     dense = next((pair.dense for _, _, pair in results if pair.dense is not None), None)
     if dense is not None:
         points.insert(0, (None, 0.0, dense))
-    front = pareto_front([(ratio, value) for _, ratio, value in points], lower_is_better=lower_is_better)
-    return ParetoGroup(metric, lower_is_better, tuple(ParetoPoint(*point, on_front) for point, on_front in zip(points, front, strict=True)))
+    front = pareto_front(
+        [(ratio, value) for _, ratio, value in points], lower_is_better=lower_is_better
+    )
+    return ParetoGroup(
+        metric,
+        lower_is_better,
+        tuple(ParetoPoint(*point, on_front) for point, on_front in zip(points, front, strict=True)),
+    )

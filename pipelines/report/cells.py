@@ -24,7 +24,10 @@ def label(run: ReportRun, runs: Runs, *, name: bool = False) -> RunLabel:
 
 
 def outcome(run: ReportRun) -> str:
-    """How it ended. A target that was not reached comes with advice for the next search, which is left out."""
+    """How it ended.
+
+    A target that was not reached comes with advice for the next search, which is left out.
+    """
     return run.outcome.partition(". ")[0].removeprefix("search.target_ratio: ")
 
 
@@ -40,7 +43,10 @@ def removal(removed: Removal) -> str:
     block_name = "attention" if removed.unit == "kv_heads" else "MLP"
     if removed.kind in ("attention", "mlp"):
         return f"{block_name} block of layer {removed.layer}"
-    return f"{block_name} of layer {removed.layer} to {removed.left} {'KV heads' if removed.unit == 'kv_heads' else 'channels'}"
+    return (
+        f"{block_name} of layer {removed.layer} to {removed.left} "
+        f"{'KV heads' if removed.unit == 'kv_heads' else 'channels'}"
+    )
 
 
 def block(removed: Block) -> str:

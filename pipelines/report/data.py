@@ -1,4 +1,6 @@
-"""The searches that a report compares, read from their folders alone: the models need not be there any more."""
+"""The searches that a report compares, read from their folders alone: the models need not be there
+any more.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from pruning.shape import ModelShape, Removal
 log = logging.getLogger(__name__)
 
 NEAR_TIE_STDERRS = 2.0
-"""A difference below so many of its standard errors could be chance: another calibration text may well turn it around."""
+"""A difference below so many of its standard errors could be chance: another calibration text may
+well turn it around.
+"""
 
 SIZES = ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
 _OWN = ("output_dir", "resume")
@@ -28,7 +32,9 @@ _OWN = ("output_dir", "resume")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of one candidate: NLL in nats per token, and the standard error of that minus the committed candidate's. None: not finite, or not recorded."""
+    """Of one candidate: NLL in nats per token, and the standard error of that minus the committed
+    candidate's. None: not finite, or not recorded.
+    """
 
     nll: float | None
     stderr: float | None
@@ -63,12 +69,16 @@ class ReportStep:
 
     @property
     def num_stderrs(self) -> float | None:
-        """The margin in its standard errors; None where there was no second candidate, or none was recorded."""
+        """The margin in its standard errors; None where there was no second candidate, or none was
+        recorded.
+        """
         return num_stderrs(self.margin, self.margin_stderr)
 
     @property
     def near_tie(self) -> bool | None:
-        """Whether the second best candidate might as well have been chosen; None where that is not known."""
+        """Whether the second best candidate might as well have been chosen; None where that is not
+        known.
+        """
         return None if self.num_stderrs is None else self.num_stderrs < NEAR_TIE_STDERRS
 
 
@@ -135,7 +145,10 @@ class ReportRun:
 
     @property
     def fingerprint(self) -> str:
-        """Of the dense model. Runs that share it prune the same model, and can be compared step by step."""
+        """Of the dense model.
+
+        Runs that share it prune the same model, and can be compared step by step.
+        """
         return self.identity["model"]
 
     @property
@@ -146,7 +159,11 @@ class ReportRun:
     def dense_shape(self) -> ModelShape:
         """Layers of one model are equally wide, and one step leaves all but one as they were."""
         layers = self.steps[0].shape.layers
-        return ModelShape.dense(len(layers), max(layer.kv_heads for layer in layers) or 1, max(layer.mlp_channels for layer in layers) or 1)
+        return ModelShape.dense(
+            len(layers),
+            max(layer.kv_heads for layer in layers) or 1,
+            max(layer.mlp_channels for layer in layers) or 1,
+        )
 
     @property
     def near_ties(self) -> tuple[ReportStep, ...]:
@@ -154,13 +171,28 @@ class ReportRun:
 
     @property
     def channel_order(self) -> tuple[str, ...]:
-        """What decides which channels a width stands for. With `activation` the calibration text does, too."""
+        """What decides which channels a width stands for.
+
+        With `activation` the calibration text does, too.
+        """
         importance = self.settings.get("search.importance", "")
-        return (importance, self.identity.get("calibration.width", ""), self.identity.get("model.dtype", "")) if importance == "activation" else (importance,)
+        return (
+            (
+                importance,
+                self.identity.get("calibration.width", ""),
+                self.identity.get("model.dtype", ""),
+            )
+            if importance == "activation"
+            else (importance,)
+        )
 
 
 def num_stderrs(difference: float | None, stderr: float | None) -> float | None:
-    """A difference in its standard errors. Equal scores are 0 of them; a difference that every sequence agrees on to the last bit, infinitely many."""
+    """A difference in its standard errors.
+
+    Equal scores are 0 of them; a difference that every sequence agrees on to the last bit,
+    infinitely many.
+    """
     if difference is None or stderr is None:
         return None
     if difference == 0:
@@ -182,7 +214,10 @@ def read_runs(paths: Sequence[str]) -> tuple[ReportRun, ...]:
         except InputError as error:
             problems.append(str(error))
     names = [name for name, _ in found]
-    found = [(name if names.count(name) == 1 else f"{folder.parent.name}/{name}", folder) for name, folder in found]
+    found = [
+        (name if names.count(name) == 1 else f"{folder.parent.name}/{name}", folder)
+        for name, folder in found
+    ]
     runs: list[ReportRun] = []
     seen: dict[Path, str] = {}
     for name, folder in found:
@@ -209,7 +244,11 @@ def _folders(path: str) -> list[tuple[str, Path]]:
     if not sweep.is_file():
         return [(folder.name, folder)]
     try:
-        points = [(str(point["name"]), folder / point["folder"]) for point in json.loads(sweep.read_text())["points"] if point.get("folder")]
+        points = [
+            (str(point["name"]), folder / point["folder"])
+            for point in json.loads(sweep.read_text())["points"]
+            if point.get("folder")
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"runs: {sweep} is damaged: {error!r}") from error
     started = [(f"{folder.name}/{name}", point) for name, point in points if _has_steps(point)]
@@ -235,9 +274,19 @@ def _read_run(name: str, folder: Path) -> ReportRun:
     saved = read_saved_run(str(folder), option="runs")
     try:
         evaluation = folder / "evaluation.json"
-        return _run_of(name, saved, json.loads(evaluation.read_text()) if evaluation.is_file() else None)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # an InputError is a ValueError
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+        return _run_of(
+            name, saved, json.loads(evaluation.read_text()) if evaluation.is_file() else None
+        )
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # an InputError is a ValueError
+        reason = (
+            f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+        )
         raise InputError(f"runs: {folder} is damaged: {reason}") from error
 
 
@@ -248,22 +297,42 @@ def _run_of(name: str, saved: SavedRun, evaluation: Mapping[str, Any] | None) ->
     perplexity = {set_name: _pair(pair) for set_name, pair in summary.get("perplexity", {}).items()}
     heldout = perplexity.get("heldout", Pair(None, None))
     steps = tuple(map(_step, saved.lines))
-    target, text = float(saved.config.search.target_ratio), summary.get("calibration", {}).get("heldout", {})
+    target, text = (
+        float(saved.config.search.target_ratio),
+        summary.get("calibration", {}).get("heldout", {}),
+    )
     return ReportRun(
         key="",
         name=name,
         folder=saved.folder,
         model_name=saved.model_name,
         ended=saved.summary is not None,
-        outcome=str(summary["status"]) if summary else f"has not ended: {steps[-1].ratio:.2%} of {target:.2%} removed after {len(steps)} steps",
+        outcome=str(summary["status"])
+        if summary
+        else (
+            f"has not ended: {steps[-1].ratio:.2%} of {target:.2%} removed after {len(steps)} steps"
+        ),
         target_ratio=target,
         identity=identity,
         settings=settings | {key: value for key, value in identity.items() if key in settings},
-        versions={key: str(value) for key, value in summary.get("versions", {}).items()} | {"git revision": str(summary.get("git_revision") or "unknown")},
+        versions={key: str(value) for key, value in summary.get("versions", {}).items()}
+        | {"git revision": str(summary.get("git_revision") or "unknown")},
         steps=steps,
-        dense={set_name: pair.dense for set_name, pair in perplexity.items() if pair.dense is not None},
+        dense={
+            set_name: pair.dense for set_name, pair in perplexity.items() if pair.dense is not None
+        },
         heldout=heldout,
-        heldout_text=str((identity["model"], text.get("fingerprint") or (text.get("num_sequences"), text.get("sequence_length"), f"{heldout.dense or 0:.3g}"))),
+        heldout_text=str(
+            (
+                identity["model"],
+                text.get("fingerprint")
+                or (
+                    text.get("num_sequences"),
+                    text.get("sequence_length"),
+                    f"{heldout.dense or 0:.3g}",
+                ),
+            )
+        ),
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
         costs=_costs(summary) if summary else {},
         evaluation=_evaluation(evaluation) if evaluation is not None else None,
@@ -281,8 +350,13 @@ def _step(line: Mapping[str, Any]) -> ReportStep:
         perplexity=_number(line["perplexity"]),
         ratio=float(line["ratio"]),
         margin=_number(line["margin"]),
-        margin_stderr=_number(line.get("margin_stderr")),  # folders from before it was recorded lack it, and `stderr` below
-        scores={Removal.from_json(each): Score(_number(each["nll"]), _number(each.get("stderr"))) for each in line["candidates"]},
+        margin_stderr=_number(
+            line.get("margin_stderr")
+        ),  # folders from before it was recorded lack it, and `stderr` below
+        scores={
+            Removal.from_json(each): Score(_number(each["nll"]), _number(each.get("stderr")))
+            for each in line["candidates"]
+        },
     )
 
 
@@ -307,7 +381,10 @@ def _evaluation(report: Mapping[str, Any]) -> Evaluation:
             task,
             metric,
             Pair(_number(theirs["tasks"].get(task, {}).get(metric)), _number(values[metric])),
-            Pair(_number(theirs["tasks"].get(task, {}).get(stderr_name(metric))), _number(values.get(stderr_name(metric)))),
+            Pair(
+                _number(theirs["tasks"].get(task, {}).get(stderr_name(metric))),
+                _number(values.get(stderr_name(metric))),
+            ),
         )
         for task, values in report["tasks"].items()
         for metric in metrics_of(values)
@@ -316,21 +393,31 @@ def _evaluation(report: Mapping[str, Any]) -> Evaluation:
     return Evaluation(
         ratio=float(report["ratio"]),
         texts={
-            name: (Pair(_number(theirs["perplexity"].get(name)), _number(value)), str(fingerprints["texts"][name]))
+            name: (
+                Pair(_number(theirs["perplexity"].get(name)), _number(value)),
+                str(fingerprints["texts"][name]),
+            )
             for name, value in report["perplexity"].items()
         },
         tasks=tuple(tasks),
         average=Pair(_number(theirs["average"]), _number(report["average"])),
-        settings=", ".join(f"{name} {settings.get(name)}" for name in ("num_fewshot", "limit", "max_length")),
+        settings=", ".join(
+            f"{name} {settings.get(name)}" for name in ("num_fewshot", "limit", "max_length")
+        ),
     )
 
 
 def _dense_of(run: ReportRun, runs: Sequence[ReportRun]) -> dict[str, float]:
-    """What a search that was stopped has not written down, another with the same model and text may have."""
+    """What a search that was stopped has not written down, another with the same model and text may
+    have.
+    """
     known = dict(run.dense)
     for other in runs:
         for name, value in other.dense.items():
-            same = all(run.identity.get(key) == other.identity.get(key) for key in ("model", "model.dtype", f"calibration.{name}", "calibration.batch_size"))
+            same = all(
+                run.identity.get(key) == other.identity.get(key)
+                for key in ("model", "model.dtype", f"calibration.{name}", "calibration.batch_size")
+            )
             if name != "heldout" and same:
                 known.setdefault(name, value)
     return known

@@ -1,4 +1,6 @@
-"""The page of a report: sections of text, tables and charts, as one HTML file that needs nothing else."""
+"""The page of a report: sections of text, tables and charts, as one HTML file that needs nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Table:
     """Numbers as text.
 
     Args:
-        align: one letter a column: `l`, `r`, `t` for sentences, or `w` for what may break anywhere, such as paths.
+        align: one letter a column: `l`, `r`, `t` for sentences, or `w` for what may break anywhere,
+            such as paths.
     """
 
     columns: tuple[str, ...]
@@ -45,7 +48,9 @@ class Table:
     kind: str = field(default="table", init=False)
 
     def __post_init__(self) -> None:
-        assert all(len(row) == len(self.columns) == len(self.align) for row in self.rows), self.columns
+        assert all(len(row) == len(self.columns) == len(self.align) for row in self.rows), (
+            self.columns
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +112,18 @@ class Section:
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The page. The same content makes the same bytes.
 
-    Scripts run only if their hash is in the page's security policy, which also forbids to load anything from anywhere: what a folder's name or
-    a file could smuggle in, were it not escaped, would not run.
+    Scripts run only if their hash is in the page's security policy, which also forbids to load
+    anything from anywhere: what a folder's name or a file could smuggle in, were it not escaped,
+    would not run.
     """
     folder = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     library, script = get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8")
     figures = {chart.id: chart.figure for section in sections for chart in _charts(section.parts)}
     return environment.get_template("page.html.j2").render(
@@ -126,7 +138,17 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 
 def _charts(parts: Sequence[Part]) -> list[Chart]:
-    return [chart for part in parts for chart in ([part] if isinstance(part, Chart) else _charts(part.parts) if isinstance(part, Folded) else [])]
+    return [
+        chart
+        for part in parts
+        for chart in (
+            [part]
+            if isinstance(part, Chart)
+            else _charts(part.parts)
+            if isinstance(part, Folded)
+            else []
+        )
+    ]
 
 
 def _hash(script: str) -> str:

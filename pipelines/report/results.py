@@ -1,4 +1,6 @@
-"""What a report says of the models that came out: Pareto fronts, cost, benchmarks; and which settings they came from."""
+"""What a report says of the models that came out: Pareto fronts, cost, benchmarks; and which
+settings they came from.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,14 @@ def front(runs: Runs) -> Section | None:
     if not parts:
         return None
     intro = Text(
-        "What pruning costs at which ratio. Ringed and joined are the models that no other beats: none that is smaller is as good, and none as small is "
+        "What pruning costs at which ratio. Ringed and joined are the models that no other "
+        "beats: none that is smaller is as good, and none as small is "
         "better. Only results on the same text or tasks share a chart."
     )
-    charts, tables = [part for part in parts if isinstance(part, Chart)], [part for part in parts if not isinstance(part, Chart)]
+    charts, tables = (
+        [part for part in parts if isinstance(part, Chart)],
+        [part for part in parts if not isinstance(part, Chart)],
+    )
     return Section("pareto", "Pareto front", (intro, *charts, *tables))
 
 
@@ -30,7 +36,11 @@ def _pareto(index: int, group: ParetoGroup, runs: Runs, *, wide: bool) -> tuple[
     keys = [point.run.key for point in group.points if point.run is not None]
     best = [point.run.key for point in group.points if point.run is not None and point.on_front]
     accuracy = not group.lower_is_better
-    y_title = "average accuracy (share)" if accuracy else group.metric.replace("held-out perplexity", "perplexity, held-out text")
+    y_title = (
+        "average accuracy (share)"
+        if accuracy
+        else group.metric.replace("held-out perplexity", "perplexity, held-out text")
+    )
     rows: list[tuple[Cell, ...]] = [
         (
             label(point.run, runs, name=True) if point.run else "dense model", group.metric, f"{point.ratio:.2%}", number(point.value, 4 if accuracy else 3),
@@ -39,9 +49,19 @@ def _pareto(index: int, group: ParetoGroup, runs: Runs, *, wide: bool) -> tuple[
         for point in sorted(group.points, key=lambda point: point.ratio)
     ]  # fmt: skip
     title = f"{group.metric.capitalize()} against ratio: {', '.join(keys)}"
-    text = f"{'Higher' if accuracy else 'Lower'} and further right is better. Not beaten: {', '.join(best) or 'none but the dense model'}."
+    text = (
+        f"{'Higher' if accuracy else 'Lower'} and further right is better. Not beaten: "
+        f"{', '.join(best) or 'none but the dense model'}."
+    )
     return (
-        Chart(f"pareto-{index}", title, text, plain(plots.pareto(group.points, runs, y_title)), 380, wide=wide),
+        Chart(
+            f"pareto-{index}",
+            title,
+            text,
+            plain(plots.pareto(group.points, runs, y_title)),
+            380,
+            wide=wide,
+        ),
         Table(("model", "measured", "removed", "value", "not beaten"), "llrrl", tuple(rows)),
     )
 
@@ -56,18 +76,46 @@ def cost(runs: Runs) -> Section | None:
         costs = run.costs
         faults = ", ".join(f"{count} x {name}" for name, count in costs["faults"].items()) or "none"
         counts = [f"{costs[name]:,}" for name in ("candidates", "scored", "reused")]
-        rest = duration(costs["seconds"]), str(costs["num_evaluators"]), faults, str(costs["lost_evaluations"])
+        rest = (
+            duration(costs["seconds"]),
+            str(costs["num_evaluators"]),
+            faults,
+            str(costs["lost_evaluations"]),
+        )
         searches.append((label(run, runs, name=True), *counts, *rest))
     models: list[tuple[Cell, ...]] = [
-        (label(run, runs, name=True), what, *_saved(run.sizes.get(size))) for size, what in zip(SIZES, _SIZE_NAMES, strict=True) for run in ended
+        (label(run, runs, name=True), what, *_saved(run.sizes.get(size)))
+        for size, what in zip(SIZES, _SIZE_NAMES, strict=True)
+        for run in ended
     ]
-    return Section("cost", "Cost", (
-        Heading("The searches"),
-        Text("Evaluations are (candidate, batch) pairs, scored or found in the store. A search that was resumed counts its last process."),
-        Table(("run", "candidates", "evaluations scored", "reused", "time", "evaluators", "faults", "lost evaluations"), "lrrrrrlr", tuple(searches)),
-        Heading("The models"),
-        Table(("run", "what", "dense", "pruned", "change"), "llrrr", tuple(models)),
-    ))  # fmt: skip
+    return Section(
+        "cost",
+        "Cost",
+        (
+            Heading("The searches"),
+            Text(
+                "Evaluations are (candidate, batch) pairs, scored or found in the store. A search "
+                "that was resumed counts its last "
+                "process."
+            ),
+            Table(
+                (
+                    "run",
+                    "candidates",
+                    "evaluations scored",
+                    "reused",
+                    "time",
+                    "evaluators",
+                    "faults",
+                    "lost evaluations",
+                ),
+                "lrrrrrlr",
+                tuple(searches),
+            ),
+            Heading("The models"),
+            Table(("run", "what", "dense", "pruned", "change"), "llrrr", tuple(models)),
+        ),
+    )
 
 
 _SIZE_NAMES = ("parameters", "FLOPs per token", "KV-cache bytes per token")
@@ -76,7 +124,11 @@ _SIZE_NAMES = ("parameters", "FLOPs per token", "KV-cache bytes per token")
 def _saved(pair: Pair | None) -> tuple[str, str, str]:
     if pair is None or pair.dense is None or pair.pruned is None:
         return NONE, NONE, NONE
-    return f"{pair.dense:,.0f}", f"{pair.pruned:,.0f}", f"{pair.pruned / pair.dense - 1:+.1%}" if pair.dense else NONE
+    return (
+        f"{pair.dense:,.0f}",
+        f"{pair.pruned:,.0f}",
+        f"{pair.pruned / pair.dense - 1:+.1%}" if pair.dense else NONE,
+    )
 
 
 def benchmarks(runs: Runs) -> Section | None:
@@ -87,32 +139,83 @@ def benchmarks(runs: Runs) -> Section | None:
     for run in evaluated:
         assert run.evaluation is not None
         rows += [
-            (label(run, runs), name, "token perplexity", number(pair.dense), NONE, number(pair.pruned), NONE, _relative(pair))
+            (
+                label(run, runs),
+                name,
+                "token perplexity",
+                number(pair.dense),
+                NONE,
+                number(pair.pruned),
+                NONE,
+                _relative(pair),
+            )
             for name, (pair, _) in run.evaluation.texts.items()
         ]
         for task in run.evaluation.tasks:
-            rows.append((
-                label(run, runs), task.task, task.metric, number(task.score.dense, 4), number(task.stderr.dense, 4), number(task.score.pruned, 4),
-                number(task.stderr.pruned, 4), _difference(task.score),
-            ))  # fmt: skip
-            if task.metric.partition(",")[0] == "acc_norm" or (task.metric.partition(",")[0] == "acc" and task.task not in chosen):
+            rows.append(
+                (
+                    label(run, runs),
+                    task.task,
+                    task.metric,
+                    number(task.score.dense, 4),
+                    number(task.stderr.dense, 4),
+                    number(task.score.pruned, 4),
+                    number(task.stderr.pruned, 4),
+                    _difference(task.score),
+                )
+            )
+            if task.metric.partition(",")[0] == "acc_norm" or (
+                task.metric.partition(",")[0] == "acc" and task.task not in chosen
+            ):
                 chosen[task.task] = task.metric
         average = run.evaluation.average
         if average.pruned is not None:
             rows.append(
-                (label(run, runs), "average", "acc_norm, else acc", number(average.dense, 4), NONE, number(average.pruned, 4), NONE, _difference(average))
+                (
+                    label(run, runs),
+                    "average",
+                    "acc_norm, else acc",
+                    number(average.dense, 4),
+                    NONE,
+                    number(average.pruned, 4),
+                    NONE,
+                    _difference(average),
+                )
             )
     if not rows:
         return None
-    parts: list[Part] = [Table(("run", "benchmark", "metric", "dense", "standard error", "pruned", "standard error", "change"), "lllrrrrr", tuple(rows))]
+    parts: list[Part] = [
+        Table(
+            (
+                "run",
+                "benchmark",
+                "metric",
+                "dense",
+                "standard error",
+                "pruned",
+                "standard error",
+                "change",
+            ),
+            "lllrrrrr",
+            tuple(rows),
+        )
+    ]
     if chosen:
         measured = [run for run in evaluated if run.evaluation is not None and run.evaluation.tasks]
-        text = "Open: dense. Filled: pruned. Bars: one standard error. acc_norm, or acc for tasks without one."
+        text = (
+            "Open: dense. Filled: pruned. Bars: one standard error. acc_norm, or acc for "
+            "tasks without one."
+        )
         figure = plots.accuracies(runs, measured, chosen)
         parts.insert(0, Chart("accuracy", "Zero-shot accuracy", text, plain(figure)))
     settings_used = {run.evaluation.settings for run in evaluated if run.evaluation is not None}
     if len(settings_used) > 1:
-        parts.append(Text("The evaluations were made with different settings, so that their accuracies do not compare across runs."))
+        parts.append(
+            Text(
+                "The evaluations were made with different settings, so that their accuracies do "
+                "not compare across runs."
+            )
+        )
     return Section("benchmarks", "Benchmarks", tuple(parts))
 
 
@@ -120,27 +223,44 @@ def settings(runs: Runs) -> Section:
     """What differs, then where everything comes from."""
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     # An option that a run is too old to have is no difference.
-    differing = [name for name in names if len({run.settings[name] for run in runs if name in run.settings}) > 1]
+    differing = [
+        name
+        for name in names
+        if len({run.settings[name] for run in runs if name in run.settings}) > 1
+    ]
     keys = tuple(run.key for run in runs)
     rows = [(name, *(run.settings.get(name, NONE) for run in runs)) for name in differing]
     same = Text("One run." if len(runs) == 1 else "All settings are the same.")
     origins = list(dict.fromkeys(name for run in runs for name in (*run.identity, *run.versions)))
-    where = [(name, *(run.identity.get(name, run.versions.get(name, NONE)) for run in runs)) for name in origins]
+    where = [
+        (name, *(run.identity.get(name, run.versions.get(name, NONE)) for run in runs))
+        for name in origins
+    ]
     folders: list[tuple[Cell, ...]] = [(label(run, runs), str(run.folder)) for run in runs]
     every = [(name, *(run.settings.get(name, NONE) for run in runs)) for name in names]
     align = "l" + "w" * len(runs)
-    return Section("settings", "Settings", (
-        Text("Settings in which the runs differ."),
-        Table(("setting", *keys), align, tuple(rows)) if rows else same,
-        Folded("All settings", (Table(("setting", *keys), align, tuple(every)),)),
-        Folded("Fingerprints and versions", (Table(("what", *keys), align, tuple(where)),)),
-        Folded("Folders", (Table(("run", "folder"), "ll", tuple(folders)),)),
-    ))  # fmt: skip
+    return Section(
+        "settings",
+        "Settings",
+        (
+            Text("Settings in which the runs differ."),
+            Table(("setting", *keys), align, tuple(rows)) if rows else same,
+            Folded("All settings", (Table(("setting", *keys), align, tuple(every)),)),
+            Folded("Fingerprints and versions", (Table(("what", *keys), align, tuple(where)),)),
+            Folded("Folders", (Table(("run", "folder"), "ll", tuple(folders)),)),
+        ),
+    )
 
 
 def _relative(pair: Pair) -> str:
-    return f"{pair.pruned / pair.dense - 1:+.1%}" if pair.pruned is not None and pair.dense else NONE
+    return (
+        f"{pair.pruned / pair.dense - 1:+.1%}" if pair.pruned is not None and pair.dense else NONE
+    )
 
 
 def _difference(pair: Pair) -> str:
-    return f"{pair.pruned - pair.dense:+.4f}" if pair.pruned is not None and pair.dense is not None else NONE
+    return (
+        f"{pair.pruned - pair.dense:+.4f}"
+        if pair.pruned is not None and pair.dense is not None
+        else NONE
+    )

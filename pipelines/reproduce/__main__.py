@@ -1,4 +1,6 @@
-"""`python -m pipelines.reproduce`: what an experiment expects beside what comes out here, and whether the difference is within its tolerance."""
+"""`python -m pipelines.reproduce`: what an experiment expects beside what comes out here, and
+whether the difference is within its tolerance.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,28 @@ from pipelines.evaluate.models import Subject, Subjects, window_length
 from pipelines.evaluators import gpus_per_evaluator, joined
 from pipelines.prune.job import make_job
 from pipelines.prune.pipeline import run_job
-from pipelines.reproduce.counts import count_checks, expected_shape, pruned_counts, published_accounting
-from pipelines.reproduce.divergence import divergence_text, first_divergence, layer_differences, shape_check, trajectory_checks
+from pipelines.reproduce.counts import (
+    count_checks,
+    expected_shape,
+    pruned_counts,
+    published_accounting,
+)
+from pipelines.reproduce.divergence import (
+    divergence_text,
+    first_divergence,
+    layer_differences,
+    shape_check,
+    trajectory_checks,
+)
 from pipelines.reproduce.experiment_file import record_experiment
-from pipelines.reproduce.verdict import Check, compared, compared_quality, not_checked, summed_up, table
+from pipelines.reproduce.verdict import (
+    Check,
+    compared,
+    compared_quality,
+    not_checked,
+    summed_up,
+    table,
+)
 from pipelines.runs.files import EVALUATION, REPRODUCE_LOG, VERDICT
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
@@ -51,12 +71,17 @@ def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         Failed: a figure is outside its tolerance. The verdict is written before.
     """
     log_to(None)
-    config = ReproduceConfig.given_with(raw, [override.split("=", 1)[0].lstrip("+~") for override in overrides])
+    config = ReproduceConfig.given_with(
+        raw, [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    )
     if config.record is not None:
         assert config.record_as is not None
         path = record_experiment(config.record, config.record_as)
         console.print(
-            f"written to {path}; compare with it: python -m pipelines.reproduce experiment={config.record_as} mode=search", markup=False, soft_wrap=True
+            f"written to {path}; compare with it: python -m pipelines.reproduce "
+            f"experiment={config.record_as} mode=search",
+            markup=False,
+            soft_wrap=True,
         )
         return {"experiment": str(path)}
     with joined(config.cluster):
@@ -72,24 +97,60 @@ def _counts(config: ReproduceConfig) -> dict[str, Any]:
 def _shape(config: ReproduceConfig) -> dict[str, Any]:
     """The expected shape on the real model, which the order of its channels is found from anew."""
     model, expected = config.model, config.figures
-    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    accounting = published_accounting(expected, checkpoint.config(), trust_remote_code=model.trust_remote_code)
-    shape = read_shape(Path(config.shape).expanduser(), accounting) if config.shape else expected_shape(expected, accounting)
+    checkpoint = find_checkpoint(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    accounting = published_accounting(
+        expected, checkpoint.config(), trust_remote_code=model.trust_remote_code
+    )
+    shape = (
+        read_shape(Path(config.shape).expanduser(), accounting)
+        if config.shape
+        else expected_shape(expected, accounting)
+    )
     if shape is None:
-        raise InputError("expected.shape: this experiment has none; give shape=FILE, or mode=search")
-    with open_benchmarks(config.evaluation, checkpoint.tokenizer, _window_length(config, checkpoint)):
+        raise InputError(
+            "expected.shape: this experiment has none; give shape=FILE, or mode=search"
+        )
+    with open_benchmarks(
+        config.evaluation, checkpoint.tokenizer, _window_length(config, checkpoint)
+    ):
         pass  # what is missing is said before the weights are read
     checkpoint.check_weights()
     with RunFolder(config.output_dir) as folder:
         try:
             fingerprint = checkpoint.fingerprint()
-            folder.claim({"evaluation.model": fingerprint, "evaluation.shape": shape.text, "search.importance": config.search.importance})
+            folder.claim(
+                {
+                    "evaluation.model": fingerprint,
+                    "evaluation.shape": shape.text,
+                    "search.importance": config.search.importance,
+                }
+            )
             log_to(folder.path / REPRODUCE_LOG)
             folder.write("shape.json", dump_json(shape.to_json()))
-            subjects = _subjects(config, checkpoint, fingerprint, accounting, shape, _order(config, folder, checkpoint, accounting, shape))
-            report = evaluate_run(EvaluateConfig.like(config, model=config.model, run=None), folder, subjects)
-            dense = compared("parameters, dense", expected.dense.num_parameters, accounting.num_dense_parameters, expected.tolerance.num_parameters)
-            return _conclude(config, folder, [dense, *pruned_counts(expected, accounting, shape), *_quality(config, report)])
+            subjects = _subjects(
+                config,
+                checkpoint,
+                fingerprint,
+                accounting,
+                shape,
+                _order(config, folder, checkpoint, accounting, shape),
+            )
+            report = evaluate_run(
+                EvaluateConfig.like(config, model=config.model, run=None), folder, subjects
+            )
+            dense = compared(
+                "parameters, dense",
+                expected.dense.num_parameters,
+                accounting.num_dense_parameters,
+                expected.tolerance.num_parameters,
+            )
+            return _conclude(
+                config,
+                folder,
+                [dense, *pruned_counts(expected, accounting, shape), *_quality(config, report)],
+            )
         finally:
             log_to(None)
 
@@ -103,17 +164,43 @@ def _search(config: ReproduceConfig) -> dict[str, Any]:
     with RunFolder(summary["output_dir"]) as folder:
         run = read_saved_run(str(folder.path))
         shape = ModelShape.parse(run.lines[-1]["shape"])
-        accounting = published_accounting(expected, job.checkpoint.config(), trust_remote_code=config.model.trust_remote_code)
-        checks = [compared("parameters, dense", expected.dense.num_parameters, accounting.num_dense_parameters, expected.tolerance.num_parameters)]
-        checks += [*pruned_counts(expected, accounting, shape), *trajectory_checks(expected, run.lines)]
-        checks.append(not_checked("layers whose shape differs", "no shape is expected") if wanted is None else shape_check(wanted, shape))
-        report = json.loads((folder.path / EVALUATION).read_text()) if config.evaluation.wanted else None
+        accounting = published_accounting(
+            expected, job.checkpoint.config(), trust_remote_code=config.model.trust_remote_code
+        )
+        checks = [
+            compared(
+                "parameters, dense",
+                expected.dense.num_parameters,
+                accounting.num_dense_parameters,
+                expected.tolerance.num_parameters,
+            )
+        ]
+        checks += [
+            *pruned_counts(expected, accounting, shape),
+            *trajectory_checks(expected, run.lines),
+        ]
+        checks.append(
+            not_checked("layers whose shape differs", "no shape is expected")
+            if wanted is None
+            else shape_check(wanted, shape)
+        )
+        report = (
+            json.loads((folder.path / EVALUATION).read_text()) if config.evaluation.wanted else None
+        )
         divergence = first_divergence(expected, run.lines)
-        found = {"divergence": divergence, "layers": layer_differences(wanted, shape) if wanted is not None else None}
+        found = {
+            "divergence": divergence,
+            "layers": layer_differences(wanted, shape) if wanted is not None else None,
+        }
         return _conclude(config, folder, checks + _quality(config, report), found)
 
 
-def _conclude(config: ReproduceConfig, folder: RunFolder, checks: Sequence[Check], found: dict[str, Any] | None = None) -> dict[str, Any]:
+def _conclude(
+    config: ReproduceConfig,
+    folder: RunFolder,
+    checks: Sequence[Check],
+    found: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Verdict on the console and in the folder.
 
     Raises:
@@ -121,15 +208,40 @@ def _conclude(config: ReproduceConfig, folder: RunFolder, checks: Sequence[Check
     """
     expected, name = config.figures, config.model.path.rstrip("/").split("/")[-1]
     summary = summed_up(checks)
-    report = {"model": name, "mode": config.mode, "source": expected.source, "published_settings": dict(expected.settings)} | summary | (found or {})
-    path = folder.write(VERDICT, dump_json(report | {"versions": versions(), "git_revision": git_revision()}))
-    console.print(table(f"{name} to ratio {config.search.target_ratio:g}, mode={config.mode}. Expected: {expected.source}", checks))
+    report = (
+        {
+            "model": name,
+            "mode": config.mode,
+            "source": expected.source,
+            "published_settings": dict(expected.settings),
+        }
+        | summary
+        | (found or {})
+    )
+    path = folder.write(
+        VERDICT, dump_json(report | {"versions": versions(), "git_revision": git_revision()})
+    )
+    console.print(
+        table(
+            f"{name} to ratio {config.search.target_ratio:g}, mode={config.mode}. Expected: "
+            f"{expected.source}",
+            checks,
+        )
+    )
     if expected.settings:
         shown = ", ".join(f"{setting} {value}" for setting, value in expected.settings.items())
-        console.print(f"published with {shown}; the experiment's file says why its own settings differ", markup=False, soft_wrap=True)
+        console.print(
+            f"published with {shown}; the experiment's file says why its own settings differ",
+            markup=False,
+            soft_wrap=True,
+        )
     for line in _differences(found or {}):
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{summary['num_within']} within, {summary['num_outside']} outside, {summary['num_not_checked']} not checked; {path}", soft_wrap=True)
+    console.print(
+        f"{summary['num_within']} within, {summary['num_outside']} outside, "
+        f"{summary['num_not_checked']} not checked; {path}",
+        soft_wrap=True,
+    )
     outside = [check.quantity for check in checks if check.verdict == "outside"]
     if outside:
         raise Failed(f"outside the tolerance: {'; '.join(outside)}")
@@ -138,20 +250,41 @@ def _conclude(config: ReproduceConfig, folder: RunFolder, checks: Sequence[Check
 
 def _differences(found: dict[str, Any]) -> list[str]:
     """Where a search went another way, and what that came to."""
-    lines = [f"first divergence: {divergence_text(found['divergence'])}"] if found.get("divergence") else []
-    layers = [f"layer {each['layer']} {each['measured']} instead of {each['expected']}" for each in found.get("layers") or ()]
-    return lines + ([f"{len(layers)} layers differ (KV heads x MLP channels): {', '.join(layers)}"] if layers else [])
+    lines = (
+        [f"first divergence: {divergence_text(found['divergence'])}"]
+        if found.get("divergence")
+        else []
+    )
+    layers = [
+        f"layer {each['layer']} {each['measured']} instead of {each['expected']}"
+        for each in found.get("layers") or ()
+    ]
+    return lines + (
+        [f"{len(layers)} layers differ (KV heads x MLP channels): {', '.join(layers)}"]
+        if layers
+        else []
+    )
 
 
 def _quality(config: ReproduceConfig, report: dict[str, Any] | None) -> list[Check]:
     expected = config.figures
     if report is None:
         return [not_checked("perplexity and accuracies", "evaluation=none")]
-    dense = compared_quality("dense", expected.dense, report["dense"], expected.tolerance) if report["dense"] else []
+    dense = (
+        compared_quality("dense", expected.dense, report["dense"], expected.tolerance)
+        if report["dense"]
+        else []
+    )
     return dense + compared_quality("pruned", expected.pruned, report, expected.tolerance)
 
 
-def _order(config: ReproduceConfig, folder: RunFolder, checkpoint: Checkpoint, accounting: Accounting, shape: ModelShape) -> ChannelOrder:
+def _order(
+    config: ReproduceConfig,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    accounting: Accounting,
+    shape: ModelShape,
+) -> ChannelOrder:
     """Found once: the same command reads it from its folder."""
     path = folder.path / "channel_order.safetensors"
     if path.is_file():
@@ -169,16 +302,28 @@ def _subjects(
     config: ReproduceConfig, checkpoint: Checkpoint, fingerprint: str, accounting: Accounting, shape: ModelShape, order: ChannelOrder
 ) -> Subjects:  # fmt: skip
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
-    dtype = resolve_dtype(config.model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0)
+    dtype = resolve_dtype(
+        config.model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0
+    )
     dense = Subject("dense", checkpoint, fingerprint, dtype, accounting.num_dense_parameters)
-    pruned = Subject("pruned", checkpoint, fingerprint, dtype, accounting.num_stored_parameters(shape), shape, order)
+    pruned = Subject(
+        "pruned",
+        checkpoint,
+        fingerprint,
+        dtype,
+        accounting.num_stored_parameters(shape),
+        shape,
+        order,
+    )
     models = (dense, pruned) if config.evaluation.dense else (pruned,)
     name = config.model.path.rstrip("/").split("/")[-1]
     return Subjects(name, config.model.path, models, shape.text, accounting.ratio(shape))
 
 
 def _window_length(config: ReproduceConfig, checkpoint: Checkpoint) -> int:
-    return window_length(config.evaluation.sequence_length, [Subject("dense", checkpoint, "", "float32", 0)])
+    return window_length(
+        config.evaluation.sequence_length, [Subject("dense", checkpoint, "", "float32", 0)]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a published run says of parameters, steps and evaluations, against what we count and plan, from the configuration alone."""
+"""What a published run says of parameters, steps and evaluations, against what we count and plan,
+from the configuration alone.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,43 @@ def count_checks(config: ReproduceConfig) -> list[Check]:
     """Every check that needs no weights.
 
     Raises:
-        InputError: the experiment does not say how large the model is, or its shape is of another model.
+        InputError: the experiment does not say how large the model is, or its shape is of another
+            model.
     """
     expected = config.figures
     if "model_type" not in expected.config:
-        raise InputError("expected.config: it has no model_type; mode=counts takes the sizes of the dense model from there")
+        raise InputError(
+            "expected.config: it has no model_type; mode=counts takes the sizes of the dense "
+            "model from there"
+        )
     model_config = AutoConfig.for_model(**expected.config)
     accounting = published_accounting(expected, model_config)
     shape = expected_shape(expected, accounting)
-    checks = [compared("parameters, dense", expected.dense.num_parameters, accounting.num_dense_parameters, expected.tolerance.num_parameters)]
+    checks = [
+        compared(
+            "parameters, dense",
+            expected.dense.num_parameters,
+            accounting.num_dense_parameters,
+            expected.tolerance.num_parameters,
+        )
+    ]
     if shape is None:
         return checks + _checks_without_shape(config, accounting)
-    return checks + pruned_counts(expected, accounting, shape) + _layers_checks(expected, shape) + _plan_checks(config, Accounting(model_config), shape)
+    return (
+        checks
+        + pruned_counts(expected, accounting, shape)
+        + _layers_checks(expected, shape)
+        + _plan_checks(config, Accounting(model_config), shape)
+    )
 
 
-def published_accounting(expected: ExpectedConfig, model_config: PretrainedConfig, *, trust_remote_code: bool = False) -> Accounting:
+def published_accounting(
+    expected: ExpectedConfig, model_config: PretrainedConfig, *, trust_remote_code: bool = False
+) -> Accounting:
     """Counts as the source of the figures counted."""
-    return Accounting(model_config, keep_qkv_bias=expected.keep_qkv_bias, trust_remote_code=trust_remote_code)
+    return Accounting(
+        model_config, keep_qkv_bias=expected.keep_qkv_bias, trust_remote_code=trust_remote_code
+    )
 
 
 def expected_shape(expected: ExpectedConfig, accounting: Accounting) -> ModelShape | None:
@@ -53,17 +75,32 @@ def expected_shape(expected: ExpectedConfig, accounting: Accounting) -> ModelSha
     shape = ModelShape.parse(expected.shape)
     problems = accounting.geometry.problems(shape)
     if problems:
-        raise InputError("\n".join(f"expected.shape: it does not fit this model: {problem}" for problem in problems))
+        raise InputError(
+            "\n".join(
+                f"expected.shape: it does not fit this model: {problem}" for problem in problems
+            )
+        )
     return shape
 
 
-def pruned_counts(expected: ExpectedConfig, accounting: Accounting, shape: ModelShape) -> list[Check]:
+def pruned_counts(
+    expected: ExpectedConfig, accounting: Accounting, shape: ModelShape
+) -> list[Check]:
     """Parameters of a shape, and the ratio that follows."""
     dense, pruned = expected.dense.num_parameters, expected.pruned.num_parameters
     ratio = 1 - pruned / dense if dense and pruned else expected.ratio
-    rounding = 0.0 if dense and pruned and expected.tolerance.num_parameters == 0 else expected.tolerance.ratio_rounding
+    rounding = (
+        0.0
+        if dense and pruned and expected.tolerance.num_parameters == 0
+        else expected.tolerance.ratio_rounding
+    )
     return [
-        compared("parameters, pruned", pruned, accounting.num_parameters(shape), expected.tolerance.num_parameters),
+        compared(
+            "parameters, pruned",
+            pruned,
+            accounting.num_parameters(shape),
+            expected.tolerance.num_parameters,
+        ),
         compared("ratio", ratio, accounting.ratio(shape), rounding + 1e-12),
     ]
 
@@ -72,15 +109,26 @@ def _layers_checks(expected: ExpectedConfig, shape: ModelShape) -> list[Check]:
     """The lists of removed blocks and the shape are two accounts of the same thing."""
     found = []
     for quantity, listed, gone in (
-        ("layers without attention", expected.removed_attention, [index for index, layer in enumerate(shape.layers) if not layer.kv_heads]),
-        ("layers without MLP", expected.removed_mlp, [index for index, layer in enumerate(shape.layers) if not layer.mlp_channels]),
+        (
+            "layers without attention",
+            expected.removed_attention,
+            [index for index, layer in enumerate(shape.layers) if not layer.kv_heads],
+        ),
+        (
+            "layers without MLP",
+            expected.removed_mlp,
+            [index for index, layer in enumerate(shape.layers) if not layer.mlp_channels],
+        ),
     ):
         found += [] if listed is None else [same(quantity, sorted(listed), gone)]
     return found
 
 
 def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelShape) -> list[Check]:
-    """What the shape implies must be among what the plan of our search covers. Searches count no biases of what is removed."""
+    """What the shape implies must be among what the plan of our search covers.
+
+    Searches count no biases of what is removed.
+    """
     expected, search = config.figures, config.search
     names = [f"{what}, {stage}" for stage in _STAGES.values() for what in ("steps", "evaluations")]
     if expected.no_plan is not None or search.strategy != "greedy":
@@ -88,24 +136,52 @@ def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelSh
         return [not_checked(name, why) for name in (_TARGETS, *names)]
     geometry = accounting.geometry
     mlp_group = search.mlp_group_channels or default_mlp_group(geometry)
-    head_group = (search.head_group_channels or geometry.channels_per_kv_head) // geometry.channels_per_kv_head
+    head_group = (
+        search.head_group_channels or geometry.channels_per_kv_head
+    ) // geometry.channels_per_kv_head
     implied = implied_search(accounting, shape, mlp_group=mlp_group, head_group=head_group)
     targets = target_range(implied, search.distribution)
     if targets is None:
-        checks = [Check(_TARGETS, "none: the distribution cannot lead to it", search.target_ratio, None, None, "outside")]
+        checks = [
+            Check(
+                _TARGETS,
+                "none: the distribution cannot lead to it",
+                search.target_ratio,
+                None,
+                None,
+                "outside",
+            )
+        ]
     else:
         checks = [_target_check(targets, search.target_ratio)]
     plan = search_plan(accounting, config)
     for stage in implied:
         steps, evaluations = _planned(plan, stage.name)
-        checks.append(contained(f"steps, {_STAGES[stage.name]}", (stage.steps, stage.steps), (steps.min, steps.max)))
-        checks.append(contained(f"evaluations, {_STAGES[stage.name]}", (stage.evaluations.min, stage.evaluations.max), (evaluations.min, evaluations.max)))
+        checks.append(
+            contained(
+                f"steps, {_STAGES[stage.name]}", (stage.steps, stage.steps), (steps.min, steps.max)
+            )
+        )
+        checks.append(
+            contained(
+                f"evaluations, {_STAGES[stage.name]}",
+                (stage.evaluations.min, stage.evaluations.max),
+                (evaluations.min, evaluations.max),
+            )
+        )
     return checks
 
 
 def _target_check(targets: tuple[float, float], target: float) -> Check:
     inside = targets[0] < target <= targets[1]
-    return Check(_TARGETS, f"above {targets[0]:.5f}, up to {targets[1]:.5f}", target, None, None, "within" if inside else "outside")
+    return Check(
+        _TARGETS,
+        f"above {targets[0]:.5f}, up to {targets[1]:.5f}",
+        target,
+        None,
+        None,
+        "within" if inside else "outside",
+    )
 
 
 def _planned(plan: SearchPlan, name: str) -> tuple[Range, Range]:
@@ -121,6 +197,11 @@ def _checks_without_shape(config: ReproduceConfig, accounting: Accounting) -> li
         return [*checks, not_checked("ratio", "only the target is published")]
     if any(search.distribution[1:]):
         return [*checks, not_checked("ratio", "without a shape it follows from nothing")]
-    nearest, attention, mlp = whole_blocks(accounting, ratio, layers=search.strategy == "block_influence")
+    nearest, attention, mlp = whole_blocks(
+        accounting, ratio, layers=search.strategy == "block_influence"
+    )
     quantity = f"ratio, nearest of whole blocks ({attention} attention, {mlp} MLP)"
-    return [*checks, compared(quantity, ratio, nearest, config.figures.tolerance.ratio_rounding + 1e-9)]
+    return [
+        *checks,
+        compared(quantity, ratio, nearest, config.figures.tolerance.ratio_rounding + 1e-9),
+    ]

@@ -16,7 +16,9 @@ _BLOCKS = {"attention": "removed_attention", "mlp": "removed_mlp"}
 
 
 def removal_text(removal: Removal) -> str:
-    """One removal as `expected.steps` lists it: kind, layer, and for widths what is left, such as `attention:25`, `mlp_channels:3:9984`."""
+    """One removal as `expected.steps` lists it: kind, layer, and for widths what is left, such as
+    `attention:25`, `mlp_channels:3:9984`.
+    """
     left = "" if removal.kind in _BLOCKS else f":{removal.left}"
     return f"{removal.kind}:{removal.layer}{left}"
 
@@ -24,12 +26,22 @@ def removal_text(removal: Removal) -> str:
 def trajectory_checks(expected: ExpectedConfig, lines: Lines) -> list[Check]:
     """The order of removals, as far as it is known."""
     if expected.steps is not None:
-        return [same("order of all removals", expected.steps, [_text(line["removed"]) for line in lines])]
+        return [
+            same(
+                "order of all removals", expected.steps, [_text(line["removed"]) for line in lines]
+            )
+        ]
     found = []
     for kind, name in _BLOCKS.items():
         wanted = getattr(expected, name)
-        quantity = f"{'attention' if kind == 'attention' else 'MLP'} blocks in the order that they went"
-        found.append(not_checked(quantity, "no order is expected") if wanted is None else same(quantity, wanted, _removed(lines, kind)))
+        quantity = (
+            f"{'attention' if kind == 'attention' else 'MLP'} blocks in the order that they went"
+        )
+        found.append(
+            not_checked(quantity, "no order is expected")
+            if wanted is None
+            else same(quantity, wanted, _removed(lines, kind))
+        )
     return found
 
 
@@ -41,18 +53,27 @@ def shape_check(expected: ModelShape, measured: ModelShape) -> Check:
 def layer_differences(expected: ModelShape, measured: ModelShape) -> list[dict[str, Any]]:
     """Every layer that differs, as KV heads x MLP channels."""
     return [
-        {"layer": index, "expected": f"{a.kv_heads}x{a.mlp_channels}", "measured": f"{b.kv_heads}x{b.mlp_channels}"}
+        {
+            "layer": index,
+            "expected": f"{a.kv_heads}x{a.mlp_channels}",
+            "measured": f"{b.kv_heads}x{b.mlp_channels}",
+        }
         for index, (a, b) in enumerate(zip(expected.layers, measured.layers, strict=True))
         if a != b
     ]
 
 
 def first_divergence(expected: ExpectedConfig, lines: Lines) -> dict[str, Any] | None:
-    """The first step at which something else went than expected, and how far apart the two scored there; None if there is none.
+    """The first step at which something else went than expected, and how far apart the two scored
+    there; None if there is none.
 
-    Where only the order of each kind of block is known, that is the first step that took a block in another place of that order.
+    Where only the order of each kind of block is known, that is the first step that took a block in
+    another place of that order.
     """
-    found = [_divergence(wanted, [(line, _text(line["removed"])) for line in lines if of_kind(line)]) for wanted, of_kind in _orders(expected)]
+    found = [
+        _divergence(wanted, [(line, _text(line["removed"])) for line in lines if of_kind(line)])
+        for wanted, of_kind in _orders(expected)
+    ]
     known = [divergence for divergence in found if divergence is not None]
     return min(known, key=lambda divergence: divergence["step"] or len(lines) + 1, default=None)
 
@@ -65,7 +86,11 @@ def divergence_text(divergence: Mapping[str, Any]) -> str:
     if divergence["expected"] is None:
         return f"{where}, where nothing more was expected"
     apart = divergence["nll_difference"]
-    known = f", which scored {apart:+.6f} nat per token against it" if apart is not None else ", which was no candidate there"
+    known = (
+        f", which scored {apart:+.6f} nat per token against it"
+        if apart is not None
+        else ", which was no candidate there"
+    )
     return f"{where}; expected was {divergence['expected']}{known}"
 
 
@@ -76,16 +101,27 @@ def _orders(expected: ExpectedConfig) -> list[tuple[list[str], Any]]:
     for kind, name in _BLOCKS.items():
         layers = getattr(expected, name)
         if layers is not None:
-            orders.append(([f"{kind}:{layer}" for layer in layers], lambda line, kind=kind: line["removed"]["kind"] == kind))
+            orders.append(
+                (
+                    [f"{kind}:{layer}" for layer in layers],
+                    lambda line, kind=kind: line["removed"]["kind"] == kind,
+                )
+            )
     return orders
 
 
-def _divergence(wanted: Sequence[str], taken: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, Any] | None:
+def _divergence(
+    wanted: Sequence[str], taken: Sequence[tuple[Mapping[str, Any], str]]
+) -> dict[str, Any] | None:
     for index in range(max(len(wanted), len(taken))):
         theirs = wanted[index] if index < len(wanted) else None
         line, ours = taken[index] if index < len(taken) else (None, None)
         if theirs != ours:
-            scores = {_text(candidate): candidate["nll"] for candidate in line["candidates"]} if line else {}
+            scores = (
+                {_text(candidate): candidate["nll"] for candidate in line["candidates"]}
+                if line
+                else {}
+            )
             there, here = scores.get(theirs) if theirs else None, scores.get(ours) if ours else None
             return {
                 "step": line["step"] if line else None,

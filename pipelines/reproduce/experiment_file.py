@@ -1,4 +1,6 @@
-"""An experiment written from a search that has ended: its settings, and its figures as what is expected of the next one."""
+"""An experiment written from a search that has ended: its settings, and its figures as what is
+expected of the next one.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,24 @@ from pruning.shape import Removal
 
 _RESOLVED = {"search": ("mlp_group_channels", "head_group_channels"), "model": ("dtype",)}
 """Settings that the run resolved, if they were null or auto."""
-_MEASURED = ("tasks", "num_fewshot", "limit", "data_dir", "texts", "sequence_length", "batch_size", "max_length")
-_NOT_SIZES = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "auto_map")
+_MEASURED = (
+    "tasks",
+    "num_fewshot",
+    "limit",
+    "data_dir",
+    "texts",
+    "sequence_length",
+    "batch_size",
+    "max_length",
+)
+_NOT_SIZES = (
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    "auto_map",
+)
 
 
 def record_experiment(run_folder: str, name: str) -> Path:
@@ -32,40 +50,66 @@ def record_experiment(run_folder: str, name: str) -> Path:
         InputError: the run has not ended, or there is an experiment of that name.
     """
     if not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
-        raise InputError(f"record_as: {name!r}; give a name of letters, digits, _ and -, such as mine/smollm2_10")
+        raise InputError(
+            f"record_as: {name!r}; give a name of letters, digits, _ and -, such as mine/smollm2_10"
+        )
     path = overrides.CONF / "experiment" / f"{name}.yaml"
     if path.exists():
         raise InputError(f"record_as: {path} is there already; give another name, or remove it")
     run = read_saved_run(run_folder, option="record", needs=("summary.json",))
     content = _settings(run) | {"expected": _expected(run)}
-    text = yaml.safe_dump(content, sort_keys=False, width=150, default_flow_style=None, allow_unicode=True)
-    command = f"# python -m pipelines.reproduce experiment={name} mode=search    (or mode=counts, mode=shape; the same with pipelines.prune)"
+    text = yaml.safe_dump(
+        content, sort_keys=False, width=150, default_flow_style=None, allow_unicode=True
+    )
+    command = (
+        f"# python -m pipelines.reproduce experiment={name} mode=search    (or "
+        "mode=counts, mode=shape; the same with pipelines.prune)"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# @package _global_\n{command}\n{text}", encoding="utf-8")
     return path
 
 
 def _settings(run: SavedRun) -> dict[str, Any]:
-    groups = {group: OmegaConf.to_container(run.config[group]) for group in ("model", "calibration", "search")}
+    groups = {
+        group: OmegaConf.to_container(run.config[group])
+        for group in ("model", "calibration", "search")
+    }
     for group, names in _RESOLVED.items():
         settings = groups[group]
         assert isinstance(settings, dict)
-        settings |= {name: run.record["identity"].get(f"{group}.{name}", settings[name]) for name in names}
+        settings |= {
+            name: run.record["identity"].get(f"{group}.{name}", settings[name]) for name in names
+        }
     evaluation = _evaluation(run)
-    return groups | ({"evaluation": {name: evaluation["settings"][name] for name in _MEASURED}} if evaluation else {})
+    return groups | (
+        {"evaluation": {name: evaluation["settings"][name] for name in _MEASURED}}
+        if evaluation
+        else {}
+    )
 
 
 def _expected(run: SavedRun) -> dict[str, Any]:
     summary, evaluation, model = run.summary, _evaluation(run), run.config.model
     assert summary is not None
     ended = datetime.fromtimestamp(run.lines[-1]["timestamp"], UTC)
-    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    sizes = {name: value for name, value in checkpoint.config().to_diff_dict().items() if name not in _NOT_SIZES}
+    checkpoint = find_checkpoint(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    sizes = {
+        name: value
+        for name, value in checkpoint.config().to_diff_dict().items()
+        if name not in _NOT_SIZES
+    }
     counts = summary["num_parameters"]
     return {
-        "source": f"a search that ended {ended:%Y-%m-%d}, {summary['num_evaluators']} evaluators, {summary['dtype']}",
+        "source": (
+            f"a search that ended {ended:%Y-%m-%d}, {summary['num_evaluators']} "
+            f"evaluators, {summary['dtype']}"
+        ),
         "config": sizes,
-        "dense": {"num_parameters": counts["dense"]} | _figures(evaluation["dense"] if evaluation else None),
+        "dense": {"num_parameters": counts["dense"]}
+        | _figures(evaluation["dense"] if evaluation else None),
         "pruned": {"num_parameters": counts["pruned"]} | _figures(evaluation),
         "shape": summary["shape"],
         "steps": [removal_text(Removal.from_json(line["removed"])) for line in run.lines],
@@ -77,9 +121,14 @@ def _expected(run: SavedRun) -> dict[str, Any]:
 def _figures(measured: dict[str, Any] | None) -> dict[str, Any]:
     if measured is None:
         return {}
-    tasks = {name: values.get("acc_norm", values.get("acc")) for name, values in measured["tasks"].items()}
+    tasks = {
+        name: values.get("acc_norm", values.get("acc"))
+        for name, values in measured["tasks"].items()
+    }
     return {
-        "perplexity": {name: value for name, value in measured["perplexity"].items() if value is not None},
+        "perplexity": {
+            name: value for name, value in measured["perplexity"].items() if value is not None
+        },
         "accuracy": {name: value for name, value in tasks.items() if value is not None},
         "accuracy_average": measured["average"],
     }
@@ -89,4 +138,8 @@ def _evaluation(run: SavedRun) -> dict[str, Any] | None:
     """What was measured of the shape that the search came to."""
     path = run.folder / EVALUATION
     found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return found if found is not None and run.summary is not None and found["shape"] == run.summary["shape"] else None
+    return (
+        found
+        if found is not None and run.summary is not None and found["shape"] == run.summary["shape"]
+        else None
+    )

@@ -1,4 +1,6 @@
-"""The output folder of a run: who owns it, what it is called, and files that are either whole or not there."""
+"""The output folder of a run: who owns it, what it is called, and files that are either whole or
+not there.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,14 @@ class RunFolder:
             self._lock = FileLock(self.path / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"output_dir: another process is at work in {self.path}; wait for it, or give another folder") from error
+            raise InputError(
+                f"output_dir: another process is at work in {self.path}; wait for it, or give "
+                "another folder"
+            ) from error
         except OSError as error:
-            raise InputError(f"output_dir: cannot write to {self.path}: {error.strerror or error}") from error
+            raise InputError(
+                f"output_dir: cannot write to {self.path}: {error.strerror or error}"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -55,25 +62,39 @@ class RunFolder:
         """Makes the folder belong to the run with this identity, or goes on with it.
 
         Returns:
-            The record of `run.json`: `identity`, `started` (seconds since 1970), and what earlier processes of the run added.
+            The record of `run.json`: `identity`, `started` (seconds since 1970), and what earlier
+            processes of the run added.
 
         Raises:
             InputError: the folder belongs to another run, or holds something else.
         """
         record = self.read("run.json")
         if record is None:
-            foreign = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "prune.log")
+            foreign = sorted(
+                entry.name
+                for entry in self.path.iterdir()
+                if not entry.name.startswith(".") and entry.name != "prune.log"
+            )
             if foreign:
-                raise InputError(f"output_dir: {self.path} is not empty and not a run's folder (it has {', '.join(foreign[:4])}); give another folder")
+                raise InputError(
+                    f"output_dir: {self.path} is not empty and not a run's folder (it has "
+                    f"{', '.join(foreign[:4])}); give another folder"
+                )
             record = {"identity": dict(identity), "started": round(time.time(), 3)}
             self.write("run.json", dump_json(record))
             return record
         theirs = record["identity"]
         names = dict.fromkeys([*identity, *theirs])
-        differing = [f"{name}: {theirs.get(name)} there, {identity.get(name)} here" for name in names if theirs.get(name) != identity.get(name)]
+        differing = [
+            f"{name}: {theirs.get(name)} there, {identity.get(name)} here"
+            for name in names
+            if theirs.get(name) != identity.get(name)
+        ]
         if differing:
             raise InputError(
-                f"output_dir: {self.path} belongs to another run:\n  " + "\n  ".join(differing) + "\nGive another output_dir; scores that both need are shared"
+                f"output_dir: {self.path} belongs to another run:\n  "
+                + "\n  ".join(differing)
+                + "\nGive another output_dir; scores that both need are shared"
             )
         return record
 
@@ -103,7 +124,9 @@ class RunFolder:
 
 
 def _dated_folder() -> Path:
-    stem = (ROOT / datetime.now().strftime("%Y-%m-%d") / datetime.now().strftime("%H-%M-%S")).absolute()
+    stem = (
+        ROOT / datetime.now().strftime("%Y-%m-%d") / datetime.now().strftime("%H-%M-%S")
+    ).absolute()
     path, number = stem, 1
     while path.exists():
         number += 1

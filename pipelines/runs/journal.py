@@ -18,7 +18,8 @@ from pruning.shape import Removal
 class Journal:
     """The trajectory of one run.
 
-    A line that a crash cut short is dropped when the file is opened again; its scores are in the store. Lines are never rewritten.
+    A line that a crash cut short is dropped when the file is opened again; its scores are in the
+    store. Lines are never rewritten.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +34,8 @@ class Journal:
                 self.lines = [json.loads(line) for line in whole.decode().splitlines()]
             except ValueError as error:
                 raise InputError(
-                    f"output_dir: {path} is damaged ({error}); move it away and run the same command again: the scores are in the store"
+                    f"output_dir: {path} is damaged ({error}); move it away and run the same "
+                    "command again: the scores are in the store"
                 ) from error
 
     def append(self, line: dict[str, Any]) -> None:
@@ -50,10 +52,18 @@ class Journal:
             InputError: it does not.
         """
         for line in self.lines:
-            recorded = {Removal.from_json(candidate): _read_nll(candidate["nll"]) for candidate in line["candidates"]}
-            if search.done or set(recorded) != set(search.propose()) or search.observe(recorded).removal != Removal.from_json(line["removed"]):
+            recorded = {
+                Removal.from_json(candidate): _read_nll(candidate["nll"])
+                for candidate in line["candidates"]
+            }
+            if (
+                search.done
+                or set(recorded) != set(search.propose())
+                or search.observe(recorded).removal != Removal.from_json(line["removed"])
+            ):
                 raise InputError(
-                    f"output_dir: step {line['step']} of {self.path} does not follow from its settings: it was written by another run or edited. "
+                    f"output_dir: step {line['step']} of {self.path} does not follow from its "
+                    "settings: it was written by another run or edited. "
                     "Use a new output_dir; scores that still apply are in the store"
                 )
 
@@ -69,14 +79,21 @@ def step_line(
     seconds: float,
     timestamp: float,
 ) -> dict[str, Any]:
-    """One line of the journal. Only `seconds` and `timestamp` differ between two runs with the same settings.
+    """One line of the journal.
+
+    Only `seconds` and `timestamp` differ between two runs with the same settings.
 
     Args:
         evaluations: candidates of all steps so far, this one included.
-        stderrs: of each candidate, the standard error of its NLL minus that of the one removed; None where it has none.
+        stderrs: of each candidate, the standard error of its NLL minus that of the one removed;
+            None where it has none.
         timestamp: end of the step, seconds since 1970.
     """
-    rest = [(nll, candidate) for candidate, nll in step.candidates if candidate != step.removal and math.isfinite(nll)]
+    rest = [
+        (nll, candidate)
+        for candidate, nll in step.candidates
+        if candidate != step.removal and math.isfinite(nll)
+    ]
     second = min(rest, key=lambda pair: pair[0])[1] if rest else None
     return {
         "step": number,
@@ -91,7 +108,11 @@ def step_line(
         "margin_stderr": None if second is None else stderrs[second],
         "evaluations": evaluations,
         "shape": step.shape.text,
-        "candidates": [candidate.to_json() | {"nll": nll if math.isfinite(nll) else None, "stderr": stderrs[candidate]} for candidate, nll in step.candidates],
+        "candidates": [
+            candidate.to_json()
+            | {"nll": nll if math.isfinite(nll) else None, "stderr": stderrs[candidate]}
+            for candidate, nll in step.candidates
+        ],
         "seconds": round(seconds, 3),
         "timestamp": round(timestamp, 3),
     }

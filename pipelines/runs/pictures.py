@@ -29,29 +29,56 @@ STAGES = {
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
-def plot_trajectory(lines: Sequence[Mapping[str, Any]], dense: Mapping[str, float | None], title: str, path: Path) -> None:
+def plot_trajectory(
+    lines: Sequence[Mapping[str, Any]], dense: Mapping[str, float | None], title: str, path: Path
+) -> None:
     """Calibration perplexity against ratio, one point a step, coloured by stage.
 
-    Blocks and widths are scored on different texts, so they are two curves, each starting at the dense model's perplexity on its own
-    text (`dense`: by set, `block` and `width`).
+    Blocks and widths are scored on different texts, so they are two curves, each starting at the
+    dense model's perplexity on its own text (`dense`: by set, `block` and `width`).
     """
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
     drawn: list[float] = []
     for set_name, style, marker in (("block", "-", "D"), ("width", "--", "d")):
-        steps = [(100 * line["ratio"], line["perplexity"]) for line in lines if (line["stage"] == "block") == (set_name == "block")]
+        steps = [
+            (100 * line["ratio"], line["perplexity"])
+            for line in lines
+            if (line["stage"] == "block") == (set_name == "block")
+        ]
         start = dense[set_name]
         if not steps or start is None:
             continue
         curve = [(0.0, start), *(point for point in steps if point[1] is not None)]
-        axes.plot([across for across, _ in curve], [up for _, up in curve], color="0.7", linestyle=style, linewidth=1, zorder=1)
-        axes.scatter([0.0], [start], color="black", marker=marker, s=30, label=f"dense, on the {set_name} text", zorder=2)
+        axes.plot(
+            [across for across, _ in curve],
+            [up for _, up in curve],
+            color="0.7",
+            linestyle=style,
+            linewidth=1,
+            zorder=1,
+        )
+        axes.scatter(
+            [0.0],
+            [start],
+            color="black",
+            marker=marker,
+            s=30,
+            label=f"dense, on the {set_name} text",
+            zorder=2,
+        )
         drawn += [up for _, up in curve]
     for stage, (label, color, marker) in STAGES.items():
-        points = [(100 * line["ratio"], line["perplexity"]) for line in lines if line["stage"] == stage and line["perplexity"] is not None]
+        points = [
+            (100 * line["ratio"], line["perplexity"])
+            for line in lines
+            if line["stage"] == stage and line["perplexity"] is not None
+        ]
         if points:
             across, up = zip(*points, strict=True)
             count = f"{len(points)} step{'s' if len(points) > 1 else ''}"
-            axes.scatter(across, up, color=color, marker=marker, s=30, label=f"{label}, {count}", zorder=3)
+            axes.scatter(
+                across, up, color=color, marker=marker, s=30, label=f"{label}, {count}", zorder=3
+            )
     if drawn and max(drawn) > 10 * min(drawn):
         axes.set_yscale("log")
     axes.set(xlabel="parameters removed (%)", ylabel="calibration perplexity", title=title)
@@ -62,25 +89,61 @@ def plot_trajectory(lines: Sequence[Mapping[str, Any]], dense: Mapping[str, floa
     pyplot.close(figure)
 
 
-def plot_shape(shape: ModelShape, geometry: Geometry, lines: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Layers across; for attention and MLP what is left of each block, and in it the step at which it was last cut."""
-    last_step = {("attention" if "kv_heads" in line["removed"] else "mlp", line["removed"]["layer"]): line["step"] for line in lines}
+def plot_shape(
+    shape: ModelShape,
+    geometry: Geometry,
+    lines: Sequence[Mapping[str, Any]],
+    title: str,
+    path: Path,
+) -> None:
+    """Layers across; for attention and MLP what is left of each block, and in it the step at which
+    it was last cut.
+    """
+    last_step = {
+        ("attention" if "kv_heads" in line["removed"] else "mlp", line["removed"]["layer"]): line[
+            "step"
+        ]
+        for line in lines
+    }
     num_layers = len(shape.layers)
     left = np.array([
         [layer.kv_heads / geometry.kv_heads for layer in shape.layers],
         [layer.mlp_channels / geometry.mlp_channels for layer in shape.layers],
     ])  # fmt: skip
-    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.36 * num_layers + 2.2), 2.9), dpi=150, layout="constrained")
-    shades = ListedColormap(pyplot.get_cmap("cividis")(np.linspace(0.15, 1, 256))).with_extremes(under="white")
+    figure, axes = pyplot.subplots(
+        figsize=(max(6.0, 0.36 * num_layers + 2.2), 2.9), dpi=150, layout="constrained"
+    )
+    shades = ListedColormap(pyplot.get_cmap("cividis")(np.linspace(0.15, 1, 256))).with_extremes(
+        under="white"
+    )
     image = axes.imshow(left, cmap=shades, vmin=1e-6, vmax=1, aspect="auto")
     for row, block in enumerate(("attention", "mlp")):
         for layer in range(num_layers):
             step = last_step.get((block, layer))
             if left[row, layer] == 0:
-                axes.add_patch(Rectangle((layer - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="0.6", linewidth=0))
+                axes.add_patch(
+                    Rectangle(
+                        (layer - 0.5, row - 0.5),
+                        1,
+                        1,
+                        fill=False,
+                        hatch="////",
+                        edgecolor="0.6",
+                        linewidth=0,
+                    )
+                )
             if step is not None:
                 dark = 0 < left[row, layer] < 0.6
-                axes.text(layer, row, str(step), ha="center", va="center", fontsize=7, color="white" if dark else "black", bbox=_box(left[row, layer] == 0))
+                axes.text(
+                    layer,
+                    row,
+                    str(step),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "black",
+                    bbox=_box(left[row, layer] == 0),
+                )
     axes.set_xticks(range(0, num_layers, 1 if num_layers <= 40 else 5))
     axes.tick_params(axis="x", labelsize=7)
     axes.set_yticks([0, 1], ["attention", "MLP"])
@@ -97,21 +160,68 @@ def plot_shape(shape: ModelShape, geometry: Geometry, lines: Sequence[Mapping[st
 
 
 def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
-    """The points of `sweep.json`: each number against ratio, one line for what differs in more than the target; rings mark the Pareto front."""
+    """The points of `sweep.json`: each number against ratio, one line for what differs in more than
+    the target; rings mark the Pareto front.
+    """
     rows = [row for row in report["points"] if row["ratio"] is not None]
-    names = [name for name in dict.fromkeys(name for row in rows for name in row["values"]) if name not in ("block_perplexity", "width_perplexity")]
-    figure, panels = pyplot.subplots(1, max(1, len(names)), figsize=(5.2 * max(1, len(names)), 4.2), dpi=150, layout="constrained", squeeze=False)
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row["values"])
+        if name not in ("block_perplexity", "width_perplexity")
+    ]
+    figure, panels = pyplot.subplots(
+        1,
+        max(1, len(names)),
+        figsize=(5.2 * max(1, len(names)), 4.2),
+        dpi=150,
+        layout="constrained",
+        squeeze=False,
+    )
     series: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        series.setdefault(", ".join(str(value) for name, value in row["settings"].items() if name != "search.target_ratio") or "points", []).append(row)
+        series.setdefault(
+            ", ".join(
+                str(value)
+                for name, value in row["settings"].items()
+                if name != "search.target_ratio"
+            )
+            or "points",
+            [],
+        ).append(row)
     for axes, name in zip(panels[0], names, strict=False):
-        for (label, points), color, marker in zip(series.items(), itertools.cycle(SERIES), itertools.cycle("os^Dv*")):
-            drawn = sorted((row for row in points if name in row["values"]), key=lambda row: row["ratio"])
-            across, up = [100 * row["ratio"] for row in drawn], [row["values"][name] for row in drawn]
+        for (label, points), color, marker in zip(
+            series.items(), itertools.cycle(SERIES), itertools.cycle("os^Dv*")
+        ):
+            drawn = sorted(
+                (row for row in points if name in row["values"]), key=lambda row: row["ratio"]
+            )
+            across, up = (
+                [100 * row["ratio"] for row in drawn],
+                [row["values"][name] for row in drawn],
+            )
             errors = [row["stderrs"].get(name, 0.0) for row in drawn]
-            axes.errorbar(across, up, yerr=errors if any(errors) else None, label=label, color=color, marker=marker, markersize=5, linewidth=1, capsize=2)
-            front = [(x, y) for x, y, row in zip(across, up, drawn, strict=True) if name in row["pareto"]]
-            axes.scatter(*zip(*front, strict=True) if front else ([], []), s=90, facecolors="none", edgecolors="black", linewidths=0.8, zorder=3)
+            axes.errorbar(
+                across,
+                up,
+                yerr=errors if any(errors) else None,
+                label=label,
+                color=color,
+                marker=marker,
+                markersize=5,
+                linewidth=1,
+                capsize=2,
+            )
+            front = [
+                (x, y) for x, y, row in zip(across, up, drawn, strict=True) if name in row["pareto"]
+            ]
+            axes.scatter(
+                *zip(*front, strict=True) if front else ([], []),
+                s=90,
+                facecolors="none",
+                edgecolors="black",
+                linewidths=0.8,
+                zorder=3,
+            )
         dense = next((row["dense"][name] for row in rows if name in row["dense"]), None)
         if dense is not None:
             axes.axhline(dense, color="0.5", linestyle=":", linewidth=1, label="dense")

@@ -7,7 +7,16 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-VERSIONED = ("multipruner", "torch", "transformers", "ray", "mlflow", "hydra-core", "safetensors", "lm_eval")
+VERSIONED = (
+    "multipruner",
+    "torch",
+    "transformers",
+    "ray",
+    "mlflow",
+    "hydra-core",
+    "safetensors",
+    "lm_eval",
+)
 
 
 def versions() -> dict[str, str]:
@@ -23,5 +32,11 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """The commit that this program runs from; None outside a checkout."""
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -23,21 +23,33 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     folder = Path(config.output_dir or "").expanduser()
     saved = folder / "config.yaml"
     if not saved.is_file():
-        raise InputError(f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; leave resume out to start one")
+        raise InputError(
+            f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; "
+            "leave resume out to start one"
+        )
     merged = config.copy()
     merged.merge_with(OmegaConf.load(saved))
     given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     if "experiment" in given:
-        raise InputError("experiment: cannot be given with resume=true, which takes the settings saved in output_dir")
+        raise InputError(
+            "experiment: cannot be given with resume=true, which takes the settings saved in "
+            "output_dir"
+        )
     for name in given:
         OmegaConf.update(merged, name, OmegaConf.select(config, name))
     for name in URLS:
-        OmegaConf.update(merged, name, _with_password(name, OmegaConf.select(merged, name), OmegaConf.select(config, name)))
+        OmegaConf.update(
+            merged,
+            name,
+            _with_password(name, OmegaConf.select(merged, name), OmegaConf.select(config, name)),
+        )
     return merged
 
 
 def _with_password(name: str, saved: str, given: str) -> str:
-    """The saved URL. A password is not saved: a URL that had one comes from the command or the environment again.
+    """The saved URL.
+
+    A password is not saved: a URL that had one comes from the command or the environment again.
 
     Raises:
         InputError: it does not.
@@ -45,12 +57,17 @@ def _with_password(name: str, saved: str, given: str) -> str:
     if MASK not in saved:
         return saved
     if masked_url(given) != saved:
-        raise InputError(f"{name}: the run in output_dir used {saved}, and passwords are not saved; give it again, as on the first command")
+        raise InputError(
+            f"{name}: the run in output_dir used {saved}, and passwords are not saved; give it "
+            "again, as on the first command"
+        )
     return given
 
 
 def saved_form(config: PruneConfig) -> DictConfig:
-    """The configuration as it is saved and shown: paths absolute, so that a run can be resumed from anywhere; passwords in URLs masked."""
+    """The configuration as it is saved and shown: paths absolute, so that a run can be resumed from
+    anywhere; passwords in URLs masked.
+    """
     saved = OmegaConf.structured(config)
     for name in ("model.path", "calibration.path"):
         value = OmegaConf.select(saved, name)
@@ -58,7 +75,10 @@ def saved_form(config: PruneConfig) -> DictConfig:
             OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
     for name in URLS:
         OmegaConf.update(saved, name, saved_url(OmegaConf.select(saved, name)))
-    saved.resume, saved.expected = False, None  # what a result is compared with is no part of the run
+    saved.resume, saved.expected = (
+        False,
+        None,
+    )  # what a result is compared with is no part of the run
     return cast("DictConfig", saved)
 
 
@@ -71,7 +91,9 @@ def saved_url(url: str) -> str:
 
 
 _SAVED = ("tracking", "store")
-"""Groups that an evaluation of a search takes from it, so that its numbers are on the search's page, and its scores with the search's."""
+"""Groups that an evaluation of a search takes from it, so that its numbers are on the search's
+page, and its scores with the search's.
+"""
 
 
 def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig:
@@ -85,11 +107,17 @@ def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig
         return config
     merged, saved = config.copy(), OmegaConf.load(path)
     for group in _SAVED:
-        if not any(name.partition(".")[0] == group for name in given) and OmegaConf.select(saved, group) is not None:
+        if (
+            not any(name.partition(".")[0] == group for name in given)
+            and OmegaConf.select(saved, group) is not None
+        ):
             OmegaConf.update(merged, group, OmegaConf.merge(merged[group], saved[group]))  # type: ignore[index]
     for name in URLS:
         url, own = OmegaConf.select(merged, name), OmegaConf.select(config, name)
         if MASK in url and masked_url(own) != url:
-            raise InputError(f"{name}: the search in {config.run} used {url}, and passwords are not saved; give it again, as on its own command")
+            raise InputError(
+                f"{name}: the search in {config.run} used {url}, and passwords are not saved; "
+                "give it again, as on its own command"
+            )
         OmegaConf.update(merged, name, own if MASK in url else url)
     return merged

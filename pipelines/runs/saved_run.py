@@ -1,4 +1,6 @@
-"""What an earlier `pipelines.prune` left in its folder: the model that it pruned, the shape that it came to, and the way there."""
+"""What an earlier `pipelines.prune` left in its folder: the model that it pruned, the shape that it
+came to, and the way there.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedRun:
-    """What the folder of a search says by itself, wherever its model is now. The search has ended or was stopped.
+    """What the folder of a search says by itself, wherever its model is now.
+
+    The search has ended or was stopped.
 
     Args:
         config: its `config.yaml`; passwords in URLs are masked there.
@@ -70,7 +74,8 @@ def read_run(path: str) -> PastRun:
     """Reads the folder of a search.
 
     Raises:
-        InputError: it is not one, something in it is missing or damaged, or its model is not where it was or not what it was.
+        InputError: it is not one, something in it is missing or damaged, or its model is not where
+            it was or not what it was.
     """
     saved = read_saved_run(path, needs=("channel_order.safetensors",))
     folder, lines, model = saved.folder, saved.lines, saved.config.model
@@ -78,14 +83,34 @@ def read_run(path: str) -> PastRun:
         order = ChannelOrder.load(folder / "channel_order.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"run: {folder} is damaged: {error}") from error
-    checkpoint = find_checkpoint(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    checkpoint = find_checkpoint(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
     if checkpoint.fingerprint() != saved.fingerprint:
-        raise InputError(f"run: {model.path} is not the model that the search in {folder} pruned: it has changed since (fingerprint {saved.fingerprint} then)")
+        raise InputError(
+            f"run: {model.path} is not the model that the search in {folder} pruned: it has "
+            f"changed since (fingerprint {saved.fingerprint} then)"
+        )
     accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
     shape = ModelShape.parse(lines[-1]["shape"])
     if saved.summary is None:
-        log.warning("run: the search in %s has not ended: this is its shape after %d steps, ratio %.2f %%", folder, len(lines), 100 * lines[-1]["ratio"])
-    return PastRun(folder, saved.config, lines, saved.record, saved.summary, checkpoint, accounting, shape, order)
+        log.warning(
+            "run: the search in %s has not ended: this is its shape after %d steps, ratio %.2f %%",
+            folder,
+            len(lines),
+            100 * lines[-1]["ratio"],
+        )
+    return PastRun(
+        folder,
+        saved.config,
+        lines,
+        saved.record,
+        saved.summary,
+        checkpoint,
+        accounting,
+        shape,
+        order,
+    )
 
 
 def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ()) -> SavedRun:
@@ -96,20 +121,40 @@ def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ())
         needs: files that must be there besides.
 
     Raises:
-        InputError: it is not the folder of a search that has taken a step, or something in it is missing or damaged.
+        InputError: it is not the folder of a search that has taken a step, or something in it is
+            missing or damaged.
     """
     folder = Path(path).expanduser().absolute()
-    missing = [name for name in ("run.json", "config.yaml", "trajectory.jsonl", *needs) if not (folder / name).is_file()]
+    missing = [
+        name
+        for name in ("run.json", "config.yaml", "trajectory.jsonl", *needs)
+        if not (folder / name).is_file()
+    ]
     if missing:
-        raise InputError(f"{option}: {folder} has no {', '.join(missing)}; give the output_dir of a search of pipelines.prune that has taken a step")
+        raise InputError(
+            f"{option}: {folder} has no {', '.join(missing)}; give the output_dir of a search of "
+            "pipelines.prune that has taken a step"
+        )
     try:
         record = json.loads((folder / "run.json").read_text())
         config = OmegaConf.load(folder / "config.yaml")
         whole, _, _ = (folder / "trajectory.jsonl").read_bytes().rpartition(b"\n")
         lines = tuple(json.loads(line) for line in whole.decode().splitlines())
-        summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else None
+        summary = (
+            json.loads((folder / "summary.json").read_text())
+            if (folder / "summary.json").is_file()
+            else None
+        )
         _ = record["identity"]["model"], config.model.path
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        YAMLError,
+        OmegaConfBaseException,
+    ) as error:
         raise InputError(f"{option}: {folder} is damaged: {error}") from error
     if not lines:
         raise InputError(f"{option}: the search in {folder} has not taken a step yet")

@@ -20,26 +20,43 @@ def read_shape(path: Path, accounting: Accounting) -> ModelShape:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"shape: cannot read {path}: {error}; give shape.json of a search, or a pruning_config.json of the method's authors") from error
+        raise InputError(
+            f"shape: cannot read {path}: {error}; give shape.json of a search, or a "
+            "pruning_config.json of the method's authors"
+        ) from error
     geometry = accounting.geometry
     if isinstance(data, dict) and "pruned_attn_idx" in data:
-        return read_authors_config(data, geometry.dense, channels_per_kv_head=geometry.channels_per_kv_head)
+        return read_authors_config(
+            data, geometry.dense, channels_per_kv_head=geometry.channels_per_kv_head
+        )
     shape = ModelShape.from_json(data if isinstance(data, dict) else {})
     problems = geometry.problems(shape)
     if problems:
-        raise InputError("\n".join(f"shape: {path} does not fit this model: {problem}" for problem in problems))
+        raise InputError(
+            "\n".join(f"shape: {path} does not fit this model: {problem}" for problem in problems)
+        )
     return shape
 
 
-def order_of(shape: ModelShape, path: Path, importance: str | None, checkpoint: Checkpoint, accounting: Accounting) -> ChannelOrder:
+def order_of(
+    shape: ModelShape,
+    path: Path,
+    importance: str | None,
+    checkpoint: Checkpoint,
+    accounting: Accounting,
+) -> ChannelOrder:
     """The order that the widths of a shape file refer to. Whole blocks refer to none."""
     geometry, beside = accounting.geometry, path.parent / "channel_order.safetensors"
-    narrowed = any(0 < layer.kv_heads < geometry.kv_heads or 0 < layer.mlp_channels < geometry.mlp_channels for layer in shape.layers)
+    narrowed = any(
+        0 < layer.kv_heads < geometry.kv_heads or 0 < layer.mlp_channels < geometry.mlp_channels
+        for layer in shape.layers
+    )
     if importance is None and beside.is_file():
         return ChannelOrder.load(beside)
     if importance is None and narrowed:
         raise InputError(
-            f"importance: {path} narrows blocks, and no channel_order.safetensors lies beside it, so it is not known which channels are left; give "
+            f"importance: {path} narrows blocks, and no channel_order.safetensors lies beside "
+            "it, so it is not known which channels are left; give "
             "importance=l1 (the published order) or none (as stored), or run= instead of shape="
         )
     if importance == "l1" and narrowed:

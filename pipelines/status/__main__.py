@@ -1,4 +1,6 @@
-"""`python -m pipelines.status OUTPUT_DIR`: how far a search is, what its evaluators are doing, and what went wrong so far. Reads files only."""
+"""`python -m pipelines.status OUTPUT_DIR`: how far a search is, what its evaluators are doing, and
+what went wrong so far. Reads files only.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,32 @@ _OVER = ("finished", "failed", "stopped")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says, and under `alive` whether a driver is at work in the folder. Of a sweep, that of the point which was at work last.
+    """What `status.json` says, and under `alive` whether a driver is at work in the folder.
+
+    Of a sweep, that of the point which was at work last.
 
     Raises:
         InputError: the folder holds no run.
     """
     path = folder / FILE
-    points = [] if path.is_file() else sorted(folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)
+    points = (
+        []
+        if path.is_file()
+        else sorted(folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)
+    )
     if points:
         path = points[-1]
     if not path.is_file():
-        raise InputError(f"output_dir: no {FILE} in {folder.absolute()}; give the output_dir of a search that has started")
+        raise InputError(
+            f"output_dir: no {FILE} in {folder.absolute()}; give the output_dir of a search that "
+            "has started"
+        )
     status: dict[str, Any] = json.loads(path.read_text())
     if points:
         status["point"] = {"name": path.parent.name, "number": len(points)}
     status["age_s"] = round(max(0.0, time.time() - status["updated"]), 1)
-    # On the driver's own machine its lock on the folder tells. Elsewhere, on shared storage, locks may mean nothing: there it must have spoken lately.
+    # On the driver's own machine its lock on the folder tells. Elsewhere, on shared storage, locks
+    # may mean nothing: there it must have spoken lately.
     here = status["host"] == socket.gethostname()
     over = status["state"] in _OVER and not points
     status["alive"] = not over and (_is_locked(folder) if here else status["age_s"] < _STALE_S)
@@ -53,13 +65,21 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def page(status: Mapping[str, Any]) -> RenderableType:
     """The whole of it, as a person reads it."""
-    return Group(*(part for part in (_search(status), _evaluators(status), _faults(status)) if part is not None))
+    return Group(
+        *(
+            part
+            for part in (_search(status), _evaluators(status), _faults(status))
+            if part is not None
+        )
+    )
 
 
 def main() -> None:
     """The command."""
     all_imported()
-    parser = argparse.ArgumentParser(prog="python -m pipelines.status", description="How far a search is.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.status", description="How far a search is."
+    )
     parser.add_argument("output_dir", type=Path, help="output_dir of the search")
     parser.add_argument("--watch", action="store_true", help="show it until the search ends")
     parser.add_argument("--json", action="store_true", help="print it for a program")
@@ -87,25 +107,55 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     state = status["state"]
     if state == "interrupted":
-        state += f": its driver (pid {status['pid']} on {status['host']}) is gone; the same command with this output_dir goes on"
+        state += (
+            f": its driver (pid {status['pid']} on {status['host']}) is gone; the same "
+            "command with this output_dir goes on"
+        )
     elif status["alive"] and status["age_s"] > _STALE_S:
-        state += f", but its driver (pid {status['pid']} on {status['host']}) has said nothing for {duration(status['age_s'])}"
+        state += (
+            f", but its driver (pid {status['pid']} on {status['host']}) has said nothing "
+            f"for {duration(status['age_s'])}"
+        )
     if status.get("result"):
         state += f": {status['result']}"
     if "point" in status:
-        rows.add_row("sweep", f"point {status['point']['name']}, number {status['point']['number']}")
+        rows.add_row(
+            "sweep", f"point {status['point']['name']}, number {status['point']['number']}"
+        )
     rows.add_row("search", state)
     if "step" in status:
-        perplexity = "" if status.get("perplexity") is None else f", perplexity {status['perplexity']:.3f}"
-        rows.add_row("step", f"{status['step']} ({status['stage']}): ratio {status['ratio']:.2%} of {status['target_ratio']:.2%}{perplexity}")
+        perplexity = (
+            "" if status.get("perplexity") is None else f", perplexity {status['perplexity']:.3f}"
+        )
+        rows.add_row(
+            "step",
+            (
+                f"{status['step']} ({status['stage']}): ratio {status['ratio']:.2%} of "
+                f"{status['target_ratio']:.2%}{perplexity}"
+            ),
+        )
     if status.get("rate") and status["alive"]:
-        rows.add_row("rate", f"{status['rate']:.2f} candidates/s, {duration(status['left_s'])} left")
+        rows.add_row(
+            "rate", f"{status['rate']:.2f} candidates/s, {duration(status['left_s'])} left"
+        )
     if "evaluations" in status:
         counts = status["evaluations"]
-        rows.add_row("evaluations", f"{counts['scored']:,} scored, {counts['reused']:,} from the store, {status.get('lost_evaluations', 0):,} lost in flight")
+        rows.add_row(
+            "evaluations",
+            (
+                f"{counts['scored']:,} scored, {counts['reused']:,} from the store, "
+                f"{status.get('lost_evaluations', 0):,} lost in flight"
+            ),
+        )
     if status.get("tracking"):
         rows.add_row("MLflow", status["tracking"])
-    rows.add_row("updated", f"{duration(status['age_s'])} ago; running for {duration(status['updated'] - status['started'])}")
+    rows.add_row(
+        "updated",
+        (
+            f"{duration(status['age_s'])} ago; running for "
+            f"{duration(status['updated'] - status['started'])}"
+        ),
+    )
     return rows
 
 
@@ -113,12 +163,30 @@ def _evaluators(status: Mapping[str, Any]) -> RenderableType | None:
     if not status.get("evaluators"):
         return None
     rows = Table(title="evaluators", title_justify="left")
-    for name, side in (("", "right"), ("state", "left"), ("node", "left"), ("pid", "right"), ("device", "left"), ("tasks", "right"), ("task", "left")):
+    for name, side in (
+        ("", "right"),
+        ("state", "left"),
+        ("node", "left"),
+        ("pid", "right"),
+        ("device", "left"),
+        ("tasks", "right"),
+        ("task", "left"),
+    ):
         rows.add_column(name, justify=side)  # type: ignore[arg-type]
     for evaluator in status["evaluators"]:
         gpus = f" {','.join(evaluator['gpus'])}" if evaluator.get("gpus") else ""
-        cells = (evaluator["number"], evaluator["state"], evaluator.get("node", ""), evaluator.get("pid", ""), f"{evaluator.get('device', '')}{gpus}")
-        rows.add_row(*map(str, cells), str(evaluator["num_tasks"]), evaluator["task"] if status["alive"] else "")
+        cells = (
+            evaluator["number"],
+            evaluator["state"],
+            evaluator.get("node", ""),
+            evaluator.get("pid", ""),
+            f"{evaluator.get('device', '')}{gpus}",
+        )
+        rows.add_row(
+            *map(str, cells),
+            str(evaluator["num_tasks"]),
+            evaluator["task"] if status["alive"] else "",
+        )
     return rows
 
 
@@ -126,7 +194,10 @@ def _faults(status: Mapping[str, Any]) -> RenderableType | None:
     if not status.get("faults"):
         return None
     counts = ", ".join(f"{count} {kind}" for kind, count in status["faults"].items())
-    lines = [f"faults: {counts}; {status['copied_tasks']} late tasks were given to a second evaluator", *map(_fault, status["recent_faults"][-5:])]
+    lines = [
+        f"faults: {counts}; {status['copied_tasks']} late tasks were given to a second evaluator",
+        *map(_fault, status["recent_faults"][-5:]),
+    ]
     return Text("\n".join(lines))
 
 

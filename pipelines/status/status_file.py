@@ -1,4 +1,6 @@
-"""status.json: what a search is doing right now, for `pipelines.status` and for whoever else watches. Written about every second, whole or not at all."""
+"""status.json: what a search is doing right now, for `pipelines.status` and for whoever else
+watches. Written about every second, whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ class Heartbeat:
         self._written = time.monotonic()
         try:
             self._folder.write(FILE, dump_json(self._fields))
-        except OSError as error:  # who cannot be watched can still search; what matters is written by others, who do not forgive
+        # who cannot be watched can still search; what matters is written by others, who do not
+        # forgive
+        except OSError as error:
             if not self._warned:
                 log.warning("%s cannot be written (%s)", FILE, error)
             self._warned = True
@@ -89,6 +93,11 @@ class Heartbeat:
 def _evaluator(state: EvaluatorState) -> Mapping[str, Any]:
     where: dict[str, Any] = {}
     if state.info is not None:
-        where = {"node": state.info.node, "pid": state.info.pid, "device": state.info.device, "gpus": list(state.info.visible_gpus)}
+        where = {
+            "node": state.info.node,
+            "pid": state.info.pid,
+            "device": state.info.device,
+            "gpus": list(state.info.visible_gpus),
+        }
     doing = {"task": state.task, "num_tasks": state.num_tasks, "busy_s": round(state.busy_s, 1)}
     return {"number": state.number, "state": state.state} | where | doing

@@ -1,4 +1,7 @@
-"""A database at an SQLAlchemy URL: how it is opened, when to wait for it, and what its errors mean. No secret of the URL is in any of them."""
+"""A database at an SQLAlchemy URL: how it is opened, when to wait for it, and what its errors mean.
+
+No secret of the URL is in any of them.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,22 @@ from urllib.parse import unquote, urlsplit
 
 import sqlalchemy as sql
 from sqlalchemy.engine import URL, make_url
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
 
 from pipelines.config.redaction import masked_url, without_secrets
 from pruning.errors import InputError
 
 log = logging.getLogger(__name__)
-logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of a lost connection on its own, besides the error that is reported here
+logging.getLogger("psycopg").setLevel(
+    logging.ERROR
+)  # it warns of a lost connection on its own, besides the error that is reported here
 
 MAX_WAIT_S = 10.0
 """Longest pause between two attempts."""
@@ -28,7 +40,8 @@ LOCK_TIMEOUT_S = 5
 _LIBPQ: Mapping[str, object] = {
     "application_name": "multipruner",
     "connect_timeout": 5,
-    # A connection whose other end vanished without a word, such as a machine that lost its power, is noticed within 20 s.
+    # A connection whose other end vanished without a word, such as a machine that lost its power,
+    # is noticed within 20 s.
     "keepalives_idle": 5,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -37,30 +50,51 @@ _LIBPQ: Mapping[str, object] = {
 """Options of PostgreSQL connections, unless the URL sets them."""
 
 _ADVICE = {
-    "database is locked": "another process is writing to it: wait for it, or give this run its own store.url",
+    "database is locked": (
+        "another process is writing to it: wait for it, or give this run its own store.url"
+    ),
     "lock timeout": "another process is writing to it and does not end: look at pg_stat_activity",
-    "could not be acquired": "other processes are opening it: wait for them, or give this run its own store.url",
+    "could not be acquired": (
+        "other processes are opening it: wait for them, or give this run its own store.url"
+    ),
     "not a database": "the file is something else: give another store.url",
-    "malformed": "the file is damaged: restore it, or move it away and start again (its scores will be computed anew)",
+    "malformed": (
+        "the file is damaged: restore it, or move it away and start again (its scores "
+        "will be computed anew)"
+    ),
     "full": "the disk is full: free space and run the same command again, it goes on where it was",
-    "no space left": "the disk of the server is full: free space and run the same command again, it goes on where it was",
+    "no space left": (
+        "the disk of the server is full: free space and run the same command again, "
+        "it goes on where it was"
+    ),
     "readonly": "it cannot be written: check permissions, or give another store.url",
     "read-only": "it cannot be written: check permissions, or give another store.url",
-    "permission denied": "check what this user may do there; it creates tables in the schema, then reads and inserts",
+    "permission denied": (
+        "check what this user may do there; it creates tables in the schema, then reads and inserts"
+    ),
     "unable to open": "it cannot be created or read there: check the folder and permissions",
     "password": "check user and password; special characters in a URL are percent-encoded",
     "refused": "no server is running there, or it is elsewhere: check host and port",
     "resolve": "check the host's name",
     "timeout expired": "the server does not answer: check host, port and firewall",
-    "no module named": "install the driver, or leave it out of the URL: postgresql://... takes the one that is installed",
-    "no such table": "it is not what it was when the search began: restore it, or run the same command again",
-    'relation "': "it is not what it was when the search began: restore it, or run the same command again",
+    "no module named": (
+        "install the driver, or leave it out of the URL: postgresql://... takes "
+        "the one that is installed"
+    ),
+    "no such table": (
+        "it is not what it was when the search began: restore it, or run the same command again"
+    ),
+    'relation "': (
+        "it is not what it was when the search began: restore it, or run the same command again"
+    ),
     "does not exist": "create it first, or give another store.url",
 }
 
 _SQLITE_OUTAGES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _POSTGRESQL_OUTAGES = {"53300", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", "25P03"}
-"""Too many connections; lock or statement timed out; shut down, crashed, starting; session timed out. With them all of 08 and 40."""
+"""Too many connections; lock or statement timed out; shut down, crashed, starting; session timed
+out. With them all of 08 and 40.
+"""
 _POSTGRESQL_REFUSALS = (
     "authentication failed",
     "no password",
@@ -72,7 +106,9 @@ _POSTGRESQL_REFUSALS = (
 )
 """Failures to connect carry no SQLSTATE; all but these may end by themselves."""
 
-_backoff = wait_exponential(multiplier=0.2, max=MAX_WAIT_S) + wait_random(0, 0.2)  # at random, so that drivers do not come back all at once
+_backoff = wait_exponential(multiplier=0.2, max=MAX_WAIT_S) + wait_random(
+    0, 0.2
+)  # at random, so that drivers do not come back all at once
 _T = TypeVar("_T")
 
 
@@ -80,7 +116,8 @@ class Database:
     """Connections to one database.
 
     Args:
-        sqlite_timeout_s: how long one attempt waits for another process that writes to the same SQLite file.
+        sqlite_timeout_s: how long one attempt waits for another process that writes to the same
+            SQLite file.
 
     Raises:
         InputError: the URL cannot be used. Nothing is opened yet.
@@ -91,7 +128,11 @@ class Database:
         try:
             parsed = make_url(url)
             self._engine = _make_engine(parsed, sqlite_timeout_s)
-        except (sql.exc.ArgumentError, ImportError, ValueError) as error:  # ValueError: a port that is not a number
+        except (
+            sql.exc.ArgumentError,
+            ImportError,
+            ValueError,
+        ) as error:  # ValueError: a port that is not a number
             raise InputError(f"store.url: {self.explain(error)}") from error
         self.sqlite_file = _sqlite_file(parsed)
 
@@ -99,11 +140,13 @@ class Database:
         self._engine.dispose()
 
     def patiently(self, work: Callable[[sql.Connection], _T], retry_s: float) -> _T:
-        """Does `work` in one transaction, and again while the database is away. `work` must bear being done twice: the answer to a commit
-        may get lost.
+        """Does `work` in one transaction, and again while the database is away.
+
+        `work` must bear being done twice: the answer to a commit may get lost.
 
         Raises:
-            sqlalchemy.exc.DBAPIError: at once where another attempt would not help, else after `retry_s`.
+            sqlalchemy.exc.DBAPIError: at once where another attempt would not help, else after
+                `retry_s`.
         """
         started = time.monotonic()
 
@@ -117,9 +160,17 @@ class Database:
         def warn(state: RetryCallState) -> None:
             if state.attempt_number == 1 and state.outcome is not None:
                 reason = self._reason(state.outcome.exception())
-                log.warning("store %s: %s; trying again for up to %.0f s", self.name, reason, retry_s)
+                log.warning(
+                    "store %s: %s; trying again for up to %.0f s", self.name, reason, retry_s
+                )
 
-        retrying = Retrying(retry=retry_if_exception(_is_outage), wait=wait, stop=stop_after_delay(retry_s), before_sleep=warn, reraise=True)
+        retrying = Retrying(
+            retry=retry_if_exception(_is_outage),
+            wait=wait,
+            stop=stop_after_delay(retry_s),
+            before_sleep=warn,
+            reraise=True,
+        )
         result = retrying(attempt)
         if retrying.statistics["attempt_number"] > 1:
             log.info("store %s: back after %.1f s", self.name, time.monotonic() - started)
@@ -128,30 +179,43 @@ class Database:
     def _reason(self, error: BaseException | None) -> str:
         """What a driver says, on one line, without secrets."""
         cause = getattr(error, "orig", None) or error
-        said = getattr(getattr(cause, "diag", None), "message_primary", None) or str(cause)  # PostgreSQL quotes the statement after it
+        said = getattr(getattr(cause, "diag", None), "message_primary", None) or str(
+            cause
+        )  # PostgreSQL quotes the statement after it
         return " ".join(without_secrets(said, self._url).split())[:300] or type(cause).__name__
 
     def explain(self, error: Exception) -> str:
         """Which database, what happened, and what to do."""
         reason = self._reason(error)
-        advice = next((text for key, text in _ADVICE.items() if key in reason.lower()), "check store.url")
+        advice = next(
+            (text for key, text in _ADVICE.items() if key in reason.lower()), "check store.url"
+        )
         return f"{self.name}: {reason}; {advice}"
 
 
 def _is_outage(error: BaseException) -> bool:
-    """Whether the database may be back by itself. A damaged file, a wrong password or a full disk will not."""
+    """Whether the database may be back by itself.
+
+    A damaged file, a wrong password or a full disk will not.
+    """
     if not isinstance(error, sql.exc.DBAPIError):
         return False
     cause = error.orig
     if isinstance(cause, sqlite3.Error):
-        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_OUTAGES  # the low byte: extended codes say more
+        return (
+            getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_OUTAGES
+        )  # the low byte: extended codes say more
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     if state is not None:
         return state in _POSTGRESQL_OUTAGES or state[:2] in ("08", "40")
     if error.connection_invalidated:
         return True
     refused = any(words in str(cause).lower() for words in _POSTGRESQL_REFUSALS)
-    return isinstance(error, sql.exc.OperationalError) and type(cause).__module__.startswith("psycopg") and not refused
+    return (
+        isinstance(error, sql.exc.OperationalError)
+        and type(cause).__module__.startswith("psycopg")
+        and not refused
+    )
 
 
 def _sqlite_file(url: URL) -> Path | None:
@@ -163,13 +227,21 @@ def _sqlite_file(url: URL) -> Path | None:
 
 
 def _make_engine(url: URL, sqlite_timeout_s: float) -> sql.Engine:
-    # hide_parameters: what SQLAlchemy says of a failed statement would otherwise hold hundreds of scores.
+    # hide_parameters: what SQLAlchemy says of a failed statement would otherwise hold hundreds of
+    # scores.
     if url.get_backend_name() == "sqlite":
-        engine = sql.create_engine(url, connect_args={"timeout": sqlite_timeout_s}, hide_parameters=True)
+        engine = sql.create_engine(
+            url, connect_args={"timeout": sqlite_timeout_s}, hide_parameters=True
+        )
         sql.event.listen(engine, "connect", _set_up_sqlite)
         return engine
-    libpq = url.get_backend_name() == "postgresql" and url.get_driver_name() in ("psycopg", "psycopg2")
-    options = {name: value for name, value in _LIBPQ.items() if name not in url.query} if libpq else {}
+    libpq = url.get_backend_name() == "postgresql" and url.get_driver_name() in (
+        "psycopg",
+        "psycopg2",
+    )
+    options = (
+        {name: value for name, value in _LIBPQ.items() if name not in url.query} if libpq else {}
+    )
     engine = sql.create_engine(url, connect_args=options, hide_parameters=True, pool_pre_ping=True)
     if libpq:
         sql.event.listen(engine, "connect", _set_up_postgresql)
@@ -177,9 +249,13 @@ def _make_engine(url: URL, sqlite_timeout_s: float) -> sql.Engine:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    """WAL lets others read while one writes. With it, synchronous=NORMAL syncs the disk at checkpoints instead of at every commit: after a
-    power cut the last transactions may be missing, but the file is never damaged, and the scores that are missing are computed anew. A
-    process that dies loses nothing. Where there can be no WAL, every commit is synced."""
+    """WAL lets others read while one writes.
+
+    With it, synchronous=NORMAL syncs the disk at checkpoints instead of at every commit: after a
+    power cut the last transactions may be missing, but the file is never damaged, and the scores
+    that are missing are computed anew. A process that dies loses nothing. Where there can be no
+    WAL, every commit is synced.
+    """
     [mode] = connection.execute("PRAGMA journal_mode=WAL").fetchone()
     connection.execute(f"PRAGMA synchronous={'NORMAL' if mode == 'wal' else 'FULL'}")
 

@@ -1,6 +1,9 @@
-"""Scores by fingerprint, in SQLite, PostgreSQL or any database that SQLAlchemy opens. A score is here before its step is committed.
+"""Scores by fingerprint, in SQLite, PostgreSQL or any database that SQLAlchemy opens.
 
-A database that is away for a while, because it is locked, restarting or unreachable, costs a search time and nothing else.
+A score is here before its step is committed.
+
+A database that is away for a while, because it is locked, restarting or unreachable, costs a search
+time and nothing else.
 """
 
 from __future__ import annotations
@@ -44,23 +47,41 @@ _scores = sql.Table(
     sql.Column("context", sql.String(32)),
     sql.Column("shape", sql.String(32), comment="digest of the shape"),
     sql.Column("batch", sql.Integer),
-    sql.Column("nll", sql.Text, nullable=False, comment="JSON list: nats summed over each sequence"),
-    sql.Column("num_tokens", sql.Integer, nullable=False, comment="predicted tokens of each sequence"),
-    # The shape comes first: with the context in front, a PostgreSQL that has no statistics yet reads the whole context for every lookup.
+    sql.Column(
+        "nll", sql.Text, nullable=False, comment="JSON list: nats summed over each sequence"
+    ),
+    sql.Column(
+        "num_tokens", sql.Integer, nullable=False, comment="predicted tokens of each sequence"
+    ),
+    # The shape comes first: with the context in front, a PostgreSQL that has no statistics yet
+    # reads the whole context for every lookup.
     sql.PrimaryKeyConstraint("shape", "context", "batch"),
 )
 _answers = sql.Table(
     "answers",
     _metadata,
     sql.Column("context", sql.String(32)),
-    sql.Column("task", sql.String(32), comment="digest of the requests or windows that were answered together"),
-    sql.Column("answers", sql.Text, nullable=False, comment="JSON list, one for each request or window"),
+    sql.Column(
+        "task",
+        sql.String(32),
+        comment="digest of the requests or windows that were answered together",
+    ),
+    sql.Column(
+        "answers", sql.Text, nullable=False, comment="JSON list, one for each request or window"
+    ),
     sql.PrimaryKeyConstraint("task", "context"),
 )
-_versions = sql.Table("schema_version", _metadata, sql.Column("version", sql.Integer, primary_key=True, autoincrement=False))
+_versions = sql.Table(
+    "schema_version",
+    _metadata,
+    sql.Column("version", sql.Integer, primary_key=True, autoincrement=False),
+)
 
 _CREATION_LOCK = 55_671_403
-"""Key of the advisory lock under which drivers create the schema, one after another. Any number would do that is always the same."""
+"""Key of the advisory lock under which drivers create the schema, one after another.
+
+Any number would do that is always the same.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +107,10 @@ class AnswerContext:
 
     Args:
         model: fingerprint of the checkpoint.
-        tokenizer: fingerprint of the tokenizer's files; empty for windows, which are tokens already.
-        shape: digest of the shape that it is cut to, empty for the checkpoint as it is; and `order`, the fingerprint of its channel order.
+        tokenizer: fingerprint of the tokenizer's files; empty for windows, which are tokens
+            already.
+        shape: digest of the shape that it is cut to, empty for the checkpoint as it is; and
+            `order`, the fingerprint of its channel order.
         batch_size: requests that are padded to run together; 0 for windows, which are not.
         max_length: tokens that a request may have; None is what the model can take.
         harness: version of lm-eval; empty for windows.
@@ -121,7 +144,8 @@ class ScoreStore:
     """Opens (and creates) the store at an SQLAlchemy URL.
 
     Args:
-        retry_s: how long `lookup` and `add` try again while the database is locked, restarting or unreachable.
+        retry_s: how long `lookup` and `add` try again while the database is locked, restarting or
+            unreachable.
 
     Raises:
         InputError: it cannot be opened or written, is not a store of this version, or is damaged.
@@ -160,20 +184,35 @@ class ScoreStore:
 
         rows = self._read(known, _scores.c.shape, wanted)
         try:
-            return {(shape, batch): BatchScore(tuple(json.loads(nll)), num_tokens) for shape, batch, nll, num_tokens in rows}
+            return {
+                (shape, batch): BatchScore(tuple(json.loads(nll)), num_tokens)
+                for shape, batch, nll, num_tokens in rows
+            }
         except ValueError as error:
-            raise StoreUnavailable(f"store.url: {self.name}: a score is damaged ({error}); restore the store, or delete the rows that are") from error
+            raise StoreUnavailable(
+                f"store.url: {self.name}: a score is damaged ({error}); restore the store, or "
+                "delete the rows that are"
+            ) from error
 
     def add(self, context: Context, scores: Mapping[tuple[str, int], BatchScore]) -> None:
-        """Writes scores in one transaction. One that is there already stays: both were computed from the same key.
+        """Writes scores in one transaction.
+
+        One that is there already stays: both were computed from the same key.
 
         Raises:
             StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
         """
         digest = context.digest
-        # Sorted, so that two drivers that write the same keys lock them in the same order and cannot wait for each other.
+        # Sorted, so that two drivers that write the same keys lock them in the same order and
+        # cannot wait for each other.
         rows = [
-            {"context": digest, "shape": shape, "batch": batch, "nll": json.dumps(score.nll), "num_tokens": score.num_tokens}
+            {
+                "context": digest,
+                "shape": shape,
+                "batch": batch,
+                "nll": json.dumps(score.nll),
+                "num_tokens": score.num_tokens,
+            }
             for (shape, batch), score in sorted(scores.items(), key=lambda item: item[0])
         ]
 
@@ -186,28 +225,42 @@ class ScoreStore:
             StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
         """
         wanted = list(dict.fromkeys(tasks))
-        known = sql.select(_answers.c.task, _answers.c.answers).where(_answers.c.context == context.digest)
+        known = sql.select(_answers.c.task, _answers.c.answers).where(
+            _answers.c.context == context.digest
+        )
         rows = self._read(known, _answers.c.task, wanted)
         try:
             return {task: json.loads(answers) for task, answers in rows}
         except ValueError as error:
-            raise StoreUnavailable(f"store.url: {self.name}: an answer is damaged ({error}); restore the store, or delete the rows that are") from error
+            raise StoreUnavailable(
+                f"store.url: {self.name}: an answer is damaged ({error}); restore the store, or "
+                "delete the rows that are"
+            ) from error
 
     def add_answers(self, context: AnswerContext, answers: Mapping[str, Sequence[Any]]) -> None:
-        """Writes answers in one transaction. One that is there already stays: both were computed from the same key.
+        """Writes answers in one transaction.
+
+        One that is there already stays: both were computed from the same key.
 
         Raises:
             StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
         """
-        rows = [{"context": context.digest, "task": task, "answers": json.dumps(answers[task])} for task in sorted(answers)]
+        rows = [
+            {"context": context.digest, "task": task, "answers": json.dumps(answers[task])}
+            for task in sorted(answers)
+        ]
         self._write(context, _answers, rows)
 
-    def _read(self, query: sql.Select[Any], key: sql.Column[Any], wanted: Sequence[str]) -> list[Any]:
+    def _read(
+        self, query: sql.Select[Any], key: sql.Column[Any], wanted: Sequence[str]
+    ) -> list[Any]:
         """The rows of `query` with one of the wanted keys."""
 
         def read(connection: sql.Connection) -> list[Any]:
             starts = range(0, len(wanted), SHAPES_PER_QUERY)
-            queries = [query.where(key.in_(wanted[start : start + SHAPES_PER_QUERY])) for start in starts]
+            queries = [
+                query.where(key.in_(wanted[start : start + SHAPES_PER_QUERY])) for start in starts
+            ]
             return [row for query in queries for row in connection.execute(query)]
 
         try:
@@ -215,10 +268,19 @@ class ScoreStore:
         except sql.exc.SQLAlchemyError as error:
             raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
 
-    def _write(self, context: Context | AnswerContext, table: sql.Table, rows: Sequence[Mapping[str, object]]) -> None:
+    def _write(
+        self,
+        context: Context | AnswerContext,
+        table: sql.Table,
+        rows: Sequence[Mapping[str, object]],
+    ) -> None:
         def write(connection: sql.Connection) -> None:
             if context not in self._described:
-                self._insert_new(connection, _contexts, [{"digest": context.digest, "description": json.dumps(asdict(context))}])
+                self._insert_new(
+                    connection,
+                    _contexts,
+                    [{"digest": context.digest, "description": json.dumps(asdict(context))}],
+                )
             self._insert_new(connection, table, rows)
 
         try:
@@ -230,21 +292,36 @@ class ScoreStore:
     def _prepare(self, connection: sql.Connection) -> None:
         """Checks the version, makes what is missing, and shows that the store can be written."""
         if connection.dialect.name == "postgresql":
-            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_CREATION_LOCK)))  # until the transaction ends, however it ends
+            connection.execute(
+                sql.select(sql.func.pg_advisory_xact_lock(_CREATION_LOCK))
+            )  # until the transaction ends, however it ends
         found = None
         if sql.inspect(connection).has_table(_versions.name):
             found = connection.execute(sql.select(sql.func.max(_versions.c.version))).scalar()
         if found not in (None, SCHEMA_VERSION):
-            raise InputError(f"store.url: {self.name} has schema version {found}, this program writes {SCHEMA_VERSION}; use another one")
+            raise InputError(
+                f"store.url: {self.name} has schema version {found}, this program writes "
+                f"{SCHEMA_VERSION}; use another one"
+            )
         _metadata.create_all(connection)
         self._insert_new(connection, _versions, [{"version": SCHEMA_VERSION}])
 
-    def _insert_new(self, connection: sql.Connection, table: sql.Table, rows: Sequence[Mapping[str, object]]) -> None:
-        """Inserts what is not there. SQLite and PostgreSQL do so in one statement; elsewhere rows that are there are left out first."""
+    def _insert_new(
+        self, connection: sql.Connection, table: sql.Table, rows: Sequence[Mapping[str, object]]
+    ) -> None:
+        """Inserts what is not there.
+
+        SQLite and PostgreSQL do so in one statement; elsewhere rows that are there are left out
+        first.
+        """
         if not rows:
             return
         if connection.dialect.name in ("sqlite", "postgresql"):
-            insert = sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+            insert = (
+                sqlite.insert(table)
+                if connection.dialect.name == "sqlite"
+                else postgresql.insert(table)
+            )
             connection.execute(insert.on_conflict_do_nothing(), list(rows))
             return
         keys = [column.name for column in table.primary_key]

@@ -1,6 +1,8 @@
-"""`python -m pipelines.sweep`: many searches as one experiment: one pool of evaluators, one store, one table.
+"""`python -m pipelines.sweep`: many searches as one experiment: one pool of evaluators, one store,
+one table.
 
-What two points have in common is scored once. A point that fails does not stop the others; the same command goes on with what is missing.
+What two points have in common is scored once. A point that fails does not stop the others; the same
+command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -29,13 +31,26 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Runs every point of the grid that is not there yet; returns what sweep.json says.
 
     Raises:
-        InputError: something that the user can mend, in any point, found before the first one starts.
+        InputError: something that the user can mend, in any point, found before the first one
+            starts.
         Failed: some points did; the others are done.
     """
     log_to(None)
-    given = [override for override in overrides if override.partition("=")[0].lstrip("+~") not in OWN_OPTIONS]
-    config, given, grid = resumed_sweep(raw, given) if raw.resume else (SweepConfig.of(raw), given, plain_grid(raw.grid))
-    unknown = [unknown_option(name, option_names(raw)) for name in grid if "." in name and name not in option_names(raw)]
+    given = [
+        override
+        for override in overrides
+        if override.partition("=")[0].lstrip("+~") not in OWN_OPTIONS
+    ]
+    config, given, grid = (
+        resumed_sweep(raw, given)
+        if raw.resume
+        else (SweepConfig.of(raw), given, plain_grid(raw.grid))
+    )
+    unknown = [
+        unknown_option(name, option_names(raw))
+        for name in grid
+        if "." in name and name not in option_names(raw)
+    ]
     if unknown:
         raise InputError("\n".join(unknown))
     with joined(config.cluster):
@@ -46,7 +61,16 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
                 for each in jobs:
                     each.job.config.output_dir = str(folder.path / each.point.name)
                     check_folder(each)
-                folder.write("run.json", dump_json(record | {"grid": saved_grid(grid), "overrides": saved_overrides(given, jobs[0].job)}))
+                folder.write(
+                    "run.json",
+                    dump_json(
+                        record
+                        | {
+                            "grid": saved_grid(grid),
+                            "overrides": saved_overrides(given, jobs[0].job),
+                        }
+                    ),
+                )
                 log_to(folder.path / SWEEP_LOG)
                 return SweepRun(config, jobs, folder, grid).go()
             finally:

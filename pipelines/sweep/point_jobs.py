@@ -59,7 +59,8 @@ def composed_point(overrides: Sequence[str]) -> DictConfig:
 
 
 def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
-    """Every point, checked, in the order in which they run: those with a trunk in common behind one another, the longest trunk first.
+    """Every point, checked, in the order in which they run: those with a trunk in common behind one
+    another, the longest trunk first.
 
     Raises:
         InputError: what is wrong with any of them, all at once.
@@ -68,7 +69,10 @@ def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
     jobs: list[PointJob] = []
     for point in points:
         try:
-            job = make_job(SweepConfig.point(composed_point([*given, *point.overrides])), [each.job for each in jobs])
+            job = make_job(
+                SweepConfig.point(composed_point([*given, *point.overrides])),
+                [each.job for each in jobs],
+            )
             if all(each.job.config.model != job.config.model for each in jobs):
                 check_what_follows(job)
             jobs.append(PointJob(point, job))
@@ -77,23 +81,46 @@ def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
                 problems.setdefault(problem, []).append(point.name)
     if problems:
         everywhere = {problem for problem, names in problems.items() if len(names) == len(points)}
-        raise InputError("\n".join(problem if problem in everywhere else f"{problem} (point {', '.join(names)})" for problem, names in problems.items()))
+        raise InputError(
+            "\n".join(
+                problem if problem in everywhere else f"{problem} (point {', '.join(names)})"
+                for problem, names in problems.items()
+            )
+        )
     trunks = list(dict.fromkeys(_trunk(each.job) for each in jobs))
-    return sorted(jobs, key=lambda each: (trunks.index(_trunk(each.job)), -each.job.stages[0].target_ratio))
+    return sorted(
+        jobs, key=lambda each: (trunks.index(_trunk(each.job)), -each.job.stages[0].target_ratio)
+    )
 
 
 def _trunk(job: PruneJob) -> str:
     """What two searches agree on that begin with the same steps."""
     identity = job.identity()
-    return str({name: value for name, value in identity.items() if name not in ("search.target_ratio", "search.distribution")})
+    return str(
+        {
+            name: value
+            for name, value in identity.items()
+            if name not in ("search.target_ratio", "search.distribution")
+        }
+    )
 
 
 def same_evaluators(jobs: Sequence[PointJob]) -> list[list[PointJob]]:
-    """Points that the same evaluators can score, in their order; with names for all their calibration sets."""
+    """Points that the same evaluators can score, in their order; with names for all their
+    calibration sets.
+    """
     groups: dict[tuple[Any, ...], list[PointJob]] = {}
     for each in jobs:
         job = each.job
-        groups.setdefault((job.fingerprint, job.dtype, job.config.model.trust_remote_code, job.config.calibration.batch_size), []).append(each)
+        groups.setdefault(
+            (
+                job.fingerprint,
+                job.dtype,
+                job.config.model.trust_remote_code,
+                job.config.calibration.batch_size,
+            ),
+            [],
+        ).append(each)
     return [_with_keys(group) for group in groups.values()]
 
 
@@ -114,11 +141,15 @@ def _with_keys(group: Sequence[PointJob]) -> list[PointJob]:
 
 
 def largest(group: Sequence[PointJob]) -> PruneJob:
-    """The one whose evaluators need the most memory, so that they hold the longest sequences of all."""
+    """The one whose evaluators need the most memory, so that they hold the longest sequences of
+    all.
+    """
     return max((each.job for each in group), key=lambda job: job.evaluator_bytes)
 
 
 def spec_of(group: Sequence[PointJob]) -> EvaluatorSpec:
     """One model with the calibration sets of all."""
     specs = [each.job.spec() for each in group]
-    return replace(specs[0], token_sets={name: ids for spec in specs for name, ids in spec.token_sets.items()})
+    return replace(
+        specs[0], token_sets={name: ids for spec in specs for name, ids in spec.token_sets.items()}
+    )

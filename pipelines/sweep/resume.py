@@ -22,11 +22,14 @@ from pruning.errors import InputError
 OWN_OPTIONS = ("output_dir", "resume", "grid")
 
 
-def resumed_sweep(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, list[str], dict[str, Any]]:
+def resumed_sweep(
+    raw: DictConfig, given: Sequence[str]
+) -> tuple[SweepConfig, list[str], dict[str, Any]]:
     """The settings saved in the folder, with what this command gives on top.
 
     Raises:
-        InputError: the folder holds no sweep, or a password, which is not saved, is not given again.
+        InputError: the folder holds no sweep, or a password, which is not saved, is not given
+            again.
     """
     if not raw.output_dir:
         raise InputError("output_dir: missing; resume=true goes on with the sweep in that folder")
@@ -36,13 +39,28 @@ def resumed_sweep(raw: DictConfig, given: Sequence[str]) -> tuple[SweepConfig, l
     except (OSError, ValueError) as error:
         raise InputError(f"output_dir: cannot read {saved}: {error}") from error
     if "grid" not in record:
-        raise InputError(f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to start one")
-    replaced = {override.partition("=")[0].lstrip("+") for override in given}  # store=postgresql replaces every store.* that was saved
-    overrides = [*(override for override in record["overrides"] if override.partition("=")[0].lstrip("+").partition(".")[0] not in replaced), *given]
+        raise InputError(
+            f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to "
+            "start one"
+        )
+    replaced = {
+        override.partition("=")[0].lstrip("+") for override in given
+    }  # store=postgresql replaces every store.* that was saved
+    overrides = [
+        *(
+            override
+            for override in record["overrides"]
+            if override.partition("=")[0].lstrip("+").partition(".")[0] not in replaced
+        ),
+        *given,
+    ]
     config = SweepConfig.of(composed_point(overrides))
     for name, url in _urls(config).items():
         if MASK in url:
-            raise InputError(f"{name}: the sweep in output_dir used {url}, and passwords are not saved; give it again, as on the first command")
+            raise InputError(
+                f"{name}: the sweep in output_dir used {url}, and passwords are not saved; give "
+                "it again, as on the first command"
+            )
     return config, overrides, record["grid"] | plain_grid(raw.grid)
 
 
@@ -51,11 +69,18 @@ def _urls(config: PruneConfig) -> dict[str, str]:
 
 
 def saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
-    """As `pipelines.runs.resume.saved_form`: paths absolute, those of files that nobody named too; passwords masked."""
-    values = {"model.path": _absolute(job.config.model.path), "calibration.path": _absolute(job.config.calibration.path)}
+    """As `pipelines.runs.resume.saved_form`: paths absolute, those of files that nobody named too;
+    passwords masked.
+    """
+    values = {
+        "model.path": _absolute(job.config.model.path),
+        "calibration.path": _absolute(job.config.calibration.path),
+    }
     urls = {name: saved_url(url) for name, url in _urls(job.config).items()}
     values |= urls
-    saved = {name: f"{name}={quoted(url)}" for name, url in urls.items() if url.startswith("sqlite:")}
+    saved = {
+        name: f"{name}={quoted(url)}" for name, url in urls.items() if url.startswith("sqlite:")
+    }
     for override in given:
         name = override.partition("=")[0].lstrip("+")
         saved.pop(name, None)  # what is given later counts
@@ -65,8 +90,17 @@ def saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
 
 def saved_grid(grid: Mapping[str, Any]) -> dict[str, Any]:
     """The grid with absolute paths, so that a sweep can be resumed from anywhere."""
-    return {name: [_absolute(value) for value in values] if name in ("model.path", "calibration.path") else values for name, values in grid.items()}
+    return {
+        name: [_absolute(value) for value in values]
+        if name in ("model.path", "calibration.path")
+        else values
+        for name, values in grid.items()
+    }
 
 
 def _absolute(value: Any) -> Any:
-    return str(Path(value).expanduser().absolute()) if isinstance(value, str) and Path(value).expanduser().exists() else value
+    return (
+        str(Path(value).expanduser().absolute())
+        if isinstance(value, str) and Path(value).expanduser().exists()
+        else value
+    )

@@ -34,13 +34,24 @@ from workers.pool.protocol import Pool
 log = logging.getLogger(__name__)
 
 
-_OF_ONE_POINT = (InputError, ScoringError, ExportError, WorkersLost)  # anything else, such as a full disk, would fail the next point as well
+_OF_ONE_POINT = (
+    InputError,
+    ScoringError,
+    ExportError,
+    WorkersLost,
+)  # anything else, such as a full disk, would fail the next point as well
 
 
 class SweepRun:
     """A sweep in its folder."""
 
-    def __init__(self, config: SweepConfig, jobs: Sequence[PointJob], folder: RunFolder, grid: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        jobs: Sequence[PointJob],
+        folder: RunFolder,
+        grid: Mapping[str, Any],
+    ) -> None:
         self.config, self.jobs, self.folder, self.grid = config, jobs, folder, grid
         self.outcomes: dict[str, Outcome] = {}
         record = folder.read("run.json") or {}
@@ -58,31 +69,54 @@ class SweepRun:
 
     def go(self) -> dict[str, Any]:
         """All searches, then what the configuration asks for after them, then the table."""
-        tags = {f"version.{name}": found for name, found in versions().items()} | {"mlflow.source.name": "pipelines.sweep", "mlflow.source.type": "LOCAL"}
-        self.tracker.start({f"grid.{name}": values for name, values in self.grid.items()} | {"output_dir": str(self.folder.path)}, tags, {})
+        tags = {f"version.{name}": found for name, found in versions().items()} | {
+            "mlflow.source.name": "pipelines.sweep",
+            "mlflow.source.type": "LOCAL",
+        }
+        self.tracker.start(
+            {f"grid.{name}": values for name, values in self.grid.items()}
+            | {"output_dir": str(self.folder.path)},
+            tags,
+            {},
+        )
         try:
-            with ScoreStore(self.config.store.url, self.config.store.retry_s) as store, self._session():
+            with (
+                ScoreStore(self.config.store.url, self.config.store.retry_s) as store,
+                self._session(),
+            ):
                 for group in same_evaluators(self.jobs):
                     self._search_all(group, store)
                 for each in self.jobs:
                     self._follow_up(each)
             report = self._write()
             for step, row in enumerate(report["points"]):
-                self.tracker.log_metrics(sweep_metrics(row), step=step, timestamp=self.started + step)
-            tracked = self.tracker.finish(succeeded=not self._failed, artifacts=[self.folder.path / SWEEP, self.folder.path / SWEEP_PICTURE])
+                self.tracker.log_metrics(
+                    sweep_metrics(row), step=step, timestamp=self.started + step
+                )
+            tracked = self.tracker.finish(
+                succeeded=not self._failed,
+                artifacts=[self.folder.path / SWEEP, self.folder.path / SWEEP_PICTURE],
+            )
             report = self._write()  # by now MLflow has said what it calls the runs
         except BaseException:
             self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
             raise
         self._show(report, tracked)
         if self._failed:
-            problems = "\n".join(f"point {name}: {outcome.problem}" for name, outcome in self._failed.items())
-            raise Failed(f"{problems}\n  The other points are done; the same command with output_dir={self.folder.path} tries these again")
+            problems = "\n".join(
+                f"point {name}: {outcome.problem}" for name, outcome in self._failed.items()
+            )
+            raise Failed(
+                f"{problems}\n  The other points are done; the same command with "
+                f"output_dir={self.folder.path} tries these again"
+            )
         return report
 
     @property
     def _failed(self) -> dict[str, Outcome]:
-        return {name: outcome for name, outcome in self.outcomes.items() if outcome.problem is not None}
+        return {
+            name: outcome for name, outcome in self.outcomes.items() if outcome.problem is not None
+        }
 
     @contextmanager
     def _session(self) -> Iterator[None]:
@@ -92,17 +126,29 @@ class SweepRun:
             yield
 
     def _search_all(self, group: Sequence[PointJob], store: ScoreStore) -> None:
-        """The searches of one group, on one pool. Evaluators that were lost beyond repair are replaced by new ones for the next point."""
+        """The searches of one group, on one pool.
+
+        Evaluators that were lost beyond repair are replaced by new ones for the next point.
+        """
         with ExitStack() as pools:
             pool: Pool | None = None
             for each in group:
                 past = self._past(each)
                 if past is None:
-                    log.info("point %d of %d: %s", len(self.outcomes) + 1, len(self.jobs), each.point.name)
+                    log.info(
+                        "point %d of %d: %s",
+                        len(self.outcomes) + 1,
+                        len(self.jobs),
+                        each.point.name,
+                    )
                     try:
                         if pool is None:
                             job = largest(group)
-                            pool = pools.enter_context(open_pool(self.config.cluster, job.machine, job.placement, spec_of(group)))
+                            pool = pools.enter_context(
+                                open_pool(
+                                    self.config.cluster, job.machine, job.placement, spec_of(group)
+                                )
+                            )
                         pool.faults = FaultLog()
                         past = self._search(each, store, pool)
                     except _OF_ONE_POINT as error:
@@ -144,13 +190,17 @@ class SweepRun:
 
     def _follow_up(self, each: PointJob) -> None:
         """Evaluation and export of a point, where they are asked for."""
-        if self.outcomes[each.point.name].problem is not None or not (self.config.evaluation.wanted or self.config.export):
+        if self.outcomes[each.point.name].problem is not None or not (
+            self.config.evaluation.wanted or self.config.export
+        ):
             return
         folder = RunFolder(each.job.config.output_dir)
         config, problem = each.job.config, None
         try:
             if _is_evaluated(folder, config.evaluation):
-                config = replace(config, evaluation=replace(config.evaluation, tasks=[], texts=[], cost=False))
+                config = replace(
+                    config, evaluation=replace(config.evaluation, tasks=[], texts=[], cost=False)
+                )
             log_to(folder.path / "prune.log")
             log.info("after the search of point %s", each.point.name)
             finish(config, folder)
@@ -164,14 +214,25 @@ class SweepRun:
         self._write()
 
     def _write(self) -> dict[str, Any]:
-        """The report of all points so far, after each of them, so that there is one whatever happens next."""
+        """The report of all points so far, after each of them, so that there is one whatever
+        happens next.
+        """
         # In the order of the grid, whichever ran first.
-        points = [self.outcomes.get(each.point.name) or outcome_of(each.point, each.job, self.folder.path, "not run yet") for each in self._by_grid()]
-        order = [self.outcomes[each.point.name] for each in self.jobs if each.point.name in self.outcomes]
+        points = [
+            self.outcomes.get(each.point.name)
+            or outcome_of(each.point, each.job, self.folder.path, "not run yet")
+            for each in self._by_grid()
+        ]
+        order = [
+            self.outcomes[each.point.name] for each in self.jobs if each.point.name in self.outcomes
+        ]
         report: dict[str, Any] = {
             "grid": dict(self.grid),
             **sweep_report(points, order, judge(points), self.config.max_perplexity_ratio),
-            "tracking": {"uri": masked_url(self.config.tracking.uri), "run_id": self.tracker.run_id},
+            "tracking": {
+                "uri": masked_url(self.config.tracking.uri),
+                "run_id": self.tracker.run_id,
+            },
             "versions": versions(),
             "git_revision": git_revision(),
         }
@@ -191,13 +252,29 @@ class SweepRun:
     def _show(self, report: Mapping[str, Any], tracked: bool) -> None:
         console.print()
         console.print(table(report))
-        console.print(f"everything is in {self.folder.path}: {SWEEP}, {SWEEP_PICTURE}, and a folder for each point", markup=False, soft_wrap=True)
+        console.print(
+            f"everything is in {self.folder.path}: {SWEEP}, {SWEEP_PICTURE}, and a folder for "
+            "each point",
+            markup=False,
+            soft_wrap=True,
+        )
         if tracked:
             console.print(self.tracker.link(), markup=False, soft_wrap=True)
-        console.print(f"to compare the points: python -m pipelines.report {self.folder.path}", markup=False, soft_wrap=True)
+        console.print(
+            f"to compare the points: python -m pipelines.report {self.folder.path}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _is_evaluated(folder: RunFolder, evaluation: EvaluationConfig) -> bool:
-    """Whether an earlier process has measured what is asked for. What is null there was chosen then."""
+    """Whether an earlier process has measured what is asked for.
+
+    What is null there was chosen then.
+    """
     settings = (folder.read(EVALUATION) or {}).get("settings", {})
-    return bool(settings) and all(settings.get(name) == value for name, value in asdict(evaluation).items() if value is not None)
+    return bool(settings) and all(
+        settings.get(name) == value
+        for name, value in asdict(evaluation).items()
+        if value is not None
+    )

@@ -19,7 +19,10 @@ from pruning.importance.channel_order import ChannelOrder
 from pruning.shape import ModelShape, Removal
 
 Key = tuple[str, str, str]
-"""Of one candidate, on every batch of a set: token set, channel order, shape. With the model, what its score depends on."""
+"""Of one candidate, on every batch of a set: token set, channel order, shape.
+
+With the model, what its score depends on.
+"""
 
 LOWER_IS_BETTER = {"accuracy": False}
 """Whether a smaller number is better; perplexities are."""
@@ -36,7 +39,8 @@ class Outcome:
         candidates: by stage, batches of every candidate that it looked at.
         dense: the dense model's numbers, under the same names as `values`.
         values: its perplexities and its accuracy, as far as they were measured.
-        measured_on: fingerprint of the text behind each perplexity; numbers on different texts do not compare.
+        measured_on: fingerprint of the text behind each perplexity; numbers on different texts do
+            not compare.
     """
 
     point: Point
@@ -59,13 +63,16 @@ def outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | N
     """Reads it from the point's folder.
 
     Raises:
-        InputError: a file there is damaged. Of a point with a problem, the problem is all that is told then.
+        InputError: a file there is damaged. Of a point with a problem, the problem is all that is
+            told then.
     """
     try:
         return _outcome_of(point, job, sweep_folder, problem)
     except (OSError, ValueError, KeyError) as error:
         if problem is None:
-            raise InputError(f"output_dir: cannot read what is in {sweep_folder / point.name}: {error}") from error
+            raise InputError(
+                f"output_dir: cannot read what is in {sweep_folder / point.name}: {error}"
+            ) from error
         return Outcome(point, point.name, problem, target_ratio=job.config.search.target_ratio)
 
 
@@ -75,12 +82,23 @@ def recorded_run_id(folder: Path) -> str | None:
 
 
 def judge(points: Sequence[Outcome]) -> str:
-    """The number that decides which point is best: perplexity on text that no search has seen, where all have it."""
+    """The number that decides which point is best: perplexity on text that no search has seen,
+    where all have it.
+    """
     done = [outcome for outcome in points if outcome.values]
-    return next((name for name in ("heldout_perplexity", "block_perplexity") if all(name in outcome.values for outcome in done)), "block_perplexity")
+    return next(
+        (
+            name
+            for name in ("heldout_perplexity", "block_perplexity")
+            if all(name in outcome.values for outcome in done)
+        ),
+        "block_perplexity",
+    )
 
 
-def sweep_report(points: Sequence[Outcome], order: Sequence[Outcome], metric: str, max_perplexity_ratio: float) -> dict[str, Any]:
+def sweep_report(
+    points: Sequence[Outcome], order: Sequence[Outcome], metric: str, max_perplexity_ratio: float
+) -> dict[str, Any]:
     """What sweep.json says.
 
     Args:
@@ -92,13 +110,21 @@ def sweep_report(points: Sequence[Outcome], order: Sequence[Outcome], metric: st
     fronts = _fronts(points)
     best = _best(points, metric, max_perplexity_ratio)
     return {
-        "points": [_row(outcome, paid.get(outcome.point.name, {}), fronts, best) for outcome in points],
+        "points": [
+            _row(outcome, paid.get(outcome.point.name, {}), fronts, best) for outcome in points
+        ],
         "evaluations": {
-            stage: {name: sum(each[stage][name] for each in paid.values() if stage in each) for name in ("needed", "new")}
+            stage: {
+                name: sum(each[stage][name] for each in paid.values() if stage in each)
+                for name in ("needed", "new")
+            }
             for stage in dict.fromkeys(stage for each in paid.values() for stage in each)
         },
         "best": best,
-        "rule": f"the largest ratio whose {metric} is at most {max_perplexity_ratio:g} times that of the dense model; of equal ratios the lowest",
+        "rule": (
+            f"the largest ratio whose {metric} is at most {max_perplexity_ratio:g} times "
+            "that of the dense model; of equal ratios the lowest"
+        ),
         "pareto": fronts,
     }
 
@@ -106,28 +132,55 @@ def sweep_report(points: Sequence[Outcome], order: Sequence[Outcome], metric: st
 def table(report: Mapping[str, Any]) -> Table:
     """As a person reads it."""
     rows, names = report["points"], _columns(report["points"])
-    shown = Table(title=f"{len(rows)} points; best: {report['best'] or 'none'}, {report['rule']}", title_justify="left")
-    for name, side in (("point", "left"), ("ratio", "right"), *((name.replace("_", " "), "right") for name in names), ("steps", "right")):
+    shown = Table(
+        title=f"{len(rows)} points; best: {report['best'] or 'none'}, {report['rule']}",
+        title_justify="left",
+    )
+    for name, side in (
+        ("point", "left"),
+        ("ratio", "right"),
+        *((name.replace("_", " "), "right") for name in names),
+        ("steps", "right"),
+    ):
         shown.add_column(name, justify=side)  # type: ignore[arg-type]
     for name in ("evaluations", "of them new", "front"):
         shown.add_column(name, justify="right")
     dense: Mapping[str, float] = next((row["dense"] for row in rows if row["dense"]), {})
-    if dense and all(row["dense"] in (dense, {}) for row in rows):  # one model, and one text for all
-        shown.add_row("dense", "0.0000", *(_number(dense.get(name)) for name in names), "", "", "", "")
+    if dense and all(
+        row["dense"] in (dense, {}) for row in rows
+    ):  # one model, and one text for all
+        shown.add_row(
+            "dense", "0.0000", *(_number(dense.get(name)) for name in names), "", "", "", ""
+        )
         shown.add_section()
     for row in rows:
         if row["ratio"] is None:
             shown.add_row(row["name"], f"{row['status']}: {row['problem']}")
             continue
-        counts = [sum(each[name] for each in row["evaluations"]["stages"].values()) for name in ("needed", "new")]
+        counts = [
+            sum(each[name] for each in row["evaluations"]["stages"].values())
+            for name in ("needed", "new")
+        ]
         marks = ("*" if row["name"] == report["best"] else "") + ("o" if row["pareto"] else "")
         cells = [_number(row["values"].get(name)) for name in names]
         name = row["name"] if row["problem"] is None else f"{row['name']} ({row['status']})"
-        shown.add_row(name, f"{row['ratio']:.4f}", *cells, str(row["steps"]), *(f"{count:,}" for count in counts), marks)
+        shown.add_row(
+            name,
+            f"{row['ratio']:.4f}",
+            *cells,
+            str(row["steps"]),
+            *(f"{count:,}" for count in counts),
+            marks,
+        )
     shown.add_section()
-    totals = [sum(each[name] for each in report["evaluations"].values()) for name in ("needed", "new")]
+    totals = [
+        sum(each[name] for each in report["evaluations"].values()) for name in ("needed", "new")
+    ]
     shown.add_row("all", "", *("" for _ in names), "", *(f"{total:,}" for total in totals), "")
-    shown.caption = "*: best; o: on the Pareto front of ratio and a number of its columns. New: not in common with a point that ran before"
+    shown.caption = (
+        "*: best; o: on the Pareto front of ratio and a number of its columns. New: "
+        "not in common with a point that ran before"
+    )
     return shown
 
 
@@ -141,11 +194,17 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
     pairs = {f"{name}_perplexity": pair for name, pair in summary["perplexity"].items()}
     values = {name: pair["pruned"] for name, pair in pairs.items()}
     dense = {name: pair["dense"] for name, pair in pairs.items()}
-    texts = {f"{name}_perplexity": tokens["fingerprint"] for name, tokens in summary["calibration"].items()}
+    texts = {
+        f"{name}_perplexity": tokens["fingerprint"]
+        for name, tokens in summary["calibration"].items()
+    }
     stderrs: dict[str, float] = {}
     measured = _read(folder / "evaluation.json")
     if measured is not None:
-        texts |= {f"{name}_perplexity": fingerprint for name, fingerprint in measured["fingerprints"]["texts"].items()}
+        texts |= {
+            f"{name}_perplexity": fingerprint
+            for name, fingerprint in measured["fingerprints"]["texts"].items()
+        }
         values |= _measured(measured)
         dense |= _measured(measured["dense"] or {"perplexity": {}, "average": None})
         error = average_stderr(measured["tasks"])
@@ -167,9 +226,20 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
     )
 
 
-def _row(outcome: Outcome, stages: Mapping[str, Mapping[str, int]], fronts: Mapping[str, Sequence[str]], best: str | None) -> dict[str, Any]:
+def _row(
+    outcome: Outcome,
+    stages: Mapping[str, Mapping[str, int]],
+    fronts: Mapping[str, Sequence[str]],
+    best: str | None,
+) -> dict[str, Any]:
     name = outcome.point.name
-    status = "done" if outcome.problem is None else "not run" if outcome.problem == "not run yet" else "failed"
+    status = (
+        "done"
+        if outcome.problem is None
+        else "not run"
+        if outcome.problem == "not run yet"
+        else "failed"
+    )
     return {
         "name": name,
         "settings": dict(outcome.point.settings),
@@ -178,12 +248,19 @@ def _row(outcome: Outcome, stages: Mapping[str, Mapping[str, int]], fronts: Mapp
         "folder": outcome.folder,
         "target_ratio": outcome.target_ratio,
         "ratio": outcome.ratio,
-        "perplexity": {key.removesuffix("_perplexity"): value for key, value in outcome.values.items() if key.endswith("_perplexity")},
+        "perplexity": {
+            key.removesuffix("_perplexity"): value
+            for key, value in outcome.values.items()
+            if key.endswith("_perplexity")
+        },
         "values": dict(outcome.values),
         "stderrs": dict(outcome.stderrs),
         "dense": dict(outcome.dense),
         "steps": outcome.num_steps,
-        "evaluations": {**outcome.evaluations, "stages": {stage: dict(counts) for stage, counts in stages.items()}},
+        "evaluations": {
+            **outcome.evaluations,
+            "stages": {stage: dict(counts) for stage, counts in stages.items()},
+        },
         "seconds": outcome.seconds,
         "best": name == best,
         "pareto": [metric for metric, names in fronts.items() if name in names],
@@ -191,13 +268,19 @@ def _row(outcome: Outcome, stages: Mapping[str, Mapping[str, int]], fronts: Mapp
 
 
 def _paid(order: Sequence[Outcome]) -> dict[str, dict[str, dict[str, int]]]:
-    """By point and stage: (candidate, batch) pairs that it needs, and those that no point before it did. The same however often the sweep was stopped."""
+    """By point and stage: (candidate, batch) pairs that it needs, and those that no point before it
+    did. The same however often the sweep was stopped.
+    """
     seen: set[tuple[str, Key]] = set()
     paid = {}
     for outcome in order:
         stages = {}
         for stage, candidates in outcome.candidates.items():
-            new = {key: batches for key, batches in candidates.items() if (outcome.model, key) not in seen}
+            new = {
+                key: batches
+                for key, batches in candidates.items()
+                if (outcome.model, key) not in seen
+            }
             stages[stage] = {"needed": sum(candidates.values()), "new": sum(new.values())}
             seen |= {(outcome.model, key) for key in new}
         paid[outcome.point.name] = stages
@@ -205,25 +288,42 @@ def _paid(order: Sequence[Outcome]) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _fronts(points: Sequence[Outcome]) -> dict[str, list[str]]:
-    """For each number, the points that no other one of the same model, on the same text, beats in it and in ratio."""
+    """For each number, the points that no other one of the same model, on the same text, beats in
+    it and in ratio.
+    """
     fronts: dict[str, list[str]] = {}
     for metric in dict.fromkeys(name for outcome in points for name in outcome.values):
         groups: dict[tuple[str, str], list[Outcome]] = {}
         for outcome in points:
             if outcome.problem is None and metric in outcome.values:
-                groups.setdefault((outcome.model, outcome.measured_on.get(metric, "")), []).append(outcome)
+                groups.setdefault((outcome.model, outcome.measured_on.get(metric, "")), []).append(
+                    outcome
+                )
         fronts[metric] = []
         for group in groups.values():
-            front = pareto_front([(outcome.ratio or 0.0, outcome.values[metric]) for outcome in group], lower_is_better=LOWER_IS_BETTER.get(metric, True))
-            fronts[metric] += [outcome.point.name for outcome, on_front in zip(group, front, strict=True) if on_front]
+            front = pareto_front(
+                [(outcome.ratio or 0.0, outcome.values[metric]) for outcome in group],
+                lower_is_better=LOWER_IS_BETTER.get(metric, True),
+            )
+            fronts[metric] += [
+                outcome.point.name
+                for outcome, on_front in zip(group, front, strict=True)
+                if on_front
+            ]
     return fronts
 
 
 def _best(points: Sequence[Outcome], metric: str, max_perplexity_ratio: float) -> str | None:
     good = [
-        (-(outcome.ratio or 0.0), outcome.values[metric] / outcome.dense[metric], outcome.point.name)
+        (
+            -(outcome.ratio or 0.0),
+            outcome.values[metric] / outcome.dense[metric],
+            outcome.point.name,
+        )
         for outcome in points
-        if outcome.problem is None and metric in outcome.values and outcome.values[metric] <= max_perplexity_ratio * outcome.dense.get(metric, 0.0)
+        if outcome.problem is None
+        and metric in outcome.values
+        and outcome.values[metric] <= max_perplexity_ratio * outcome.dense.get(metric, 0.0)
     ]
     return min(good)[2] if good else None
 
@@ -238,7 +338,9 @@ def _candidates(folder: Path, job: PruneJob) -> dict[str, dict[Key, int]]:
         num_batches = len(tokens.batches(job.config.calibration.batch_size))
         stage = found.setdefault(line["stage"], {})
         for candidate in line["candidates"]:
-            stage[tokens.fingerprint, order, base.without(Removal.from_json(candidate)).digest] = num_batches
+            stage[tokens.fingerprint, order, base.without(Removal.from_json(candidate)).digest] = (
+                num_batches
+            )
         base = ModelShape.parse(line["shape"])
     return found
 
@@ -250,7 +352,9 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row["values"])
-    return [name for name in names if name not in ("block_perplexity", "width_perplexity")] or list(names)[:1]
+    return [name for name in names if name not in ("block_perplexity", "width_perplexity")] or list(
+        names
+    )[:1]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

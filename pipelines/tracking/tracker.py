@@ -1,4 +1,7 @@
-"""MLflow, fed from the journal in the background. A server that is slow or away costs a search nothing: what could not be sent is sent later."""
+"""MLflow, fed from the journal in the background.
+
+A server that is slow or away costs a search nothing: what could not be sent is sent later.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from pipelines.config.redaction import masked_url, without_secrets
 from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default one call to a server that is away blocks for minutes
+os.environ.setdefault(
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"
+)  # by default one call to a server that is away blocks for minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 log = logging.getLogger(__name__)
@@ -49,7 +54,8 @@ class Tracker:
     Args:
         started: seconds since 1970.
         run_id: of the run to go on with; None makes a new one, and tells `on_run_id`.
-        keeps_status: leave the run as finished, failed or running as it is: it belongs to another job.
+        keeps_status: leave the run as finished, failed or running as it is: it belongs to another
+            job.
         again: what sends again what a server did not take.
         parent: of the sweep that this run is a point of.
         is_sweep: that it is such a parent, with a view of its own of its points.
@@ -72,19 +78,32 @@ class Tracker:
     _warned: bool = False
     _problem: str = ""
 
-    def start(self, params: Mapping[str, Any], tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]) -> None:
+    def start(
+        self,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        datasets: Mapping[str, TokenDataset],
+    ) -> None:
         """Begins to send; what describes the run goes first."""
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
         self._queue.put(lambda client: self._describe(client, params, tags, datasets))
 
-    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int, timestamp: float) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float | int | None], *, step: int, timestamp: float
+    ) -> None:
         """All metrics of one step in one call. The same point sent twice is stored once."""
         values = {name: float(value) for name, value in metrics.items() if value is not None}
         self._queue.put(lambda client: self._log_batch(client, values, step, timestamp))
 
-    def finish(self, *, succeeded: bool, artifacts: Sequence[Path], timeout_s: float | None = None) -> bool:
-        """Sends the rest. False: the server did not take everything in time; the same command with `resume=true` sends it again."""
+    def finish(
+        self, *, succeeded: bool, artifacts: Sequence[Path], timeout_s: float | None = None
+    ) -> bool:
+        """Sends the rest.
+
+        False: the server did not take everything in time; the same command with `resume=true` sends
+        it again.
+        """
         assert self._thread is not None
         status = "FINISHED" if succeeded else "FAILED"
         for path in artifacts:
@@ -96,7 +115,11 @@ class Tracker:
         if not self._thread.is_alive():
             return True
         self._stop.set()
-        log.warning("MLflow at %s did not take everything; nothing is lost: %s sends it again", masked_url(self.uri), self.again)
+        log.warning(
+            "MLflow at %s did not take everything; nothing is lost: %s sends it again",
+            masked_url(self.uri),
+            self.again,
+        )
         return False
 
     def state(self) -> str:
@@ -133,13 +156,19 @@ class Tracker:
                 except Exception as error:  # noqa: BLE001 - whatever a tracking server does wrong must not reach the search
                     self._problem = without_secrets(_first_line(error), self.uri)
                     if not self._warned:
-                        log.warning("MLflow at %s: %s; the search goes on, sending is tried again", masked_url(self.uri), self._problem)
+                        log.warning(
+                            "MLflow at %s: %s; the search goes on, sending is tried again",
+                            masked_url(self.uri),
+                            self._problem,
+                        )
                         self._warned = True
                     self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                     attempt += 1
 
     def _connect(self) -> Any:
-        from mlflow import MlflowClient  # takes seconds to import, which the search need not wait for
+        from mlflow import (
+            MlflowClient,
+        )  # takes seconds to import, which the search need not wait for
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -150,27 +179,47 @@ class Tracker:
         if self.run_id is None:
             found = client.get_experiment_by_name(self.experiment)
             artifacts = (folder / "mlartifacts").as_uri() if folder is not None else None
-            self.experiment_id = found.experiment_id if found else client.create_experiment(self.experiment, artifact_location=artifacts)
+            self.experiment_id = (
+                found.experiment_id
+                if found
+                else client.create_experiment(self.experiment, artifact_location=artifacts)
+            )
             client.set_experiment_tag(self.experiment_id, *preset_view())
-            self.run_id = client.create_run(self.experiment_id, start_time=round(self.started * 1000), run_name=self.run_name).info.run_id
+            self.run_id = client.create_run(
+                self.experiment_id, start_time=round(self.started * 1000), run_name=self.run_name
+            ).info.run_id
             self.on_run_id(self.run_id)
             if self.is_sweep:
-                client.set_experiment_tag(self.experiment_id, *view_of_sweep(self.run_name, self.run_id, self._view))
+                client.set_experiment_tag(
+                    self.experiment_id, *view_of_sweep(self.run_name, self.run_id, self._view)
+                )
         else:
             self.experiment_id = client.get_run(self.run_id).info.experiment_id
             if not self.keeps_status:
                 client.update_run(self.run_id, status="RUNNING")
         return client
 
-    def _describe(self, client: Any, params: Mapping[str, Any], tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]) -> None:
+    def _describe(
+        self,
+        client: Any,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        datasets: Mapping[str, TokenDataset],
+    ) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         if self.parent is not None:
             while self.parent.run_id is None and not self._stop.wait(0.1):
                 pass  # it is on its way to the same server
-            tags = {**tags, "mlflow.parentRunId": self.parent.run_id} if self.parent.run_id is not None else tags
+            tags = (
+                {**tags, "mlflow.parentRunId": self.parent.run_id}
+                if self.parent.run_id is not None
+                else tags
+            )
         known = client.get_run(self.run_id).data
-        new = [Param(name, str(value)) for name, value in params.items() if name not in known.params]
+        new = [
+            Param(name, str(value)) for name, value in params.items() if name not in known.params
+        ]
         for start in range(0, len(new), 100):
             client.log_batch(self.run_id, params=new[start : start + 100])
         client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -181,7 +230,12 @@ class Tracker:
                     digest=dataset.digest,
                     source_type="local",
                     source=json.dumps(dict(dataset.source)),
-                    profile=json.dumps({"num_sequences": dataset.num_sequences, "sequence_length": dataset.sequence_length}),
+                    profile=json.dumps(
+                        {
+                            "num_sequences": dataset.num_sequences,
+                            "sequence_length": dataset.sequence_length,
+                        }
+                    ),
                 ),
                 tags=[InputTag("mlflow.data.context", context)],
             )
@@ -190,10 +244,17 @@ class Tracker:
         if inputs:
             client.log_inputs(self.run_id, inputs)
 
-    def _log_batch(self, client: Any, values: Mapping[str, float], step: int, timestamp: float) -> None:
+    def _log_batch(
+        self, client: Any, values: Mapping[str, float], step: int, timestamp: float
+    ) -> None:
         from mlflow.entities import Metric
 
-        client.log_batch(self.run_id, metrics=[Metric(name, value, int(timestamp * 1000), step) for name, value in values.items()])
+        client.log_batch(
+            self.run_id,
+            metrics=[
+                Metric(name, value, int(timestamp * 1000), step) for name, value in values.items()
+            ],
+        )
 
 
 def local_folder(uri: str) -> Path | None:

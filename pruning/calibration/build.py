@@ -1,4 +1,6 @@
-"""Any text -> fixed token sequences with a fingerprint: one set for the block stage, one for the width stages, one held out for the report."""
+"""Any text -> fixed token sequences with a fingerprint: one set for the block stage, one for the
+width stages, one held out for the report.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,33 @@ from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
 
 
-def make_calibration(recipe: Recipe, tokenizer: Callable[[], PreTrainedTokenizerBase], *, vocab_size: int) -> Calibration:
+def make_calibration(
+    recipe: Recipe, tokenizer: Callable[[], PreTrainedTokenizerBase], *, vocab_size: int
+) -> Calibration:
     """Builds the three sets.
 
     Args:
         tokenizer: called only by sources that are text.
 
     Raises:
-        InputError: missing or unreadable data, too little of it, or token ids outside the vocabulary.
+        InputError: missing or unreadable data, too little of it, or token ids outside the
+            vocabulary.
     """
     if recipe.source == "tokens":
         calibration = _from_tokens(recipe)
     else:
         text = running_text(recipe)
-        calibration = _from_rows(recipe, tokenizer()) if text is None else _from_text(recipe, tokenizer(), *text)
+        calibration = (
+            _from_rows(recipe, tokenizer())
+            if text is None
+            else _from_text(recipe, tokenizer(), *text)
+        )
     for name, tokens in calibration.sets().items():
         low, high = int(tokens.input_ids.min()), int(tokens.input_ids.max())
         if low < 0 or high >= vocab_size:
             raise InputError(
-                f"calibration: the {name} set has token id {low if low < 0 else high}, outside the model's vocabulary 0..{vocab_size - 1}. "
+                f"calibration: the {name} set has token id {low if low < 0 else high}, outside "
+                f"the model's vocabulary 0..{vocab_size - 1}. "
                 "Was it made with another model's tokenizer?"
             )
     return calibration
@@ -48,53 +58,92 @@ def _from_tokens(recipe: Recipe) -> Calibration:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"calibration.path: {path} is not a readable safetensors file: {error}") from error
+        raise InputError(
+            f"calibration.path: {path} is not a readable safetensors file: {error}"
+        ) from error
     input_ids = tensors.get("input_ids")
     if input_ids is None or input_ids.ndim != 2 or not np.issubdtype(input_ids.dtype, np.integer):
-        raise InputError(f"calibration.path: {path} must hold integer input_ids [sequences, length]; it holds {_describe(tensors)}")
+        raise InputError(
+            f"calibration.path: {path} must hold integer input_ids [sequences, length]; it holds "
+            f"{_describe(tensors)}"
+        )
     if input_ids.shape[1] < recipe.sequence_length:
-        raise InputError(f"calibration.sequence_length: {recipe.sequence_length}, but the sequences in {path} have {input_ids.shape[1]} tokens")
+        raise InputError(
+            f"calibration.sequence_length: {recipe.sequence_length}, but the sequences in {path} "
+            f"have {input_ids.shape[1]} tokens"
+        )
     ids = input_ids[:, : recipe.sequence_length].astype(np.int64)
     needed = max(recipe.num_block_samples, recipe.num_width_samples)
     if len(ids) < needed:
         raise InputError(f"calibration: {needed} sequences asked for, {path} has {len(ids)}")
     spare = ids[needed : needed + recipe.num_heldout_samples]
-    return Calibration(TokenSet(ids[: recipe.num_block_samples]), TokenSet(ids[: recipe.num_width_samples]), TokenSet(spare) if len(spare) else None)
+    return Calibration(
+        TokenSet(ids[: recipe.num_block_samples]),
+        TokenSet(ids[: recipe.num_width_samples]),
+        TokenSet(spare) if len(spare) else None,
+    )
 
 
-def _from_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, text: str, heldout_text: str) -> Calibration:
-    """Sequences drawn from running text: first those of the width stages, then those of the block stage, from what is left."""
+def _from_text(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, text: str, heldout_text: str
+) -> Calibration:
+    """Sequences drawn from running text: first those of the width stages, then those of the block
+    stage, from what is left.
+    """
     sequences = text_windows(tokenizer, text, recipe.sequence_length)
     width, block = recipe.num_width_samples, recipe.num_block_samples
     if len(sequences) < width + block:
         raise InputError(
-            f"calibration: {width} + {block} sequences of {recipe.sequence_length} tokens asked for (num_width_samples + num_block_samples), the "
+            f"calibration: {width} + {block} sequences of {recipe.sequence_length} tokens asked "
+            "for (num_width_samples + num_block_samples), the "
             f"text gives {len(sequences)}. Ask for fewer or shorter sequences, or give more text"
         )
     drawn = random.Random(recipe.seed).sample(range(len(sequences)), width + block)
-    heldout = text_windows(tokenizer, heldout_text, recipe.sequence_length)[: recipe.num_heldout_samples]
-    return Calibration(TokenSet(sequences[drawn[width:]]), TokenSet(sequences[drawn[:width]]), TokenSet(heldout) if len(heldout) else None)
+    heldout = text_windows(tokenizer, heldout_text, recipe.sequence_length)[
+        : recipe.num_heldout_samples
+    ]
+    return Calibration(
+        TokenSet(sequences[drawn[width:]]),
+        TokenSet(sequences[drawn[:width]]),
+        TokenSet(heldout) if len(heldout) else None,
+    )
 
 
 def _from_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Calibration:
-    """Rows drawn as published: seed once, first the rows of the width stages, then, from all rows again, those of the block stage."""
+    """Rows drawn as published: seed once, first the rows of the width stages, then, from all rows
+    again, those of the block stage.
+    """
     rows, heldout_rows = source_rows(recipe)
     generator = random.Random(recipe.seed)
     sets = []
-    for name, count in (("num_width_samples", recipe.num_width_samples), ("num_block_samples", recipe.num_block_samples)):
+    for name, count in (
+        ("num_width_samples", recipe.num_width_samples),
+        ("num_block_samples", recipe.num_block_samples),
+    ):
         if count > len(rows):
-            raise InputError(f"calibration.{name}: {count}, but {recipe.source} has {len(rows)} rows to draw from")
+            raise InputError(
+                f"calibration.{name}: {count}, but {recipe.source} has {len(rows)} rows to draw "
+                "from"
+            )
         chosen = [rows[index] for index in generator.sample(range(len(rows)), count)]
         sequences = text_windows(tokenizer, "\n\n".join(chosen), recipe.sequence_length)
         if not len(sequences):
             raise InputError(
-                f"calibration.{name}: {count} rows are shorter than one sequence of {recipe.sequence_length} tokens. "
+                f"calibration.{name}: {count} rows are shorter than one sequence of "
+                f"{recipe.sequence_length} tokens. "
                 "Ask for more rows or a smaller calibration.sequence_length"
             )
         sets.append(TokenSet(sequences))
-    heldout = text_windows(tokenizer, "\n\n".join(heldout_rows), recipe.sequence_length)[: recipe.num_heldout_samples]
-    return Calibration(block=sets[1], width=sets[0], heldout=TokenSet(heldout) if len(heldout) else None)
+    heldout = text_windows(tokenizer, "\n\n".join(heldout_rows), recipe.sequence_length)[
+        : recipe.num_heldout_samples
+    ]
+    return Calibration(
+        block=sets[1], width=sets[0], heldout=TokenSet(heldout) if len(heldout) else None
+    )
 
 
 def _describe(tensors: dict[str, npt.NDArray[Any]]) -> str:
-    return ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()) or "nothing"
+    return (
+        ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items())
+        or "nothing"
+    )

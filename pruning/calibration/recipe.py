@@ -15,12 +15,13 @@ SOURCES: tuple[str, ...] = get_args(Source)
 class Recipe:
     """How to make a calibration set.
 
-    For running text (`pydoc`, `wikitext2`, a text file) and `tokens`, a sample is one sequence. For rows (`alpaca`, `c4`, `ptb`, JSONL) it
-    is one row: the drawn rows are joined with two newlines, tokenized as one text and cut into sequences (METHOD: "Calibration sets
-    as published").
+    For running text (`pydoc`, `wikitext2`, a text file) and `tokens`, a sample is one sequence. For
+    rows (`alpaca`, `c4`, `ptb`, JSONL) it is one row: the drawn rows are joined with two newlines,
+    tokenized as one text and cut into sequences (METHOD: "Calibration sets as published").
 
     Args:
-        path: the file of `text` and `tokens`; for the named datasets a local copy to use instead of the hub.
+        path: the file of `text` and `tokens`; for the named datasets a local copy to use instead of
+            the hub.
         column: field of each row that holds the text; None is the dataset's own.
     """
 

@@ -14,8 +14,9 @@ def measured_text(name: str, *, option: str, folder: Path | None = None) -> str:
     """The text that a perplexity is measured on.
 
     Args:
-        name: `wikitext2`, the test split of WikiText-2; or a file: .jsonl with a column `text`, whose rows are joined with two newlines, .raw as
-            WikiText is distributed, or any other plain text.
+        name: `wikitext2`, the test split of WikiText-2; or a file: .jsonl with a column `text`,
+            whose rows are joined with two newlines, .raw as WikiText is distributed, or any other
+            plain text.
         option: that names it, for messages.
         folder: where a local copy of WikiText-2 may lie, as wikitext2.test.raw.
 
@@ -26,10 +27,17 @@ def measured_text(name: str, *, option: str, folder: Path | None = None) -> str:
         copy = folder / "wikitext2.test.raw" if folder else None
         if copy is not None and copy.is_file():
             return wikitext_text(_read_text(str(copy), option))
-        return "\n\n".join(_hub_dataset("Salesforce/wikitext", option=option, name="wikitext-2-raw-v1", split="test")["text"])
+        return "\n\n".join(
+            _hub_dataset(
+                "Salesforce/wikitext", option=option, name="wikitext-2-raw-v1", split="test"
+            )["text"]
+        )
     path = Path(name).expanduser()
     if not path.is_file():
-        raise InputError(f"{option}: {name} is neither wikitext2 nor a file; give a text file (.txt, .raw) or a .jsonl with a column text")
+        raise InputError(
+            f"{option}: {name} is neither wikitext2 nor a file; give a text file (.txt, .raw) or "
+            "a .jsonl with a column text"
+        )
     if path.suffix == ".jsonl":
         return "\n\n".join(_read_jsonl(path, "text", option))
     text = _read_text(name, option)
@@ -37,7 +45,9 @@ def measured_text(name: str, *, option: str, folder: Path | None = None) -> str:
 
 
 def wikitext_text(raw: str) -> str:
-    """The text of a WikiText raw file as the papers tokenize it: the hub's rows (blank ones empty, others with their newline) joined with two newlines."""
+    """The text of a WikiText raw file as the papers tokenize it: the hub's rows (blank ones empty,
+    others with their newline) joined with two newlines.
+    """
     return "\n\n".join(line if line.strip() else "" for line in raw.splitlines(keepends=True))
 
 
@@ -48,7 +58,10 @@ def running_text(recipe: Recipe) -> tuple[str, str] | None:
     if recipe.source == "wikitext2":
         if recipe.path is not None:
             return _split_text(wikitext_text(_read_text(recipe.path)))
-        train, test = (_hub_dataset("Salesforce/wikitext", name="wikitext-2-raw-v1", split=split)["text"] for split in ("train", "test"))
+        train, test = (
+            _hub_dataset("Salesforce/wikitext", name="wikitext-2-raw-v1", split=split)["text"]
+            for split in ("train", "test")
+        )
         return "\n\n".join(train), "\n\n".join(test)
     if recipe.source == "text":
         path = required_path(recipe, "a text file, or a .jsonl file with one row a line")
@@ -65,26 +78,42 @@ def source_rows(recipe: Recipe) -> tuple[list[str], list[str]]:
         cut = len(rows) - max(1, len(rows) // 10)
         return rows[:cut], rows[cut:]
     if recipe.source == "c4":
-        files = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
-        pair = [_hub_rows("allenai/c4", data_files=files, split=split, column=recipe.column or "text") for split in files]
-    else:
-        # The dataset's main branch is a loading script, which current versions of `datasets` do not run; the hub's conversion holds the same rows.
+        files = {
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        }
         pair = [
-            _hub_rows("ptb-text-only/ptb_text_only", revision="refs/convert/parquet", split=split, column=recipe.column or "sentence")
+            _hub_rows("allenai/c4", data_files=files, split=split, column=recipe.column or "text")
+            for split in files
+        ]
+    else:
+        # The dataset's main branch is a loading script, which current versions of `datasets` do not
+        # run; the hub's conversion holds the same rows.
+        pair = [
+            _hub_rows(
+                "ptb-text-only/ptb_text_only",
+                revision="refs/convert/parquet",
+                split=split,
+                column=recipe.column or "sentence",
+            )
             for split in ("train", "test")
         ]
     return pair[0], pair[1]
 
 
 def _alpaca(recipe: Recipe) -> tuple[list[str], list[str]]:
-    """The published split: a fifth of the rows is the test part, its first half is drawn from, its second half is held out here."""
+    """The published split: a fifth of the rows is the test part, its first half is drawn from, its
+    second half is held out here.
+    """
     import datasets
 
     column = recipe.column or "text"
     if recipe.path is None:
         rows = _hub_dataset("tatsu-lab/alpaca", split="train")
     else:
-        rows = datasets.Dataset.from_dict({column: _read_jsonl(Path(recipe.path).expanduser(), column)})
+        rows = datasets.Dataset.from_dict(
+            {column: _read_jsonl(Path(recipe.path).expanduser(), column)}
+        )
     test = rows.train_test_split(test_size=0.2, seed=42)["test"]
     halves = test.train_test_split(test_size=0.5, seed=42)
     return list(halves["train"][column]), list(halves["test"][column])
@@ -93,7 +122,10 @@ def _alpaca(recipe: Recipe) -> tuple[list[str], list[str]]:
 def _hub_rows(path: str, *, column: str, **options: Any) -> list[str]:
     rows = _hub_dataset(path, **options)
     if column not in rows.column_names:
-        raise InputError(f"calibration.column: {path} has no column {column!r}; it has {', '.join(rows.column_names)}")
+        raise InputError(
+            f"calibration.column: {path} has no column {column!r}; it has "
+            f"{', '.join(rows.column_names)}"
+        )
     return [row for row in rows[column] if row]
 
 
@@ -104,9 +136,14 @@ def _hub_dataset(path: str, *, option: str = "calibration", **options: Any) -> A
         return datasets.load_dataset(path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        local = "calibration.path=FILE, or use calibration=pydoc, which needs no network" if option == "calibration" else f"{option}=[FILE]"
+        local = (
+            "calibration.path=FILE, or use calibration=pydoc, which needs no network"
+            if option == "calibration"
+            else f"{option}=[FILE]"
+        )
         raise InputError(
-            f"{option}: dataset {path!r} is neither in the local cache nor to be had from the hub ({reason}). Give a local copy with {local}"
+            f"{option}: dataset {path!r} is neither in the local cache nor to be had from the "
+            f"hub ({reason}). Give a local copy with {local}"
         ) from error
 
 
@@ -135,7 +172,9 @@ def _read_text(path: str, option: str = "calibration.path") -> str:
 
 def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]:
     rows = []
-    for number, line in enumerate(_read_text(str(path), option or "calibration.path").splitlines(), start=1):
+    for number, line in enumerate(
+        _read_text(str(path), option or "calibration.path").splitlines(), start=1
+    ):
         if not line.strip():
             continue
         try:
@@ -143,9 +182,15 @@ def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]
             rows.append(row[column])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             fields = ", ".join(row) if isinstance(error, KeyError) else "not JSON"
-            raise InputError(f"{option or 'calibration.column'}: line {number} of {path} has no field {column!r} (it has: {fields})") from error
+            raise InputError(
+                f"{option or 'calibration.column'}: line {number} of {path} has no field "
+                f"{column!r} (it has: {fields})"
+            ) from error
         if not isinstance(rows[-1], str):
-            raise InputError(f"{option or 'calibration.column'}: field {column!r} of line {number} in {path} is not text")
+            raise InputError(
+                f"{option or 'calibration.column'}: field {column!r} of line {number} in {path} "
+                "is not text"
+            )
     return [row for row in rows if row]
 
 
@@ -159,5 +204,7 @@ def required_path(recipe: Recipe, what: str) -> Path:
         raise InputError(f"calibration.path: missing; calibration={recipe.source} needs {what}")
     path = Path(recipe.path).expanduser()
     if not path.is_file():
-        raise InputError(f"calibration.path: no file {recipe.path}; calibration={recipe.source} needs {what}")
+        raise InputError(
+            f"calibration.path: no file {recipe.path}; calibration={recipe.source} needs {what}"
+        )
     return path

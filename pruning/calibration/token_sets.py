@@ -42,12 +42,18 @@ class TokenSet:
 
     def batches(self, batch_size: int) -> list[Tokens]:
         """Consecutive batches; the last one may be smaller."""
-        return [self.input_ids[start : start + batch_size] for start in range(0, self.num_sequences, batch_size)]
+        return [
+            self.input_ids[start : start + batch_size]
+            for start in range(0, self.num_sequences, batch_size)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """The three sets of a search. `heldout` shares no text with the other two and is None when the source has none to spare."""
+    """The three sets of a search.
+
+    `heldout` shares no text with the other two and is None when the source has none to spare.
+    """
 
     block: TokenSet
     width: TokenSet

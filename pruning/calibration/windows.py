@@ -11,20 +11,33 @@ from pruning.calibration.token_sets import Tokens
 
 
 def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Tokens:
-    """A text tokenized as a whole and cut into windows; the tail is dropped (METHOD: "Calibration sets as published").
+    """A text tokenized as a whole and cut into windows; the tail is dropped (METHOD: "Calibration
+    sets as published").
 
-    Gemma's each begin with BOS: it has never seen a text without, and its perplexity on one is several times that on the same text behind BOS.
+    Gemma's each begin with BOS: it has never seen a text without, and its perplexity on one is
+    several times that on the same text behind BOS.
 
     Returns:
         int64 [windows, length]; no windows if the text is too short.
     """
     if isinstance(tokenizer, GemmaTokenizer):
-        return np.insert(_cut(_tokenize(tokenizer, text, add_special_tokens=False), length - 1), 0, tokenizer.bos_token_id, axis=1)
+        return np.insert(
+            _cut(_tokenize(tokenizer, text, add_special_tokens=False), length - 1),
+            0,
+            tokenizer.bos_token_id,
+            axis=1,
+        )
     return _cut(_tokenize(tokenizer, text), length)
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:
-    ids: Sequence[int] = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"] if text else []
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True
+) -> Sequence[int]:
+    ids: Sequence[int] = (
+        tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        if text
+        else []
+    )
     return ids
 
 

@@ -1,4 +1,6 @@
-"""Parameters, FLOPs and KV-cache bytes of any shape, from the configuration alone: the model is built on the meta device and never allocated."""
+"""Parameters, FLOPs and KV-cache bytes of any shape, from the configuration alone: the model is
+built on the meta device and never allocated.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from pruning.shape import LayerShape, ModelShape
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Parameters of one block: `total`, of which `weights` are matrices; each KV head or MLP channel takes its share with it; its norms."""
+    """Parameters of one block: `total`, of which `weights` are matrices; each KV head or MLP
+    channel takes its share with it; its norms.
+    """
 
     total: int
     weights: int
@@ -29,15 +33,23 @@ class _Block:
 class Accounting:
     """What a shape of one model costs.
 
-    Counts follow the published convention (METHOD: "Parameter accounting"): a removed block takes its projections with it, but the norm of
-    its residual branch still counts, so that ratios compare with the paper's. `num_stored_parameters` is the true count without those norms.
+    Counts follow the published convention (METHOD: "Parameter accounting"): a removed block takes
+    its projections with it, but the norm of its residual branch still counts, so that ratios
+    compare with the paper's. `num_stored_parameters` is the true count without those norms.
 
     Args:
         config: configuration of the dense model.
-        keep_qkv_bias: count the q, k, v biases of removed KV heads and attention blocks as still there, as two of the published runs do.
+        keep_qkv_bias: count the q, k, v biases of removed KV heads and attention blocks as still
+            there, as two of the published runs do.
     """
 
-    def __init__(self, config: PretrainedConfig, *, keep_qkv_bias: bool = False, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        *,
+        keep_qkv_bias: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
         model = meta_model(config, trust_remote_code=trust_remote_code)
         self.family = family_of(config, model)
         self.geometry = Geometry.of(config)
@@ -47,38 +59,60 @@ class Accounting:
         head = model.get_output_embeddings()  # type: ignore[operator]
         self.head_weights = head.weight.numel() if head is not None else 0
         self._attention, self._mlp = [], []
-        for layer, (attention, mlp) in zip(self.family.decoder_layers(model), blocks(model, self.family), strict=True):
-            self._attention.append(self._block(layer, attention, self.family.attention_cuts, self.family.attention_norms))
+        for layer, (attention, mlp) in zip(
+            self.family.decoder_layers(model), blocks(model, self.family), strict=True
+        ):
+            self._attention.append(
+                self._block(
+                    layer, attention, self.family.attention_cuts, self.family.attention_norms
+                )
+            )
             self._mlp.append(self._block(layer, mlp, self.family.mlp_cuts, self.family.mlp_norms))
 
     def num_parameters(self, shape: ModelShape) -> int:
         """Parameters of `shape` by the published convention: norms of removed blocks included."""
-        return self.num_dense_parameters - sum(self._removed(block, kept, full, keep_bias) for block, kept, full, keep_bias in self._blocks_of(shape))
+        return self.num_dense_parameters - sum(
+            self._removed(block, kept, full, keep_bias)
+            for block, kept, full, keep_bias in self._blocks_of(shape)
+        )
 
     def num_stored_parameters(self, shape: ModelShape) -> int:
-        """Parameters of the tensors that a pruned checkpoint needs: norms of removed blocks are dropped."""
-        return self.num_parameters(shape) - sum(block.norms for block, kept, _, _ in self._blocks_of(shape) if kept == 0)
+        """Parameters of the tensors that a pruned checkpoint needs: norms of removed blocks are
+        dropped.
+        """
+        return self.num_parameters(shape) - sum(
+            block.norms for block, kept, _, _ in self._blocks_of(shape) if kept == 0
+        )
 
     def ratio(self, shape: ModelShape) -> float:
         """Removed parameters / all parameters of the dense model, 0..1."""
         return (self.num_dense_parameters - self.num_parameters(shape)) / self.num_dense_parameters
 
     def flops_per_token(self, shape: ModelShape, *, context_length: int) -> int:
-        """FLOPs of one token's forward pass at the mean position of a causal context of that many tokens.
+        """FLOPs of one token's forward pass at the mean position of a causal context of that many
+        tokens.
 
-        Two per weight of every matrix multiplication (head included, embedding look-up not), and for each query channel two for the score
-        and two for the value at `context_length / 2` positions.
+        Two per weight of every matrix multiplication (head included, embedding look-up not), and
+        for each query channel two for the score and two for the value at `context_length / 2`
+        positions.
         """
         weights = self.head_weights
         for block, kept, full, _ in self._blocks_of(shape):
             if kept:
                 weights += block.weights - (full - kept) * block.weights_per_unit
-        query_channels = sum(layer.kv_heads for layer in shape.layers) * self.geometry.channels_per_kv_head
+        query_channels = (
+            sum(layer.kv_heads for layer in shape.layers) * self.geometry.channels_per_kv_head
+        )
         return 2 * weights + 2 * query_channels * context_length
 
     def kv_cache_bytes_per_token(self, shape: ModelShape, *, bytes_per_value: int) -> int:
         """Keys and values of one token over all layers."""
-        return 2 * sum(layer.kv_heads for layer in shape.layers) * self.geometry.head_dim * bytes_per_value
+        return (
+            2
+            * sum(layer.kv_heads for layer in shape.layers)
+            * self.geometry.head_dim
+            * bytes_per_value
+        )
 
     def _removed(self, block: _Block, kept: int, full: int, keep_bias: bool) -> int:
         bias = block.bias_per_unit * (full - kept) if keep_bias else 0
@@ -89,12 +123,16 @@ class Accounting:
     def _blocks_of(self, shape: ModelShape) -> list[tuple[_Block, int, int, bool]]:
         """(block, units kept, units of the dense block, biases stay) of every block."""
         rows: list[tuple[_Block, int, int, bool]] = []
-        for attention, mlp, kept, full in zip(self._attention, self._mlp, shape.layers, self.dense.layers, strict=True):
+        for attention, mlp, kept, full in zip(
+            self._attention, self._mlp, shape.layers, self.dense.layers, strict=True
+        ):
             rows.append((attention, kept.kv_heads, full.kv_heads, self.keep_qkv_bias))
             rows.append((mlp, kept.mlp_channels, full.mlp_channels, False))
         return rows
 
-    def _block(self, layer: nn.Module, block: nn.Module, cuts: tuple[Cut, ...], norms: tuple[str, ...]) -> _Block:
+    def _block(
+        self, layer: nn.Module, block: nn.Module, cuts: tuple[Cut, ...], norms: tuple[str, ...]
+    ) -> _Block:
         one = LayerShape(1, 1)
         per_unit = weights_per_unit = bias_per_unit = 0
         for cut in cuts:
@@ -114,5 +152,9 @@ class Accounting:
             per_unit=per_unit,
             weights_per_unit=weights_per_unit,
             bias_per_unit=bias_per_unit,
-            norms=sum(parameter.numel() for name in norms for parameter in layer.get_submodule(name).parameters()),
+            norms=sum(
+                parameter.numel()
+                for name in norms
+                for parameter in layer.get_submodule(name).parameters()
+            ),
         )

@@ -1,4 +1,5 @@
-"""What a model costs and how fast it is, measured: dense and pruned take turns in one process, so that what else the machine does meets both alike.
+"""What a model costs and how fast it is, measured: dense and pruned take turns in one process, so
+that what else the machine does meets both alike.
 
 Shape letters: B sequences of a batch, T tokens of the prompt.
 """
@@ -34,7 +35,8 @@ class SpeedSettings:
         batch_size: sequences that run together.
         prompt_tokens: tokens of each sequence that the prefill reads in one forward.
         new_tokens: tokens of each sequence that are decoded after it, one forward each.
-        rounds: timed repetitions of each model, after one that is not timed. An even number lets each model go first equally often.
+        rounds: timed repetitions of each model, after one that is not timed. An even number lets
+            each model go first equally often.
         seed: draws the tokens.
 
     Raises:
@@ -50,7 +52,9 @@ class SpeedSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "prompt_tokens", "new_tokens", "rounds"):
             if getattr(self, name) < 1:
-                raise InputError(f"evaluation.cost_{name}: {getattr(self, name)}; expected at least 1")
+                raise InputError(
+                    f"evaluation.cost_{name}: {getattr(self, name)}; expected at least 1"
+                )
 
     @property
     def context_tokens(self) -> int:
@@ -80,12 +84,17 @@ class ModelCost:
         num_parameters: numbers in its parameters, tied ones once.
         memory_bytes: its parameters and buffers, tied ones once.
         disk_bytes: its weight files; None if the caller did not say.
-        kv_cache_bytes_per_token: keys and values of one token of one sequence over all layers, from the cache's tensors. An exported layer
-            without attention keeps one zero for each, so this can be a few bytes above what `Accounting` says.
-        kv_cache_bytes: keys and values of the whole batch at the end, where sliding windows have dropped what is outside.
-        peak_gpu_bytes: its weights and the most that a run allocated on top of them; None without CUDA.
-        flops_per_token: of one token's forward pass at the mean position of a context of `context_tokens`, as `Accounting.flops_per_token`
-            defines it, but counted in the matrix products that ran: outside a sliding window nothing does.
+        kv_cache_bytes_per_token: keys and values of one token of one sequence over all layers, from
+            the cache's tensors. An exported layer without attention keeps one zero for each, so
+            this can be a few bytes above what `Accounting` says.
+        kv_cache_bytes: keys and values of the whole batch at the end, where sliding windows have
+            dropped what is outside.
+        peak_gpu_bytes: its weights and the most that a run allocated on top of them; None without
+            CUDA.
+        flops_per_token: of one token's forward pass at the mean position of a context of
+            `context_tokens`, as `Accounting.flops_per_token`
+            defines it, but counted in the matrix products that ran: outside a sliding window
+            nothing does.
         prefill_tokens_per_s: batch x prompt tokens / seconds.
         decode_tokens_per_s: batch x new tokens / seconds.
     """
@@ -105,7 +114,10 @@ class ModelCost:
 
 @dataclass(frozen=True, slots=True)
 class CostRatios:
-    """Pruned / dense, field by field: below 1 is saved, but speeds above 1 are faster. Speeds are divided within each round."""
+    """Pruned / dense, field by field: below 1 is saved, but speeds above 1 are faster.
+
+    Speeds are divided within each round.
+    """
 
     num_parameters: float
     memory_bytes: float
@@ -140,14 +152,17 @@ def compare_speed(
     disk_bytes: Mapping[Role, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> SpeedComparison:
-    """Measures the models in turns: dense, pruned, pruned, dense and so on, after a run of each that is not timed.
+    """Measures the models in turns: dense, pruned, pruned, dense and so on, after a run of each
+    that is not timed.
 
     Args:
-        models: in evaluation mode, on their devices, all in memory together, and loaded the same way: weights that are views of another model's
-            have other strides. Any causal language model of transformers that returns its KV cache; one of the two roles alone is measured
+        models: in evaluation mode, on their devices, all in memory together, and loaded the same
+            way: weights that are views of another model's have other strides. Any causal language
+            model of transformers that returns its KV cache; one of the two roles alone is measured
             without ratios.
         disk_bytes: see `weight_file_bytes`.
-        clock: seconds, read before the prefill, between it and the decoding, and after that, in the runs that are not timed too.
+        clock: seconds, read before the prefill, between it and the decoding, and after that, in the
+            runs that are not timed too.
 
     Raises:
         InputError: prompt and new tokens do not fit into the context of a model.
@@ -160,7 +175,9 @@ def compare_speed(
     roles = [role for role in ROLES if role in models]
     vocabulary = min(len(_embedding(model)) for model in models.values())
     generator = torch.Generator().manual_seed(settings.seed)
-    prompt_BT = torch.randint(vocabulary, (settings.batch_size, settings.prompt_tokens), generator=generator)
+    prompt_BT = torch.randint(
+        vocabulary, (settings.batch_size, settings.prompt_tokens), generator=generator
+    )
     run = partial(_run, prompt_BT=prompt_BT, new_tokens=settings.new_tokens, clock=clock)
     for role in roles:
         run(models[role])
@@ -168,9 +185,18 @@ def compare_speed(
     for number in range(settings.rounds):
         for role in roles if number % 2 == 0 else reversed(roles):
             runs[role].append(run(models[role]))
-    costs = {role: _cost(models[role], runs[role], settings, (disk_bytes or {}).get(role)) for role in roles}
-    ratios = _ratios(costs["dense"], costs["pruned"], runs["dense"], runs["pruned"]) if len(roles) == len(ROLES) else None
-    return SpeedComparison(settings, torch.get_num_threads(), costs.get("dense"), costs.get("pruned"), ratios)
+    costs = {
+        role: _cost(models[role], runs[role], settings, (disk_bytes or {}).get(role))
+        for role in roles
+    }
+    ratios = (
+        _ratios(costs["dense"], costs["pruned"], runs["dense"], runs["pruned"])
+        if len(roles) == len(ROLES)
+        else None
+    )
+    return SpeedComparison(
+        settings, torch.get_num_threads(), costs.get("dense"), costs.get("pruned"), ratios
+    )
 
 
 def weight_file_bytes(path: Path) -> int:
@@ -179,7 +205,9 @@ def weight_file_bytes(path: Path) -> int:
     Raises:
         InputError: there are none.
     """
-    files = [path] if path.is_file() else [file for pattern in _WEIGHTS for file in path.glob(pattern)]
+    files = (
+        [path] if path.is_file() else [file for pattern in _WEIGHTS for file in path.glob(pattern)]
+    )
     if not files:
         raise InputError(f"no weights ({', '.join(_WEIGHTS)}) in {path}")
     return sum(file.stat().st_size for file in files)
@@ -187,7 +215,10 @@ def weight_file_bytes(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """One prefill and the decoding after it. `tokens` is int64 [B, 1 + new tokens]: the first is the prefill's."""
+    """One prefill and the decoding after it.
+
+    `tokens` is int64 [B, 1 + new tokens]: the first is the prefill's.
+    """
 
     tokens: torch.Tensor
     prefill_s: float
@@ -197,11 +228,20 @@ class _Run:
     peak_above_bytes: int
 
 
-def _run(model: PreTrainedModel, prompt_BT: torch.Tensor, new_tokens: int, clock: Callable[[], float]) -> _Run:
-    """Greedy and token by token, with the model's own cache. Each argmax stays on its device, so that no step waits for the one before."""
+def _run(
+    model: PreTrainedModel, prompt_BT: torch.Tensor, new_tokens: int, clock: Callable[[], float]
+) -> _Run:
+    """Greedy and token by token, with the model's own cache.
+
+    Each argmax stays on its device, so that no step waits for the one before.
+    """
     gpus = _gpus(model)
     input_ids = prompt_BT.to(_embedding(model).device)
-    options = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {})
+    options = {"use_cache": True} | (
+        {"logits_to_keep": 1}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters
+        else {}
+    )
     before = _start_peak(gpus)
     _synchronize(gpus)
     started = clock()
@@ -216,12 +256,23 @@ def _run(model: PreTrainedModel, prompt_BT: torch.Tensor, new_tokens: int, clock
     decoded = clock()
     peak_above_bytes = sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) - before
     per_token, total = _cache_bytes(model, outputs.past_key_values, len(prompt_BT))
-    return _Run(torch.cat(tokens, dim=1).cpu(), prefilled - started, decoded - prefilled, per_token, total, peak_above_bytes)
+    return _Run(
+        torch.cat(tokens, dim=1).cpu(),
+        prefilled - started,
+        decoded - prefilled,
+        per_token,
+        total,
+        peak_above_bytes,
+    )
 
 
-def _cost(model: PreTrainedModel, runs: list[_Run], settings: SpeedSettings, disk_bytes: int | None) -> ModelCost:
+def _cost(
+    model: PreTrainedModel, runs: list[_Run], settings: SpeedSettings, disk_bytes: int | None
+) -> ModelCost:
     gpus = _gpus(model)
-    memory_bytes = sum(tensor.nbytes for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+    memory_bytes = sum(
+        tensor.nbytes for tensors in (model.parameters(), model.buffers()) for tensor in tensors
+    )
     return ModelCost(
         dtype=str(model.dtype).removeprefix("torch."),
         device=", ".join(torch.cuda.get_device_name(gpu) for gpu in gpus) or model.device.type,
@@ -232,12 +283,18 @@ def _cost(model: PreTrainedModel, runs: list[_Run], settings: SpeedSettings, dis
         kv_cache_bytes=runs[0].kv_cache_bytes,
         peak_gpu_bytes=memory_bytes + max(run.peak_above_bytes for run in runs) if gpus else None,
         flops_per_token=_flops_of_token(model, position=max(1, settings.context_tokens // 2)),
-        prefill_tokens_per_s=Spread.of(settings.batch_size * settings.prompt_tokens / run.prefill_s for run in runs),
-        decode_tokens_per_s=Spread.of(settings.batch_size * settings.new_tokens / run.decode_s for run in runs),
+        prefill_tokens_per_s=Spread.of(
+            settings.batch_size * settings.prompt_tokens / run.prefill_s for run in runs
+        ),
+        decode_tokens_per_s=Spread.of(
+            settings.batch_size * settings.new_tokens / run.decode_s for run in runs
+        ),
     )
 
 
-def _ratios(dense: ModelCost, pruned: ModelCost, dense_runs: list[_Run], pruned_runs: list[_Run]) -> CostRatios:
+def _ratios(
+    dense: ModelCost, pruned: ModelCost, dense_runs: list[_Run], pruned_runs: list[_Run]
+) -> CostRatios:
     pairs = list(zip(dense_runs, pruned_runs, strict=True))
     return CostRatios(
         num_parameters=pruned.num_parameters / dense.num_parameters,
@@ -271,21 +328,34 @@ def _flops_of_token(model: PreTrainedModel, position: int) -> int:
 def _cache_bytes(model: PreTrainedModel, cache: Any, batch_size: int) -> tuple[int, int]:
     """Bytes that one token of one sequence takes in the cache, and bytes of all that it holds.
 
-    Keys and values are [B, heads, tokens, head size]. Each layer is divided by the tokens that it holds, since sliding windows hold fewer.
+    Keys and values are [B, heads, tokens, head size]. Each layer is divided by the tokens that it
+    holds, since sliding windows hold fewer.
     """
     layers = getattr(cache, "layers", None)
     if layers is None:
-        raise ScoringError(f"{type(model).__name__} returns {type(cache).__name__} for past_key_values; expected a Cache of transformers with layers")
-    held = [tensor for layer in layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)) if tensor is not None and tensor.numel()]
-    return sum(tensor.nbytes // (batch_size * tensor.shape[-2]) for tensor in held), sum(tensor.nbytes for tensor in held)
+        raise ScoringError(
+            f"{type(model).__name__} returns {type(cache).__name__} for past_key_values; "
+            "expected a Cache of transformers with layers"
+        )
+    held = [
+        tensor
+        for layer in layers
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if tensor is not None and tensor.numel()
+    ]
+    return sum(tensor.nbytes // (batch_size * tensor.shape[-2]) for tensor in held), sum(
+        tensor.nbytes for tensor in held
+    )
 
 
 def _require_context(role: str, model: PreTrainedModel, settings: SpeedSettings) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and settings.context_tokens > limit:
         raise InputError(
-            f"evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: {settings.prompt_tokens} + {settings.new_tokens} = {settings.context_tokens} tokens, "
-            f"but the context of the {role} model is {limit} (max_position_embeddings); lower one of them so that the sum is at most {limit}"
+            "evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: "
+            f"{settings.prompt_tokens} + {settings.new_tokens} = {settings.context_tokens} tokens, "
+            f"but the context of the {role} model is {limit} (max_position_embeddings); lower "
+            f"one of them so that the sum is at most {limit}"
         )
 
 
@@ -298,7 +368,10 @@ def _embedding(model: PreTrainedModel) -> torch.Tensor:
 
 def _gpus(model: PreTrainedModel) -> list[torch.device]:
     """The CUDA devices that hold a part of the model."""
-    return sorted({parameter.device for parameter in model.parameters() if parameter.is_cuda}, key=lambda device: device.index)
+    return sorted(
+        {parameter.device for parameter in model.parameters() if parameter.is_cuda},
+        key=lambda device: device.index,
+    )
 
 
 def _start_peak(gpus: list[torch.device]) -> int:

@@ -1,4 +1,6 @@
-"""A folder of pipelines.export as a checkpoint: whole as its manifest says, and opened by our own classes, never by the code that lies in it."""
+"""A folder of pipelines.export as a checkpoint: whole as its manifest says, and opened by our own
+classes, never by the code that lies in it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,21 @@ from pruning.models.checkpoint import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class ExportedCheckpoint(Checkpoint):
-    """A pruned model on disk. It opens in every process, of which each must know its classes first."""
+    """A pruned model on disk.
+
+    It opens in every process, of which each must know its classes first.
+    """
 
     def config(self) -> PretrainedConfig:
         self._register()
-        config: PretrainedConfig = AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            self.folder, trust_remote_code=False, local_files_only=True
+        )
         return config
 
-    def load(self, *, dtype: str, device: torch.device | str = "cpu", device_map: str | None = None) -> PreTrainedModel:
+    def load(
+        self, *, dtype: str, device: torch.device | str = "cpu", device_map: str | None = None
+    ) -> PreTrainedModel:
         self._register()
         return Checkpoint.load(self, dtype=dtype, device=device, device_map=device_map)
 
@@ -39,7 +48,10 @@ class ExportedCheckpoint(Checkpoint):
         elif model_type == "nemotron-nas":
             decilm.register()
         elif model_type not in CONFIG_MAPPING_NAMES:
-            raise InputError(f"checkpoint: {self.folder} is of the architecture {model_type!r}, which opens elsewhere; give an export with format=transformers")
+            raise InputError(
+                f"checkpoint: {self.folder} is of the architecture {model_type!r}, which opens "
+                "elsewhere; give an export with format=transformers"
+            )
 
 
 def open_export(path: str) -> tuple[ExportedCheckpoint, dict[str, Any]]:
@@ -51,7 +63,10 @@ def open_export(path: str) -> tuple[ExportedCheckpoint, dict[str, Any]]:
     folder = Path(path).expanduser().absolute()
     manifest = check_folder(folder)
     if not (folder / "config.json").is_file():
-        raise InputError(f"checkpoint: {folder} has format={manifest.get('format')}, which transformers does not open; give an export with format=transformers")
+        raise InputError(
+            f"checkpoint: {folder} has format={manifest.get('format')}, which transformers does "
+            "not open; give an export with format=transformers"
+        )
     checkpoint = ExportedCheckpoint(folder)
     checkpoint.config()
     return checkpoint, manifest

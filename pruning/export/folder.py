@@ -32,10 +32,12 @@ from pruning.shape import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format: what it cannot express, which layers it has, how it is written, and how what was written is opened and compared.
+    """One format: what it cannot express, which layers it has, how it is written, and how what was
+    written is opened and compared.
 
-    `write` returns the number of values in the weights; `verify` takes folder, tokens, logits and the type that decides the tolerance, and returns
-    None where the software that opens the format is not installed.
+    `write` returns the number of values in the weights; `verify` takes folder, tokens, logits and
+    the type that decides the tolerance, and returns None where the software that opens the format
+    is not installed.
     """
 
     problems: Callable[[PretrainedConfig, Family, Geometry, ModelShape], list[str]]
@@ -44,15 +46,21 @@ class Format:
     verify: Callable[[Path, torch.Tensor, torch.Tensor, str], dict[str, float] | None]
 
 
-def _in_llama_cpp(folder: Path, input_ids_BT: torch.Tensor, logits_BTV: torch.Tensor, dtype: str) -> dict[str, float] | None:
+def _in_llama_cpp(
+    folder: Path, input_ids_BT: torch.Tensor, logits_BTV: torch.Tensor, dtype: str
+) -> dict[str, float] | None:
     if not has_llama_cpp():
         return None
     [path] = folder.glob("*.gguf")
-    return verify_gguf(path, input_ids_BT, logits_BTV, TOLERANCES[dtype], num_threads=torch.get_num_threads())
+    return verify_gguf(
+        path, input_ids_BT, logits_BTV, TOLERANCES[dtype], num_threads=torch.get_num_threads()
+    )
 
 
 FORMATS = {
-    "transformers": Format(transformers.problems, transformers.layers_of, transformers.write, verify_export),
+    "transformers": Format(
+        transformers.problems, transformers.layers_of, transformers.write, verify_export
+    ),
     "decilm": Format(decilm.problems, decilm.layers_of, decilm.write, verify_export),
     "gguf": Format(gguf.problems, gguf.layers_of, gguf.write, _in_llama_cpp),
 }
@@ -64,7 +72,8 @@ class Export:
 
     Args:
         order: in which `shape` counts its channels and heads.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the type that the weights are stored in.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the type that the weights are stored
+            in.
         description: what the manifest and the card say beyond what is found here.
         options: of the format's `write`.
     """
@@ -81,18 +90,24 @@ class Export:
     def problems(self) -> list[str]:
         """What the format cannot express, one message each; found before anything is loaded."""
         config = self.checkpoint.config()
-        found = FORMATS[self.format].problems(config, self.accounting.family, self.accounting.geometry, self.shape)
+        found = FORMATS[self.format].problems(
+            config, self.accounting.family, self.accounting.geometry, self.shape
+        )
         if self.format == "gguf":
-            found += gguf.tokenizer_problems(self.checkpoint.folder, config, self.options.get("tokenizer_gguf"))
+            found += gguf.tokenizer_problems(
+                self.checkpoint.folder, config, self.options.get("tokenizer_gguf")
+            )
         return found
 
 
 def write_export(export: Export, target: Path) -> dict[str, Any]:
-    """Loads the dense model, writes the pruned one beside `target`, verifies it, and moves it there; returns what its manifest says.
+    """Loads the dense model, writes the pruned one beside `target`, verifies it, and moves it
+    there; returns what its manifest says.
 
     Raises:
         InputError: the format cannot express the shape, or `target` is there already.
-        ExportError: what was written does not compute what the masked model does. It is kept as `target` with `.bad` added.
+        ExportError: what was written does not compute what the masked model does. It is kept as
+            `target` with `.bad` added.
     """
     check_target(target)
     problems = export.problems()
@@ -108,7 +123,10 @@ def write_export(export: Export, target: Path) -> dict[str, Any]:
             bad = target.with_name(target.name + ".bad")
             shutil.rmtree(bad, ignore_errors=True)
             folder.rename(bad)
-            raise ExportError(f"{bad} is not what the search found, so it is not called {target.name}: {description['verification']}")
+            raise ExportError(
+                f"{bad} is not what the search found, so it is not called {target.name}: "
+                f"{description['verification']}"
+            )
         if target.exists():
             target.rmdir()  # empty: see check_target
         folder.rename(target)
@@ -122,14 +140,24 @@ def check_target(target: Path) -> None:
         InputError: see above.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"output_dir: {target} is there already and not empty; give another folder")
+        raise InputError(
+            f"output_dir: {target} is there already and not empty; give another folder"
+        )
 
 
 def _check_room(export: Export, parent: Path) -> None:
-    width = getattr(torch, export.checkpoint.stored_dtype() if export.dtype == "auto" else export.dtype).itemsize
-    needed, free = export.accounting.num_stored_parameters(export.shape) * width, shutil.disk_usage(parent).free
+    width = getattr(
+        torch, export.checkpoint.stored_dtype() if export.dtype == "auto" else export.dtype
+    ).itemsize
+    needed, free = (
+        export.accounting.num_stored_parameters(export.shape) * width,
+        shutil.disk_usage(parent).free,
+    )
     if needed > free:
-        raise InputError(f"output_dir: the weights take {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; give a folder on another disk")
+        raise InputError(
+            f"output_dir: the weights take {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} "
+            "GB left; give a folder on another disk"
+        )
 
 
 def _write(export: Export, folder: Path) -> dict[str, Any]:
@@ -139,9 +167,15 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     dtype = stored if export.dtype == "auto" else export.dtype
     model = export.checkpoint.load(dtype=stored)
     reorder(model, family, geometry, export.order)
-    tokens = probe_tokens(model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or 48)
+    tokens = probe_tokens(
+        model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or 48
+    )
     logits = _masked_logits(model, family, geometry, shape, tokens)
-    num_values = form.write(folder, Subject(model, family, geometry, shape, export.checkpoint.folder, getattr(torch, dtype)), **export.options)
+    num_values = form.write(
+        folder,
+        Subject(model, family, geometry, shape, export.checkpoint.folder, getattr(torch, dtype)),
+        **export.options,
+    )
     del model
     gc.collect()  # modules refer to one another; the fresh process needs the room
     description: dict[str, Any] = {
@@ -151,9 +185,14 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
         "shape": shape.text,
         "layers": [asdict(layer) for layer in form.layers_of(shape, family)],
         "ratio": accounting.ratio(shape),
-        "num_parameters": {"dense": accounting.num_dense_parameters, "pruned": accounting.num_parameters(shape)},
+        "num_parameters": {
+            "dense": accounting.num_dense_parameters,
+            "pruned": accounting.num_parameters(shape),
+        },
         "num_stored_parameters": num_values,
-        "weight_files": sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern)),
+        "weight_files": sorted(
+            path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern)
+        ),
         "channel_order": export.order.fingerprint,
         **_verified(form, folder, tokens, logits, {stored, dtype}),
     }
@@ -162,19 +201,30 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     return description
 
 
-def _verified(form: Format, folder: Path, tokens: torch.Tensor, logits: torch.Tensor, dtypes: set[str]) -> dict[str, Any]:
+def _verified(
+    form: Format, folder: Path, tokens: torch.Tensor, logits: torch.Tensor, dtypes: set[str]
+) -> dict[str, Any]:
     coarsest = next(dtype for dtype in ("bfloat16", "float16", "float32") if dtype in dtypes)
     try:
         result = form.verify(folder, tokens, logits, coarsest)
     except RuntimeError as error:
         return {"status": BAD, "verification": str(error)}
     if result is None:
-        return {"status": UNVERIFIED, "verification": f"not opened: llama.cpp is not installed (pip install {PACKAGE})"}
+        return {
+            "status": UNVERIFIED,
+            "verification": f"not opened: llama.cpp is not installed (pip install {PACKAGE})",
+        }
     return {"status": VERIFIED if passed(result) else BAD, "verification": result}
 
 
 @torch.inference_mode()
-def _masked_logits(model: PreTrainedModel, family: Family, geometry: Geometry, shape: ModelShape, tokens: torch.Tensor) -> torch.Tensor:
+def _masked_logits(
+    model: PreTrainedModel,
+    family: Family,
+    geometry: Geometry,
+    shape: ModelShape,
+    tokens: torch.Tensor,
+) -> torch.Tensor:
     with masked(model, family, geometry, shape):
         logits: torch.Tensor = model(tokens, use_cache=False).logits
     return logits

@@ -1,7 +1,9 @@
-"""A pruned model as one GGUF file for llama.cpp, architecture `deci`: the only one whose head counts and MLP widths differ per layer.
+"""A pruned model as one GGUF file for llama.cpp, architecture `deci`: the only one whose head
+counts and MLP widths differ per layer.
 
-Names and meanings of the fields are those of llama.cpp's `gguf-py/gguf/constants.py`; how its `deci` graph treats absent blocks was measured
-(FORMATS, section 3) and decides what stands in for them here.
+Names and meanings of the fields are those of llama.cpp's `gguf-py/gguf/constants.py`; how its
+`deci` graph treats absent blocks was measured (FORMATS, section 3) and decides what stands in for
+them here.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ from pruning.shape import ModelShape
 ARCHITECTURE = "deci"
 
 CHANNEL_STEP = 32
-"""MLPs are filled up with zero channels, which add nothing, to a multiple of this: no quantized type of llama.cpp has smaller blocks, and llama-quantize
-refuses files with other widths. It is also the width of the zero MLP of a layer that has attention only: without one, llama.cpp forgets that layer's
-attention without a word."""
+"""MLPs are filled up with zero channels, which add nothing, to a multiple of this: no quantized
+type of llama.cpp has smaller blocks, and llama-quantize refuses files with other widths. It is also
+the width of the zero MLP of a layer that has attention only: without one, llama.cpp forgets that
+layer's attention without a word.
+"""
 
 FILE_TYPES = {
     torch.float32: ("f32", LlamaFileType.ALL_F32, GGMLQuantizationType.F32),
@@ -61,7 +65,8 @@ class Entry:
 
     Args:
         shape: in the file; what it has more than `tensor` is filled with zeros.
-        heads: the rows are those of so many heads, to be put in llama.cpp's order; 0 if they are not.
+        heads: the rows are those of so many heads, to be put in llama.cpp's order; 0 if they are
+            not.
     """
 
     name: str
@@ -75,13 +80,22 @@ def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:  # 
     return pruned_layers(shape, pair=True)
 
 
-def problems(config: PretrainedConfig, family: Family, geometry: Geometry, shape: ModelShape) -> list[str]:  # noqa: ARG001 - called alike
+def problems(
+    config: PretrainedConfig,
+    family: Family,  # noqa: ARG001 - all formats are called alike
+    geometry: Geometry,  # noqa: ARG001
+    shape: ModelShape,  # noqa: ARG001
+) -> list[str]:
     """What this format cannot express, from the configuration alone. Every shape can be."""
     return llama_problems(config, "gguf")
 
 
-def tokenizer_problems(folder: Path, config: PretrainedConfig, tokenizer_gguf: Path | None = None) -> list[str]:
-    """Whether `write` would refuse the tokenizer, which can be known before anything is loaded; see there for the arguments."""
+def tokenizer_problems(
+    folder: Path, config: PretrainedConfig, tokenizer_gguf: Path | None = None
+) -> list[str]:
+    """Whether `write` would refuse the tokenizer, which can be known before anything is loaded; see
+    there for the arguments.
+    """
     try:
         tokenizer_fields(folder, config.vocab_size, tokenizer_gguf)
     except InputError as error:
@@ -98,7 +112,8 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
     """Writes the file, one tensor at a time.
 
     Args:
-        tokenizer_gguf: a GGUF of the dense model, whose tokenizer is copied; without one it is made from the files in `subject.tokenizer_folder`.
+        tokenizer_gguf: a GGUF of the dense model, whose tokenizer is copied; without one it is made
+            from the files in `subject.tokenizer_folder`.
 
     Returns:
         Number of values in the file, zeros that fill it up included.
@@ -109,7 +124,11 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
     config, geometry = subject.model.config, subject.geometry
     layers = layers_of(subject.shape, subject.family)
     vocabulary = tokenizer_fields(subject.tokenizer_folder, config.vocab_size, tokenizer_gguf)
-    entries = [*_pruned(subject, layers), *_stand_ins(layers, config.hidden_size, geometry), *_rotary_factors(config, geometry)]
+    entries = [
+        *_pruned(subject, layers),
+        *_stand_ins(layers, config.hidden_size, geometry),
+        *_rotary_factors(config, geometry),
+    ]
     writer = GGUFWriter(folder / file_name(subject.dtype), ARCHITECTURE)
     _add_settings(writer, config, geometry, layers)
     writer.add_file_type(FILE_TYPES[subject.dtype][1])
@@ -117,7 +136,9 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
     for entry in entries:
         stored = _stored_type(entry, subject.dtype)
         num_bytes = math.prod(entry.shape) * stored.itemsize
-        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), num_bytes, FILE_TYPES[stored][2])
+        writer.add_tensor_info(
+            entry.name, entry.shape, np.dtype(np.float32), num_bytes, FILE_TYPES[stored][2]
+        )
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -130,9 +151,13 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
 
 
 def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of each head in llama.cpp's order: rotary pairs next to each other, which transformers keeps half a head apart."""
+    """Rows of each head in llama.cpp's order: rotary pairs next to each other, which transformers
+    keeps half a head apart.
+    """
     rows = tensor.shape[0] // heads
-    return tensor.reshape(heads, 2, rows // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    return (
+        tensor.reshape(heads, 2, rows // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    )
 
 
 def _pruned(subject: Subject, layers: tuple[PrunedLayer, ...]) -> Iterator[Entry]:
@@ -145,7 +170,10 @@ def _pruned(subject: Subject, layers: tuple[PrunedLayer, ...]) -> Iterator[Entry
             continue
         number, _, inside = module.removeprefix(prefix).partition(".")
         layer = layers[int(number)]
-        heads = {"self_attn.q_proj": layer.kv_heads * geometry.queries_per_kv_head, "self_attn.k_proj": layer.kv_heads}.get(inside, 0)
+        heads = {
+            "self_attn.q_proj": layer.kv_heads * geometry.queries_per_kv_head,
+            "self_attn.k_proj": layer.kv_heads,
+        }.get(inside, 0)
         shape = list(tensor.shape)
         if inside in ("mlp.gate_proj", "mlp.up_proj"):
             shape[0] = _channels(layer)
@@ -154,14 +182,23 @@ def _pruned(subject: Subject, layers: tuple[PrunedLayer, ...]) -> Iterator[Entry
         yield Entry(f"blk.{number}.{_INSIDE[inside]}.{kind}", tensor, tuple(shape), heads)
 
 
-def _stand_ins(layers: tuple[PrunedLayer, ...], hidden_size: int, geometry: Geometry) -> Iterator[Entry]:
-    """Blocks of zeros that add nothing, where llama.cpp cannot do without a block: attention in layer 0, an MLP after every attention."""
+def _stand_ins(
+    layers: tuple[PrunedLayer, ...], hidden_size: int, geometry: Geometry
+) -> Iterator[Entry]:
+    """Blocks of zeros that add nothing, where llama.cpp cannot do without a block: attention in
+    layer 0, an MLP after every attention.
+    """
     nothing, one = torch.zeros(0, 0), torch.ones(1)
     for number, layer in enumerate(layers):
         rows, norm = {}, ""
         if number == 0 and not layer.kv_heads:
             norm = "attn_norm"
-            rows = {"attn_q": geometry.channels_per_kv_head, "attn_k": geometry.head_dim, "attn_v": geometry.head_dim, "attn_output": 0}
+            rows = {
+                "attn_q": geometry.channels_per_kv_head,
+                "attn_k": geometry.head_dim,
+                "attn_v": geometry.head_dim,
+                "attn_output": 0,
+            }
             columns = geometry.channels_per_kv_head
         elif not layer.mlp_channels:
             norm = "ffn_norm"
@@ -175,16 +212,25 @@ def _stand_ins(layers: tuple[PrunedLayer, ...], hidden_size: int, geometry: Geom
 
 
 def _rotary_factors(config: PretrainedConfig, geometry: Geometry) -> Iterator[Entry]:
-    """What llama.cpp divides each rotary frequency by, as a tensor; none where the frequencies are not scaled."""
+    """What llama.cpp divides each rotary frequency by, as a tensor; none where the frequencies are
+    not scaled.
+    """
     rope = rope_parameters(config)
     if rope["rope_type"] == "default":
         return
     scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
     exponents = torch.arange(0, geometry.head_dim, 2, dtype=torch.float32) / geometry.head_dim
-    yield Entry("rope_freqs.weight", rope["rope_theta"] ** -exponents / scaled, tuple(exponents.shape))
+    yield Entry(
+        "rope_freqs.weight", rope["rope_theta"] ** -exponents / scaled, tuple(exponents.shape)
+    )
 
 
-def _add_settings(writer: GGUFWriter, config: PretrainedConfig, geometry: Geometry, layers: tuple[PrunedLayer, ...]) -> None:
+def _add_settings(
+    writer: GGUFWriter,
+    config: PretrainedConfig,
+    geometry: Geometry,
+    layers: tuple[PrunedLayer, ...],
+) -> None:
     kv_heads = [layer.kv_heads or int(number == 0) for number, layer in enumerate(layers)]
     writer.add_type("model")
     writer.add_quantization_version(2)
@@ -225,4 +271,6 @@ def _values(entry: Entry, dtype: torch.dtype) -> NDArray[np.generic]:
         more = [size - had for size, had in zip(entry.shape, tensor.shape, strict=True)]
         tensor = functional.pad(tensor, [side for size in reversed(more) for side in (0, size)])
     tensor = tensor.contiguous()
-    return tensor.view(torch.int16).numpy() if dtype is torch.bfloat16 else tensor.numpy()  # numpy has no bfloat16: its bits
+    return (
+        tensor.view(torch.int16).numpy() if dtype is torch.bfloat16 else tensor.numpy()
+    )  # numpy has no bfloat16: its bits

@@ -1,4 +1,6 @@
-"""The model card of an exported folder: what it is, how it was made, how to open it, and its measured numbers."""
+"""The model card of an exported folder: what it is, how it was made, how to open it, and its
+measured numbers.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,20 @@ def model_card(description: Mapping[str, Any]) -> str:
     parts = [
         _front_matter(description),
         f"# {model['name']}, {description['ratio']:.1%} of its parameters removed",
-        f"This is {_name(model)} with whole attention and MLP blocks, MLP channels and attention heads taken out, without any training: "
-        f"{parameters['pruned']:,} of {parameters['dense']:,} parameters are left. What went was chosen by MultiPruner "
-        "([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)): a greedy search that takes away, step by step, what raises the perplexity of a "
+        f"This is {_name(model)} with whole attention and MLP blocks, MLP channels and attention "
+        "heads taken out, without any training: "
+        f"{parameters['pruned']:,} of {parameters['dense']:,} parameters are left. What went was "
+        "chosen by MultiPruner "
+        "([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)): a greedy search that takes "
+        "away, step by step, what raises the perplexity of a "
         "calibration text least.",
         f"## Open it\n\n{_loading(description)}\n\nFOLDER is the folder that this file is in.",
         "## Measured\n\n" + _numbers(description),
         "## How it was made\n\n" + _making(description),
-        "## Limits\n\nNothing was trained after the removal. Knowledge and languages that the calibration text does not touch may have gone first; "
-        "judge the model on the task that it is for. The licence is that of the model it was made from.",
+        "## Limits\n\nNothing was trained after the removal. Knowledge and languages that the "
+        "calibration text does not touch may have gone first; "
+        "judge the model on the task that it is for. The licence is that of the model it was "
+        "made from.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -71,7 +78,11 @@ def _front_matter(description: Mapping[str, Any]) -> str:
 
 
 def _name(model: Mapping[str, Any]) -> str:
-    return f"[{model['name']}](https://huggingface.co/{model['hub_id']})" if model["hub_id"] else str(model["name"])
+    return (
+        f"[{model['name']}](https://huggingface.co/{model['hub_id']})"
+        if model["hub_id"]
+        else str(model["name"])
+    )
 
 
 def _numbers(description: Mapping[str, Any]) -> str:
@@ -79,25 +90,58 @@ def _numbers(description: Mapping[str, Any]) -> str:
     rows: list[tuple[str, str, str]] = []
     for name, pair in (description.get("perplexity") or {}).items():
         if pair["dense"] and pair["pruned"]:
-            rows.append((f"token perplexity, {name} text of the search", f"{pair['dense']:.2f}", f"{pair['pruned']:.2f}"))
+            rows.append(
+                (
+                    f"token perplexity, {name} text of the search",
+                    f"{pair['dense']:.2f}",
+                    f"{pair['pruned']:.2f}",
+                )
+            )
     evaluation = description.get("evaluation") or {}
     dense = evaluation.get("dense") or {}
     for name, value in (evaluation.get("perplexity") or {}).items():
-        rows.append((f"token perplexity, {name}", _shown((dense.get("perplexity") or {}).get(name), "{:.2f}"), _shown(value, "{:.2f}")))
+        rows.append(
+            (
+                f"token perplexity, {name}",
+                _shown((dense.get("perplexity") or {}).get(name), "{:.2f}"),
+                _shown(value, "{:.2f}"),
+            )
+        )
     for name, scores in (evaluation.get("tasks") or {}).items():
         before = (dense.get("tasks") or {}).get(name) or {}
         for metric in ("acc", "acc_norm"):
             if metric in scores:
                 error = scores.get(f"{metric}_stderr")
-                shown = f"{scores[metric]:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else "")
-                rows.append((f"{name}, {metric} ({scores['num_documents']} documents)", _shown(before.get(metric), "{:.4f}"), shown))
-    for name, label in (("num_parameters", "parameters"), ("flops_per_token", "FLOPs per token"), ("kv_cache_bytes_per_token", "KV-cache bytes per token")):
+                shown = f"{scores[metric]:.4f}" + (
+                    f" ± {error:.4f}" if isinstance(error, float) else ""
+                )
+                rows.append(
+                    (
+                        f"{name}, {metric} ({scores['num_documents']} documents)",
+                        _shown(before.get(metric), "{:.4f}"),
+                        shown,
+                    )
+                )
+    for name, label in (
+        ("num_parameters", "parameters"),
+        ("flops_per_token", "FLOPs per token"),
+        ("kv_cache_bytes_per_token", "KV-cache bytes per token"),
+    ):
         pair = description.get(name)
         if pair:
             rows.append((label, f"{pair['dense']:,}", f"{pair['pruned']:,}"))
-    table = "\n".join(["| | dense | pruned |", "|---|---|---|", *(f"| {name} | {before} | {after} |" for name, before, after in rows)])
+    table = "\n".join(
+        [
+            "| | dense | pruned |",
+            "|---|---|---|",
+            *(f"| {name} | {before} | {after} |" for name, before, after in rows),
+        ]
+    )
     stored = description["num_stored_parameters"]
-    return f"{table}\n\nThe weights hold {stored:,} values: norms of blocks that are gone count as parameters, as in the paper, but are not written."
+    return (
+        f"{table}\n\nThe weights hold {stored:,} values: norms of blocks that are gone count "
+        "as parameters, as in the paper, but are not written."
+    )
 
 
 def _making(description: Mapping[str, Any]) -> str:
@@ -106,15 +150,24 @@ def _making(description: Mapping[str, Any]) -> str:
     steps = description.get("trajectory") or []
     if steps:
         lines.append(f"- {len(steps)} steps; each with its perplexity is in `multipruner.json`")
-    lines.append(f"- shape, as KV heads x MLP channels of each layer, 0 for a block that is gone: `{description['shape']}`")
+    lines.append(
+        "- shape, as KV heads x MLP channels of each layer, 0 for a block that is gone: "
+        f"`{description['shape']}`"
+    )
     if isinstance(verification, Mapping):
         lines.append(
-            f"- opened in a fresh process, the largest difference of its logits from the search's masked model was {verification['difference']:.1e} of "
+            "- opened in a fresh process, the largest difference of its logits from the "
+            f"search's masked model was {verification['difference']:.1e} of "
             f"the largest logit ({verification['tolerance']:.0e} allowed)"
         )
-    versions = ", ".join(f"{name} {version}" for name, version in (description.get("versions") or {}).items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in (description.get("versions") or {}).items()
+    )
     lines.append(f"- versions: {versions}" if versions else "")
-    return "\n".join(line for line in lines if line) + "\n\n`multipruner.json` has all of it for programs, and the SHA-256 of every file."
+    return (
+        "\n".join(line for line in lines if line)
+        + "\n\n`multipruner.json` has all of it for programs, and the SHA-256 of every file."
+    )
 
 
 def _shown(value: float | None, form: str) -> str:

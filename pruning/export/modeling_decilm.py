@@ -48,4 +48,6 @@ def _exchange(layer: Any, index: int, block: Any, config: DeciLMConfig) -> None:
     if block.ffn.no_op:
         layer.mlp, layer.post_attention_layernorm = NoMLP(), nn.Identity()
     elif block.ffn.intermediate_size != config.intermediate_size:
-        layer.mlp = type(layer.mlp)(LayerConfig(config, intermediate_size=block.ffn.intermediate_size))
+        layer.mlp = type(layer.mlp)(
+            LayerConfig(config, intermediate_size=block.ffn.intermediate_size)
+        )

@@ -1,4 +1,6 @@
-"""A shape as smaller tensors: what a mask shows as views becomes the tensors of a smaller model, one at a time."""
+"""A shape as smaller tensors: what a mask shows as views becomes the tensors of a smaller model,
+one at a time.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,9 @@ def pruned_layers(shape: ModelShape, *, pair: bool) -> tuple[PrunedLayer, ...]:
     """The layers that a shape needs. Layers without any block are gone.
 
     Args:
-        pair: an attention block whose MLP is gone and the next MLP block whose attention is gone become one layer, which is the same
-            function where each block adds to the residual stream before the next one reads it (FORMATS: "Rules for every export").
+        pair: an attention block whose MLP is gone and the next MLP block whose attention is gone
+            become one layer, which is the same function where each block adds to the residual
+            stream before the next one reads it (FORMATS: "Rules for every export").
 
     Raises:
         InputError: nothing is left.
@@ -59,17 +62,25 @@ def pruned_layers(shape: ModelShape, *, pair: bool) -> tuple[PrunedLayer, ...]:
     return tuple(layers)
 
 
-def pruned_tensors(model: PreTrainedModel, family: Family, geometry: Geometry, layers: Sequence[PrunedLayer]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of every tensor of the pruned model, layer by layer, cut from a dense, sorted one.
+def pruned_tensors(
+    model: PreTrainedModel, family: Family, geometry: Geometry, layers: Sequence[PrunedLayer]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every tensor of the pruned model, layer by layer, cut from a dense, sorted
+    one.
 
-    Names are those of the dense model with the new layer numbers. Values are views of the dense weights where one part is cut, small copies
-    where a fused projection is. Tied weights come once, norms of removed blocks not at all.
+    Names are those of the dense model with the new layer numbers. Values are views of the dense
+    weights where one part is cut, small copies where a fused projection is. Tied weights come once,
+    norms of removed blocks not at all.
 
     Raises:
         ValueError: a block is narrowed in a family that is pruned by whole blocks only.
     """
     dense = geometry.dense.layers[0]
-    if not family.prunes_widths and any(layer.kv_heads not in (0, dense.kv_heads) or layer.mlp_channels not in (0, dense.mlp_channels) for layer in layers):
+    if not family.prunes_widths and any(
+        layer.kv_heads not in (0, dense.kv_heads)
+        or layer.mlp_channels not in (0, dense.mlp_channels)
+        for layer in layers
+    ):
         raise ValueError("this family is pruned by whole blocks only: its widths cannot be cut")
     prefix = family.layers + "."
     inside: list[dict[str, torch.Tensor]] = [{} for _ in range(geometry.num_layers)]
@@ -89,32 +100,62 @@ def pruned_tensors(model: PreTrainedModel, family: Family, geometry: Geometry, l
 
 
 def _tensors_of(
-    layer: PrunedLayer, inside: Sequence[dict[str, torch.Tensor]], model: PreTrainedModel, family: Family, geometry: Geometry
+    layer: PrunedLayer,
+    inside: Sequence[dict[str, torch.Tensor]],
+    model: PreTrainedModel,
+    family: Family,
+    geometry: Geometry,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Attention, MLP and their norms each from the dense layer that they come from; the rest from `layer.source`."""
+    """Attention, MLP and their norms each from the dense layer that they come from; the rest from
+    `layer.source`.
+    """
     attention, mlp = (family.attention, *family.attention_norms), (family.mlp, *family.mlp_norms)
     for source in sorted({layer.source, layer.attention, layer.mlp} - {None}):  # type: ignore[type-var]
         assert source is not None
         module = family.decoder_layers(model)[source]
         for rest, tensor in inside[source].items():
             if _belongs(rest, attention):
-                wanted, block, cuts = layer.attention == source, family.attention, family.attention_cuts
+                wanted, block, cuts = (
+                    layer.attention == source,
+                    family.attention,
+                    family.attention_cuts,
+                )
             elif _belongs(rest, mlp):
                 wanted, block, cuts = layer.mlp == source, family.mlp, family.mlp_cuts
             else:
                 wanted, block, cuts = layer.source == source, "", ()
             if wanted:
-                yield rest, _cut(rest.removeprefix(block + "."), tensor, module.get_submodule(block), cuts, geometry, layer)
+                yield (
+                    rest,
+                    _cut(
+                        rest.removeprefix(block + "."),
+                        tensor,
+                        module.get_submodule(block),
+                        cuts,
+                        geometry,
+                        layer,
+                    ),
+                )
 
 
-def _cut(name: str, tensor: torch.Tensor, block: nn.Module, cuts: Sequence[Cut], geometry: Geometry, layer: PrunedLayer) -> torch.Tensor:
+def _cut(
+    name: str,
+    tensor: torch.Tensor,
+    block: nn.Module,
+    cuts: Sequence[Cut],
+    geometry: Geometry,
+    layer: PrunedLayer,
+) -> torch.Tensor:
     """What is left of one tensor of a block."""
     dense = geometry.dense.layers[0]
     kept = LayerShape(layer.kv_heads or dense.kv_heads, layer.mlp_channels or dense.mlp_channels)
     module, _, kind = name.rpartition(".")
     for cut in cuts:
         if cut.module == module and (kind == "weight" or cut.dim == 0):
-            parts = [weight if kind == "weight" else bias for weight, bias in cut_views(cut, block, geometry, kept, dense)]
+            parts = [
+                weight if kind == "weight" else bias
+                for weight, bias in cut_views(cut, block, geometry, kept, dense)
+            ]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=cut.dim)  # type: ignore[return-value,arg-type]
     return tensor
 

@@ -1,4 +1,6 @@
-"""A pruned model as a folder that stock transformers opens: the family's own classes, a small file of code, and fewer tensors."""
+"""A pruned model as a folder that stock transformers opens: the family's own classes, a small file
+of code, and fewer tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
@@ -25,7 +33,16 @@ from pruning.shape import ModelShape
 CODE = "modeling_pruned.py"
 """The file of code in the folder."""
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "chat_template*")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "spiece.model",
+    "chat_template*",
+)
 
 _PREFIX = "pruned_"
 
@@ -54,24 +71,40 @@ _registered: dict[str, _Classes] = {}
 
 
 def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:
-    """The layers that are written. Half layers are paired in the families of the registry, whose blocks are known to follow one another."""
+    """The layers that are written.
+
+    Half layers are paired in the families of the registry, whose blocks are known to follow one
+    another.
+    """
     return pruned_layers(shape, pair=family.model_type in FAMILIES)
 
 
-def pruned_config(config: PretrainedConfig, family: Family, geometry: Geometry, layers: tuple[PrunedLayer, ...]) -> PretrainedConfig:
-    """The configuration of the pruned model: the dense one with fewer layers, and under `pruned` what each of them has left.
+def pruned_config(
+    config: PretrainedConfig, family: Family, geometry: Geometry, layers: tuple[PrunedLayer, ...]
+) -> PretrainedConfig:
+    """The configuration of the pruned model: the dense one with fewer layers, and under `pruned`
+    what each of them has left.
 
-    Lists with an entry per layer, such as `layer_types`, follow the layers that the attention blocks come from.
+    Lists with an entry per layer, such as `layer_types`, follow the layers that the attention
+    blocks come from.
 
     Raises:
-        InputError: the architecture cannot be written, since its blocks depend on which layer they are in.
+        InputError: the architecture cannot be written, since its blocks depend on which layer they
+            are in.
     """
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise InputError(f"model: attention of {config.model_type!r} with scale_attn_by_inverse_layer_idx depends on its layer number, which pruning changes")
+        raise InputError(
+            f"model: attention of {config.model_type!r} with scale_attn_by_inverse_layer_idx "
+            "depends on its layer number, which pruning changes"
+        )
     config_class = _classes(config.model_type)[0]
     values = config.to_dict()
     for name, value in values.items():
-        if isinstance(value, list) and len(value) == geometry.num_layers and not name.startswith("_"):
+        if (
+            isinstance(value, list)
+            and len(value) == geometry.num_layers
+            and not name.startswith("_")
+        ):
             values[name] = [value[layer.source] for layer in layers]
     for name in ("model_type", "architectures", "auto_map", "transformers_version"):
         values.pop(name, None)
@@ -104,8 +137,13 @@ def pruned_config(config: PretrainedConfig, family: Family, geometry: Geometry, 
     return pruned
 
 
-def problems(config: PretrainedConfig, family: Family, geometry: Geometry, shape: ModelShape) -> list[str]:
-    """What keeps a shape of this model from being written, found from the configuration alone. Any shape can be, of any architecture of transformers."""
+def problems(
+    config: PretrainedConfig, family: Family, geometry: Geometry, shape: ModelShape
+) -> list[str]:
+    """What keeps a shape of this model from being written, found from the configuration alone.
+
+    Any shape can be, of any architecture of transformers.
+    """
     try:
         pruned_config(config, family, geometry, layers_of(shape, family))
     except InputError as error:
@@ -114,7 +152,9 @@ def problems(config: PretrainedConfig, family: Family, geometry: Geometry, shape
 
 
 def write(folder: Path, subject: Subject, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
-    """Writes configuration, code, weights and tokenizer; returns the number of values in the weights."""
+    """Writes configuration, code, weights and tokenizer; returns the number of values in the
+    weights.
+    """
     model, family, geometry = subject.model, subject.family, subject.geometry
     layers = layers_of(subject.shape, family)
     config = pruned_config(model.config, family, geometry, layers)
@@ -124,7 +164,12 @@ def write(folder: Path, subject: Subject, *, max_shard_bytes: int = MAX_SHARD_BY
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     copy_tokenizer(subject.tokenizer_folder, folder)
-    return write_shards(folder, lambda: pruned_tensors(model, family, geometry, layers), dtype=subject.dtype, max_shard_bytes=max_shard_bytes)
+    return write_shards(
+        folder,
+        lambda: pruned_tensors(model, family, geometry, layers),
+        dtype=subject.dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -134,10 +179,13 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def pruned_model(model: PreTrainedModel, family: Family, geometry: Geometry, shape: ModelShape) -> PreTrainedModel:
+def pruned_model(
+    model: PreTrainedModel, family: Family, geometry: Geometry, shape: ModelShape
+) -> PreTrainedModel:
     """The pruned model of a dense, sorted one, as it will be when its folder is opened.
 
-    Its tensors are views of the dense model's, so that no second copy is made; nothing may change the dense model afterwards.
+    Its tensors are views of the dense model's, so that no second copy is made; nothing may change
+    the dense model afterwards.
     """
     layers = layers_of(shape, family)
     config = pruned_config(model.config, family, geometry, layers)
@@ -145,7 +193,9 @@ def pruned_model(model: PreTrainedModel, family: Family, geometry: Geometry, sha
         pruned: PreTrainedModel = _classes(model.config.model_type)[2]._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-    tensors = {name: tensor.detach() for name, tensor in pruned_tensors(model, family, geometry, layers)}
+    tensors = {
+        name: tensor.detach() for name, tensor in pruned_tensors(model, family, geometry, layers)
+    }
     missing, unexpected = pruned.load_state_dict(tensors, strict=False, assign=True)
     pruned.tie_weights()
     _check_names(pruned, missing, unexpected)
@@ -157,19 +207,34 @@ def pruned_model(model: PreTrainedModel, family: Family, geometry: Geometry, sha
 
 
 def source_code(model_type: str) -> str:
-    """The text of the file of code for one family: the layers, and the family's classes with them mixed in."""
+    """The text of the file of code for one family: the layers, and the family's classes with them
+    mixed in.
+    """
     config_class, model, causal = _bases(model_type)
     imports: dict[str, list[str]] = {}
     for base in (config_class, model, causal):
         imports.setdefault(base.__module__, []).append(base.__name__)
-    lines = "".join(f"from {module} import {', '.join(names)}\n" for module, names in sorted(imports.items()))
+    lines = "".join(
+        f"from {module} import {', '.join(names)}\n" for module, names in sorted(imports.items())
+    )
     last_import = "from transformers.cache_utils import Cache\n"
-    code = Path(modeling_pruned.__file__).read_text(encoding="utf-8").replace(last_import, last_import + lines)
-    return code + _CLASSES.format(config=config_class.__name__, model=model.__name__, causal=causal.__name__, model_type=_PREFIX + model_type)
+    code = (
+        Path(modeling_pruned.__file__)
+        .read_text(encoding="utf-8")
+        .replace(last_import, last_import + lines)
+    )
+    return code + _CLASSES.format(
+        config=config_class.__name__,
+        model=model.__name__,
+        causal=causal.__name__,
+        model_type=_PREFIX + model_type,
+    )
 
 
 def register() -> None:
-    """Lets AutoConfig, AutoModel and AutoModelForCausalLM open pruned models of the known families without code from their folders."""
+    """Lets AutoConfig, AutoModel and AutoModelForCausalLM open pruned models of the known families
+    without code from their folders.
+    """
     for model_type in FAMILIES:
         register_family(model_type)
 
@@ -200,7 +265,10 @@ def _bases(model_type: str) -> _Classes:
         InputError: transformers has none, because the architecture comes with its own code.
     """
     if model_type not in CONFIG_MAPPING:
-        raise InputError(f"model: architecture {model_type!r} comes with code of its own; pruned models are written for the architectures of transformers")
+        raise InputError(
+            f"model: architecture {model_type!r} comes with code of its own; pruned models are "
+            "written for the architectures of transformers"
+        )
     config_class = CONFIG_MAPPING[model_type]
     model: Any = MODEL_MAPPING[config_class]
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
@@ -210,8 +278,18 @@ def _bases(model_type: str) -> _Classes:
 def _make_classes(model_type: str) -> _Classes:
     """What the file of code defines, made here."""
     config_base, model_base, causal_base = _bases(model_type)
-    config = type(f"Pruned{config_base.__name__}", (config_base,), {"model_type": _PREFIX + model_type, "__doc__": "The family's configuration, and `pruned`."})
-    made: list[Any] = [type(f"Pruned{base.__name__}", (PrunedLayers, base), {"config_class": config}) for base in (model_base, causal_base)]
+    config = type(
+        f"Pruned{config_base.__name__}",
+        (config_base,),
+        {
+            "model_type": _PREFIX + model_type,
+            "__doc__": "The family's configuration, and `pruned`.",
+        },
+    )
+    made: list[Any] = [
+        type(f"Pruned{base.__name__}", (PrunedLayers, base), {"config_class": config})
+        for base in (model_base, causal_base)
+    ]
     return config, made[0], made[1]
 
 
@@ -219,11 +297,16 @@ def _check_names(pruned: PreTrainedModel, missing: list[str], unexpected: list[s
     tied = set(getattr(pruned, "all_tied_weights_keys", None) or {})
     absent = [name for name in missing if name not in tied]
     if absent or unexpected:
-        raise InputError(f"model: the pruned {pruned.config.model_type!r} would lack {absent[:3]} and have {unexpected[:3]} too many; it cannot be exported")
+        raise InputError(
+            f"model: the pruned {pruned.config.model_type!r} would lack {absent[:3]} and have "
+            f"{unexpected[:3]} too many; it cannot be exported"
+        )
 
 
 def _copy_buffers(model: nn.Module, pruned: nn.Module) -> None:
-    """Buffers that are not saved, such as rotary frequencies, are made with the model: on the meta device they are empty."""
+    """Buffers that are not saved, such as rotary frequencies, are made with the model: on the meta
+    device they are empty.
+    """
     for name, buffer in list(pruned.named_buffers()):
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")

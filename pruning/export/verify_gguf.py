@@ -1,7 +1,8 @@
-"""Opens an exported GGUF in llama.cpp itself, where that is installed, and says how far its logits are from those of the masked model.
+"""Opens an exported GGUF in llama.cpp itself, where that is installed, and says how far its logits
+are from those of the masked model.
 
-`verify_gguf` runs this very file as a program, in a fresh process: a crash of native code is an answer too. llama.cpp comes with `cyllama`, whose
-wheels are small and need nothing else.
+`verify_gguf` runs this very file as a program, in a fresh process: a crash of native code is an
+answer too. llama.cpp comes with `cyllama`, whose wheels are small and need nothing else.
 
 Shape letters: B sequences, T tokens, V vocabulary.
 """
@@ -37,12 +38,21 @@ def has_llama_cpp() -> bool:
         return False
 
 
-def verify_gguf(path: Path, input_ids_BT: torch.Tensor, logits_BTV: torch.Tensor, tolerance: float, *, num_threads: int) -> dict[str, float]:
-    """Feeds llama.cpp the sequences token by token, so that all but the first logits come from the cache, and compares.
+def verify_gguf(
+    path: Path,
+    input_ids_BT: torch.Tensor,
+    logits_BTV: torch.Tensor,
+    tolerance: float,
+    *,
+    num_threads: int,
+) -> dict[str, float]:
+    """Feeds llama.cpp the sequences token by token, so that all but the first logits come from the
+    cache, and compares.
 
     Args:
         logits_BTV: of the masked model, any floating type.
-        tolerance: what is allowed. llama.cpp rounds activations to the type of the weights in each product.
+        tolerance: what is allowed. llama.cpp rounds activations to the type of the weights in each
+            product.
         num_threads: no more than there are idle cores, or they wait for each other.
 
     Returns:
@@ -53,18 +63,40 @@ def verify_gguf(path: Path, input_ids_BT: torch.Tensor, logits_BTV: torch.Tensor
     """
     with tempfile.TemporaryDirectory() as scratch:
         probe = Path(scratch) / "probe.safetensors"
-        save_file({"input_ids": input_ids_BT.contiguous().numpy(), "logits": logits_BTV.float().cpu().contiguous().numpy()}, probe)
-        command = [sys.executable, "-I", str(Path(__file__).resolve()), str(path.resolve()), str(probe), str(num_threads)]
+        save_file(
+            {
+                "input_ids": input_ids_BT.contiguous().numpy(),
+                "logits": logits_BTV.float().cpu().contiguous().numpy(),
+            },
+            probe,
+        )
+        command = [
+            sys.executable,
+            "-I",
+            str(Path(__file__).resolve()),
+            str(path.resolve()),
+            str(probe),
+            str(num_threads),
+        ]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()[-1:] or ["nothing"]
-        raise RuntimeError(f"llama.cpp cannot open {path} (it ended with {done.returncode}): {said[0]}")
+        said = (
+            [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            or done.stderr.splitlines()[-1:]
+            or ["nothing"]
+        )
+        raise RuntimeError(
+            f"llama.cpp cannot open {path} (it ended with {done.returncode}): {said[0]}"
+        )
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found | {"tolerance": tolerance}
 
 
-def opened(path: str, num_tokens: int, *, num_threads: int = 1, cache: str = "f32") -> tuple[Any, Callable[[int, int], NDArray[np.float32]]]:
-    """llama.cpp's vocabulary of a file, and a function of a token and its position that gives the logits [V] after it.
+def opened(
+    path: str, num_tokens: int, *, num_threads: int = 1, cache: str = "f32"
+) -> tuple[Any, Callable[[int, int], NDArray[np.float32]]]:
+    """llama.cpp's vocabulary of a file, and a function of a token and its position that gives the
+    logits [V] after it.
 
     Args:
         num_tokens: room in the cache.
@@ -103,7 +135,13 @@ def _main(path: str, probe: str, num_threads: str) -> None:
     worst = 0.0
     for ids, wanted_TV in zip(tensors["input_ids"].tolist(), wanted_BTV, strict=True):
         _, step = opened(path, max(64, len(ids)), num_threads=int(num_threads))
-        worst = max(worst, *(float(np.abs(step(token, position) - wanted_TV[position]).max()) for position, token in enumerate(ids)))
+        worst = max(
+            worst,
+            *(
+                float(np.abs(step(token, position) - wanted_TV[position]).max())
+                for position, token in enumerate(ids)
+            ),
+        )
     sys.stdout.write(json.dumps({"difference": worst / max(1.0, float(np.abs(wanted_BTV).max()))}))
 
 

@@ -1,4 +1,6 @@
-"""The order of channels and KV groups: most important first, so that "remove a group" always means "drop the last one"."""
+"""The order of channels and KV groups: most important first, so that "remove a group" always means
+"drop the last one".
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ _Indices = npt.NDArray[np.int32]
 class ChannelOrder:
     """For each layer the KV heads and the MLP channels in descending importance.
 
-    `kv_heads` [layers, KV heads] and `mlp_channels` [layers, channels] are int32: entry i is the index, in the dense checkpoint,
-    of what becomes the i-th.
+    `kv_heads` [layers, KV heads] and `mlp_channels` [layers, channels] are int32: entry i is the
+    index, in the dense checkpoint, of what becomes the i-th.
     """
 
     kv_heads: _Indices
@@ -38,19 +40,27 @@ class ChannelOrder:
     @classmethod
     def as_stored(cls, geometry: Geometry) -> ChannelOrder:
         """The order of the checkpoint (`importance: none`)."""
-        return cls(_identity(geometry.num_layers, geometry.kv_heads), _identity(geometry.num_layers, geometry.mlp_channels))
+        return cls(
+            _identity(geometry.num_layers, geometry.kv_heads),
+            _identity(geometry.num_layers, geometry.mlp_channels),
+        )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over both tables, 32 hexadecimal digits."""
         digest = hashlib.sha256()
         for table in (self.kv_heads, self.mlp_channels):
-            digest.update(str(table.shape).encode() + np.ascontiguousarray(table, dtype="<i4").tobytes())
+            digest.update(
+                str(table.shape).encode() + np.ascontiguousarray(table, dtype="<i4").tobytes()
+            )
         return digest.hexdigest()[:32]
 
     def after(self, current: ChannelOrder) -> ChannelOrder:
         """The order that turns weights sorted by `current` into weights sorted by this one."""
-        return ChannelOrder(_within(current.kv_heads, self.kv_heads), _within(current.mlp_channels, self.mlp_channels))
+        return ChannelOrder(
+            _within(current.kv_heads, self.kv_heads),
+            _within(current.mlp_channels, self.mlp_channels),
+        )
 
     def save(self, path: Path) -> None:
         save_file({"kv_heads": self.kv_heads, "mlp_channels": self.mlp_channels}, path)
@@ -62,16 +72,26 @@ class ChannelOrder:
 
 
 @torch.inference_mode()
-def channel_order(model: PreTrainedModel, family: Family, geometry: Geometry, importance: Importance, batches: Iterable[torch.Tensor] = ()) -> ChannelOrder:
+def channel_order(
+    model: PreTrainedModel,
+    family: Family,
+    geometry: Geometry,
+    importance: Importance,
+    batches: Iterable[torch.Tensor] = (),
+) -> ChannelOrder:
     """The order of a dense model as stored. Equal importances keep their stored order.
 
-    `l1` is the published one (METHOD: "Weight reordering"): of the weights alone. `activation` (METHOD: "Beyond the paper") multiplies the
-    norm of each column of `down_proj` and `o_proj` with the norm of what flows into it over `batches` (int64 [B, T] each).
+    `l1` is the published one (METHOD: "Weight reordering"): of the weights alone. `activation`
+    (METHOD: "Beyond the paper") multiplies the norm of each column of `down_proj` and `o_proj` with
+    the norm of what flows into it over `batches` (int64 [B, T] each).
     """
     if importance == "none" or not family.prunes_widths:
         return ChannelOrder.as_stored(geometry)
     if importance == "l1":
-        scores = [(_l1_of_kv_heads(attention, family, geometry), _l1_of_channels(mlp, family, geometry)) for attention, mlp in blocks(model, family)]
+        scores = [
+            (_l1_of_kv_heads(attention, family, geometry), _l1_of_channels(mlp, family, geometry))
+            for attention, mlp in blocks(model, family)
+        ]
     else:
         scores = _activation_scores(model, family, geometry, batches)
     return ChannelOrder(
@@ -81,14 +101,21 @@ def channel_order(model: PreTrainedModel, family: Family, geometry: Geometry, im
 
 
 @torch.inference_mode()
-def reorder(model: PreTrainedModel, family: Family, geometry: Geometry, order: ChannelOrder) -> None:
-    """Sorts the weights of a dense model in place, one parameter at a time. The model computes the same function."""
+def reorder(
+    model: PreTrainedModel, family: Family, geometry: Geometry, order: ChannelOrder
+) -> None:
+    """Sorts the weights of a dense model in place, one parameter at a time.
+
+    The model computes the same function.
+    """
     if not family.prunes_widths:
         return
     for index, (attention, mlp) in enumerate(blocks(model, family)):
         for block, cuts in ((attention, family.attention_cuts), (mlp, family.mlp_cuts)):
             for cut in cuts:
-                _permute(block.get_submodule(cut.module), cut, _row_order(cut, geometry, order, index))
+                _permute(
+                    block.get_submodule(cut.module), cut, _row_order(cut, geometry, order, index)
+                )
 
 
 def _l1_of_channels(mlp: nn.Module, family: Family, geometry: Geometry) -> torch.Tensor:
@@ -103,8 +130,13 @@ def _l1_of_kv_heads(attention: nn.Module, family: Family, geometry: Geometry) ->
     return (q + k + v).mean(dim=(1, 2))
 
 
-def _row_norms(block: nn.Module, cuts: tuple[Cut, ...], geometry: Geometry) -> dict[str, torch.Tensor]:
-    """L1 norm of each row of each part, float32. Norm layers are vectors, not projections, and do not count."""
+def _row_norms(
+    block: nn.Module, cuts: tuple[Cut, ...], geometry: Geometry
+) -> dict[str, torch.Tensor]:
+    """L1 norm of each row of each part, float32.
+
+    Norm layers are vectors, not projections, and do not count.
+    """
     dense = geometry.dense.layers[0]
     norms: dict[str, torch.Tensor] = {}
     for cut in cuts:
@@ -116,9 +148,15 @@ def _row_norms(block: nn.Module, cuts: tuple[Cut, ...], geometry: Geometry) -> d
     return norms
 
 
-def _activation_scores(model: PreTrainedModel, family: Family, geometry: Geometry, batches: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _activation_scores(
+    model: PreTrainedModel, family: Family, geometry: Geometry, batches: Iterable[torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     columns = (_column_cut(family.attention_cuts), _column_cut(family.mlp_cuts))
-    modules = [block.get_submodule(cut.module) for pair in blocks(model, family) for block, cut in zip(pair, columns, strict=True)]
+    modules = [
+        block.get_submodule(cut.module)
+        for pair in blocks(model, family)
+        for block, cut in zip(pair, columns, strict=True)
+    ]
     squares: list[torch.Tensor | None] = [None] * len(modules)
 
     def add(index: int, inputs_BTC: torch.Tensor) -> None:
@@ -128,7 +166,9 @@ def _activation_scores(model: PreTrainedModel, family: Family, geometry: Geometr
 
     with ExitStack() as hooks:
         for index, module in enumerate(modules):
-            handle = module.register_forward_pre_hook(lambda _module, inputs, index=index: add(index, inputs[0]))
+            handle = module.register_forward_pre_hook(
+                lambda _module, inputs, index=index: add(index, inputs[0])
+            )
             hooks.callback(handle.remove)
         for batch in batches:
             model.base_model(input_ids=batch, use_cache=False)
@@ -166,7 +206,8 @@ def _permute(module: nn.Module, cut: Cut, indices: torch.Tensor) -> None:
     for name, dim in (("weight", cut.dim), ("bias", 0)):
         parameter = getattr(module, name, None)
         if parameter is not None and not (name == "bias" and cut.dim == 1):
-            # Into the same storage: weights are mapped from their file, and a second copy of each would stay resident beside it.
+            # Into the same storage: weights are mapped from their file, and a second copy of each
+            # would stay resident beside it.
             parameter.copy_(parameter.index_select(dim, indices.to(parameter.device)))
 
 

@@ -1,8 +1,9 @@
 """Baichuan checkpoints become Llama ones, without the code that they come with.
 
-The 7B models are Llamas whose q, k and v lie behind one another in one matrix, `W_pack`. Baichuan2 also divides each row of its head by its L2
-norm before it multiplies (its `NormHead`), which is done here once. The 13B models encode positions with ALiBi, which no class of transformers
-computes for this layout: they can be counted, not run. (arXiv 2309.10305, sections 2.1 to 2.5.)
+The 7B models are Llamas whose q, k and v lie behind one another in one matrix, `W_pack`. Baichuan2
+also divides each row of its head by its L2 norm before it multiplies (its `NormHead`), which is
+done here once. The 13B models encode positions with ALiBi, which no class of transformers computes
+for this layout: they can be counted, not run. (arXiv 2309.10305, sections 2.1 to 2.5.)
 """
 
 from __future__ import annotations
@@ -28,9 +29,20 @@ MODEL_TYPE = "baichuan"
 
 _VOCABULARY_OF_2 = 125696
 _SAME = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "initializer_range", "rms_norm_eps",
-    "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+)
 _FILES = ("tokenizer.model", "special_tokens_map.json", "generation_config.json")
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _MERGED, _HEAD, _BUFFERS = "self_attn.W_pack.weight", "lm_head.weight", ".rotary_emb."
@@ -38,8 +50,13 @@ _MERGED, _HEAD, _BUFFERS = "self_attn.W_pack.weight", "lm_head.weight", ".rotary
 
 def llama_config(raw: Mapping[str, Any]) -> LlamaConfig:
     """The Llama of the same sizes. `raw` is the `config.json` of a Baichuan checkpoint."""
-    config = LlamaConfig(**{name: raw[name] for name in _SAME if name in raw}, num_key_value_heads=raw["num_attention_heads"])
-    config.max_position_embeddings = raw.get("max_position_embeddings") or raw.get("model_max_length") or 4096
+    config = LlamaConfig(
+        **{name: raw[name] for name in _SAME if name in raw},
+        num_key_value_heads=raw["num_attention_heads"],
+    )
+    config.max_position_embeddings = (
+        raw.get("max_position_embeddings") or raw.get("model_max_length") or 4096
+    )
     config.architectures = ["LlamaForCausalLM"]
     return config
 
@@ -53,13 +70,17 @@ def refuse_alibi(raw: Mapping[str, Any], folder: Path) -> None:
     """Raises InputError for a model that would be computed wrongly."""
     if uses_alibi(raw):
         raise InputError(
-            f"model.path: {folder} is a Baichuan model with ALiBi positions (the 13B ones), which cannot be run here; its counts and its plan can be made "
+            f"model.path: {folder} is a Baichuan model with ALiBi positions (the 13B ones), "
+            "which cannot be run here; its counts and its plan can be made "
             "(pipelines.plan, pipelines.reproduce mode=counts), and Baichuan2-7B can be pruned"
         )
 
 
 def converted(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], cache: Path) -> Path:
-    """The same model as a Llama's folder in `cache`, made on first use, one tensor at a time. Not for models with ALiBi."""
+    """The same model as a Llama's folder in `cache`, made on first use, one tensor at a time.
+
+    Not for models with ALiBi.
+    """
     target = cache / f"{folder.name}-{_key(folder, weights)}"
     return made_once(target, lambda scratch: _write(folder, raw, weights, scratch))
 
@@ -76,11 +97,16 @@ def _write(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], target
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     if (folder / "tokenizer.model").is_file():
-        (target / "tokenizer_config.json").write_text(dump_json(_tokenizer_config(folder)), encoding="utf-8")
+        (target / "tokenizer_config.json").write_text(
+            dump_json(_tokenizer_config(folder)), encoding="utf-8"
+        )
 
 
 def _tensors(files: Sequence[Any], *, norm_head: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of the Llama, one at a time. Rotary embeddings are in Llama's order already, so that rows stay where they are."""
+    """Names and tensors of the Llama, one at a time.
+
+    Rotary embeddings are in Llama's order already, so that rows stay where they are.
+    """
     for file in files:
         for name in file.keys():  # noqa: SIM118 - not a mapping
             if _BUFFERS in name:
@@ -96,7 +122,9 @@ def _tensors(files: Sequence[Any], *, norm_head: bool) -> Iterator[tuple[str, to
 
 
 def _has_norm_head(raw: Mapping[str, Any]) -> bool:
-    """Baichuan2's configurations differ from those of the first Baichuan in their vocabulary and in the loss of the head."""
+    """Baichuan2's configurations differ from those of the first Baichuan in their vocabulary and in
+    the loss of the head.
+    """
     return raw.get("vocab_size") == _VOCABULARY_OF_2 or "z_loss_weight" in raw
 
 
@@ -104,8 +132,17 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     """SentencePiece's model as it is, without a token in front."""
     path = folder / "tokenizer_config.json"
     given: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    tokens = {name: given[name]["content"] if isinstance(given[name], dict) else given[name] for name in _SPECIAL_TOKENS if given.get(name)}
-    own = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+    tokens = {
+        name: given[name]["content"] if isinstance(given[name], dict) else given[name]
+        for name in _SPECIAL_TOKENS
+        if given.get(name)
+    }
+    own = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
     return own | {"add_prefix_space": _has_dummy_prefix(folder / "tokenizer.model")} | tokens
 
 
@@ -119,7 +156,9 @@ def _has_dummy_prefix(path: Path) -> bool:
 
 
 def _key(folder: Path, weights: Sequence[Path]) -> str:
-    """Of the configuration's bytes, and of name, size and date of the weight files: their bytes would take minutes, each time."""
+    """Of the configuration's bytes, and of name, size and date of the weight files: their bytes
+    would take minutes, each time.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in weights:
         status = path.stat()

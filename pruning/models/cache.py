@@ -27,7 +27,9 @@ def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `MULTIPRUNER_CACHE`, or `multipruner` in the user's cache folder."""
+    """Where converted models are kept: `MULTIPRUNER_CACHE`, or `multipruner` in the user's cache
+    folder.
+    """
     given = os.environ.get("MULTIPRUNER_CACHE")
     if given:
         return Path(given).expanduser()

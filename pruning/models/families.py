@@ -1,4 +1,7 @@
-"""Where attention, MLP and their projections live, per `config.model_type`. All knowledge of model families is in this file."""
+"""Where attention, MLP and their projections live, per `config.model_type`.
+
+All knowledge of model families is in this file.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from pruning.shape import LayerShape
 class Cut:
     """One parameter that gets smaller with its block.
 
-    `dim` 0 cuts rows (and the bias), 1 cuts columns. `parts` are what lies behind one another along that dimension:
-    one for an ordinary projection, several for a fused one.
+    `dim` 0 cuts rows (and the bias), 1 cuts columns. `parts` are what lies behind one another along
+    that dimension: one for an ordinary projection, several for a fused one.
     """
 
     module: str
@@ -30,18 +33,30 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one family of decoder-only models is laid out. Paths are relative to the model, the layer, or the block.
+    """How one family of decoder-only models is laid out.
 
-    `head_counts` are attributes of the attention module that hold head counts which its forward reads; most families
-    infer them from the tensors. Norms are those of the layer that serve one block only.
+    Paths are relative to the model, the layer, or the block.
+
+    `head_counts` are attributes of the attention module that hold head counts which its forward
+    reads; most families infer them from the tensors. Norms are those of the layer that serve one
+    block only.
     """
 
     model_type: str
     layers: str = "model.layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
-    attention_cuts: tuple[Cut, ...] = (Cut("q_proj", 0, ("q",)), Cut("k_proj", 0, ("k",)), Cut("v_proj", 0, ("v",)), Cut("o_proj", 1, ("q",)))
-    mlp_cuts: tuple[Cut, ...] = (Cut("gate_proj", 0, ("gate",)), Cut("up_proj", 0, ("up",)), Cut("down_proj", 1, ("down",)))
+    attention_cuts: tuple[Cut, ...] = (
+        Cut("q_proj", 0, ("q",)),
+        Cut("k_proj", 0, ("k",)),
+        Cut("v_proj", 0, ("v",)),
+        Cut("o_proj", 1, ("q",)),
+    )
+    mlp_cuts: tuple[Cut, ...] = (
+        Cut("gate_proj", 0, ("gate",)),
+        Cut("up_proj", 0, ("up",)),
+        Cut("down_proj", 1, ("down",)),
+    )
     head_counts: tuple[Literal["num_attention_heads", "num_key_value_heads"], ...] = ()
     attention_norms: tuple[str, ...] = ("input_layernorm",)
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
@@ -69,11 +84,20 @@ FAMILIES: dict[str, Family] = {
         Family("mistral"),
         Family("qwen2"),
         Family("qwen3"),
-        Family("gemma3_text", attention_norms=_GATED_NORMS["attention_norms"], mlp_norms=_GATED_NORMS["mlp_norms"]),
+        Family(
+            "gemma3_text",
+            attention_norms=_GATED_NORMS["attention_norms"],
+            mlp_norms=_GATED_NORMS["mlp_norms"],
+        ),
         Family(
             "olmo2",
-            # Its q and k norms run over all heads together, so they are cut like the rows that they follow.
-            attention_cuts=(*Family("").attention_cuts, Cut("q_norm", 0, ("q",)), Cut("k_norm", 0, ("k",))),
+            # Its q and k norms run over all heads together, so they are cut like the rows that they
+            # follow.
+            attention_cuts=(
+                *Family("").attention_cuts,
+                Cut("q_norm", 0, ("q",)),
+                Cut("k_norm", 0, ("k",)),
+            ),
             attention_norms=("post_attention_layernorm",),
             mlp_norms=("post_feedforward_layernorm",),
         ),
@@ -88,13 +112,17 @@ FAMILIES: dict[str, Family] = {
 
 _ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn")
-_DECODERS_CALLED_ENCODERS = ("gpt_neox", "gpt_neox_japanese")  # their configuration says is_decoder: false, and nothing reads it
+_DECODERS_CALLED_ENCODERS = (
+    "gpt_neox",
+    "gpt_neox_japanese",
+)  # their configuration says is_decoder: false, and nothing reads it
 
 
 def family_of(config: PretrainedConfig, model: nn.Module) -> Family:
     """The family of a model, which may be on the meta device.
 
-    A causal language model outside the registry is pruned by whole blocks, if each of its layers has one attention and one MLP.
+    A causal language model outside the registry is pruned by whole blocks, if each of its layers
+    has one attention and one MLP.
 
     Raises:
         InputError: not a decoder-only language model, or one whose blocks cannot be told apart.
@@ -109,12 +137,17 @@ def family_of(config: PretrainedConfig, model: nn.Module) -> Family:
             names = [name for name, _ in module[0].named_children()]
             attention = [name for name in _ATTENTION_NAMES if name in names]
             mlp = [name for name in _MLP_NAMES if name in names]
-            alike = all({*attention, *mlp} <= {name for name, _ in layer.named_children()} for layer in module)
+            alike = all(
+                {*attention, *mlp} <= {name for name, _ in layer.named_children()}
+                for layer in module
+            )
             if len(attention) == len(mlp) == 1 and alike:
                 return Family(config.model_type, path, attention[0], mlp[0], (), (), (), (), ())
     raise InputError(
-        f"model: cannot find one attention and one MLP in each layer of architecture {config.model_type!r}. "
-        f"Pruned at all granularities: {', '.join(sorted(FAMILIES))}; by whole blocks: causal models whose layers hold both as submodules"
+        "model: cannot find one attention and one MLP in each layer of architecture "
+        f"{config.model_type!r}. "
+        f"Pruned at all granularities: {', '.join(sorted(FAMILIES))}; by whole blocks: causal "
+        "models whose layers hold both as submodules"
     )
 
 
@@ -124,29 +157,46 @@ def require_causal_lm(config: PretrainedConfig) -> None:
     Raises:
         InputError: see above.
     """
-    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    encoder = getattr(config, "is_decoder", True) is False and config.model_type not in _DECODERS_CALLED_ENCODERS
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
+    encoder = (
+        getattr(config, "is_decoder", True) is False
+        and config.model_type not in _DECODERS_CALLED_ENCODERS
+    )
     if not causal or encoder or getattr(config, "is_encoder_decoder", False):
         raise InputError(
-            f"model: architecture {config.model_type!r} is not a decoder-only language model, which is what this method prunes. "
-            f"Pruned at all granularities: {', '.join(sorted(FAMILIES))}; other causal language models by whole blocks"
+            f"model: architecture {config.model_type!r} is not a decoder-only language model, "
+            "which is what this method prunes. "
+            f"Pruned at all granularities: {', '.join(sorted(FAMILIES))}; other causal language "
+            "models by whole blocks"
         )
 
 
 def blocks(model: PreTrainedModel | nn.Module, family: Family) -> list[tuple[nn.Module, nn.Module]]:
     """The attention and the MLP module of every layer."""
-    return [(layer.get_submodule(family.attention), layer.get_submodule(family.mlp)) for layer in family.decoder_layers(model)]
+    return [
+        (layer.get_submodule(family.attention), layer.get_submodule(family.mlp))
+        for layer in family.decoder_layers(model)
+    ]
 
 
-def cut_views(cut: Cut, module: nn.Module, geometry: Geometry, layer: LayerShape, dense: LayerShape) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Weight and bias of each part of `cut`, narrowed to what `layer` keeps. Views, never copies."""
+def cut_views(
+    cut: Cut, module: nn.Module, geometry: Geometry, layer: LayerShape, dense: LayerShape
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight and bias of each part of `cut`, narrowed to what `layer` keeps.
+
+    Views, never copies.
+    """
     target = module.get_submodule(cut.module)
     weight, bias = _tensor(target, "weight"), getattr(target, "bias", None)
     views, offset = [], 0
     for part in cut.parts:
         size = geometry.size(part, layer)
         narrowed = weight.narrow(cut.dim, offset, size)
-        views.append((narrowed, bias if bias is None or cut.dim == 1 else bias.narrow(0, offset, size)))
+        views.append(
+            (narrowed, bias if bias is None or cut.dim == 1 else bias.narrow(0, offset, size))
+        )
         offset += geometry.size(part, dense)
     return views
 

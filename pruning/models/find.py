@@ -16,14 +16,23 @@ from pruning.models.gguf_source import converted_gguf, gguf_source
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
-def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code: bool = False, config_only: bool = False) -> Checkpoint:
+def find_checkpoint(
+    path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    config_only: bool = False,
+) -> Checkpoint:
     """Turns what a user names into a folder on disk.
 
     Args:
-        path: a folder; a `.gguf` file; `package:NAME/FILE.gguf`, a GGUF that an installed Python package ships; or a hub id. GGUFs and
-            Baichuan models are converted once to Llama's safetensors in the cache (`cache_folder`), hub models are downloaded once by huggingface_hub.
+        path: a folder; a `.gguf` file; `package:NAME/FILE.gguf`, a GGUF that an installed Python
+            package ships; or a hub id. GGUFs and Baichuan models are converted once to Llama's
+            safetensors in the cache (`cache_folder`), hub models are downloaded once by
+            huggingface_hub.
         revision: of a hub model.
-        config_only: nothing but its configuration will be read: weights are neither downloaded nor converted, except from a GGUF.
+        config_only: nothing but its configuration will be read: weights are neither downloaded nor
+            converted, except from a GGUF.
 
     Raises:
         InputError: nothing usable is there.
@@ -35,9 +44,14 @@ def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code
     if local.is_dir():
         folder = local.resolve()
     elif local.exists():
-        raise InputError(f"model.path: {path} is a file; expected a folder with config.json and *.safetensors, a .gguf file, or a hub id")
+        raise InputError(
+            f"model.path: {path} is a file; expected a folder with config.json and "
+            "*.safetensors, a .gguf file, or a hub id"
+        )
     else:
-        folder = _downloaded(path, revision, ["*.json"])  # some are refused for their configuration, before gigabytes come
+        folder = _downloaded(
+            path, revision, ["*.json"]
+        )  # some are refused for their configuration, before gigabytes come
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: no config.json in {folder}")
     found = Checkpoint(folder, trust_remote_code)
@@ -49,19 +63,30 @@ def find_checkpoint(path: str, *, revision: str | None = None, trust_remote_code
         baichuan.refuse_alibi(raw, folder)
     if not local.is_dir():
         found = Checkpoint(_downloaded(path, revision, _PATTERNS), trust_remote_code)
-    return Checkpoint(baichuan.converted(found.folder, raw, found.weight_files(), cache_folder())) if is_baichuan else found
+    return (
+        Checkpoint(baichuan.converted(found.folder, raw, found.weight_files(), cache_folder()))
+        if is_baichuan
+        else found
+    )
 
 
 def _downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
-        raise InputError(f"model.path: {name!r} is neither an existing folder nor the form of a hub id (organisation/model)") from error
+        raise InputError(
+            f"model.path: {name!r} is neither an existing folder nor the form of a hub id "
+            "(organisation/model)"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise InputError(
-            f"model.path: there is no folder {name!r}, and as a hub id it is not in the local cache and the hub cannot be reached. "
+            f"model.path: there is no folder {name!r}, and as a hub id it is not in the local "
+            "cache and the hub cannot be reached. "
             "Check the path, or download the model on a machine with network"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
-        raise InputError(f"model.path: there is no folder {name!r}, and the hub does not give a model of that name{at}: {first_line(error)}") from error
+        raise InputError(
+            f"model.path: there is no folder {name!r}, and the hub does not give a model of that "
+            f"name{at}: {first_line(error)}"
+        ) from error

@@ -27,7 +27,11 @@ class Geometry:
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        channels = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+        channels = (
+            getattr(config, "intermediate_size", None)
+            or getattr(config, "n_inner", None)
+            or 4 * config.hidden_size
+        )
         return cls(config.num_hidden_layers, kv_heads, heads // kv_heads, head_dim, channels)
 
     @property
@@ -44,7 +48,11 @@ class Geometry:
         if len(shape.layers) != self.num_layers:
             return [f"it has {len(shape.layers)} layers, the model {self.num_layers}"]
         return [
-            f"layer {index} has {layer.kv_heads} KV heads and {layer.mlp_channels} MLP channels, the model's have {self.kv_heads} and {self.mlp_channels}"
+            (
+                f"layer {index} has {layer.kv_heads} KV heads and {layer.mlp_channels} MLP "
+                "channels, "
+                f"the model's have {self.kv_heads} and {self.mlp_channels}"
+            )
             for index, layer in enumerate(shape.layers)
             if layer.kv_heads > self.kv_heads or layer.mlp_channels > self.mlp_channels
         ]

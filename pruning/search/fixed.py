@@ -13,20 +13,31 @@ from pruning.shape import ModelShape, Removal
 
 
 class FixedSearch(GreedySearch):
-    """Goes a path that is known before it starts: one candidate a step, which is scored like any other, so that the trajectory has its perplexity.
+    """Goes a path that is known before it starts: one candidate a step, which is scored like any
+    other, so that the trajectory has its perplexity.
 
     Args:
         stages: of blocks only, which is a distribution of [1, 0, 0].
-        path: removals that go together, such as both blocks of a layer: a search ends between two groups, never inside one. `portable` leaves out
-            groups that it does not allow.
+        path: removals that go together, such as both blocks of a layer: a search ends between two
+            groups, never inside one. `portable` leaves out groups that it does not allow.
     """
 
     advice = "Lower the target"
 
-    def __init__(self, accounting: Accounting, stages: Sequence[Stage], path: Sequence[Sequence[Removal]], layout: Layout = "any") -> None:
+    def __init__(
+        self,
+        accounting: Accounting,
+        stages: Sequence[Stage],
+        path: Sequence[Sequence[Removal]],
+        layout: Layout = "any",
+    ) -> None:
         super().__init__(accounting, stages, layout)
         num_layers = accounting.geometry.num_layers
-        groups = [group for group in path if layout == "any" or all(is_portable(removal, num_layers) for removal in group)]
+        groups = [
+            group
+            for group in path
+            if layout == "any" or all(is_portable(removal, num_layers) for removal in group)
+        ]
         self._removals = [removal for group in groups for removal in group]
         self._ends = {0, *accumulate(map(len, groups))}
 
@@ -38,7 +49,10 @@ class FixedSearch(GreedySearch):
         """Evaluations still to come, exactly."""
         shape = self.shape
         for count, removal in enumerate(self._removals[len(self.steps) :]):
-            if len(self.steps) + count in self._ends and self.accounting.ratio(shape) >= self.stages[0].target_ratio:
+            if (
+                len(self.steps) + count in self._ends
+                and self.accounting.ratio(shape) >= self.stages[0].target_ratio
+            ):
                 return count
             shape = shape.without(removal)
         return len(self._removals) - len(self.steps)
@@ -48,9 +62,11 @@ class FixedSearch(GreedySearch):
 
 
 def random_path(dense: ModelShape, seed: int) -> tuple[tuple[Removal, ...], ...]:
-    """Every block of a dense model, one at a time, in an order drawn by `random.Random(seed).sample` from the order that breaks ties.
+    """Every block of a dense model, one at a time, in an order drawn by
+    `random.Random(seed).sample` from the order that breaks ties.
 
-    It does not depend on the target: a longer search with the same seed goes on where a shorter one ended.
+    It does not depend on the target: a longer search with the same seed goes on where a shorter one
+    ended.
     """
     removals = candidates_of(Stage("block", 1.0), dense)
     return tuple((removal,) for removal in random.Random(seed).sample(removals, len(removals)))

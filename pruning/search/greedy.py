@@ -1,4 +1,6 @@
-"""The three-stage greedy search (METHOD: "The three stages"), and searches whose path is known before. They propose and observe; they never evaluate."""
+"""The three-stage greedy search (METHOD: "The three stages"), and searches whose path is known
+before. They propose and observe; they never evaluate.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from pruning.shape import Kind, ModelShape, Removal
 class Step:
     """One committed removal.
 
-    `nll` is the score of the shape after it, in nats per token. `margin` is the score of the second best candidate minus the best, in nats
-    per token, None when there was only one. `candidates` are all that were scored, in order; a NaN or infinite score is kept as it came.
+    `nll` is the score of the shape after it, in nats per token. `margin` is the score of the second
+    best candidate minus the best, in nats per token, None when there was only one. `candidates` are
+    all that were scored, in order; a NaN or infinite score is kept as it came.
     """
 
     stage: StageName
@@ -45,10 +48,15 @@ class GreedySearch:
         ...     step = search.observe({candidate: score(candidate) for candidate in candidates})
     """
 
-    advice = "Lower the target, give this stage a smaller share in search.distribution, or use smaller groups"
+    advice = (
+        "Lower the target, give this stage a smaller share in search.distribution, or use "
+        "smaller groups"
+    )
     """What to do when candidates run out."""
 
-    def __init__(self, accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any") -> None:
+    def __init__(
+        self, accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any"
+    ) -> None:
         self.accounting = accounting
         self.layout = layout
         self.stages = tuple(stages)
@@ -69,7 +77,8 @@ class GreedySearch:
         return self.stage is None
 
     def propose(self) -> tuple[Removal, ...]:
-        """Every candidate of the next step, in the order that breaks ties: attention before MLP, then the lower layer.
+        """Every candidate of the next step, in the order that breaks ties: attention before MLP,
+        then the lower layer.
 
         Raises:
             TargetNotReached: there is none, though the stage's target is not met.
@@ -80,13 +89,17 @@ class GreedySearch:
         candidates = self._candidates(stage, self.shape)
         if not candidates:
             raise TargetNotReached(
-                f"search.target_ratio: stage {stage.name!r} has no candidate left at ratio {self.ratio:.4f}, below its target of "
-                f"{stage.target_ratio:.4f} (after {len(self.steps)} steps). {self.advice}. Everything up to here is kept"
+                f"search.target_ratio: stage {stage.name!r} has no candidate left at ratio "
+                f"{self.ratio:.4f}, below its target of "
+                f"{stage.target_ratio:.4f} (after {len(self.steps)} steps). {self.advice}. "
+                "Everything up to here is kept"
             )
         return candidates
 
     def observe(self, scores: Mapping[Removal, float]) -> Step:
-        """Commits the candidate with the lowest NLL; equal scores: the first proposed. Scores that are not finite are out.
+        """Commits the candidate with the lowest NLL; equal scores: the first proposed.
+
+        Scores that are not finite are out.
 
         Raises:
             ScoringError: no score is finite.
@@ -98,24 +111,32 @@ class GreedySearch:
         finite = [(candidate, nll) for candidate, nll in scored if math.isfinite(nll)]
         if not finite:
             raise ScoringError(
-                f"step {len(self.steps) + 1} ({stage.name}): the NLL of all {len(scored)} candidates is NaN or infinite, the first is "
-                f"{scored[0][1]} for {scored[0][0]}. Weights or dtype overflow: try model.dtype=float32, and check the dense perplexity"
+                f"step {len(self.steps) + 1} ({stage.name}): the NLL of all {len(scored)} "
+                "candidates is NaN or infinite, the first is "
+                f"{scored[0][1]} for {scored[0][0]}. Weights or dtype overflow: try "
+                "model.dtype=float32, and check the dense perplexity"
             )
         best, nll = min(finite, key=lambda pair: pair[1])
         rest = [other for candidate, other in finite if candidate != best]
         self.shape = self.shape.without(best)
-        step = Step(stage.name, best, self.shape, nll, self.ratio, min(rest) - nll if rest else None, scored)
+        step = Step(
+            stage.name, best, self.shape, nll, self.ratio, min(rest) - nll if rest else None, scored
+        )
         self.steps.append(step)
         return step
 
     def expected_evaluations(self) -> int:
-        """Evaluations still to come, estimated: each step removes what the mean candidate would, and candidates stay as many as now."""
+        """Evaluations still to come, estimated: each step removes what the mean candidate would,
+        and candidates stay as many as now.
+        """
         total, shape, ratio = 0, self.shape, self.ratio
         for stage in self.stages:
             candidates = self._candidates(stage, shape)
             if ratio >= stage.target_ratio or not candidates:
                 continue
-            mean = sum(self.accounting.ratio(shape.without(candidate)) for candidate in candidates) / len(candidates) - self.accounting.ratio(shape)
+            mean = sum(
+                self.accounting.ratio(shape.without(candidate)) for candidate in candidates
+            ) / len(candidates) - self.accounting.ratio(shape)
             steps = math.ceil((stage.target_ratio - ratio) / mean)
             total += steps * len(candidates)
             ratio += steps * mean
@@ -123,19 +144,44 @@ class GreedySearch:
 
     def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
         candidates = candidates_of(stage, shape)
-        return candidates if self.layout == "any" else tuple(removal for removal in candidates if is_portable(removal, len(shape.layers)))
+        return (
+            candidates
+            if self.layout == "any"
+            else tuple(removal for removal in candidates if is_portable(removal, len(shape.layers)))
+        )
 
 
 def is_portable(removal: Removal, num_layers: int) -> bool:
-    """Every runtime wants attention in the first layer and an MLP in the last (FORMATS: "DeciLM folder", "GGUF")."""
-    return not (removal.kind == "attention" and removal.layer == 0) and not (removal.kind == "mlp" and removal.layer == num_layers - 1)
+    """Every runtime wants attention in the first layer and an MLP in the last (FORMATS: "DeciLM
+    folder", "GGUF").
+    """
+    return not (removal.kind == "attention" and removal.layer == 0) and not (
+        removal.kind == "mlp" and removal.layer == num_layers - 1
+    )
 
 
 def candidates_of(stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
     """What a stage may remove from a shape, in the order that breaks ties."""
     if stage.name == "block":
-        attention = [Removal("attention", index, 0) for index, layer in enumerate(shape.layers) if layer.kv_heads]
-        return (*attention, *(Removal("mlp", index, 0) for index, layer in enumerate(shape.layers) if layer.mlp_channels))
+        attention = [
+            Removal("attention", index, 0)
+            for index, layer in enumerate(shape.layers)
+            if layer.kv_heads
+        ]
+        return (
+            *attention,
+            *(
+                Removal("mlp", index, 0)
+                for index, layer in enumerate(shape.layers)
+                if layer.mlp_channels
+            ),
+        )
     kind: Kind = stage.name
-    widths = [layer.mlp_channels if kind == "mlp_channels" else layer.kv_heads for layer in shape.layers]
-    return tuple(Removal(kind, index, width - stage.group) for index, width in enumerate(widths) if width > stage.group)
+    widths = [
+        layer.mlp_channels if kind == "mlp_channels" else layer.kv_heads for layer in shape.layers
+    ]
+    return tuple(
+        Removal(kind, index, width - stage.group)
+        for index, width in enumerate(widths)
+        if width > stage.group
+    )

@@ -1,4 +1,6 @@
-"""What a pruned shape says of the search that led to it: steps and evaluations of each stage, and the targets that end there."""
+"""What a pruned shape says of the search that led to it: steps and evaluations of each stage, and
+the targets that end there.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ class ImpliedStage:
 
     Args:
         steps: removals.
-        evaluations: candidates scored; a range where layers ran out of groups, since the shape does not say when.
+        evaluations: candidates scored; a range where layers ran out of groups, since the shape does
+            not say when.
         ratio: at the end of the stage.
-        ratio_before: one step earlier; where that step may have been an attention or an MLP block, as if it had been the larger one.
+        ratio_before: one step earlier; where that step may have been an attention or an MLP block,
+            as if it had been the larger one.
     """
 
     name: StageName
@@ -30,7 +34,9 @@ class ImpliedStage:
     ratio_before: float
 
 
-def implied_search(accounting: Accounting, shape: ModelShape, *, mlp_group: int, head_group: int) -> tuple[ImpliedStage, ...]:
+def implied_search(
+    accounting: Accounting, shape: ModelShape, *, mlp_group: int, head_group: int
+) -> tuple[ImpliedStage, ...]:
     """The three stages that lead to `shape`: whole blocks first, then MLP channels, then heads.
 
     Args:
@@ -45,23 +51,58 @@ def implied_search(accounting: Accounting, shape: ModelShape, *, mlp_group: int,
     kv_heads = [layer.kv_heads for layer in shape.layers if layer.kv_heads]
     mlp_steps = _groups("MLP channels", mlp_widths, dense.mlp_channels, mlp_group)
     head_steps = _groups("KV heads", kv_heads, dense.kv_heads, head_group)
-    blocks = ModelShape(tuple(LayerShape(dense.kv_heads if layer.kv_heads else 0, dense.mlp_channels if layer.mlp_channels else 0) for layer in shape.layers))
-    channels = ModelShape(tuple(LayerShape(dense.kv_heads if layer.kv_heads else 0, layer.mlp_channels) for layer in shape.layers))
+    blocks = ModelShape(
+        tuple(
+            LayerShape(
+                dense.kv_heads if layer.kv_heads else 0,
+                dense.mlp_channels if layer.mlp_channels else 0,
+            )
+            for layer in shape.layers
+        )
+    )
+    channels = ModelShape(
+        tuple(
+            LayerShape(dense.kv_heads if layer.kv_heads else 0, layer.mlp_channels)
+            for layer in shape.layers
+        )
+    )
     last_steps = [LayerShape(0, dense.mlp_channels)] if len(kv_heads) < len(shape.layers) else []
     last_steps += [LayerShape(dense.kv_heads, 0)] if len(mlp_widths) < len(shape.layers) else []
     num_blocks = 2 * len(shape.layers) - len(mlp_widths) - len(kv_heads)
     of_blocks = sum(2 * len(shape.layers) - step for step in range(num_blocks))
-    one_mlp_group = [LayerShape(dense.kv_heads, dense.mlp_channels - mlp_group)] if any(mlp_steps) else []
-    one_head_group = [LayerShape(dense.kv_heads - head_group, dense.mlp_channels)] if any(head_steps) else []
+    one_mlp_group = (
+        [LayerShape(dense.kv_heads, dense.mlp_channels - mlp_group)] if any(mlp_steps) else []
+    )
+    one_head_group = (
+        [LayerShape(dense.kv_heads - head_group, dense.mlp_channels)] if any(head_steps) else []
+    )
     return (
         _stage(accounting, "block", num_blocks, Range(of_blocks, of_blocks), blocks, last_steps),
-        _stage(accounting, "mlp_channels", sum(mlp_steps), candidates_of(mlp_steps, (dense.mlp_channels - 1) // mlp_group), channels, one_mlp_group),
-        _stage(accounting, "attention_heads", sum(head_steps), candidates_of(head_steps, (dense.kv_heads - 1) // head_group), shape, one_head_group),
+        _stage(
+            accounting,
+            "mlp_channels",
+            sum(mlp_steps),
+            candidates_of(mlp_steps, (dense.mlp_channels - 1) // mlp_group),
+            channels,
+            one_mlp_group,
+        ),
+        _stage(
+            accounting,
+            "attention_heads",
+            sum(head_steps),
+            candidates_of(head_steps, (dense.kv_heads - 1) // head_group),
+            shape,
+            one_head_group,
+        ),
     )
 
 
-def target_range(stages: Sequence[ImpliedStage], distribution: Sequence[float]) -> tuple[float, float] | None:
-    """Target ratios above the first and up to the second number end every stage where it ended; None if there are none."""
+def target_range(
+    stages: Sequence[ImpliedStage], distribution: Sequence[float]
+) -> tuple[float, float] | None:
+    """Target ratios above the first and up to the second number end every stage where it ended;
+    None if there are none.
+    """
     low, high, share = 0.0, 1.0, 0.0
     for stage, part in zip(stages, distribution, strict=True):
         share += part / sum(distribution)
@@ -70,10 +111,23 @@ def target_range(stages: Sequence[ImpliedStage], distribution: Sequence[float]) 
     return (low, high) if low < high else None
 
 
-def _stage(accounting: Accounting, name: StageName, steps: int, evaluations: Range, end: ModelShape, last_steps: Sequence[LayerShape]) -> ImpliedStage:
+def _stage(
+    accounting: Accounting,
+    name: StageName,
+    steps: int,
+    evaluations: Range,
+    end: ModelShape,
+    last_steps: Sequence[LayerShape],
+) -> ImpliedStage:
     """`last_steps`: what the last step can have left of a dense layer."""
     ratio = accounting.ratio(end)
-    largest = max((accounting.ratio(ModelShape((layer, *accounting.dense.layers[1:]))) for layer in last_steps), default=0.0)
+    largest = max(
+        (
+            accounting.ratio(ModelShape((layer, *accounting.dense.layers[1:])))
+            for layer in last_steps
+        ),
+        default=0.0,
+    )
     return ImpliedStage(name, steps, evaluations, ratio, ratio - largest)
 
 
@@ -81,27 +135,39 @@ def _groups(what: str, widths: Sequence[int], full: int, group: int) -> list[int
     """Groups that each layer lost."""
     odd = [width for width in widths if (full - width) % group]
     if odd:
-        raise InputError(f"shape: a layer keeps {odd[0]} {what}, which is not {full} less whole groups of {group}")
+        raise InputError(
+            f"shape: a layer keeps {odd[0]} {what}, which is not {full} less whole groups of "
+            f"{group}"
+        )
     return [(full - width) // group for width in widths]
 
 
 def candidates_of(steps: Sequence[int], most: int) -> Range:
-    """A layer is a candidate until it has lost `most` groups: fewest candidates where layers that did were first, most where they were last."""
+    """A layer is a candidate until it has lost `most` groups: fewest candidates where layers that
+    did were first, most where they were last.
+    """
     total, used_up = sum(steps), sum(1 for count in steps if count == most and most)
     everything = total * len(steps)
-    return Range(everything - sum(total - most * (index + 1) for index in range(used_up)), everything - sum(range(used_up)))
+    return Range(
+        everything - sum(total - most * (index + 1) for index in range(used_up)),
+        everything - sum(range(used_up)),
+    )
 
 
 def whole_blocks(accounting: Accounting, ratio: float, *, layers: bool) -> tuple[float, int, int]:
-    """The ratio nearest to `ratio` that removing whole blocks alone can come to, and how many attention and MLP blocks that takes.
+    """The ratio nearest to `ratio` that removing whole blocks alone can come to, and how many
+    attention and MLP blocks that takes.
 
     Args:
         layers: the two blocks of a layer go together.
     """
     dense, num_layers = accounting.dense.layers[0], accounting.geometry.num_layers
     attention, mlp = (
-        accounting.ratio(ModelShape((layer, *accounting.dense.layers[1:]))) for layer in (LayerShape(0, dense.mlp_channels), LayerShape(dense.kv_heads, 0))
+        accounting.ratio(ModelShape((layer, *accounting.dense.layers[1:])))
+        for layer in (LayerShape(0, dense.mlp_channels), LayerShape(dense.kv_heads, 0))
     )
-    counts = [(a, m) for a in range(num_layers + 1) for m in range(num_layers + 1) if a == m or not layers]
+    counts = [
+        (a, m) for a in range(num_layers + 1) for m in range(num_layers + 1) if a == m or not layers
+    ]
     best = min(counts, key=lambda pair: abs(pair[0] * attention + pair[1] * mlp - ratio))
     return best[0] * attention + best[1] * mlp, *best

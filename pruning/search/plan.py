@@ -1,7 +1,9 @@
-"""What a search will take, from the configuration alone: steps and evaluations over all paths that it could go, and their FLOPs.
+"""What a search will take, from the configuration alone: steps and evaluations over all paths that
+it could go, and their FLOPs.
 
-Which blocks go is not known before, and attention and MLP blocks differ in size: so every way through the stages is counted, and what is given
-is the least and the most of any of them. All layers of a dense model are alike, so that a way is fully described by how many of each kind go.
+Which blocks go is not known before, and attention and MLP blocks differ in size: so every way
+through the stages is counted, and what is given is the least and the most of any of them. All
+layers of a dense model are alike, so that a way is fully described by how many of each kind go.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage: `evaluations` are candidates scored, each on the whole calibration set of the stage."""
+    """One stage: `evaluations` are candidates scored, each on the whole calibration set of the
+    stage.
+    """
 
     name: StageName
     target_ratio: float
@@ -44,7 +48,11 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """All stages. `dead_ends` says that some paths run out of candidates before the target, `impossible` that all do: then `stages` ends there."""
+    """All stages.
+
+    `dead_ends` says that some paths run out of candidates before the target, `impossible` that all
+    do: then `stages` ends there.
+    """
 
     stages: tuple[StagePlan, ...]
     dead_ends: bool
@@ -54,7 +62,9 @@ class SearchPlan:
         return {
             "steps": {stage.name: stage.steps.to_json() for stage in self.stages},
             "evaluations": {stage.name: stage.evaluations.to_json() for stage in self.stages},
-            "ratio": {stage.name: {"min": stage.ratio[0], "max": stage.ratio[1]} for stage in self.stages},
+            "ratio": {
+                stage.name: {"min": stage.ratio[0], "max": stage.ratio[1]} for stage in self.stages
+            },
             "dead_ends": self.dead_ends,
             "impossible": self.impossible,
         }
@@ -62,14 +72,21 @@ class SearchPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Where a path can be at the end of a stage: parameters removed, and layers that still have each kind of block."""
+    """Where a path can be at the end of a stage: parameters removed, and layers that still have
+    each kind of block.
+    """
 
     removed: int
     attention_layers: int
     mlp_layers: int
 
 
-def plan_search(accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any", strategy: Strategy = "greedy") -> SearchPlan:
+def plan_search(
+    accounting: Accounting,
+    stages: Sequence[Stage],
+    layout: Layout = "any",
+    strategy: Strategy = "greedy",
+) -> SearchPlan:
     """Follows every path at once.
 
     Args:
@@ -91,7 +108,10 @@ def plan_search(accounting: Accounting, stages: Sequence[Stage], layout: Layout 
             StagePlan(
                 stage.name,
                 stage.target_ratio,
-                Range(min(steps for _, steps, _, _ in reached), max(steps for _, steps, _, _ in reached)),
+                Range(
+                    min(steps for _, steps, _, _ in reached),
+                    max(steps for _, steps, _, _ in reached),
+                ),
                 Range(min(low for _, _, low, _ in reached), max(high for _, _, _, high in reached)),
                 (min(ratios), max(ratios)),
             )
@@ -104,7 +124,9 @@ def merged(plans: Sequence[SearchPlan]) -> SearchPlan:
     possible = [plan for plan in plans if plan.impossible is None] or list(plans)
     stages = []
     for same in zip(*(plan.stages for plan in possible), strict=False):
-        steps, evaluations = ([getattr(stage, name) for stage in same] for name in ("steps", "evaluations"))
+        steps, evaluations = (
+            [getattr(stage, name) for stage in same] for name in ("steps", "evaluations")
+        )
         stages.append(
             StagePlan(
                 same[0].name,
@@ -118,9 +140,16 @@ def merged(plans: Sequence[SearchPlan]) -> SearchPlan:
 
 
 def step_flops(
-    accounting: Accounting, removals: Sequence[Removal], base: ModelShape, *, num_sequences: int, sequence_length: int, num_prefixes: int = 1
+    accounting: Accounting,
+    removals: Sequence[Removal],
+    base: ModelShape,
+    *,
+    num_sequences: int,
+    sequence_length: int,
+    num_prefixes: int = 1,
 ) -> float:
-    """FLOPs of one step: the base shape once for each batch (or more often, where several evaluators share one), then each candidate from its layer up.
+    """FLOPs of one step: the base shape once for each batch (or more often, where several
+    evaluators share one), then each candidate from its layer up.
 
     Args:
         num_prefixes: times that each token runs through the base shape.
@@ -129,17 +158,31 @@ def step_flops(
     layers = [_layer_flops(accounting, layer, sequence_length) for layer in base.layers]
     suffixes = [sum(layers[index:]) for index in range(len(layers) + 1)]
     head = 2 * accounting.head_weights
-    return float(tokens * (num_prefixes * suffixes[0] + sum(suffixes[removal.layer] + head for removal in removals)))
+    return float(
+        tokens
+        * (num_prefixes * suffixes[0] + sum(suffixes[removal.layer] + head for removal in removals))
+    )
 
 
-def planned_flops(accounting: Accounting, plan: SearchPlan, *, tokens: dict[str, int], sequence_length: int, num_prefixes: dict[str, float]) -> float:
-    """FLOPs of a whole search in the middle of its range: candidates lie evenly over the layers, and the model shrinks evenly towards each stage's end.
+def planned_flops(
+    accounting: Accounting,
+    plan: SearchPlan,
+    *,
+    tokens: dict[str, int],
+    sequence_length: int,
+    num_prefixes: dict[str, float],
+) -> float:
+    """FLOPs of a whole search in the middle of its range: candidates lie evenly over the layers,
+    and the model shrinks evenly towards each stage's end.
 
     Args:
         tokens: calibration tokens of the stages `block` and `width`.
         num_prefixes: times that each of them runs through the base shape in a step.
     """
-    dense, head = accounting.flops_per_token(accounting.dense, context_length=sequence_length), 2 * accounting.head_weights
+    dense, head = (
+        accounting.flops_per_token(accounting.dense, context_length=sequence_length),
+        2 * accounting.head_weights,
+    )
     num_layers, total, ratio = accounting.geometry.num_layers, 0.0, 0.0
     for stage in plan.stages:
         name = "block" if stage.name == "block" else "width"
@@ -147,13 +190,20 @@ def planned_flops(accounting: Accounting, plan: SearchPlan, *, tokens: dict[str,
         left = 1 - (ratio + end) / 2
         body = (dense - head) * left
         share = (num_layers + 1) / (2 * num_layers)
-        total += tokens[name] * (stage.steps.middle * num_prefixes[name] * body + stage.evaluations.middle * (body * share + head))
+        total += tokens[name] * (
+            stage.steps.middle * num_prefixes[name] * body
+            + stage.evaluations.middle * (body * share + head)
+        )
         ratio = end
     return total
 
 
-def _through(accounting: Accounting, stage: Stage, way: _Way, layout: Layout, strategy: Strategy) -> Iterator[tuple[_Way, int, int, int] | None]:
-    """Every end of a stage from one beginning: where, steps, and the least and the most candidates on the way; None for a dead end."""
+def _through(
+    accounting: Accounting, stage: Stage, way: _Way, layout: Layout, strategy: Strategy
+) -> Iterator[tuple[_Way, int, int, int] | None]:
+    """Every end of a stage from one beginning: where, steps, and the least and the most candidates
+    on the way; None for a dead end.
+    """
     if not _below(accounting, way.removed, stage):
         yield way, 0, 0, 0
     elif stage.name != "block":
@@ -162,11 +212,14 @@ def _through(accounting: Accounting, stage: Stage, way: _Way, layout: Layout, st
         yield _through_layers(accounting, stage, way, layout)
     else:
         for end in _through_blocks(accounting, stage, way, layout):
-            # A path that is drawn by lot can go the same ways as one that is searched, and has one candidate a step.
+            # A path that is drawn by lot can go the same ways as one that is searched, and has one
+            # candidate a step.
             yield (end[0], end[1], end[1], end[1]) if end and strategy == "random" else end
 
 
-def _through_blocks(accounting: Accounting, stage: Stage, way: _Way, layout: Layout) -> Iterator[tuple[_Way, int, int, int] | None]:
+def _through_blocks(
+    accounting: Accounting, stage: Stage, way: _Way, layout: Layout
+) -> Iterator[tuple[_Way, int, int, int] | None]:
     kept = 0 if layout == "any" else 1
     attention, mlp = _block_sizes(accounting)
     most_attention, most_mlp = way.attention_layers - kept, way.mlp_layers - kept
@@ -175,14 +228,27 @@ def _through_blocks(accounting: Accounting, stage: Stage, way: _Way, layout: Lay
     for num_attention in range(most_attention + 1):
         for num_mlp in range(most_mlp + 1):
             removed = way.removed + num_attention * attention + num_mlp * mlp
-            before = [removed - size for count, size in ((num_attention, attention), (num_mlp, mlp)) if count]
-            if not _below(accounting, removed, stage) and any(_below(accounting, earlier, stage) for earlier in before):
+            before = [
+                removed - size
+                for count, size in ((num_attention, attention), (num_mlp, mlp))
+                if count
+            ]
+            if not _below(accounting, removed, stage) and any(
+                _below(accounting, earlier, stage) for earlier in before
+            ):
                 steps = num_attention + num_mlp
                 candidates = sum(most_attention + most_mlp - step for step in range(steps))
-                yield _Way(removed, way.attention_layers - num_attention, way.mlp_layers - num_mlp), steps, candidates, candidates
+                yield (
+                    _Way(removed, way.attention_layers - num_attention, way.mlp_layers - num_mlp),
+                    steps,
+                    candidates,
+                    candidates,
+                )
 
 
-def _through_layers(accounting: Accounting, stage: Stage, way: _Way, layout: Layout) -> tuple[_Way, int, int, int] | None:
+def _through_layers(
+    accounting: Accounting, stage: Stage, way: _Way, layout: Layout
+) -> tuple[_Way, int, int, int] | None:
     """Whole layers, two steps each; `portable` keeps the first and the last."""
     num_layers, size = accounting.geometry.num_layers, sum(_block_sizes(accounting))
     most = num_layers if layout == "any" else max(0, num_layers - 2)
@@ -193,16 +259,29 @@ def _through_layers(accounting: Accounting, stage: Stage, way: _Way, layout: Lay
     return None
 
 
-def _through_widths(accounting: Accounting, stage: Stage, way: _Way) -> tuple[_Way, int, int, int] | None:
-    """Groups are of one size, so the number of steps is given. A layer is a candidate until its last group is all that is left: fewest
-    candidates where one layer after the other is used up, most where all last as long as they can."""
+def _through_widths(
+    accounting: Accounting, stage: Stage, way: _Way
+) -> tuple[_Way, int, int, int] | None:
+    """Groups are of one size, so the number of steps is given.
+
+    A layer is a candidate until its last group is all that is left: fewest candidates where one
+    layer after the other is used up, most where all last as long as they can.
+    """
     geometry = accounting.geometry
     if stage.name == "mlp_channels":
         num_layers, width = way.mlp_layers, geometry.mlp_channels
-        size = _removed(accounting, LayerShape(geometry.kv_heads, width - stage.group)) if stage.group < width else 0
+        size = (
+            _removed(accounting, LayerShape(geometry.kv_heads, width - stage.group))
+            if stage.group < width
+            else 0
+        )
     else:
         num_layers, width = way.attention_layers, geometry.kv_heads
-        size = _removed(accounting, LayerShape(width - stage.group, geometry.mlp_channels)) if stage.group < width else 0
+        size = (
+            _removed(accounting, LayerShape(width - stage.group, geometry.mlp_channels))
+            if stage.group < width
+            else 0
+        )
     per_layer = (width - 1) // stage.group
     steps, removed, low, high = 0, way.removed, 0, 0
     while _below(accounting, removed, stage):
@@ -222,16 +301,23 @@ def _below(accounting: Accounting, removed: int, stage: Stage) -> bool:
 def _block_sizes(accounting: Accounting) -> tuple[int, int]:
     """Parameters of an attention and of an MLP block."""
     geometry = accounting.geometry
-    return _removed(accounting, LayerShape(0, geometry.mlp_channels)), _removed(accounting, LayerShape(geometry.kv_heads, 0))
+    return _removed(accounting, LayerShape(0, geometry.mlp_channels)), _removed(
+        accounting, LayerShape(geometry.kv_heads, 0)
+    )
 
 
 def _removed(accounting: Accounting, layer: LayerShape) -> int:
     """Parameters that one layer loses when `layer` is what is left of it."""
-    return accounting.num_dense_parameters - accounting.num_parameters(ModelShape((layer, *accounting.dense.layers[1:])))
+    return accounting.num_dense_parameters - accounting.num_parameters(
+        ModelShape((layer, *accounting.dense.layers[1:]))
+    )
 
 
 def _layer_flops(accounting: Accounting, layer: LayerShape, context_length: int) -> int:
     """FLOPs per token of one layer, without the head."""
     nothing = LayerShape(0, 0)
     only = ModelShape((layer, *(nothing,) * (accounting.geometry.num_layers - 1)))
-    return accounting.flops_per_token(only, context_length=context_length) - 2 * accounting.head_weights
+    return (
+        accounting.flops_per_token(only, context_length=context_length)
+        - 2 * accounting.head_weights
+    )

@@ -18,7 +18,9 @@ Layout = Literal["any", "portable"]
 
 
 Strategy = Literal["greedy", "block_influence", "random"]
-"""What decides the next removal: the scores of all candidates, or one of two controls that do not look at scores (`FixedSearch`)."""
+"""What decides the next removal: the scores of all candidates, or one of two controls that do not
+look at scores (`FixedSearch`).
+"""
 
 
 PORTABLE_CHANNELS = 256
@@ -50,7 +52,8 @@ def make_stages(
         target_ratio: removed / all parameters, 0..1 exclusive.
         distribution: shares of the block, MLP channel and attention head stages; normalised here.
         mlp_group_channels: MLP channels that go at a time.
-        head_group_channels: query channels that go at a time, KV heads x queries per KV head x head dim.
+        head_group_channels: query channels that go at a time, KV heads x queries per KV head x head
+            dim.
 
     Raises:
         InputError: with every problem at once.
@@ -62,48 +65,83 @@ def make_stages(
     total = sum(distribution)
     return (
         Stage("block", target_ratio * (distribution[0] / total)),
-        Stage("mlp_channels", target_ratio * ((distribution[0] + distribution[1]) / total), mlp_group_channels),
-        Stage("attention_heads", target_ratio, head_group_channels // accounting.geometry.channels_per_kv_head),
+        Stage(
+            "mlp_channels",
+            target_ratio * ((distribution[0] + distribution[1]) / total),
+            mlp_group_channels,
+        ),
+        Stage(
+            "attention_heads",
+            target_ratio,
+            head_group_channels // accounting.geometry.channels_per_kv_head,
+        ),
     )
 
 
 def stage_problems(
-    accounting: Accounting, *, distribution: Sequence[float], mlp_group_channels: int, head_group_channels: int, layout: Layout = "any"
+    accounting: Accounting,
+    *,
+    distribution: Sequence[float],
+    mlp_group_channels: int,
+    head_group_channels: int,
+    layout: Layout = "any",
 ) -> list[str]:
     """What is wrong with these settings for this model, one message each."""
     geometry, problems = accounting.geometry, []
     width_share = sum(distribution[1:]) > 0
     if width_share and not accounting.family.prunes_widths:
         return [
-            f"search.distribution: {list(distribution)} prunes widths, but the family {accounting.family.model_type!r} is pruned by whole blocks only; "
+            f"search.distribution: {list(distribution)} prunes widths, but the family "
+            f"{accounting.family.model_type!r} is pruned by whole blocks only; "
             "use search.distribution=[1,0,0]"
         ]
     if distribution[1] > 0 and not 0 < mlp_group_channels <= geometry.mlp_channels:
-        problems.append(f"search.mlp_group_channels: {mlp_group_channels}; this model's MLPs have {geometry.mlp_channels} channels")
-    elif distribution[1] > 0 and layout == "portable" and (geometry.mlp_channels % PORTABLE_CHANNELS or mlp_group_channels % PORTABLE_CHANNELS):
         problems.append(
-            f"search.layout: portable, whose MLP widths are multiples of {PORTABLE_CHANNELS}: this model has {geometry.mlp_channels} channels and "
-            f"search.mlp_group_channels takes {mlp_group_channels} at a time; change the group, leave the widths alone (a search.distribution whose second "
+            f"search.mlp_group_channels: {mlp_group_channels}; this model's MLPs have "
+            f"{geometry.mlp_channels} channels"
+        )
+    elif (
+        distribution[1] > 0
+        and layout == "portable"
+        and (geometry.mlp_channels % PORTABLE_CHANNELS or mlp_group_channels % PORTABLE_CHANNELS)
+    ):
+        problems.append(
+            f"search.layout: portable, whose MLP widths are multiples of {PORTABLE_CHANNELS}: "
+            f"this model has {geometry.mlp_channels} channels and "
+            f"search.mlp_group_channels takes {mlp_group_channels} at a time; change the group, "
+            "leave the widths alone (a search.distribution whose second "
             "number is 0), or use search.layout=any"
         )
     per_head = geometry.channels_per_kv_head
     full_width = geometry.kv_heads * per_head
     if distribution[2] > 0 and geometry.kv_heads == 1:
         problems.append(
-            f"search.distribution: {list(distribution)} prunes heads, but this model has one KV head in a layer, which stays; use search=multipruner_mqa, "
+            f"search.distribution: {list(distribution)} prunes heads, but this model has one KV "
+            "head in a layer, which stays; use search=multipruner_mqa, "
             "or a distribution whose last number is 0"
         )
-    elif distribution[2] > 0 and (not 0 < head_group_channels < full_width or head_group_channels % per_head or full_width % head_group_channels):
-        whole = [heads * per_head for heads in range(1, geometry.kv_heads) if geometry.kv_heads % heads == 0]
+    elif distribution[2] > 0 and (
+        not 0 < head_group_channels < full_width
+        or head_group_channels % per_head
+        or full_width % head_group_channels
+    ):
+        whole = [
+            heads * per_head
+            for heads in range(1, geometry.kv_heads)
+            if geometry.kv_heads % heads == 0
+        ]
         problems.append(
-            f"search.head_group_channels: {head_group_channels}; groups are whole KV heads with their queries ({per_head} query channels each here) "
+            f"search.head_group_channels: {head_group_channels}; groups are whole KV heads with "
+            f"their queries ({per_head} query channels each here) "
             f"that divide all {full_width}, and one of them stays: one of {whole}"
         )
     return problems
 
 
 def default_mlp_group(geometry: Geometry) -> int:
-    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are too narrow for that."""
+    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are
+    too narrow for that.
+    """
     if geometry.mlp_channels < 1024:
         return max(1, geometry.mlp_channels // 4)
     return max(1, round(geometry.mlp_channels / 10 / 256)) * 256

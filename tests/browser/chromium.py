@@ -14,10 +14,14 @@ CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 MARKS = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver) on PATH"),
+    pytest.mark.skipif(
+        CHROMIUM is None or CHROMEDRIVER is None,
+        reason="needs chromium and chromedriver (Debian: chromium, chromium-driver) on PATH",
+    ),
 ]
 
-# The last line makes headless Chromium a computer with a mouse: without one, charts keep their tool bar in view.
+# The last line makes headless Chromium a computer with a mouse: without one, charts keep their tool
+# bar in view.
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -34,7 +38,10 @@ FLAGS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
-    """A browser with a profile of its own. It keeps what pages say on the console, and what they ask the network for."""
+    """A browser with a profile of its own.
+
+    It keeps what pages say on the console, and what they ask the network for.
+    """
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})

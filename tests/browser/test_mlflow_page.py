@@ -22,7 +22,12 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -65,7 +70,10 @@ class Search:
 
     @property
     def perplexities(self) -> list[float]:
-        return [self.summary["perplexity"]["block"]["dense"], *(step["perplexity"] for step in self.steps)]
+        return [
+            self.summary["perplexity"]["block"]["dense"],
+            *(step["perplexity"] for step in self.steps),
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,27 +90,42 @@ class Page:
 
     def until(self, ask: Callable[[], Any], what: str) -> Any:
         """The first answer that is true. A failure leaves a picture of the page."""
-        passing = (StaleElementReferenceException, ElementClickInterceptedException, ElementNotInteractableException)
+        passing = (
+            StaleElementReferenceException,
+            ElementClickInterceptedException,
+            ElementNotInteractableException,
+        )
         try:
-            return WebDriverWait(self.driver, PAGE_S, 0.2, passing).until(lambda _: ask(), f"no {what} in {PAGE_S} s")
+            return WebDriverWait(self.driver, PAGE_S, 0.2, passing).until(
+                lambda _: ask(), f"no {what} in {PAGE_S} s"
+            )
         except TimeoutException:
             self.screenshot("timeout")
             raise
 
     def until_text(self, *wanted: str) -> None:
-        self.until(lambda: all(text in self.text for text in wanted), f"{' or '.join(wanted)} on the page")
+        self.until(
+            lambda: all(text in self.text for text in wanted), f"{' or '.join(wanted)} on the page"
+        )
 
     def click(self, selector: str, text: str = "") -> None:
         """Clicks the first element with exactly this text."""
         self._act(lambda element: element.click(), selector, text)
 
     def choose(self, selector: str, text: str) -> None:
-        """Chooses an item of a submenu by keyboard: WebDriver's mouse jumps there, and a submenu closes unless the mouse is seen moving towards it."""
+        """Chooses an item of a submenu by keyboard: WebDriver's mouse jumps there, and a submenu
+        closes unless the mouse is seen moving towards it.
+        """
         self._act(lambda element: element.send_keys(Keys.ENTER), selector, text)
 
     def search_charts(self, metric: str) -> None:
         """Leaves one chart on the page."""
-        field = self.until(lambda: self.driver.find_element(By.CSS_SELECTOR, "input[placeholder='Search metric charts']"), "search field for charts")
+        field = self.until(
+            lambda: self.driver.find_element(
+                By.CSS_SELECTOR, "input[placeholder='Search metric charts']"
+            ),
+            "search field for charts",
+        )
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(metric)
         self.until_text(f"{metric.split('/')[0]}\n(1)")
@@ -134,7 +157,14 @@ class Page:
 
     def _act(self, action: Callable[[WebElement], None], selector: str, text: str) -> None:
         def acted() -> bool:
-            element = next((found for found in self.driver.find_elements(By.CSS_SELECTOR, selector) if found.text == text), None)
+            element = next(
+                (
+                    found
+                    for found in self.driver.find_elements(By.CSS_SELECTOR, selector)
+                    if found.text == text
+                ),
+                None,
+            )
             if element is not None:
                 action(element)
             return element is not None
@@ -150,27 +180,65 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def search(checkpoint_folder: Path, token_file: Path, folder: Path) -> Search:
-    found = run_search(folder, checkpoint_folder, token_file, "run", "tiny-llama 30% 40:40:20", "search.target_ratio=0.3", "search.distribution=[40,40,20]")
+    found = run_search(
+        folder,
+        checkpoint_folder,
+        token_file,
+        "run",
+        "tiny-llama 30% 40:40:20",
+        "search.target_ratio=0.3",
+        "search.distribution=[40,40,20]",
+    )
     assert {step["stage"] for step in found.steps} == {"block", "mlp_channels", "attention_heads"}
     return found
 
 
 @pytest.fixture(scope="module")
-def three_searches(search: Search, checkpoint_folder: Path, token_file: Path, folder: Path) -> list[Search]:
-    """The search of the other tests, one of blocks only, and one that goes further. Only the last test asks for it: the others expect one run."""
-    blocks = run_search(folder, checkpoint_folder, token_file, "blocks", "tiny-llama 35% 1:0:0", "search.target_ratio=0.35", "search.distribution=[1,0,0]")
+def three_searches(
+    search: Search, checkpoint_folder: Path, token_file: Path, folder: Path
+) -> list[Search]:
+    """The search of the other tests, one of blocks only, and one that goes further.
+
+    Only the last test asks for it: the others expect one run.
+    """
+    blocks = run_search(
+        folder,
+        checkpoint_folder,
+        token_file,
+        "blocks",
+        "tiny-llama 35% 1:0:0",
+        "search.target_ratio=0.35",
+        "search.distribution=[1,0,0]",
+    )
     further = run_search(
-        folder, checkpoint_folder, token_file, "further", "tiny-llama 40% 20:60:20", "search.target_ratio=0.4", "search.distribution=[20,60,20]"
+        folder,
+        checkpoint_folder,
+        token_file,
+        "further",
+        "tiny-llama 40% 20:60:20",
+        "search.target_ratio=0.4",
+        "search.distribution=[20,60,20]",
     )
     return [search, blocks, further]
 
 
-def run_search(folder: Path, checkpoint_folder: Path, token_file: Path, name: str, run_name: str, *settings: str) -> Search:
+def run_search(
+    folder: Path,
+    checkpoint_folder: Path,
+    token_file: Path,
+    name: str,
+    run_name: str,
+    *settings: str,
+) -> Search:
     output = run_command("prune", folder, checkpoint_folder, token_file, name, *settings)
-    return read_search(folder / name, run_name, f"sqlite:///{folder}/mlflow.db", printed_link(output))
+    return read_search(
+        folder / name, run_name, f"sqlite:///{folder}/mlflow.db", printed_link(output)
+    )
 
 
-def run_command(job: str, folder: Path, checkpoint_folder: Path, token_file: Path, name: str, *settings: str) -> str:
+def run_command(
+    job: str, folder: Path, checkpoint_folder: Path, token_file: Path, name: str, *settings: str
+) -> str:
     """What it printed."""
     overrides = [
         f"model.path={checkpoint_folder}",
@@ -190,14 +258,27 @@ def run_command(job: str, folder: Path, checkpoint_folder: Path, token_file: Pat
         f"store.url=sqlite:///{folder}/scores.db",
         f"tracking.uri=sqlite:///{folder}/mlflow.db",
     ]
-    done = subprocess.run([sys.executable, "-m", f"pipelines.{job}", *overrides], cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{job}", *overrides],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def read_search(folder: Path, run_name: str, tracking_uri: str, printed_path: str) -> Search:
     steps = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
-    return Search(run_name, tracking_uri, printed_path, json.loads((folder / "summary.json").read_text()), steps)
+    return Search(
+        run_name,
+        tracking_uri,
+        printed_path,
+        json.loads((folder / "summary.json").read_text()),
+        steps,
+    )
 
 
 def printed_link(output: str) -> str:
@@ -214,11 +295,30 @@ def server(search: Search, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    env = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--backend-store-uri", search.tracking_uri], cwd=log.parent, env=env, stdout=output, stderr=output, start_new_session=True
+            [*command, "--backend-store-uri", search.tracking_uri],
+            cwd=log.parent,
+            env=env,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + SERVER_START_S
@@ -237,7 +337,11 @@ def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
     with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": NO_ASSISTANT})
         screenshots = os.environ.get("MULTIPRUNER_SCREENSHOTS")
-        yield Page(driver, server, Path(screenshots) if screenshots else tmp_path_factory.mktemp("screenshots"))
+        yield Page(
+            driver,
+            server,
+            Path(screenshots) if screenshots else tmp_path_factory.mktemp("screenshots"),
+        )
 
 
 def test_experiment_lists_the_run(page: Page) -> None:
@@ -261,7 +365,12 @@ def test_overview_tells_what_was_run_and_what_came_of_it(page: Page, search: Sea
     shown = page.text.splitlines()
     for name, value in metrics.items():
         assert float(shown[shown.index(name) + 1]) == pytest.approx(value), name
-    params = {"model.dtype": "float32", "search.target_ratio": "0.3", "search.distribution": "[40.0, 40.0, 20.0]", "calibration.source": "tokens"}
+    params = {
+        "model.dtype": "float32",
+        "search.target_ratio": "0.3",
+        "search.distribution": "[40.0, 40.0, 20.0]",
+        "calibration.source": "tokens",
+    }
     for name, text in params.items():
         assert shown[shown.index(name) + 1] == text, name
     page.screenshot("2-overview")
@@ -314,7 +423,10 @@ def test_pictures_are_shown(page: Page, picture: str) -> None:
     page.open_run("Artifacts")
     page.click("div", picture)
     selector = f"img[alt='{picture}']"
-    widths = "return [...document.querySelectorAll(arguments[0])].map(image => image.complete && image.naturalWidth)"
+    widths = (
+        "return [...document.querySelectorAll(arguments[0])].map(image => image.complete && "
+        "image.naturalWidth)"
+    )
     page.until(lambda: any(page.driver.execute_script(widths, selector)), f"picture {picture}")
     page.screenshot(f"8-{Path(picture).stem}")
 
@@ -328,13 +440,23 @@ def test_three_trajectories_lie_over_one_another(page: Page, three_searches: lis
     page.screenshot("10-three-trajectories")
 
 
-def test_the_points_of_a_sweep_lie_over_one_another(page: Page, checkpoint_folder: Path, token_file: Path, folder: Path) -> None:
+def test_the_points_of_a_sweep_lie_over_one_another(
+    page: Page, checkpoint_folder: Path, token_file: Path, folder: Path
+) -> None:
     """The link that a sweep prints opens its points side by side, not folded into their parent."""
     targets = (0.1, 0.2, 0.3)
-    settings = (f"search.target_ratio=[{','.join(map(str, targets))}]", "tracking.experiment=sweeps")
-    path = printed_link(run_command("sweep", folder, checkpoint_folder, token_file, "sweep", *settings))
+    settings = (
+        f"search.target_ratio=[{','.join(map(str, targets))}]",
+        "tracking.experiment=sweeps",
+    )
+    path = printed_link(
+        run_command("sweep", folder, checkpoint_folder, token_file, "sweep", *settings)
+    )
     names = [f"tiny-llama {target:.0%} 44:52:4" for target in targets]
-    points = [read_search(folder / f"sweep/target_ratio_{target}", name, "", path) for target, name in zip(targets, names, strict=True)]
+    points = [
+        read_search(folder / f"sweep/target_ratio_{target}", name, "", path)
+        for target, name in zip(targets, names, strict=True)
+    ]
     page.driver.get("about:blank")
     page.driver.get(page.url + path)
     page.until_text("sweep of 3 points, against ratio", "3 matching runs")
@@ -348,9 +470,15 @@ def check_curves(page: Page, searches: list[Search]) -> None:
 
     def curves() -> dict[str, dict[str, Any]]:
         """By run. MLflow draws each a second time, for the smoothed one that nobody asked for here."""
-        return {trace["name"]: trace for trace in reversed(page.chart("prune/perplexity", "prune/ratio")["traces"])}
+        return {
+            trace["name"]: trace
+            for trace in reversed(page.chart("prune/perplexity", "prune/ratio")["traces"])
+        }
 
-    page.until(lambda: set(curves()) == {search.run_name for search in searches}, "curve of each of the searches in one chart")
+    page.until(
+        lambda: set(curves()) == {search.run_name for search in searches},
+        "curve of each of the searches in one chart",
+    )
     drawn = curves()
     for search in searches:
         assert drawn[search.run_name]["x"] == pytest.approx(search.ratios)

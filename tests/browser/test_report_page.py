@@ -25,7 +25,10 @@ from tests.pipelines.report.reports import Step, an_evaluation, write_run
 
 pytestmark = MARKS
 
-NAME = "<img src=http://127.0.0.1:9/x onerror=alert(1)> & a name that is too long to stand anywhere in one line of a narrow page"
+NAME = (
+    "<img src=http://127.0.0.1:9/x onerror=alert(1)> & a name that is too long to stand "
+    "anywhere in one line of a narrow page"
+)
 READ_PLOTS = """
 const points = trace => ({name: trace.name ?? null, type: trace.type, x: [...trace.x ?? []], y: [...trace.y ?? []], z: trace.z?.map(row => [...row]) ?? null});
 const plots = [...document.querySelectorAll('.js-plotly-plot')];
@@ -54,14 +57,25 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     settings = {"search.importance": "l1", "calibration.path": "/a/path/" + "long/" * 30}
     paths = [
-        write_run(folder / "first", steps("attention:1", 0.02), evaluation=an_evaluation(0.3, 25.0, 0.55)),
         write_run(
-            folder / NAME.replace("/", "_"), steps("attention:2", 0.4), heldout=(10.0, 11.0), settings=settings, evaluation=an_evaluation(0.3, 30.0, 0.5)
+            folder / "first", steps("attention:1", 0.02), evaluation=an_evaluation(0.3, 25.0, 0.55)
+        ),
+        write_run(
+            folder / NAME.replace("/", "_"),
+            steps("attention:2", 0.4),
+            heldout=(10.0, 11.0),
+            settings=settings,
+            evaluation=an_evaluation(0.3, 30.0, 0.5),
         ),
         write_run(folder / "stopped", steps("attention:1", 0.02)[:1], ended=False),
     ]
     path = folder / "report.html"
-    path.write_text(render("3 searches compared", "MultiPruner", sections(read_runs([str(path) for path in paths]))), encoding="utf-8")
+    path.write_text(
+        render(
+            "3 searches compared", "MultiPruner", sections(read_runs([str(path) for path in paths]))
+        ),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -77,12 +91,17 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(given) if given else tmp_path_factory.mktemp("screenshots")
 
 
-def opened(driver: webdriver.Chrome, page: Path, width: int, *, phone: bool = False) -> dict[str, Any]:
+def opened(
+    driver: webdriver.Chrome, page: Path, width: int, *, phone: bool = False
+) -> dict[str, Any]:
     """Opens the page with the network off; returns what its figures hold."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": phone}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1})
+    driver.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1},
+    )
     for kind in ("browser", "performance"):
         driver.get_log(kind)  # what is left from before
     driver.get(page.as_uri())
@@ -93,7 +112,11 @@ def opened(driver: webdriver.Chrome, page: Path, width: int, *, phone: bool = Fa
 def requests(driver: webdriver.Chrome) -> list[str]:
     """What the page asked for, but for itself and what it carries."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
     return [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
 
 
@@ -101,15 +124,21 @@ def shot(driver: webdriver.Chrome, path: Path, width: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height = driver.execute_script("return document.documentElement.scrollHeight")
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-    picture = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    picture = driver.execute_cdp_cmd(
+        "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+    )
     path.write_bytes(base64.b64decode(picture["data"]))
 
 
 @pytest.mark.parametrize(("name", "width"), [("desktop", 1280), ("phone", 390)])
-def test_every_figure_is_there_and_nothing_sticks_out(browser: webdriver.Chrome, page: Path, screenshots: Path, name: str, width: int) -> None:
+def test_every_figure_is_there_and_nothing_sticks_out(
+    browser: webdriver.Chrome, page: Path, screenshots: Path, name: str, width: int
+) -> None:
     plots = opened(browser, page, width, phone=name == "phone")
     assert set(plots) == EXPECTED
-    assert all(plot["drawn"] and plot["data"] and 0 < plot["width"] <= width for plot in plots.values()), plots
+    assert all(
+        plot["drawn"] and plot["data"] and 0 < plot["width"] <= width for plot in plots.values()
+    ), plots
     first = plots["trajectory-block"]["data"][0]
     assert first["name"] == "A first"
     assert first["x"] == pytest.approx([0, 5, 10])
@@ -136,18 +165,34 @@ def test_every_figure_is_there_and_nothing_sticks_out(browser: webdriver.Chrome,
 def test_links_and_folded_tables(browser: webdriver.Chrome, page: Path) -> None:
     opened(browser, page, 390, phone=True)
     links = browser.find_elements(By.CSS_SELECTOR, "nav a")
-    assert [link.text for link in links][:4] == ["Runs", "Trajectories", "Where runs part", "Fragile choices"]
-    assert browser.execute_script("return [...document.querySelectorAll('nav a')].every(link => document.querySelector(link.getAttribute('href')))")
+    assert [link.text for link in links][:4] == [
+        "Runs",
+        "Trajectories",
+        "Where runs part",
+        "Fragile choices",
+    ]
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('nav a')].every(link => "
+        "document.querySelector(link.getAttribute('href')))"
+    )
     for details in browser.find_elements(By.TAG_NAME, "details"):
         browser.execute_script("arguments[0].open = true", details)
-    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wide tables scroll in their own box"
-    assert browser.execute_script("return [...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), (
+        "wide tables scroll in their own box"
+    )
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > "
+        "box.clientWidth)"
+    )
 
 
 def test_figures_fit_on_paper(browser: webdriver.Chrome, page: Path, screenshots: Path) -> None:
     """Drawn at the width of the paper for printing, and as before afterwards."""
     opened(browser, page, 1280)
-    widths = "return [...document.querySelectorAll('.js-plotly-plot .main-svg:first-child')].map(svg => svg.getBoundingClientRect().width)"
+    widths = (
+        "return [...document.querySelectorAll('.js-plotly-plot "
+        ".main-svg:first-child')].map(svg => svg.getBoundingClientRect().width)"
+    )
     before = browser.execute_script(widths)
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert set(browser.execute_script(widths)) == {670}

@@ -1,4 +1,7 @@
-"""An evaluator that goes wrong when it is told to. In a module of its own, which worker processes can import."""
+"""An evaluator that goes wrong when it is told to.
+
+In a module of its own, which worker processes can import.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ ANY_START = "start"
 
 
 class Orders:
-    """Files in a folder beside the checkpoint: an order is a file, and renaming it takes it, which only one process can do.
+    """Files in a folder beside the checkpoint: an order is a file, and renaming it takes it, which
+    only one process can do.
 
     Args:
         folder: of the checkpoint.

@@ -20,7 +20,8 @@ class Holdings:
     Args:
         file_descriptors: of this process.
         threads: of this process.
-        evaluators: processes of actors among all descendants, and whatever descendant is stopped or a zombie.
+        evaluators: processes of actors among all descendants, and whatever descendant is stopped or
+            a zombie.
         actors: that Ray believes alive.
         shared_memory: bytes that Ray's object store really uses.
         temporary_files: in this process's temporary folder.
@@ -38,9 +39,18 @@ class Holdings:
         me = psutil.Process()
         descendants = me.children(recursive=True)
         actors = sum(actor["State"] != "DEAD" for actor in state.actors().values())
-        shared = sum(_shared_memory(process) for process in descendants if _name(process) == "raylet")
+        shared = sum(
+            _shared_memory(process) for process in descendants if _name(process) == "raylet"
+        )
         temporary = sum(1 for _ in Path(tempfile.gettempdir()).iterdir())
-        return cls(me.num_fds(), me.num_threads(), sum(map(_is_evaluator, descendants)), actors, shared, temporary)
+        return cls(
+            me.num_fds(),
+            me.num_threads(),
+            sum(map(_is_evaluator, descendants)),
+            actors,
+            shared,
+            temporary,
+        )
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float) -> bool:
@@ -54,7 +64,10 @@ def wait_until(true: Callable[[], bool], timeout_s: float) -> bool:
 
 def _is_evaluator(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
-        return "EvaluatorActor" in " ".join(process.cmdline()) or process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        return "EvaluatorActor" in " ".join(process.cmdline()) or process.status() in (
+            psutil.STATUS_STOPPED,
+            psutil.STATUS_ZOMBIE,
+        )
     return False
 
 
@@ -65,7 +78,9 @@ def _name(process: psutil.Process) -> str:
 
 
 def _shared_memory(process: psutil.Process) -> int:
-    """Ray takes its whole object store at once; the pages that were never written cost nothing and do not count here."""
+    """Ray takes its whole object store at once; the pages that were never written cost nothing and
+    do not count here.
+    """
     found = {}
     with suppress(OSError):
         for link in Path(f"/proc/{process.pid}/fd").iterdir():

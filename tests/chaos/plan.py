@@ -17,8 +17,9 @@ class Kind:
     """One way to go wrong.
 
     Args:
-        where: `process`: an evaluator, from outside; `task`: an evaluator, in its next task; `start`: an evaluator is killed and the next
-            start fails; `driver`: the search loop is left; `store`: the next write.
+        where: `process`: an evaluator, from outside; `task`: an evaluator, in its next task;
+            `start`: an evaluator is killed and the next start fails; `driver`: the search loop is
+            left; `store`: the next write.
         counted: what the pool must report.
         ends_evaluator: the evaluator is replaced.
     """
@@ -100,7 +101,10 @@ class PlannedSearch:
 
 
 def draw_searches(seed: int, num_faults: int, num_settings: int) -> list[PlannedSearch]:
-    """Searches with one to three faults each. Kinds come in shuffled decks, so that each is drawn as often as any other."""
+    """Searches with one to three faults each.
+
+    Kinds come in shuffled decks, so that each is drawn as often as any other.
+    """
     draw = random.Random(seed)
     kinds: list[Kind] = []
     while len(kinds) < num_faults:
@@ -110,7 +114,14 @@ def draw_searches(seed: int, num_faults: int, num_settings: int) -> list[Planned
     while number < num_faults:
         count = min(draw.randint(1, 3), num_faults - number)
         faults = [
-            Fault(number + place, kinds[number + place], (place + 0.7 * draw.random()) / count, draw.randrange(12), draw.random()) for place in range(count)
+            Fault(
+                number + place,
+                kinds[number + place],
+                (place + 0.7 * draw.random()) / count,
+                draw.randrange(12),
+                draw.random(),
+            )
+            for place in range(count)
         ]
         searches.append(PlannedSearch(draw.randrange(num_settings), tuple(faults)))
         number += count

@@ -12,7 +12,9 @@ from tests.chaos.searches import Effect, Figures
 
 
 def report(figures: Figures, killed: Sequence[KilledDriver] = ()) -> str:
-    """Candidates retried, evaluators replaced, drivers rebuilt, and seconds beyond those of an undisturbed search, which faults of one search share."""
+    """Candidates retried, evaluators replaced, drivers rebuilt, and seconds beyond those of an
+    undisturbed search, which faults of one search share.
+    """
     names = ("injected", "retried", "evaluators", "drivers", "s lost")
     header = f"{'fault':<15}" + "".join(f"{name:>11}" for name in names)
     rows = [_row(name, figures.effects[name]) for name in EXPLANATIONS if name in figures.effects]
@@ -21,11 +23,18 @@ def report(figures: Figures, killed: Sequence[KilledDriver] = ()) -> str:
         for field in fields(Effect):
             setattr(total, field.name, getattr(total, field.name) + getattr(effect, field.name))
     if killed:
-        rows.append(_row("driver killed", Effect(len(killed), 0, 0, len(killed), sum(driver.seconds for driver in killed))))
+        rows.append(
+            _row(
+                "driver killed",
+                Effect(len(killed), 0, 0, len(killed), sum(driver.seconds for driver in killed)),
+            )
+        )
     lines = [header, *rows, _row("all in process", total)]
     lines.append(
-        f"{figures.searches} searches, {figures.steps} steps, {figures.evaluations} evaluations, {figures.lost_evaluations} of them lost and done again, "
-        f"{figures.copied_tasks} tasks copied, {figures.evaluators} evaluators started, {figures.seconds:.0f} s"
+        f"{figures.searches} searches, {figures.steps} steps, {figures.evaluations} evaluations, "
+        f"{figures.lost_evaluations} of them lost and done again, "
+        f"{figures.copied_tasks} tasks copied, {figures.evaluators} evaluators started, "
+        f"{figures.seconds:.0f} s"
     )
     lines += [
         f"driver killed with {driver.stored} scores stored, after {driver.seconds:.0f} s; "
@@ -33,7 +42,11 @@ def report(figures: Figures, killed: Sequence[KilledDriver] = ()) -> str:
         for driver in killed
     ]
     names = [field.name for field in fields(Holdings)]
-    lines += [f"held {when:<7}" + ", ".join(f"{getattr(held, name):,} {name.replace('_', ' ')}" for name in names) for when, held in figures.holdings]
+    lines += [
+        f"held {when:<7}"
+        + ", ".join(f"{getattr(held, name):,} {name.replace('_', ' ')}" for name in names)
+        for when, held in figures.holdings
+    ]
     return "\n".join(lines)
 
 

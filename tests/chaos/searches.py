@@ -1,4 +1,7 @@
-"""Many short searches through one pool while things go wrong. What must hold is asserted on the way."""
+"""Many short searches through one pool while things go wrong.
+
+What must hold is asserted on the way.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,9 @@ class Ears(logging.Handler):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An undisturbed search in this process: what it wrote, to the byte, but for the journal's times."""
+    """An undisturbed search in this process: what it wrote, to the byte, but for the journal's
+    times.
+    """
 
     journal: tuple[bytes, ...]
     rows: tuple[tuple[Any, ...], ...]
@@ -158,19 +163,36 @@ class Chaos:
         planned: what to run, from `draw_searches`.
     """
 
-    def __init__(self, folder: Path, spec: EvaluatorSpec, planned: Sequence[PlannedSearch], num_evaluators: int) -> None:
-        self.folder, self.spec, self.planned, self.num_evaluators = folder, spec, planned, num_evaluators
+    def __init__(
+        self,
+        folder: Path,
+        spec: EvaluatorSpec,
+        planned: Sequence[PlannedSearch],
+        num_evaluators: int,
+    ) -> None:
+        self.folder, self.spec, self.planned, self.num_evaluators = (
+            folder,
+            spec,
+            planned,
+            num_evaluators,
+        )
         self.figures = Figures()
         self.accounting = Accounting(spec.checkpoint.config())
-        self.calibration = Calibration(TokenSet(spec.token_sets["block"]), TokenSet(spec.token_sets["width"]), None)
+        self.calibration = Calibration(
+            TokenSet(spec.token_sets["block"]), TokenSet(spec.token_sets["width"]), None
+        )
         self.orders = Orders(spec.checkpoint.folder)
         self.orders.prepare()
         self.ears = Ears()
         self.pools: list[WatchedPool] = []
         self.struck: dict[int, Fault] = {}  # by number
-        self.victims: dict[int, int] = {}  # process of an evaluator that was doomed -> number of the fault
+        self.victims: dict[
+            int, int
+        ] = {}  # process of an evaluator that was doomed -> number of the fault
         self.open: dict[int, Fault] = {}  # orders that nobody is known to have taken
-        self.unnoticed: Counter[str] = Counter()  # faults of evaluators whose pool was closed before it could see them
+        self.unnoticed: Counter[str] = (
+            Counter()
+        )  # faults of evaluators whose pool was closed before it could see them
         self.pending: list[Fault] = []
         self.leaving: tuple[Fault, str] | None = None
         self.written: set[_Key] = set()
@@ -188,7 +210,9 @@ class Chaos:
         self.folder.mkdir(parents=True)
         logging.getLogger().addHandler(self.ears)
         try:
-            with patch("pipelines.store.scores.SQLITE_TIMEOUT_S", 0.2):  # so that a lock of a second is waited for by trying again, as one of a minute is
+            with patch(
+                "pipelines.store.scores.SQLITE_TIMEOUT_S", 0.2
+            ):  # so that a lock of a second is waited for by trying again, as one of a minute is
                 self._run()
         finally:
             logging.getLogger().removeHandler(self.ears)
@@ -204,8 +228,13 @@ class Chaos:
         self.references = [self._reference(index, inline) for index in range(len(SETTINGS))]
         self._open_pool()
         self.pool.describe()
-        for index in (*range(len(SETTINGS)), *range(len(SETTINGS))):  # the first time costs are not known
-            self.usual_s[index] = self._search(f"usual-{index}-{index in self.usual_s}", PlannedSearch(index, ()), [])
+        for index in (
+            *range(len(SETTINGS)),
+            *range(len(SETTINGS)),
+        ):  # the first time costs are not known
+            self.usual_s[index] = self._search(
+                f"usual-{index}-{index in self.usual_s}", PlannedSearch(index, ()), []
+            )
         self.figures.holdings.append(("before", Holdings.now()))
         late: list[Fault] = []
         for number, planned in enumerate(self.planned):
@@ -226,30 +255,60 @@ class Chaos:
         with ScoreStore(f"sqlite:///{folder}/scores.db") as store:
             scorer = self._drive(search, journal, store, pool)
         assert {step.stage for step in search.steps} == {"block", "mlp_channels", "attention_heads"}
-        return Reference(_without_times(journal.path), _rows(folder / "scores.db"), scorer.num_scored)
+        return Reference(
+            _without_times(journal.path), _rows(folder / "scores.db"), scorer.num_scored
+        )
 
     def _new_search(self, index: int) -> GreedySearch:
-        return GreedySearch(self.accounting, make_stages(self.accounting, head_group_channels=16, **SETTINGS[index]))
+        return GreedySearch(
+            self.accounting, make_stages(self.accounting, head_group_channels=16, **SETTINGS[index])
+        )
 
-    def _drive(self, search: GreedySearch, journal: Journal, store: ScoreStore, pool: Pool) -> Scorer:
+    def _drive(
+        self, search: GreedySearch, journal: Journal, store: ScoreStore, pool: Pool
+    ) -> Scorer:
         spec = self.spec
-        context = Context("tiny", "", self.order.fingerprint, spec.dtype, pool.device, spec.batch_size, spec.num_threads)
+        context = Context(
+            "tiny",
+            "",
+            self.order.fingerprint,
+            spec.dtype,
+            pool.device,
+            spec.batch_size,
+            spec.num_threads,
+        )
         scorer = Scorer(pool, store, self.calibration, context, self._on_evaluation)
-        run_search(search, scorer, journal, accounting=self.accounting, context_length=32, on_step=lambda _: None)
+        run_search(
+            search,
+            scorer,
+            journal,
+            accounting=self.accounting,
+            context_length=32,
+            on_step=lambda _: None,
+        )
         return scorer
 
     def _on_evaluation(self, candidates: float, *, scored: bool) -> None:
         """Called about every second: a search that does not come to an end is stopped here."""
         if self.pools and time.monotonic() > self._deadline:
-            raise TimeoutError(f"the search does not end; {self.pool.states()}; pending {self.pending}, open {self.open}, faults {self.pool.faults}")
+            raise TimeoutError(
+                f"the search does not end; {self.pool.states()}; pending {self.pending}, open "
+                f"{self.open}, faults {self.pool.faults}"
+            )
 
     def _disturbed(self, name: str, planned: PlannedSearch, late: Sequence[Fault]) -> list[Fault]:
-        """One search with its faults, and those that came too late in the one before. Returns those that came too late in this one."""
+        """One search with its faults, and those that came too late in the one before.
+
+        Returns those that came too late in this one.
+        """
         before = len(self.struck)
         seconds = self._search(name, planned, [*at_once(late), *planned.faults])
         back = self._close_orders()
         struck = list(self.struck.values())[before:]
-        sys.stdout.write(f"{name}: {', '.join(map(str, struck)) or 'nothing'}; {seconds:.1f} s, {self.pool.num_evaluators} evaluators\n")
+        sys.stdout.write(
+            f"{name}: {', '.join(map(str, struck)) or 'nothing'}; {seconds:.1f} s, "
+            f"{self.pool.num_evaluators} evaluators\n"
+        )
         for fault in struck:
             effect = self.figures.effects[fault.kind.name]
             effect.injected += 1
@@ -260,7 +319,11 @@ class Chaos:
         """One search until its end, by as many drivers as it takes. Seconds."""
         reference, folder = self.references[planned.settings], self.folder / name
         folder.mkdir()
-        self.pending, self.written, self.expected_rows = list(faults), set(), reference.num_evaluations
+        self.pending, self.written, self.expected_rows = (
+            list(faults),
+            set(),
+            reference.num_evaluations,
+        )
         started = time.monotonic()
         self._deadline = started + SEARCH_TIMEOUT_S
         while not self._drove_to_the_end(folder, planned.settings):
@@ -268,16 +331,26 @@ class Chaos:
         seconds = time.monotonic() - started
         while self._lockers:
             assert self._lockers.pop().wait(30) == 0
-        assert _without_times(folder / "trajectory.jsonl") == reference.journal, f"{folder}: another trajectory, after {faults}"
-        assert _rows(folder / "scores.db") == reference.rows, f"{folder}: other scores, after {faults}"
+        assert _without_times(folder / "trajectory.jsonl") == reference.journal, (
+            f"{folder}: another trajectory, after {faults}"
+        )
+        assert _rows(folder / "scores.db") == reference.rows, (
+            f"{folder}: other scores, after {faults}"
+        )
         assert len(self.written) == reference.num_evaluations
-        assert sorted(path.name for path in folder.iterdir()) == ["scores.db", "scores.db.lock", "trajectory.jsonl"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "scores.db",
+            "scores.db.lock",
+            "trajectory.jsonl",
+        ]
         if self.leaving is not None:  # the search was over before it came to that place
             self.pending.append(self.leaving[0])
             self.leaving = None
         too_many = self._counted() - self._expected()
         del too_many["late"]  # a busy machine can make one
-        assert not too_many, f"{folder}: the pool reports what was not injected: {too_many}; {self.pool.faults}"
+        assert not too_many, (
+            f"{folder}: the pool reports what was not injected: {too_many}; {self.pool.faults}"
+        )
         self.figures.searches += 1
         self.figures.steps += len(reference.journal)
         self.figures.evaluations += reference.num_evaluations
@@ -285,7 +358,10 @@ class Chaos:
 
     def _drove_to_the_end(self, folder: Path, settings: int) -> bool:
         """One driver: everything but the pool is new, and goes on from journal and store."""
-        search, journal = self._new_search(settings), WatchedJournal(folder / "trajectory.jsonl", self)
+        search, journal = (
+            self._new_search(settings),
+            WatchedJournal(folder / "trajectory.jsonl", self),
+        )
         journal.replay(search)
         try:
             with WatchedStore(f"sqlite:///{folder}/scores.db", self) as store:
@@ -326,7 +402,10 @@ class Chaos:
             raise Left
 
     def _strike(self, engine: sql.Engine) -> None:
-        """Faults whose time has come. Of those that concern the driver and its store, one at a time."""
+        """Faults whose time has come.
+
+        Of those that concern the driver and its store, one at a time.
+        """
         done = len(self.written) / self.expected_rows
         disturbed = self.leaving is not None
         for fault in list(self.pending):
@@ -344,7 +423,11 @@ class Chaos:
     def _disturb_evaluator(self, fault: Fault) -> bool:
         """False: there is none at the moment."""
         infos = [state.info for state in self.pool.states() if state.info is not None]
-        pids = [info.pid for info in infos if info.pid not in self.victims and Path(f"/proc/{info.pid}").exists()]
+        pids = [
+            info.pid
+            for info in infos
+            if info.pid not in self.victims and Path(f"/proc/{info.pid}").exists()
+        ]
         if not pids:
             return False
         pid = pids[fault.rank % len(pids)]
@@ -366,12 +449,19 @@ class Chaos:
             places = (
                 ("after the journal",)
                 if fault.kind.name == "journal torn"
-                else ("before the store", "after the store", "before the journal", "after the journal")
+                else (
+                    "before the store",
+                    "after the store",
+                    "before the journal",
+                    "after the journal",
+                )
             )
             self.leaving = (fault, places[int(fault.detail * len(places))])
         elif fault.kind.name == "store locked":
             file, seconds = engine.url.database, 0.4 + 1.2 * fault.detail
-            locker = subprocess.Popen([sys.executable, "-I", "-c", _LOCK, str(file), str(seconds)], stdout=subprocess.PIPE)
+            locker = subprocess.Popen(
+                [sys.executable, "-I", "-c", _LOCK, str(file), str(seconds)], stdout=subprocess.PIPE
+            )
             assert locker.stdout is not None
             with locker.stdout as said:
                 assert said.readline() == b"locked\n"
@@ -397,7 +487,9 @@ class Chaos:
 
     def _open_pool(self) -> None:
         placement = Placement(self.num_evaluators, num_gpus=0, stall_timeout_s=SEARCH_TIMEOUT_S)
-        self.pools.append(WatchedPool(self.spec, placement, task_timeout_s=TASK_TIMEOUT_S, kind=Unlucky))
+        self.pools.append(
+            WatchedPool(self.spec, placement, task_timeout_s=TASK_TIMEOUT_S, kind=Unlucky)
+        )
         until = time.monotonic() + SEARCH_TIMEOUT_S
         for _ in self.pool.wait():
             assert time.monotonic() < until, self.pool.states()
@@ -406,7 +498,9 @@ class Chaos:
     def _close_pool(self) -> None:
         """What its evaluators had done to them and it had not noticed yet, nobody will report."""
         self.pool.close()
-        assert wait_until(lambda: Holdings.now().evaluators == 0, 60), "evaluators are left after the pool closed"
+        assert wait_until(lambda: Holdings.now().evaluators == 0, 60), (
+            "evaluators are left after the pool closed"
+        )
         self.pending += [fault for fault in self._close_orders() if fault not in self.pending]
         self.unnoticed += self._expected() - self._counted() - self.unnoticed
         self.figures.evaluators += self.pool._num_started
@@ -417,14 +511,19 @@ class Chaos:
                 self.figures.effects[self.struck[self.victims[pid]].kind.name].retried += lost
 
     def _close_orders(self) -> list[Fault]:
-        """Notes which orders were taken and takes the others back, for the next search. Those for a start stay until somebody starts."""
+        """Notes which orders were taken and takes the others back, for the next search.
+
+        Those for a start stay until somebody starts.
+        """
         back = []
         for number, fault in list(self.open.items()):
             if number not in self.orders.taken():
                 if fault.kind.where == "start" or not self.orders.withdraw(number):
                     continue
                 back.append(fault)
-                self.victims = {pid: other for pid, other in self.victims.items() if other != number}
+                self.victims = {
+                    pid: other for pid, other in self.victims.items() if other != number
+                }
             elif fault.kind.where == "task":
                 self.struck[number] = fault
             del self.open[number]
@@ -449,14 +548,27 @@ class Chaos:
         until = time.monotonic() + SEARCH_TIMEOUT_S
         shape = self.accounting.dense
         removals = self._new_search(0).propose()
-        while self._expected() - self.unnoticed - self._counted() or self.pool.num_evaluators < self.num_evaluators:
-            assert time.monotonic() < until, f"{self._expected()} injected, {self.unnoticed} unnoticed, {self._counted()} reported; {self.pool.states()}"
-            for _ in self.pool.run([ScoreTask("block", batch, shape.text, removals, self.order.fingerprint) for batch in range(4)]):
+        while (
+            self._expected() - self.unnoticed - self._counted()
+            or self.pool.num_evaluators < self.num_evaluators
+        ):
+            assert time.monotonic() < until, (
+                f"{self._expected()} injected, {self.unnoticed} unnoticed, {self._counted()} "
+                f"reported; {self.pool.states()}"
+            )
+            for _ in self.pool.run(
+                [
+                    ScoreTask("block", batch, shape.text, removals, self.order.fingerprint)
+                    for batch in range(4)
+                ]
+            ):
                 assert time.monotonic() < until
 
     def _check_end(self) -> None:
         injected = [fault for planned in self.planned for fault in planned.faults]
-        assert sorted(self.struck) == [fault.number for fault in injected], "some faults never struck"
+        assert sorted(self.struck) == [fault.number for fault in injected], (
+            "some faults never struck"
+        )
         seen = self._expected() - self.unnoticed
         missing, too_many = seen - self._counted(), self._counted() - seen
         del too_many["late"]
@@ -464,7 +576,11 @@ class Chaos:
         assert not too_many, f"reported and not injected: {too_many}"
         names = Counter(fault.kind.name for fault in injected)
         assert self.ears.retries == names["store locked"] + names["store busy"]
-        assert names["out of memory"] - names["driver left"] <= self.ears.halved <= names["out of memory"], "a closed pool tells nothing of its last tasks"
+        assert (
+            names["out of memory"] - names["driver left"]
+            <= self.ears.halved
+            <= names["out of memory"]
+        ), "a closed pool tells nothing of its last tasks"
         for fault in injected:
             self.figures.effects[fault.kind.name].replaced += fault.kind.ends_evaluator
         self.figures.holdings.append(("after", Holdings.now()))
@@ -485,7 +601,11 @@ def _without_times(path: Path) -> tuple[bytes, ...]:
 def _rows(path: Path) -> tuple[tuple[Any, ...], ...]:
     connection = sqlite3.connect(path)
     try:
-        return tuple(connection.execute("select shape, context, batch, nll, num_tokens from scores order by 1, 2, 3"))
+        return tuple(
+            connection.execute(
+                "select shape, context, batch, nll, num_tokens from scores order by 1, 2, 3"
+            )
+        )
     finally:
         connection.close()
 

@@ -1,6 +1,8 @@
-"""Random faults, seeded, over many short searches: the same trajectory every time, and nothing left at the end.
+"""Random faults, seeded, over many short searches: the same trajectory every time, and nothing left
+at the end.
 
-`make chaos` prints its figures. The seed decides which faults, when and whom; CHAOS_SEED and CHAOS_FAULTS repeat a run or make another one.
+`make chaos` prints its figures. The seed decides which faults, when and whom; CHAOS_SEED and
+CHAOS_FAULTS repeat a run or make another one.
 """
 
 from __future__ import annotations
@@ -25,11 +27,17 @@ from workers.cluster.ray_session import local_ray
 from workers.tasks import EvaluatorSpec
 
 MORE_FILE_DESCRIPTORS = 4
-"""Connections to the last evaluators, which gRPC closes when it likes. A leak for each search or each evaluator would be tens to hundreds."""
+"""Connections to the last evaluators, which gRPC closes when it likes.
+
+A leak for each search or each evaluator would be tens to hundreds.
+"""
 MORE_THREADS = 4
 """Of gRPC, which makes and ends them as it needs; there is none for each evaluator."""
 MORE_SHARED_MEMORY = 2**20
-"""Pages of the object store's own bookkeeping. The tasks here are too small for it: Ray sends them with the call."""
+"""Pages of the object store's own bookkeeping.
+
+The tasks here are too small for it: Ray sends them with the call.
+"""
 
 
 @pytest.fixture
@@ -71,9 +79,15 @@ def nothing_is_left(figures: Figures) -> bool:
     )
 
 
-def suffer(spec: EvaluatorSpec, folder: Path, seed: int, num_faults: int, num_evaluators: int) -> Figures:
-    sys.stdout.write(f"\nCHAOS_SEED={seed} CHAOS_FAULTS={num_faults}, {num_evaluators} evaluators\n")
-    figures = Chaos(folder, spec, draw_searches(seed, num_faults, len(SETTINGS)), num_evaluators).run()
+def suffer(
+    spec: EvaluatorSpec, folder: Path, seed: int, num_faults: int, num_evaluators: int
+) -> Figures:
+    sys.stdout.write(
+        f"\nCHAOS_SEED={seed} CHAOS_FAULTS={num_faults}, {num_evaluators} evaluators\n"
+    )
+    figures = Chaos(
+        folder, spec, draw_searches(seed, num_faults, len(SETTINGS)), num_evaluators
+    ).run()
     calm = wait_until(lambda: nothing_is_left(figures), 60)
     assert calm, f"something is left:\n{report(figures)}"
     return figures
@@ -90,15 +104,28 @@ def test_some_faults(local_cluster: LocalMachine, spec: EvaluatorSpec, tmp_path:
 @pytest.mark.chaos
 @pytest.mark.timeout(2 * 3600)
 @pytest.mark.usefixtures("temporary")
-def test_many_faults(checkpoint_folder: Path, spec: EvaluatorSpec, token_file: Path, tmp_path: Path) -> None:
-    """200 of them: with a Ray of its own, of which no process may be left; some are kills of real drivers."""
+def test_many_faults(
+    checkpoint_folder: Path, spec: EvaluatorSpec, token_file: Path, tmp_path: Path
+) -> None:
+    """200 of them: with a Ray of its own, of which no process may be left; some are kills of real
+    drivers.
+    """
     assert not ray.is_initialized(), "run it alone: make chaos"
-    seed, num_faults = int(os.environ.get("CHAOS_SEED", "1")), int(os.environ.get("CHAOS_FAULTS", "200"))
+    seed, num_faults = (
+        int(os.environ.get("CHAOS_SEED", "1")),
+        int(os.environ.get("CHAOS_FAULTS", "200")),
+    )
     num_kills = -(-num_faults // 50)
     before = set(psutil.Process().children(recursive=True))
     with local_ray(4, 0):
         figures = suffer(spec, tmp_path / "searches", seed, num_faults - num_kills, 3)
-    assert wait_until(lambda: not set(psutil.Process().children(recursive=True)) - before, 60), psutil.Process().children(recursive=True)
-    killed = kill_drivers(tmp_path / "drivers", prune_arguments(checkpoint_folder, token_file), num_kills, seed)
+    assert wait_until(lambda: not set(psutil.Process().children(recursive=True)) - before, 60), (
+        psutil.Process().children(recursive=True)
+    )
+    killed = kill_drivers(
+        tmp_path / "drivers", prune_arguments(checkpoint_folder, token_file), num_kills, seed
+    )
     sys.stdout.write(report(figures, killed) + "\n")
-    assert {name for name, effect in figures.effects.items() if effect.injected} == {kind.name for kind in KINDS} or num_faults < 2 * len(KINDS)
+    assert {name for name, effect in figures.effects.items() if effect.injected} == {
+        kind.name for kind in KINDS
+    } or num_faults < 2 * len(KINDS)

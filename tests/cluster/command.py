@@ -1,4 +1,6 @@
-"""`python -m pipelines.prune` as a process, watched through what it writes for people: status.json, trajectory.jsonl and prune.log."""
+"""`python -m pipelines.prune` as a process, watched through what it writes for people: status.json,
+trajectory.jsonl and prune.log.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,22 @@ class Command:
     _seen: float = 0.0
 
     def start(self) -> None:
-        words = [sys.executable, "-m", "pipelines.prune", *self.options, f"output_dir={self.output_dir}"]
+        words = [
+            sys.executable,
+            "-m",
+            "pipelines.prune",
+            *self.options,
+            f"output_dir={self.output_dir}",
+        ]
         with self.console.open("ab") as output:
             self._process = subprocess.Popen(
-                words, env=dict(self.environment), cwd=self.console.parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                words,
+                env=dict(self.environment),
+                cwd=self.console.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         if self.idle:
             self._schedule(os.SCHED_IDLE)
@@ -80,7 +94,9 @@ class Command:
         until = time.monotonic() + timeout_s
         while self.is_running:
             if time.monotonic() > until:
-                raise TimeoutError(f"the search was not done within {timeout_s:.0f} s\n{self.tail()}")
+                raise TimeoutError(
+                    f"the search was not done within {timeout_s:.0f} s\n{self.tail()}"
+                )
             self.look()
             time.sleep(_LOOK_S)
         assert self._process is not None
@@ -96,7 +112,11 @@ class Command:
             return {}
         self.longest_task = max([self.longest_task, *tasks_in_flight(status).values()])
         scored = status.get("evaluations", {}).get("scored", 0)
-        if status["updated"] != self._seen and scored and (not self.progress or scored != self.progress[-1][1]):
+        if (
+            status["updated"] != self._seen
+            and scored
+            and (not self.progress or scored != self.progress[-1][1])
+        ):
             self.progress.append((status["updated"], scored))
         self._seen = status["updated"]
         return status
@@ -115,9 +135,15 @@ class Command:
             if status and condition(status):
                 return status
             if ended:
-                raise SearchEnded(f"the search ended (exit status {self.wait(0)}) before this: {what}\n{self.tail()}")
+                raise SearchEnded(
+                    f"the search ended (exit status {self.wait(0)}) before this: "
+                    f"{what}\n{self.tail()}"
+                )
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {timeout_s:.0f} s: {what}\nstatus: {json.dumps(status, indent=1)}\n{self.tail()}")
+                raise TimeoutError(
+                    f"not within {timeout_s:.0f} s: {what}\nstatus: "
+                    f"{json.dumps(status, indent=1)}\n{self.tail()}"
+                )
             time.sleep(_LOOK_S)
 
     def log(self) -> str:
@@ -129,9 +155,18 @@ class Command:
         return path.read_text().count("\n") if path.exists() else 0
 
     def longest_pause_s(self, since: float, until: float) -> float:
-        """The longest time without a new score in the store, in which some of `since` to `until` (seconds since 1970) lies."""
+        """The longest time without a new score in the store, in which some of `since` to `until`
+        (seconds since 1970) lies.
+        """
         times = [moment for moment, _ in self.progress]
-        return max((after - before for before, after in pairwise(times) if after > since and before < until), default=0.0)
+        return max(
+            (
+                after - before
+                for before, after in pairwise(times)
+                if after > since and before < until
+            ),
+            default=0.0,
+        )
 
     def _schedule(self, policy: int) -> None:
         for task in Path(f"/proc/{self.pid}/task").glob("*"):
@@ -143,12 +178,18 @@ class Command:
     def tail(self) -> str:
         printed = self.console.read_text(errors="replace") if self.console.exists() else ""
         parts = [(self.output_dir / "prune.log", self.log()), (self.console, printed)]
-        return "\n".join(f"--- end of {path} ---\n" + "\n".join(text.splitlines()[-40:]) for path, text in parts)
+        return "\n".join(
+            f"--- end of {path} ---\n" + "\n".join(text.splitlines()[-40:]) for path, text in parts
+        )
 
 
 def at_work(status: Status) -> dict[str, Status]:
     """Evaluators that have started, by the address of their node."""
-    return {address_of(evaluator): evaluator for evaluator in status.get("evaluators", []) if "pid" in evaluator}
+    return {
+        address_of(evaluator): evaluator
+        for evaluator in status.get("evaluators", [])
+        if "pid" in evaluator
+    }
 
 
 def address_of(evaluator: Status) -> str:
@@ -159,11 +200,17 @@ def address_of(evaluator: Status) -> str:
 
 def tasks_in_flight(status: Status) -> dict[int, int]:
     """Candidates that each evaluator is at work on, by its number."""
-    return {evaluator["number"]: task_size(evaluator["task"]) for evaluator in status.get("evaluators", []) if evaluator["task"]}
+    return {
+        evaluator["number"]: task_size(evaluator["task"])
+        for evaluator in status.get("evaluators", [])
+        if evaluator["task"]
+    }
 
 
 def task_size(task: str) -> int:
-    """Candidates of a task, as `ScoreTask` writes itself: `block batch 3: mlp block of layer 1, ..., ... and 4 more`."""
+    """Candidates of a task, as `ScoreTask` writes itself: `block batch 3: mlp block of layer 1,
+    ..., ... and 4 more`.
+    """
     if " batch " not in task:
         return 0
     more = re.search(r" and (\d+) more$", task)

@@ -1,4 +1,6 @@
-"""A real MLflow server on loopback, with an SQLite backend of its own; to be killed and started again."""
+"""A real MLflow server on loopback, with an SQLite backend of its own; to be killed and started
+again.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +50,43 @@ class MlflowServer:
 
     def start(self) -> None:
         """Returns when it answers."""
-        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", str(self.folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        command = [
+            str(Path(sys.executable).with_name("mlflow")),
+            "server",
+            "--workers",
+            "1",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
+        command += [
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
+        environment = os.environ | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         until = time.monotonic() + _START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"mlflow server does not answer:\n{(self.folder / 'server.log').read_text()[-3000:]}")
+                raise RuntimeError(
+                    "mlflow server does not "
+                    f"answer:\n{(self.folder / 'server.log').read_text()[-3000:]}"
+                )
             time.sleep(0.2)
 
     def kill(self) -> None:

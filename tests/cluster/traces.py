@@ -31,8 +31,16 @@ class Traces:
         for pid in self._ours():
             self._pids.add(pid)
             try:
-                self._ports |= {(str(c.laddr.ip), int(c.laddr.port)) for c in psutil.Process(pid).net_connections("inet") if c.status == psutil.CONN_LISTEN}
-                self._files |= {line.split()[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if str(_SHARED_MEMORY) in line}
+                self._ports |= {
+                    (str(c.laddr.ip), int(c.laddr.port))
+                    for c in psutil.Process(pid).net_connections("inet")
+                    if c.status == psutil.CONN_LISTEN
+                }
+                self._files |= {
+                    line.split()[5]
+                    for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+                    if str(_SHARED_MEMORY) in line
+                }
             except (psutil.Error, OSError):
                 continue
 
@@ -42,11 +50,23 @@ class Traces:
 
     def left(self) -> list[str]:
         """In words; empty if nothing is left."""
-        found = [f"process {pid}: {' '.join(psutil.Process(pid).cmdline())[:200]}" for pid in self._ours() if psutil.pid_exists(pid)]
-        listening = {(str(c.laddr.ip), int(c.laddr.port)) for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        found = [
+            f"process {pid}: {' '.join(psutil.Process(pid).cmdline())[:200]}"
+            for pid in self._ours()
+            if psutil.pid_exists(pid)
+        ]
+        listening = {
+            (str(c.laddr.ip), int(c.laddr.port))
+            for c in psutil.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        }
         found += [f"port {address}:{port}" for address, port in sorted(self._ports & listening)]
         found += [f"shared memory {file}" for file in sorted(self._files) if Path(file).exists()]
-        return found + [f"System V shared memory {segment}" for segment, creator in _segments() if creator in self._pids]
+        return found + [
+            f"System V shared memory {segment}"
+            for segment, creator in _segments()
+            if creator in self._pids
+        ]
 
     def _ours(self) -> list[int]:
         return [pid for pid in psutil.pids() if pid != os.getpid() and self._is_ours(pid)]
@@ -56,7 +76,9 @@ class Traces:
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
                 return False
-            return os.getsid(pid) in self.sessions or self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            return os.getsid(pid) in self.sessions or self.mark.encode() in Path(
+                f"/proc/{pid}/environ"
+            ).read_bytes().split(b"\0")
         except (psutil.Error, OSError):
             return False
 

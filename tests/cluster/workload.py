@@ -1,4 +1,6 @@
-"""A search of the right length for the machine that it runs on: a Llama with random weights, and tokens."""
+"""A search of the right length for the machine that it runs on: a Llama with random weights, and
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ _TARGET_RATIO, _DISTRIBUTION = 0.25, (30, 50, 20)
 _MLP_GROUP, _HEAD_GROUP = 64, 64
 _LENGTH, _BATCH = 128, 2
 _SUFFIX = 0.55
-"""Work of a candidate against that of the whole model: on average it runs the upper half of the layers, then the head."""
+"""Work of a candidate against that of the whole model: on average it runs the upper half of the
+layers, then the head.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +47,30 @@ class Workload:
 
 
 def make_workload(folder: Path, seconds: float) -> Workload:
-    """A search that keeps one quiet core busy for about so many seconds: the number of calibration batches is chosen for it."""
+    """A search that keeps one quiet core busy for about so many seconds: the number of calibration
+    batches is chosen for it.
+    """
     config = tiny_config("llama", **_SIZES)
     model = tiny_model(config)
     model.save_pretrained(folder / "model")
     accounting = Accounting(config)
     groups = {"mlp_group_channels": _MLP_GROUP, "head_group_channels": _HEAD_GROUP}
-    stages = make_stages(accounting, target_ratio=_TARGET_RATIO, distribution=_DISTRIBUTION, **groups)
-    evaluation_s = _SUFFIX * _forward_s(model) * GreedySearch(accounting, stages).expected_evaluations()
+    stages = make_stages(
+        accounting, target_ratio=_TARGET_RATIO, distribution=_DISTRIBUTION, **groups
+    )
+    evaluation_s = (
+        _SUFFIX * _forward_s(model) * GreedySearch(accounting, stages).expected_evaluations()
+    )
     batches = max(4, round(seconds / evaluation_s))
     samples = batches * _BATCH
-    save_file({"input_ids": tokens(samples, _LENGTH, vocab=_SIZES["vocab_size"]).numpy().astype(np.int64)}, folder / "tokens.safetensors")
+    save_file(
+        {
+            "input_ids": tokens(samples, _LENGTH, vocab=_SIZES["vocab_size"])
+            .numpy()
+            .astype(np.int64)
+        },
+        folder / "tokens.safetensors",
+    )
     options = (
         f"model.path={folder / 'model'}",
         "model.dtype=float32",
@@ -73,7 +90,10 @@ def make_workload(folder: Path, seconds: float) -> Workload:
 
 
 def _forward_s(model: torch.nn.Module) -> float:
-    """One batch on one thread. Time of the processor, so that others who use it too do not count."""
+    """One batch on one thread.
+
+    Time of the processor, so that others who use it too do not count.
+    """
     batch = tokens(_BATCH, _LENGTH, vocab=_SIZES["vocab_size"])
     measured = []
     with torch.inference_mode():

@@ -75,9 +75,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a small disk, which takes root on Linux: {mounted.stderr.strip()}")
+        pytest.skip(
+            f"cannot mount a small disk, which takes root on Linux: {mounted.stderr.strip()}"
+        )
     try:
         yield folder
     finally:
@@ -88,13 +94,22 @@ Cli = Callable[..., Outcome]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+def cli(
+    tmp_path: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Cli:
     """`cli("search.target_ratio=0.5", folder="a")` runs the command with these overrides on top."""
     monkeypatch.chdir(tmp_path)
 
     def run(*overrides: str, folder: str = "run", bare: bool = False) -> Outcome:
         given = [] if bare else arguments
-        output_dir = [] if any(word.startswith("output_dir=") for word in overrides) else [f"output_dir={tmp_path / folder}"]
+        output_dir = (
+            []
+            if any(word.startswith("output_dir=") for word in overrides)
+            else [f"output_dir={tmp_path / folder}"]
+        )
         monkeypatch.setattr(sys, "argv", ["prune", *given, *output_dir, *overrides])
         capsys.readouterr()
         status: Any = 0

@@ -9,7 +9,9 @@ from pruning.export.authors_config import read_authors_config, write_authors_con
 from pruning.shape import LayerShape, ModelShape, Removal
 
 DENSE = ModelShape.dense(4, 3, 48)
-shapes = st.lists(st.builds(LayerShape, st.integers(0, 9), st.integers(0, 50)), min_size=1, max_size=12).map(lambda layers: ModelShape(tuple(layers)))
+shapes = st.lists(
+    st.builds(LayerShape, st.integers(0, 9), st.integers(0, 50)), min_size=1, max_size=12
+).map(lambda layers: ModelShape(tuple(layers)))
 
 
 @given(shapes)
@@ -29,7 +31,12 @@ def test_text_counts_runs() -> None:
 
 def test_without_changes_one_layer() -> None:
     shape = DENSE.without(Removal("mlp_channels", 1, 32)).without(Removal("attention_heads", 3, 2))
-    assert [(layer.kv_heads, layer.mlp_channels) for layer in shape.layers] == [(3, 48), (3, 32), (3, 48), (2, 48)]
+    assert [(layer.kv_heads, layer.mlp_channels) for layer in shape.layers] == [
+        (3, 48),
+        (3, 32),
+        (3, 48),
+        (2, 48),
+    ]
     assert DENSE.first_difference(shape) == 1
     assert shape.first_difference(shape) == 4
 
@@ -39,7 +46,15 @@ def test_a_removal_must_take_something() -> None:
         DENSE.without(Removal("mlp_channels", 1, 48))
 
 
-@pytest.mark.parametrize("removal", [Removal("attention", 2, 0), Removal("mlp", 0, 0), Removal("mlp_channels", 1, 5), Removal("attention_heads", 3, 1)])
+@pytest.mark.parametrize(
+    "removal",
+    [
+        Removal("attention", 2, 0),
+        Removal("mlp", 0, 0),
+        Removal("mlp_channels", 1, 5),
+        Removal("attention_heads", 3, 1),
+    ],
+)
 def test_removal_round_trip(removal: Removal) -> None:
     assert Removal.from_json(removal.to_json() | {"kind": removal.kind}) == removal
 
@@ -71,8 +86,15 @@ def test_authors_config_round_trip() -> None:
 
 
 def test_authors_config_with_offset_layers() -> None:
-    config = {"pruned_attn_idx": [], "pruned_mlp_idx": [], "pruned_attn_width": {}, "pruned_mlp_width": {"4": 48, "5": 32, "6": 48, "7": 48}}
-    assert read_authors_config(config, DENSE, channels_per_kv_head=16) == DENSE.without(Removal("mlp_channels", 1, 32))
+    config = {
+        "pruned_attn_idx": [],
+        "pruned_mlp_idx": [],
+        "pruned_attn_width": {},
+        "pruned_mlp_width": {"4": 48, "5": 32, "6": 48, "7": 48},
+    }
+    assert read_authors_config(config, DENSE, channels_per_kv_head=16) == DENSE.without(
+        Removal("mlp_channels", 1, 32)
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +107,12 @@ def test_authors_config_with_offset_layers() -> None:
     ],
 )
 def test_authors_config_of_another_model(change: dict[str, object], message: str) -> None:
-    config = {"pruned_attn_idx": [], "pruned_mlp_idx": [], "pruned_attn_width": {}, "pruned_mlp_width": {}} | change
+    config = {
+        "pruned_attn_idx": [],
+        "pruned_mlp_idx": [],
+        "pruned_attn_width": {},
+        "pruned_mlp_width": {},
+    } | change
     with pytest.raises(InputError, match=message):
         read_authors_config(config, DENSE, channels_per_kv_head=16)
 

@@ -16,7 +16,9 @@ MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Memory in bytes: `rss` is what is resident, `uss` what only this process has, which is freed if it ends."""
+    """Memory in bytes: `rss` is what is resident, `uss` what only this process has, which is freed
+    if it ends.
+    """
 
     step: int
     seconds: float
@@ -31,7 +33,10 @@ class Sample:
     file_descriptors: int
     threads: int
     blocks: int
-    """Pieces of memory that Python has given out. Counting them takes none, as listing all objects would."""
+    """Pieces of memory that Python has given out.
+
+    Counting them takes none, as listing all objects would.
+    """
     waiting: int
     """Calls to MLflow that were not made yet."""
 
@@ -48,7 +53,9 @@ class Line:
         x, y = np.array(steps, dtype=float), np.array(values, dtype=float)
         slope, start = np.polyfit(x, y, 1)
         rest, spread = y - (slope * x + start), y - y.mean()
-        return cls(float(slope), float(1 - rest @ rest / (spread @ spread)) if spread.any() else 1.0)
+        return cls(
+            float(slope), float(1 - rest @ rest / (spread @ spread)) if spread.any() else 1.0
+        )
 
 
 class Sampler:
@@ -70,10 +77,21 @@ class Sampler:
         theirs = [psutil.Process(pid).memory_full_info() for pid in actors]
         journal = sum(path.stat().st_size for path in self.journals.glob("*/trajectory.jsonl"))
         sample = Sample(
-            step, time.monotonic() - self._started, driver.rss, driver.uss, tuple(info.rss for info in theirs), tuple(info.uss for info in theirs),
-            _size(self.store), _size(self.store.with_name(self.store.name + "-wal")), journal, _size(self.mlflow),
-            self._driver.num_fds(), self._driver.num_threads(), sys.getallocatedblocks(), waiting,
-        )  # fmt: skip
+            step,
+            time.monotonic() - self._started,
+            driver.rss,
+            driver.uss,
+            tuple(info.rss for info in theirs),
+            tuple(info.uss for info in theirs),
+            _size(self.store),
+            _size(self.store.with_name(self.store.name + "-wal")),
+            journal,
+            _size(self.mlflow),
+            self._driver.num_fds(),
+            self._driver.num_threads(),
+            sys.getallocatedblocks(),
+            waiting,
+        )
         self.samples.append(sample)
         return sample
 
@@ -84,12 +102,30 @@ class Sampler:
             part: which of a field of several.
         """
         kept = [sample for sample in self.samples if sample.step >= self.samples[-1].step / 4]
-        values = [getattr(sample, name) if part is None else getattr(sample, name)[part] for sample in kept]
+        values = [
+            getattr(sample, name) if part is None else getattr(sample, name)[part]
+            for sample in kept
+        ]
         return Line.through([sample.step for sample in kept], values)
 
     def table(self) -> str:
         """All samples, sizes in MB."""
-        names = ("step", "s", "driver rss", "uss", "actors rss", "actors uss", "store", "wal", "journal", "mlflow", "fds", "threads", "blocks", "waiting")
+        names = (
+            "step",
+            "s",
+            "driver rss",
+            "uss",
+            "actors rss",
+            "actors uss",
+            "store",
+            "wal",
+            "journal",
+            "mlflow",
+            "fds",
+            "threads",
+            "blocks",
+            "waiting",
+        )
         rows = [
             (
                 str(one.step), f"{one.seconds:.0f}", f"{one.driver_rss / MB:.1f}", f"{one.driver_uss / MB:.1f}", _megabytes(one.actors_rss),
@@ -99,7 +135,10 @@ class Sampler:
             for one in self.samples
         ]  # fmt: skip
         widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (names, *rows))
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in (names, *rows)
+        )
 
 
 def _megabytes(values: Sequence[int]) -> str:

@@ -17,4 +17,6 @@ def spec(checkpoint_folder: Path, token_file: Path, tmp_path: Path) -> Evaluator
     """On a copy of the tiny checkpoint, which evaluators leave their marks beside."""
     ids = load_file(token_file)["input_ids"]
     folder = shutil.copytree(checkpoint_folder, tmp_path / "model")
-    return EvaluatorSpec(Checkpoint(folder), "float32", {"block": ids[:8], "width": ids[:4]}, batch_size=2)
+    return EvaluatorSpec(
+        Checkpoint(folder), "float32", {"block": ids[:8], "width": ids[:4]}, batch_size=2
+    )

@@ -10,7 +10,10 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine of the connected cluster, with what Ray may give out there. A dead one has nothing."""
+    """One machine of the connected cluster, with what Ray may give out there.
+
+    A dead one has nothing.
+    """
 
     node_id: str
     address: str
@@ -22,7 +25,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class LocalMachine:
-    """What this machine has, or is told to pretend to have (`num_gpus`: logical GPUs make pinning testable anywhere)."""
+    """What this machine has, or is told to pretend to have (`num_gpus`: logical GPUs make pinning
+    testable anywhere).
+    """
 
     num_cpus: int
     num_gpus: int
@@ -34,7 +39,13 @@ class LocalMachine:
             import torch
 
             num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_gpus, psutil.virtual_memory().available)
+        return cls(
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1,
+            num_gpus,
+            psutil.virtual_memory().available,
+        )
 
     def gpus_per_evaluator(self, asked: int | None) -> int:
         """GPUs that an evaluator gets: those asked for, else one where there are any."""

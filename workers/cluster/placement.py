@@ -33,16 +33,29 @@ class Placement:
 
     def wanted(self, nodes: Sequence[Node]) -> int:
         """Evaluators that there should be on these nodes."""
-        return self.num_evaluators if self.num_evaluators is not None else sum(self.fits_on(node) for node in nodes if node.alive)
+        return (
+            self.num_evaluators
+            if self.num_evaluators is not None
+            else sum(self.fits_on(node) for node in nodes if node.alive)
+        )
 
     def fits_on(self, node: Node) -> int:
         """Evaluators that fit on one node: an evaluator never spans two."""
-        pairs = ((node.num_gpus, self.num_gpus), (node.num_cpus, self.num_cpus), (node.memory_bytes, self.memory_bytes))
+        pairs = (
+            (node.num_gpus, self.num_gpus),
+            (node.num_cpus, self.num_cpus),
+            (node.memory_bytes, self.memory_bytes),
+        )
         return min((int(has // needs) for has, needs in pairs if needs), default=0)
 
     def actor_options(self) -> dict[str, Any]:
         memory = {"memory": self.memory_bytes} if self.memory_bytes else {}
-        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, "max_restarts": 0, "max_task_retries": 0} | memory
+        return {
+            "num_gpus": self.num_gpus,
+            "num_cpus": self.num_cpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        } | memory
 
     def describe(self) -> str:
         memory = f" and {self.memory_bytes / 1e9:.1f} GB of memory" if self.memory_bytes else ""
@@ -69,17 +82,36 @@ def place_locally(
         fits = machine.num_gpus // gpus
         count = num_evaluators or fits
         if count > fits or not fits:
-            asked = f"{count} evaluators with {gpus} GPU each" if num_evaluators else f"evaluators with {gpus} GPU each"
+            asked = (
+                f"{count} evaluators with {gpus} GPU each"
+                if num_evaluators
+                else f"evaluators with {gpus} GPU each"
+            )
             raise InputError(
-                f"cluster.num_gpus_per_evaluator, cluster.num_evaluators: {asked} asked for; this machine has {machine.num_gpus} GPU. "
+                f"cluster.num_gpus_per_evaluator, cluster.num_evaluators: {asked} asked for; "
+                f"this machine has {machine.num_gpus} GPU. "
                 f"Ask for at most {fits} evaluators, or cluster.num_gpus_per_evaluator=0 for CPU"
             )
     else:
-        fits = max(1, min(machine.num_cpus // num_cpus_per_evaluator, machine.free_bytes // evaluator_bytes))
+        fits = max(
+            1,
+            min(machine.num_cpus // num_cpus_per_evaluator, machine.free_bytes // evaluator_bytes),
+        )
         count = num_evaluators or fits
         if count * evaluator_bytes > machine.free_bytes:
             log.warning(
-                "%d evaluators need about %.1f GB of memory each, %.1f GB are free: they may be killed. cluster.num_evaluators=%d would fit",
-                count, evaluator_bytes / 1e9, machine.free_bytes / 1e9, max(1, machine.free_bytes // evaluator_bytes),
-            )  # fmt: skip
-    return Placement(count, gpus, num_cpus_per_evaluator, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s)
+                "%d evaluators need about %.1f GB of memory each, %.1f GB are free: they may be "
+                "killed. cluster.num_evaluators=%d would "
+                "fit",
+                count,
+                evaluator_bytes / 1e9,
+                machine.free_bytes / 1e9,
+                max(1, machine.free_bytes // evaluator_bytes),
+            )
+    return Placement(
+        count,
+        gpus,
+        num_cpus_per_evaluator,
+        start_timeout_s=start_timeout_s,
+        stall_timeout_s=stall_timeout_s,
+    )

@@ -1,4 +1,8 @@
-"""One model, dense or pruned, that answers lm-eval's requests and measures the NLL of token windows. A plain class, as `Evaluator` is."""
+"""One model, dense or pruned, that answers lm-eval's requests and measures the NLL of token
+windows.
+
+A plain class, as `Evaluator` is.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,21 @@ from pruning.importance.channel_order import ChannelOrder, reorder
 from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
 from workers.evaluators.device import Device, out_of_memory
-from workers.tasks import AnswerResult, AnswerTask, DocumentSpec, EvaluatorInfo, RequestTask, Task, WindowTask
+from workers.tasks import (
+    AnswerResult,
+    AnswerTask,
+    DocumentSpec,
+    EvaluatorInfo,
+    RequestTask,
+    Task,
+    WindowTask,
+)
 
 SEED = 1234
-"""For tasks that sample: lm-eval's own. Each task starts from it, so that its answers do not depend on what was answered before."""
+"""For tasks that sample: lm-eval's own.
+
+Each task starts from it, so that its answers do not depend on what was answered before.
+"""
 
 
 class DocumentEvaluator:
@@ -37,7 +52,9 @@ class DocumentEvaluator:
         InputError: the model cannot be loaded.
     """
 
-    def __init__(self, spec: DocumentSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None) -> None:
+    def __init__(
+        self, spec: DocumentSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None
+    ) -> None:
         self.spec = spec
         self._device = Device(spec.num_threads, num_gpus)
         self.model = load_model(self._device, spec)
@@ -53,7 +70,10 @@ class DocumentEvaluator:
             ValueError: it is another one.
         """
         if self.spec.order is None or self.spec.order.fingerprint != order.fingerprint:
-            raise ValueError(f"a model that answers documents is sorted when it is made, asked for order {order.fingerprint}")
+            raise ValueError(
+                "a model that answers documents is sorted when it is made, asked for order "
+                f"{order.fingerprint}"
+            )
 
     def run(self, task: Task) -> AnswerResult:
         """Does one task.
@@ -66,7 +86,9 @@ class DocumentEvaluator:
             raise TypeError(f"an evaluator of documents cannot do {task}")
         started = time.perf_counter()
         try:
-            answers, num_truncated = self._windows(task) if isinstance(task, WindowTask) else self._requests(task)
+            answers, num_truncated = (
+                self._windows(task) if isinstance(task, WindowTask) else self._requests(task)
+            )
         except AssertionError as error:  # how the harness says that a request is not for this model
             raise InputError(self._refused(task, error)) from error
         except (RuntimeError, MemoryError) as error:
@@ -77,15 +99,26 @@ class DocumentEvaluator:
         return AnswerResult(answers, time.perf_counter() - started, num_truncated)
 
     def _windows(self, task: WindowTask) -> tuple[tuple[float, ...], int]:
-        return tuple(sequence_nll(self.model, torch.tensor(task.input_ids, device=self.model.device)).tolist()), 0
+        return tuple(
+            sequence_nll(
+                self.model, torch.tensor(task.input_ids, device=self.model.device)
+            ).tolist()
+        ), 0
 
     def _requests(self, task: RequestTask) -> tuple[tuple[Any, ...], int]:
         from lm_eval.api.instance import Instance
 
         if self._harness is None:
             self._harness = _harness_model(self.model, self.spec)
-        instances = [Instance(task.kind, {}, arguments, index) for index, arguments in enumerate(task.requests)]
-        with _counted_truncations() as truncations, _without_bars(), torch.random.fork_rng(enabled=task.kind == "generate_until"):
+        instances = [
+            Instance(task.kind, {}, arguments, index)
+            for index, arguments in enumerate(task.requests)
+        ]
+        with (
+            _counted_truncations() as truncations,
+            _without_bars(),
+            torch.random.fork_rng(enabled=task.kind == "generate_until"),
+        ):
             if task.kind == "generate_until":
                 torch.manual_seed(SEED)
             answers = getattr(self._harness, task.kind)(instances, disable_tqdm=True)
@@ -94,18 +127,32 @@ class DocumentEvaluator:
     def _refused(self, task: AnswerTask, error: AssertionError) -> str:
         check = traceback.extract_tb(error.__traceback__)[-1].line
         return (
-            f"evaluation.tasks: lm-eval cannot ask this model, whose requests may have {self._harness.max_length} tokens, for {task}: {str(error) or check}. "
-            "It refuses what does not fit; leave that task out, or give evaluation.max_length if the model takes more"
+            "evaluation.tasks: lm-eval cannot ask this model, whose requests may have "
+            f"{self._harness.max_length} tokens, for {task}: {str(error) or check}. "
+            "It refuses what does not fit; leave that task out, or give evaluation.max_length if "
+            "the model takes more"
         )
 
     def _too_large(self, task: AnswerTask) -> str:
-        where, advice = f"the memory of {self.describe()}", "spread the model over more GPUs with cluster.num_gpus_per_evaluator"
+        where, advice = (
+            f"the memory of {self.describe()}",
+            "spread the model over more GPUs with cluster.num_gpus_per_evaluator",
+        )
         if isinstance(task, WindowTask):
             rows, tokens = task.input_ids.shape
-            return f"evaluation.sequence_length: {rows} x {tokens} tokens do not fit into {where}; set a smaller one, or {advice}"
+            return (
+                f"evaluation.sequence_length: {rows} x {tokens} tokens do not fit into "
+                f"{where}; set a smaller one, or {advice}"
+            )
         if self.spec.batch_size > 1:
-            return f"evaluation.batch_size: {self.spec.batch_size} requests at a time do not fit into {where}; set a smaller one, or {advice}"
-        return f"evaluation: a request does not fit into {where} ({task}); set evaluation.max_length, or {advice}"
+            return (
+                f"evaluation.batch_size: {self.spec.batch_size} requests at a time do not fit "
+                f"into {where}; set a smaller one, or {advice}"
+            )
+        return (
+            f"evaluation: a request does not fit into {where} ({task}); set "
+            f"evaluation.max_length, or {advice}"
+        )
 
 
 def load_model(device: Device, spec: DocumentSpec) -> PreTrainedModel:
@@ -129,9 +176,17 @@ def _harness_model(model: PreTrainedModel, spec: DocumentSpec) -> Any:
     """The official harness's own model around ours, as `lm_eval --model hf` makes it."""
     from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns that a model in memory was given, which is meant
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # it warns that a model in memory was given, which is meant
     try:
-        return HFLM(pretrained=model, backend="causal", tokenizer=spec.checkpoint.tokenizer(), batch_size=spec.batch_size, max_length=spec.max_length)
+        return HFLM(
+            pretrained=model,
+            backend="causal",
+            tokenizer=spec.checkpoint.tokenizer(),
+            batch_size=spec.batch_size,
+            max_length=spec.max_length,
+        )
     finally:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)
 
@@ -169,7 +224,9 @@ def _without_bars() -> Iterator[None]:
 
 @contextmanager
 def without_bars(module: ModuleType) -> Iterator[None]:
-    """One bar is shown, ours: the harness draws one for every few requests, and not all of them can be switched off."""
+    """One bar is shown, ours: the harness draws one for every few requests, and not all of them can
+    be switched off.
+    """
     bar = module.tqdm
     try:
         module.tqdm = lambda *args, **options: bar(*args, **options | {"disable": True})  # type: ignore[attr-defined]

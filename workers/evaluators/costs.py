@@ -1,4 +1,7 @@
-"""Two models side by side on one device, to compare what they cost. A plain class, as `Evaluator` is."""
+"""Two models side by side on one device, to compare what they cost.
+
+A plain class, as `Evaluator` is.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,14 @@ class SpeedEvaluator:
         InputError: a model cannot be loaded.
     """
 
-    def __init__(self, spec: SpeedSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None) -> None:
+    def __init__(
+        self, spec: SpeedSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None
+    ) -> None:
         self._device = Device(spec.num_threads, num_gpus)
         specs: dict[Role, DocumentSpec | None] = {"dense": spec.dense, "pruned": spec.pruned}
-        self._models = {role: load_model(self._device, each) for role, each in specs.items() if each is not None}
+        self._models = {
+            role: load_model(self._device, each) for role, each in specs.items() if each is not None
+        }
 
     def describe(self) -> EvaluatorInfo:
         return self._device.describe()

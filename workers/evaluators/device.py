@@ -25,17 +25,24 @@ class Device:
 
     Args:
         num_threads: CPU threads.
-        num_gpus: GPUs to use, the first ones; None: all that the process sees, as where Ray shows it no others.
+        num_gpus: GPUs to use, the first ones; None: all that the process sees, as where Ray shows
+            it no others.
     """
 
     def __init__(self, num_threads: int, num_gpus: int | None = None) -> None:
         _give_freed_tensors_back()
         torch.set_num_threads(num_threads)
-        self.visible_gpus = tuple(gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu)
+        self.visible_gpus = tuple(
+            gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu
+        )
         seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
         self.num_gpus = seen if num_gpus is None else min(seen, num_gpus)
         if self.visible_gpus and not seen:
-            log.warning("GPUs %s are assigned to this evaluator, but torch sees no CUDA device: it scores on the CPU", ",".join(self.visible_gpus))
+            log.warning(
+                "GPUs %s are assigned to this evaluator, but torch sees no CUDA device: it "
+                "scores on the CPU",
+                ",".join(self.visible_gpus),
+            )
         self.torch = torch.device("cuda" if self.num_gpus else "cpu")
 
     def load(self, checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
@@ -46,15 +53,30 @@ class Device:
         """
         if not checkpoint.folder.is_dir():
             raise InputError(
-                f"model.path: {checkpoint.folder} is not there on {socket.gethostname()}: evaluators read the weights from the path that the driver "
-                "found them at, so put the checkpoint (for hub models HF_HOME, for GGUF files MULTIPRUNER_CACHE) on storage that every node sees"
+                f"model.path: {checkpoint.folder} is not there on {socket.gethostname()}: "
+                "evaluators read the weights from the path that the driver "
+                "found them at, so put the checkpoint (for hub models HF_HOME, for GGUF files "
+                "MULTIPRUNER_CACHE) on storage that every node sees"
             )
-        return checkpoint.load(dtype=dtype, device=self.torch, device_map="balanced" if self.num_gpus > 1 else None)
+        return checkpoint.load(
+            dtype=dtype, device=self.torch, device_map="balanced" if self.num_gpus > 1 else None
+        )
 
     def describe(self) -> EvaluatorInfo:
-        detail = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        detail = (
+            torch.cuda.get_device_name(self.torch)
+            if self.torch.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability()
+        )
         device, version = f"{self.torch.type} {detail}", torch.__version__.split("+")[0]
-        return EvaluatorInfo(os.getpid(), socket.gethostname(), device, self.visible_gpus, torch.get_num_threads(), version)
+        return EvaluatorInfo(
+            os.getpid(),
+            socket.gethostname(),
+            device,
+            self.visible_gpus,
+            torch.get_num_threads(),
+            version,
+        )
 
     def free_memory(self) -> None:
         """Gives what torch keeps for later back to the GPU."""
@@ -64,14 +86,17 @@ class Device:
 
 def out_of_memory(error: Exception) -> bool:
     """CUDA's allocator has an exception for it, the CPU's has a sentence."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(
+        error
+    )
 
 
 def _give_freed_tensors_back() -> None:
     """Has glibc return the memory of large tensors as soon as they are freed.
 
-    Left alone it raises its own threshold, and what a layer frees stays between the outputs that are kept: on SmolLM2 at 2 x 2,048 tokens in
-    float32 that held 0.7 GB more, in some runs. Elsewhere than on glibc nothing happens.
+    Left alone it raises its own threshold, and what a layer frees stays between the outputs that
+    are kept: on SmolLM2 at 2 x 2,048 tokens in float32 that held 0.7 GB more, in some runs.
+    Elsewhere than on glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

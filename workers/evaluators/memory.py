@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 
-def evaluator_bytes(num_parameters: int, dtype: str, batch_tokens: int, hidden_size: int, num_layers: int) -> int:
-    """Memory that one evaluator needs, estimated: weights, the sorted copy of the largest of them, what the layers returned, and the process."""
+def evaluator_bytes(
+    num_parameters: int, dtype: str, batch_tokens: int, hidden_size: int, num_layers: int
+) -> int:
+    """Memory that one evaluator needs, estimated: weights, the sorted copy of the largest of them,
+    what the layers returned, and the process.
+    """
     width = torch.finfo(getattr(torch, dtype)).bits // 8
-    return int(num_parameters * width * 1.2 + batch_tokens * hidden_size * width * (num_layers + 8)) + 600_000_000
+    return (
+        int(num_parameters * width * 1.2 + batch_tokens * hidden_size * width * (num_layers + 8))
+        + 600_000_000
+    )

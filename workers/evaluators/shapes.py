@@ -1,4 +1,7 @@
-"""One dense model that scores tasks. A plain class: where it runs and with which resources is decided by who creates it."""
+"""One dense model that scores tasks.
+
+A plain class: where it runs and with which resources is decided by who creates it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,16 @@ from pruning.scoring.masking import masked
 from pruning.scoring.nll import Prefix, run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape
 from workers.evaluators.device import Device, out_of_memory
-from workers.tasks import EvaluatorInfo, EvaluatorSpec, InfluenceTask, OrderTask, Result, ScoreResult, ScoreTask, Task
+from workers.tasks import (
+    EvaluatorInfo,
+    EvaluatorSpec,
+    InfluenceTask,
+    OrderTask,
+    Result,
+    ScoreResult,
+    ScoreTask,
+    Task,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +46,15 @@ class Evaluator:
         InputError: the model cannot be loaded, or its family does not behave as scoring needs.
     """
 
-    def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None) -> None:
+    def __init__(
+        self, spec: EvaluatorSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None
+    ) -> None:
         self.spec = spec
         self._device = Device(spec.num_threads, num_gpus)
         self.model = self._device.load(spec.checkpoint, spec.dtype)
-        accounting = Accounting(self.model.config, trust_remote_code=spec.checkpoint.trust_remote_code)
+        accounting = Accounting(
+            self.model.config, trust_remote_code=spec.checkpoint.trust_remote_code
+        )
         self.family, self.geometry = accounting.family, accounting.geometry
         self._order: ChannelOrder | None = None
         self._prefix: tuple[object, Prefix] | None = None
@@ -54,7 +70,12 @@ class Evaluator:
         if self._order is not None and self._order.fingerprint == order.fingerprint:
             return
         self._prefix = None  # it may be views of weights that move now
-        reorder(self.model, self.family, self.geometry, order if self._order is None else order.after(self._order))
+        reorder(
+            self.model,
+            self.family,
+            self.geometry,
+            order if self._order is None else order.after(self._order),
+        )
         self._order = order
 
     def run(self, task: Task) -> Result:
@@ -76,39 +97,73 @@ class Evaluator:
         self._check_order(task.order)
         started = time.perf_counter()
         base = ModelShape.parse(task.base)
-        candidates = [base if removal is None else base.without(removal) for removal in task.candidates]
+        candidates = [
+            base if removal is None else base.without(removal) for removal in task.candidates
+        ]
         ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
         try:
-            nll, halved = score_candidates(self.model, self.family, self.geometry, self._prefix_of(task, base), candidates), False
+            nll, halved = (
+                score_candidates(
+                    self.model, self.family, self.geometry, self._prefix_of(task, base), candidates
+                ),
+                False,
+            )
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
+            traceback.clear_frames(
+                error.__traceback__
+            )  # they hold the tensors that filled the memory
             nll, halved = self._score_in_halves(task, base, candidates, error), True
         num_tokens = len(self.spec.token_sets[task.set_name][0]) - 1
-        return ScoreResult(tuple(tuple(row) for row in nll.tolist()), num_tokens, time.perf_counter() - started, ran_prefix or halved, halved)
+        return ScoreResult(
+            tuple(tuple(row) for row in nll.tolist()),
+            num_tokens,
+            time.perf_counter() - started,
+            ran_prefix or halved,
+            halved,
+        )
 
-    def _score_in_halves(self, task: ScoreTask, base: ModelShape, candidates: Sequence[ModelShape], cause: Exception) -> torch.Tensor:
-        """The same sequences in the same order, half of them at a time. The next task is tried whole again."""
+    def _score_in_halves(
+        self, task: ScoreTask, base: ModelShape, candidates: Sequence[ModelShape], cause: Exception
+    ) -> torch.Tensor:
+        """The same sequences in the same order, half of them at a time.
+
+        The next task is tried whole again.
+        """
         self._free_memory()
         tokens_BT = self._batch(task.set_name, task.batch)
-        advice = "set a smaller calibration.sequence_length, or spread the model over more GPUs with cluster.num_gpus_per_evaluator"
+        advice = (
+            "set a smaller calibration.sequence_length, or spread the model over more GPUs "
+            "with cluster.num_gpus_per_evaluator"
+        )
         if len(tokens_BT) == 1:
-            raise InputError(f"calibration: one sequence of {tokens_BT.shape[1]} tokens does not fit into the memory of {self.describe()}; {advice}") from cause
-        log.warning("out of memory with %d sequences at a time: scoring them in two halves, which can change the last digits", len(tokens_BT))
+            raise InputError(
+                f"calibration: one sequence of {tokens_BT.shape[1]} tokens does not fit into the "
+                f"memory of {self.describe()}; {advice}"
+            ) from cause
+        log.warning(
+            "out of memory with %d sequences at a time: scoring them in two halves, which can "
+            "change the last digits",
+            len(tokens_BT),
+        )
         halves = []
         try:
             for half_BT in tokens_BT.split((len(tokens_BT) + 1) // 2):
                 prefix = run_prefix(self.model, self.family, self.geometry, base, half_BT)
-                halves.append(score_candidates(self.model, self.family, self.geometry, prefix, candidates))
+                halves.append(
+                    score_candidates(self.model, self.family, self.geometry, prefix, candidates)
+                )
                 del prefix
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             self._free_memory()
             raise InputError(
-                f"calibration.batch_size: {self.spec.batch_size} sequences of {tokens_BT.shape[1]} tokens do not fit into the memory of {self.describe()}, "
-                f"nor do half of them; set a smaller one (it is part of every score's key, so scores are computed anew), or {advice}"
+                f"calibration.batch_size: {self.spec.batch_size} sequences of "
+                f"{tokens_BT.shape[1]} tokens do not fit into the memory of {self.describe()}, "
+                "nor do half of them; set a smaller one (it is part of every score's key, so "
+                f"scores are computed anew), or {advice}"
             ) from error
         return torch.cat(halves, dim=1)
 
@@ -120,11 +175,24 @@ class Evaluator:
         """The prefix of the last task is kept: the next one is often for the same batch."""
         if self._prefix is None or self._prefix[0] != task.prefix_key:
             self._prefix = None  # the old one goes before the new one comes
-            self._prefix = (task.prefix_key, run_prefix(self.model, self.family, self.geometry, base, self._batch(task.set_name, task.batch)))
+            self._prefix = (
+                task.prefix_key,
+                run_prefix(
+                    self.model,
+                    self.family,
+                    self.geometry,
+                    base,
+                    self._batch(task.set_name, task.batch),
+                ),
+            )
         return self._prefix[1]
 
     def _find_order(self, task: OrderTask) -> ChannelOrder:
-        if self._order is not None:  # a search before this one sorted them; sums over channels in another order have other last digits
+        if (
+            self._order is not None
+            # a search before this one sorted them; sums over channels in another order have other
+            # last digits
+        ):
             self.set_order(ChannelOrder.as_stored(self.geometry))
         num_batches = -(-len(self.spec.token_sets[task.set_name]) // self.spec.batch_size)
         batches = (self._batch(task.set_name, index) for index in range(num_batches))
@@ -136,14 +204,22 @@ class Evaluator:
 
     def _check_order(self, asked: str) -> None:
         if self._order is None or asked != self._order.fingerprint:
-            raise ValueError(f"the task is for channel order {asked}, the weights are in {self._order and self._order.fingerprint}")
+            raise ValueError(
+                f"the task is for channel order {asked}, the weights are in "
+                f"{self._order and self._order.fingerprint}"
+            )
 
     def _batch(self, name: str, index: int) -> torch.Tensor:
         start = index * self.spec.batch_size
-        return torch.tensor(self.spec.token_sets[name][start : start + self.spec.batch_size], device=self._device.torch)
+        return torch.tensor(
+            self.spec.token_sets[name][start : start + self.spec.batch_size],
+            device=self._device.torch,
+        )
 
     def _check_family(self) -> None:
-        """Scores two small shapes of this very model both ways, since families outside the registry were found by their layout alone."""
+        """Scores two small shapes of this very model both ways, since families outside the registry
+        were found by their layout alone.
+        """
         dense = self.geometry.dense
         last = len(dense.layers) - 1
         without_last = ModelShape((*dense.layers[:last], LayerShape(0, 0)))
@@ -152,11 +228,17 @@ class Evaluator:
             with masked(self.model, self.family, self.geometry, without_last):
                 whole = sequence_nll(self.model, tokens)
             prefix = run_prefix(self.model, self.family, self.geometry, dense, tokens)
-            reused = score_candidates(self.model, self.family, self.geometry, prefix, [without_last])[0]
+            reused = score_candidates(
+                self.model, self.family, self.geometry, prefix, [without_last]
+            )[0]
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise InputError(f"model: blocks of architecture {self.family.model_type!r} cannot be taken out one by one: {error}") from error
+            raise InputError(
+                f"model: blocks of architecture {self.family.model_type!r} cannot be taken out "
+                f"one by one: {error}"
+            ) from error
         if not torch.equal(whole, reused) and not (whole.isnan() & reused.isnan()).all():
             raise InputError(
-                f"model: with architecture {self.family.model_type!r}, running only the layers above a change gives another result than running all "
+                f"model: with architecture {self.family.model_type!r}, running only the layers "
+                "above a change gives another result than running all "
                 f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
             )

@@ -1,4 +1,7 @@
-"""An evaluator in a process of its own, as Ray runs it. What it logs comes back with its answers, so that one log tells the whole story."""
+"""An evaluator in a process of its own, as Ray runs it.
+
+What it logs comes back with its answers, so that one log tells the whole story.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ class _Collector(logging.Handler):
 
 
 class EvaluatorActor:
-    """The evaluator is made by a call, not with the actor, so that what goes wrong comes back as the exception that it was."""
+    """The evaluator is made by a call, not with the actor, so that what goes wrong comes back as
+    the exception that it was.
+    """
 
     def __init__(self) -> None:
         self._records = _Collector()
@@ -62,7 +67,11 @@ class EvaluatorActor:
     def describe(self) -> EvaluatorInfo:
         context = ray.get_runtime_context()
         info = self.evaluator.describe()
-        return replace(info, node=f"{info.node} ({ray.util.get_node_ip_address()})", node_id=context.get_node_id())
+        return replace(
+            info,
+            node=f"{info.node} ({ray.util.get_node_ip_address()})",
+            node_id=context.get_node_id(),
+        )
 
 
 class ActorLauncher:

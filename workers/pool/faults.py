@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-FaultKind = Literal["evaluator lost", "node lost", "out of memory", "late", "task error", "start failed"]
+FaultKind = Literal[
+    "evaluator lost", "node lost", "out of memory", "late", "task error", "start failed"
+]
 
 
 class WorkersLost(RuntimeError):
@@ -27,9 +29,11 @@ class Failure:
     """One failure.
 
     Args:
-        kind: `evaluator lost`: its process died; `node lost`: its machine did; `out of memory`: the system or Ray's memory monitor killed it;
-            `late`: no answer in time; `task error`: the task raised; `start failed`: an evaluator did not start.
-        count: how often a candidate of its task has failed by now, or how many starts failed in a row.
+        kind: `evaluator lost`: its process died; `node lost`: its machine did; `out of memory`: the
+            system or Ray's memory monitor killed it; `late`: no answer in time; `task error`: the
+            task raised; `start failed`: an evaluator did not start.
+        count: how often a candidate of its task has failed by now, or how many starts failed in a
+            row.
         cause: in words.
         others_ready: whether other evaluators are there to go on.
     """
@@ -42,7 +46,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class FaultPolicy:
-    """How often each failure is tried again. A candidate that kills its evaluators must not kill them for ever; a machine that goes blames no candidate."""
+    """How often each failure is tried again.
+
+    A candidate that kills its evaluators must not kill them for ever; a machine that goes blames no
+    candidate.
+    """
 
     max_lost_per_candidate: int = 3
     max_errors_per_candidate: int = 2
@@ -57,7 +65,11 @@ class FaultPolicy:
             if failure.count < self.max_failed_starts:
                 return Decision.RETRY
             return Decision.BACK_OFF if failure.others_ready else Decision.ABORT
-        limit = self.max_errors_per_candidate if failure.kind == "task error" else self.max_lost_per_candidate
+        limit = (
+            self.max_errors_per_candidate
+            if failure.kind == "task error"
+            else self.max_lost_per_candidate
+        )
         return Decision.ABORT if failure.count >= limit else Decision.RETRY
 
     def back_off_s(self, count: int) -> float:
@@ -88,7 +100,8 @@ class FaultLog:
     Args:
         counts: of every kind.
         recent: the last ones.
-        num_lost_evaluations: candidates that were in flight on an evaluator that did not answer, and were scored again.
+        num_lost_evaluations: candidates that were in flight on an evaluator that did not answer,
+            and were scored again.
         num_copied_tasks: handed to a second evaluator because the first was late.
         num_halved_tasks: whose batch did not fit into memory, see `ScoreResult.halved`.
     """

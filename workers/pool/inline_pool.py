@@ -1,4 +1,6 @@
-"""The pool's method in this process: for debugging, for tests, and for machines where one process is enough."""
+"""The pool's method in this process: for debugging, for tests, and for machines where one process
+is enough.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class InlinePool:
 
     num_evaluators = 1
 
-    def __init__(self, spec: Spec, *, kind: EvaluatorKind = Evaluator, num_gpus: int | None = None) -> None:
+    def __init__(
+        self, spec: Spec, *, kind: EvaluatorKind = Evaluator, num_gpus: int | None = None
+    ) -> None:
         self.evaluator = kind(spec, None, num_gpus=num_gpus)
         self.costs = CostModel(spec.checkpoint.config().num_hidden_layers)
         self.faults = FaultLog()
@@ -65,7 +69,9 @@ class InlinePool:
         return [self.evaluator.describe()]
 
     def states(self) -> list[EvaluatorState]:
-        return [EvaluatorState(0, "ready", self.evaluator.describe(), "", self._num_tasks, self._busy_s)]
+        return [
+            EvaluatorState(0, "ready", self.evaluator.describe(), "", self._num_tasks, self._busy_s)
+        ]
 
     def close(self) -> None:
         """Nothing to stop."""

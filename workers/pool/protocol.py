@@ -1,4 +1,6 @@
-"""What the driver sees of evaluators: a pool that runs tasks, what its evaluators are doing, and what went wrong."""
+"""What the driver sees of evaluators: a pool that runs tasks, what its evaluators are doing, and
+what went wrong.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Spec = EvaluatorSpec | DocumentSpec | SpeedSpec
 
 
 class AnyEvaluator(Protocol):
-    """What a pool hands tasks to: an `Evaluator` of shapes, a `DocumentEvaluator`, a `SpeedEvaluator`."""
+    """What a pool hands tasks to: an `Evaluator` of shapes, a `DocumentEvaluator`, a
+    `SpeedEvaluator`.
+    """
 
     def describe(self) -> EvaluatorInfo: ...
 
@@ -28,7 +32,9 @@ class AnyEvaluator(Protocol):
 
 
 EvaluatorKind = Callable[..., AnyEvaluator]
-"""The class of an evaluator: takes its spec, the channel order if that is known, and where Ray does not decide it, `num_gpus`."""
+"""The class of an evaluator: takes its spec, the channel order if that is known, and where Ray does
+not decide it, `num_gpus`.
+"""
 
 
 class Pool(Protocol):
@@ -55,7 +61,9 @@ class Pool(Protocol):
 
     @property
     def device(self) -> str:
-        """Kind of device that scores, see `EvaluatorInfo.device`; known when the first evaluator is ready."""
+        """Kind of device that scores, see `EvaluatorInfo.device`; known when the first evaluator is
+        ready.
+        """
 
     def states(self) -> list[EvaluatorState]: ...
 

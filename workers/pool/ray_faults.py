@@ -8,8 +8,13 @@ from ray.exceptions import ActorUnavailableError, RayError
 
 
 def lost_its_node(error: RayError) -> bool:
-    """Of an evaluator that has not started. Ray places actors on a dead node until it knows that it is dead, and no start failed there."""
-    return isinstance(error, ActorUnavailableError) or any(words in str(error) for words in ("never ran", "node has died"))
+    """Of an evaluator that has not started.
+
+    Ray places actors on a dead node until it knows that it is dead, and no start failed there.
+    """
+    return isinstance(error, ActorUnavailableError) or any(
+        words in str(error) for words in ("never ran", "node has died")
+    )
 
 
 def listens(address: str, port: int) -> bool:
@@ -32,4 +37,6 @@ def last_line(error: Exception) -> str:
 
 
 def _lines(error: Exception) -> list[str]:
-    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]

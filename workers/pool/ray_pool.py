@@ -1,4 +1,6 @@
-"""Tasks over Ray actors: one task in flight per evaluator, lost work goes to another one, results in the order in which they come."""
+"""Tasks over Ray actors: one task in flight per evaluator, lost work goes to another one, results
+in the order in which they come.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from workers.cluster.placement import Placement
 from workers.cluster.ray_session import describe_cluster, nodes
 from workers.evaluators.shapes import Evaluator
 from workers.pool.actor import ActorLauncher, Reply
-from workers.pool.faults import Decision, Failure, Fault, FaultKind, FaultLog, FaultPolicy, WorkersLost
+from workers.pool.faults import (
+    Decision,
+    Failure,
+    Fault,
+    FaultKind,
+    FaultLog,
+    FaultPolicy,
+    WorkersLost,
+)
 from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec, State
 from workers.pool.ray_faults import first_line, last_line, listens, lost_its_node
 from workers.pool.schedule import PrefixKey, Running, Schedule
@@ -38,7 +48,9 @@ _HUNG_TIMES, _HUNG_AT_LEAST_S = 30.0, 60.0
 
 @dataclass(eq=False)
 class _Worker:
-    """One actor. `ready` is the Ray reference that it will answer next; `running` its task, of a run that may be over."""
+    """One actor. `ready` is the Ray reference that it will answer next; `running` its task, of a
+    run that may be over.
+    """
 
     number: int
     actor: Any
@@ -55,7 +67,9 @@ class _Worker:
     busy_s: float = 0.0
 
     def __str__(self) -> str:
-        return f"evaluator {self.number} on {self.info}" if self.info else f"evaluator {self.number}"
+        return (
+            f"evaluator {self.number} on {self.info}" if self.info else f"evaluator {self.number}"
+        )
 
 
 class RayPool:
@@ -65,11 +79,13 @@ class RayPool:
         spec: what each evaluator loads.
         placement: how many evaluators, and what each of them gets.
         policy: what to do about failures.
-        task_timeout_s: a task that takes longer is taken from its evaluator, which is replaced; hung processes are reported by nobody else.
+        task_timeout_s: a task that takes longer is taken from its evaluator, which is replaced;
+            hung processes are reported by nobody else.
         kind: the class of the evaluators.
         launcher: makes and ends the actors.
 
-    Use as a context manager: actors are gone when it closes, also after an error. One thread uses it.
+    Use as a context manager: actors are gone when it closes, also after an error. One thread uses
+    it.
     """
 
     def __init__(
@@ -121,7 +137,8 @@ class RayPool:
         """See `Pool.run`.
 
         Raises:
-            WorkersLost: a candidate failed as often as the policy allows, or there is no evaluator for as long as `placement.stall_timeout_s`.
+            WorkersLost: a candidate failed as often as the policy allows, or there is no evaluator
+                for as long as `placement.stall_timeout_s`.
             InputError, ScoringError: what an evaluator found wrong with the input.
         """
         schedule = Schedule(tasks, self.costs)
@@ -129,7 +146,9 @@ class RayPool:
         while not schedule.finished:
             answers = self._collect(schedule)
             self._fill()
-            self._hand_out(schedule)  # before the caller deals with the answers: evaluators do not wait for its disk
+            self._hand_out(
+                schedule
+            )  # before the caller deals with the answers: evaluators do not wait for its disk
             yield answers
 
     def wait(self) -> Iterator[None]:
@@ -152,7 +171,14 @@ class RayPool:
 
     def states(self) -> list[EvaluatorState]:
         return [
-            EvaluatorState(worker.number, worker.state, worker.info, str(worker.running.task) if worker.running else "", worker.num_tasks, worker.busy_s)
+            EvaluatorState(
+                worker.number,
+                worker.state,
+                worker.info,
+                str(worker.running.task) if worker.running else "",
+                worker.num_tasks,
+                worker.busy_s,
+            )
             for worker in self._workers
         ]
 
@@ -162,24 +188,37 @@ class RayPool:
         self._workers.clear()
 
     def _fill(self) -> None:
-        """Asks for evaluators until there are as many as wanted. Ray starts them as resources appear."""
+        """Asks for evaluators until there are as many as wanted.
+
+        Ray starts them as resources appear.
+        """
         now = time.monotonic()
         if now < max(self._next_fill, self._back_off_until):
             return
         self._next_fill = now + _FILL_S
         wanted = self.placement.wanted(nodes())
-        for worker in [worker for worker in self._workers if worker.state == "waiting for resources"][: max(0, len(self._workers) - wanted)]:
+        for worker in [
+            worker for worker in self._workers if worker.state == "waiting for resources"
+        ][: max(0, len(self._workers) - wanted)]:
             self._drop(worker)  # asked for on a node that has gone
         for _ in range(wanted - len(self._workers)):
             actor = self.launcher.launch(self.placement)
-            worker = _Worker(self._num_started, actor, actor.__ray_ready__.remote(), ordered=self._order is not None)
+            worker = _Worker(
+                self._num_started,
+                actor,
+                actor.__ray_ready__.remote(),
+                ordered=self._order is not None,
+            )
             worker.started = actor.start.remote(self.kind, self._spec_ref, self._order_ref)
             self._workers.append(worker)
             self._num_started += 1
 
     def _hand_out(self, schedule: Schedule) -> None:
         num_evaluators, exhausted = self.num_evaluators, False
-        for worker in sorted((worker for worker in self._workers if worker.state == "ready"), key=lambda worker: self.costs.slowness(worker.number)):
+        for worker in sorted(
+            (worker for worker in self._workers if worker.state == "ready"),
+            key=lambda worker: self.costs.slowness(worker.number),
+        ):
             if exhausted and not schedule.continues(worker.held):
                 continue
             now = time.monotonic()
@@ -191,14 +230,19 @@ class RayPool:
                 self.faults.num_copied_tasks += 1
                 log.debug("%s copies a late task: %s", worker, running.task)
             if self._order is not None and not worker.ordered:
-                worker.actor.set_order.remote(self._order_ref)  # an actor works in order; a failure shows in the task behind it
+                worker.actor.set_order.remote(
+                    self._order_ref
+                )  # an actor works in order; a failure shows in the task behind it
                 worker.ordered = True
             worker.schedule, worker.running = schedule, running
             worker.ready = worker.actor.run.remote(running.task)
             worker.state, worker.since = "working", now
 
     def _collect(self, schedule: Schedule | None) -> list[Answer]:
-        """Waits a moment; returns what was answered. Whatever else happened to evaluators is dealt with on the way."""
+        """Waits a moment; returns what was answered.
+
+        Whatever else happened to evaluators is dealt with on the way.
+        """
         waiting = {worker.ready: worker for worker in self._workers if worker.state != "ready"}
         done: list[Any] = []
         if waiting:
@@ -247,7 +291,13 @@ class RayPool:
     def _started(self, worker: _Worker, info: EvaluatorInfo, seconds: float) -> None:
         driver_version = torch.__version__.split("+")[0]
         if info.torch_version != driver_version:
-            self._start_failed(worker, InputError(f"torch {info.torch_version} on {info.node}, {driver_version} here: install the same on every node"))
+            self._start_failed(
+                worker,
+                InputError(
+                    f"torch {info.torch_version} on {info.node}, {driver_version} here: install "
+                    "the same on every node"
+                ),
+            )
             return
         worker.info, worker.state = info, "ready"
         self._failed_starts, self._back_off_until = 0, 0.0
@@ -255,21 +305,44 @@ class RayPool:
         if self._device is None:
             self._device = info.device
         elif info.device != self._device:
-            log.warning("%s is another kind of device than %s: the last digits of scores depend on who computes them", worker, self._device)
+            log.warning(
+                "%s is another kind of device than %s: the last digits of scores depend on who "
+                "computes them",
+                worker,
+                self._device,
+            )
 
     def _check_time(self, worker: _Worker, schedule: Schedule | None) -> None:
         seconds = time.monotonic() - worker.since
         if worker.state == "loading" and seconds > self.placement.start_timeout_s:
-            self._start_failed(worker, TimeoutError(f"not loaded within {self.placement.start_timeout_s:.0f} s (cluster.start_timeout_s)"))
+            self._start_failed(
+                worker,
+                TimeoutError(
+                    f"not loaded within {self.placement.start_timeout_s:.0f} s "
+                    "(cluster.start_timeout_s)"
+                ),
+            )
         elif worker.state == "working":
             limit = self._time_limit(worker)
             if seconds > limit:
-                self._task_failed(worker, "late", f"no answer within {limit:.0f} s", TimeoutError(), schedule)
+                self._task_failed(
+                    worker, "late", f"no answer within {limit:.0f} s", TimeoutError(), schedule
+                )
 
     def _time_limit(self, worker: _Worker) -> float:
-        if worker.schedule is None or worker.running is None or not self.costs.knows(worker.running.task):
+        if (
+            worker.schedule is None
+            or worker.running is None
+            or not self.costs.knows(worker.running.task)
+        ):
             return self.task_timeout_s
-        return min(self.task_timeout_s, max(_HUNG_AT_LEAST_S, _HUNG_TIMES * worker.schedule.expected_s(worker.number, worker.running)))
+        return min(
+            self.task_timeout_s,
+            max(
+                _HUNG_AT_LEAST_S,
+                _HUNG_TIMES * worker.schedule.expected_s(worker.number, worker.running),
+            ),
+        )
 
     def _check_stall(self) -> None:
         """Somebody must be ready or at work, or at least come in time."""
@@ -278,10 +351,15 @@ class RayPool:
             self._usable_since = now
         elif now - self._usable_since > self.placement.stall_timeout_s:
             states = Counter(worker.state for worker in self._workers)
-            doing = ", ".join(f"{count} {state}" for state, count in states.items()) or "none could be placed"
+            doing = (
+                ", ".join(f"{count} {state}" for state, count in states.items())
+                or "none could be placed"
+            )
             raise WorkersLost(
-                f"cluster: no evaluator for {self.placement.stall_timeout_s:.0f} s (cluster.stall_timeout_s): {doing}. Each asks for "
-                f"{self.placement.describe()}; the cluster has {describe_cluster()}. Ask for less (cluster.num_gpus_per_evaluator, "
+                f"cluster: no evaluator for {self.placement.stall_timeout_s:.0f} s "
+                f"(cluster.stall_timeout_s): {doing}. Each asks for "
+                f"{self.placement.describe()}; the cluster has {describe_cluster()}. Ask for "
+                "less (cluster.num_gpus_per_evaluator, "
                 "cluster.num_cpus_per_evaluator), add nodes, or wait longer"
             )
 
@@ -290,14 +368,22 @@ class RayPool:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if worker.state != "working":
             if lost_its_node(error):
-                log.info("%s: its node went before it had started (%s); another one takes its place", worker, first_line(cause))
+                log.info(
+                    "%s: its node went before it had started (%s); another one takes its place",
+                    worker,
+                    first_line(cause),
+                )
                 self._replace(worker)
             else:
                 self._start_failed(worker, cause)
             return
         if isinstance(cause, (InputError, ScoringError)):
             current = worker.schedule is schedule
-            worker.state, worker.running, worker.schedule = "ready", None, None  # it is well: another search may go on with it
+            worker.state, worker.running, worker.schedule = (
+                "ready",
+                None,
+                None,
+            )  # it is well: another search may go on with it
             if current:
                 raise cause from error
             return
@@ -309,18 +395,39 @@ class RayPool:
             kind = "node lost" if self._node_is_gone(worker, error) else "evaluator lost"
         self._task_failed(worker, kind, first_line(cause), error, schedule)
 
-    def _task_failed(self, worker: _Worker, kind: FaultKind, cause: str, error: Exception, schedule: Schedule | None) -> None:
+    def _task_failed(
+        self,
+        worker: _Worker,
+        kind: FaultKind,
+        cause: str,
+        error: Exception,
+        schedule: Schedule | None,
+    ) -> None:
         running, count = worker.running, 0
         assert running is not None
         assert worker.schedule is not None
         if worker.schedule is schedule:
             alone = len(running.holders) == 1
-            count = worker.schedule.failed(worker.number, running, blame=self.policy.blames_task(kind), error=kind == "task error")
+            count = worker.schedule.failed(
+                worker.number,
+                running,
+                blame=self.policy.blames_task(kind),
+                error=kind == "task error",
+            )
             self.faults.num_lost_evaluations += running.task.num_evaluations if alone else 0
-        decision = self._decide(worker, Failure(kind, count, cause, others_ready=self.num_evaluators > 1))
+        decision = self._decide(
+            worker, Failure(kind, count, cause, others_ready=self.num_evaluators > 1)
+        )
         if decision is Decision.ABORT:
-            advice = "; give evaluators more memory or start fewer (cluster.num_evaluators)" if kind == "out of memory" else ""
-            raise WorkersLost(f"a task failed {count} times on different evaluators ({running.task}); the last time: {kind}: {cause}{advice}") from error
+            advice = (
+                "; give evaluators more memory or start fewer (cluster.num_evaluators)"
+                if kind == "out of memory"
+                else ""
+            )
+            raise WorkersLost(
+                f"a task failed {count} times on different evaluators ({running.task}); the last "
+                f"time: {kind}: {cause}{advice}"
+            ) from error
         self._replace(worker)
 
     def _start_failed(self, worker: _Worker, error: Exception) -> None:
@@ -329,26 +436,42 @@ class RayPool:
             raise error
         cause = last_line(error)
         self._failed_starts += 1
-        decision = self._decide(worker, Failure("start failed", self._failed_starts, cause, others_ready=self.num_evaluators > 0))
+        decision = self._decide(
+            worker,
+            Failure(
+                "start failed", self._failed_starts, cause, others_ready=self.num_evaluators > 0
+            ),
+        )
         if decision is Decision.ABORT:
-            raise WorkersLost(f"{self._failed_starts} evaluators in a row failed to start; the last one: {cause}") from error
+            raise WorkersLost(
+                f"{self._failed_starts} evaluators in a row failed to start; the last one: {cause}"
+            ) from error
         self._replace(worker)
         if decision is Decision.BACK_OFF:
             self._back_off_until = time.monotonic() + self.policy.back_off_s(self._failed_starts)
 
     def _decide(self, worker: _Worker, failure: Failure) -> Decision:
         decision = self.policy.decide(failure)
-        self.faults.add(Fault(time.time(), failure.kind, str(worker), failure.cause, decision.value))
+        self.faults.add(
+            Fault(time.time(), failure.kind, str(worker), failure.cause, decision.value)
+        )
         log.warning("%s: %s (%s); %s", str(worker), failure.kind, failure.cause, decision.value)
         return decision
 
     def _node_is_gone(self, worker: _Worker, error: Exception) -> bool:
-        """Ray declares a node dead after 15 s of silence at the earliest. Until then what ran there is unavailable, and its raylet cannot be reached."""
+        """Ray declares a node dead after 15 s of silence at the earliest.
+
+        Until then what ran there is unavailable, and its raylet cannot be reached.
+        """
         node_id = worker.info.node_id if worker.info else ""
-        [node] = [node for node in ray.nodes() if node["NodeID"] == node_id and node["Alive"]] or [None]
+        [node] = [node for node in ray.nodes() if node["NodeID"] == node_id and node["Alive"]] or [
+            None
+        ]
         if node is None or "node has died" in str(error):
             return True
-        return isinstance(error, ActorUnavailableError) and not listens(node["NodeManagerAddress"], node["NodeManagerPort"])
+        return isinstance(error, ActorUnavailableError) and not listens(
+            node["NodeManagerAddress"], node["NodeManagerPort"]
+        )
 
     def _replace(self, worker: _Worker) -> None:
         self._drop(worker)

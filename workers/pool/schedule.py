@@ -1,4 +1,7 @@
-"""Which evaluator gets which candidates next. Bookkeeping only: no Ray, no clock of its own, so that a test can run a cluster in virtual time."""
+"""Which evaluator gets which candidates next.
+
+Bookkeeping only: no Ray, no clock of its own, so that a test can run a cluster in virtual time.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,17 @@ from workers.pool.task_times import CostModel
 from workers.tasks import RequestTask, ScoreTask, Task, WindowTask
 
 MAX_TASK_S = 10.0
-"""No task is longer than this, if it has more than one candidate: so much work is lost with an evaluator."""
+"""No task is longer than this, if it has more than one candidate: so much work is lost with an
+evaluator.
+"""
 
 MIN_TASK_S = 0.05
 """Shorter ones are joined, if there are more: handing one out costs a millisecond or two."""
 
 _SHARE = 1.5
-"""A task takes one part in so many of what is left for each evaluator: large ones first, small ones at the end even the finish out."""
+"""A task takes one part in so many of what is left for each evaluator: large ones first, small ones
+at the end even the finish out.
+"""
 
 _SLOW = 2.0
 """Times an average evaluator's; below, evaluators are treated alike."""
@@ -36,15 +43,21 @@ PrefixKey = tuple[str, int, str]
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A task and the evaluators that work on it: one, or two when it was handed out again because the first is late."""
+    """A task and the evaluators that work on it: one, or two when it was handed out again because
+    the first is late.
+    """
 
     task: Task
-    holders: dict[int, float] = field(default_factory=dict)  # evaluator -> when it is expected to be done
+    holders: dict[int, float] = field(
+        default_factory=dict
+    )  # evaluator -> when it is expected to be done
 
 
 @dataclass(slots=True)
 class _Batch:
-    """What is left of one task as it was given: candidates by falling cost, and the layers that they would run."""
+    """What is left of one task as it was given: candidates by falling cost, and the layers that
+    they would run.
+    """
 
     whole: ScoreTask
     left: list[Candidate]
@@ -55,37 +68,57 @@ class _Batch:
 class Schedule:
     """Hands out the candidates of some tasks in chunks, each to one evaluator at a time.
 
-    An evaluator stays with the batch whose prefix it has. Chunks are sized by expected seconds, longest candidates first. When nothing is
-    left, an idle evaluator gets a copy of a task that is late: both answers are equal, the first one counts.
+    An evaluator stays with the batch whose prefix it has. Chunks are sized by expected seconds,
+    longest candidates first. When nothing is left, an idle evaluator gets a copy of a task that is
+    late: both answers are equal, the first one counts.
 
     Args:
-        tasks: one for each batch, with all candidates to be scored on it; other kinds of task are handed out whole, the largest first.
+        tasks: one for each batch, with all candidates to be scored on it; other kinds of task are
+            handed out whole, the largest first.
         costs: what a task is expected to take.
     """
 
     def __init__(self, tasks: Sequence[Task], costs: CostModel) -> None:
         self.costs = costs
         costs.forgive()
-        self._whole = deque(sorted((task for task in tasks if not isinstance(task, ScoreTask)), key=_size_of_whole, reverse=True))
+        self._whole = deque(
+            sorted(
+                (task for task in tasks if not isinstance(task, ScoreTask)),
+                key=_size_of_whole,
+                reverse=True,
+            )
+        )
         self._batches = {
-            task.prefix_key: _Batch(task, sorted(task.candidates, key=_first_layer), sum(map(self._num_layers, task.candidates)))
+            task.prefix_key: _Batch(
+                task,
+                sorted(task.candidates, key=_first_layer),
+                sum(map(self._num_layers, task.candidates)),
+            )
             for task in tasks
             if isinstance(task, ScoreTask) and task.candidates
         }
         self._running: list[Running] = []
-        self._failures: Counter[Hashable] = Counter()  # of (prefix key, candidate), or of a task that is handed out whole
+        self._failures: Counter[Hashable] = (
+            Counter()
+        )  # of (prefix key, candidate), or of a task that is handed out whole
         self._errors: Counter[Hashable] = Counter()
 
     @property
     def finished(self) -> bool:
-        return not self._whole and not self._running and not any(batch.left for batch in self._batches.values())
+        return (
+            not self._whole
+            and not self._running
+            and not any(batch.left for batch in self._batches.values())
+        )
 
     @property
     def num_running(self) -> int:
         """Candidates that evaluators are at work on; requests and windows too."""
         return sum(running.task.num_evaluations for running in self._running)
 
-    def next(self, evaluator: int, num_evaluators: int, held: PrefixKey | None, now: float) -> Running | None:
+    def next(
+        self, evaluator: int, num_evaluators: int, held: PrefixKey | None, now: float
+    ) -> Running | None:
         """Work for an idle evaluator; None if there is none that it should do.
 
         Args:
@@ -123,21 +156,30 @@ class Schedule:
         self._release(running)
         return True
 
-    def failed(self, evaluator: int, running: Running, *, blame: bool = True, error: bool = False) -> int:
+    def failed(
+        self, evaluator: int, running: Running, *, blame: bool = True, error: bool = False
+    ) -> int:
         """Takes a task back from an evaluator that did not finish it.
 
         Args:
-            blame: whether the task may be at fault. After a second failure its candidates are handed out one by one, to find the one that is.
-            error: it raised, which is counted apart from evaluators that were lost: one of each makes neither twice.
+            blame: whether the task may be at fault. After a second failure its candidates are
+                handed out one by one, to find the one that is.
+            error: it raised, which is counted apart from evaluators that were lost: one of each
+                makes neither twice.
 
         Returns:
-            How often a candidate of it has failed by now; 0 if somebody else is still at work on it.
+            How often a candidate of it has failed by now; 0 if somebody else is still at work on
+            it.
         """
         if running not in self._running:
             return 0
         del running.holders[evaluator]
         task = running.task
-        keys: list[Hashable] = [(task.prefix_key, candidate) for candidate in task.candidates] if isinstance(task, ScoreTask) else [task]
+        keys: list[Hashable] = (
+            [(task.prefix_key, candidate) for candidate in task.candidates]
+            if isinstance(task, ScoreTask)
+            else [task]
+        )
         if blame:
             self._failures.update(keys)
             self._errors.update(keys if error else ())
@@ -152,17 +194,26 @@ class Schedule:
                 insort(batch.left, candidate, key=_first_layer)
         else:
             self._whole.appendleft(running.task)
-        return max(self._errors[key] if error else self._failures[key] - self._errors[key] for key in keys)
+        return max(
+            self._errors[key] if error else self._failures[key] - self._errors[key] for key in keys
+        )
 
     def expected_s(self, evaluator: int, running: Running, *, with_prefix: bool = True) -> float:
-        return self.costs.task_s(running.task, with_prefix=with_prefix) * self.costs.slowness(evaluator)
+        return self.costs.task_s(running.task, with_prefix=with_prefix) * self.costs.slowness(
+            evaluator
+        )
 
     def _leaves_whole(self, evaluator: int, num_evaluators: int) -> bool:
-        """An evaluator that is so slow that its next task would end after everything else leaves it to the others."""
+        """An evaluator that is so slow that its next task would end after everything else leaves it
+        to the others.
+        """
         slowness = self.costs.slowness(evaluator)
         if slowness < _SLOW or not self._running or not self.costs.knows(self._whole[0]):
             return False
-        return self.costs.task_s(self._whole[0]) * slowness > sum(map(self.costs.task_s, self._whole)) / num_evaluators
+        return (
+            self.costs.task_s(self._whole[0]) * slowness
+            > sum(map(self.costs.task_s, self._whole)) / num_evaluators
+        )
 
     def _num_layers(self, candidate: Candidate) -> int:
         return self.costs.num_layers - candidate.layer if candidate else 0
@@ -170,16 +221,24 @@ class Schedule:
     def _left_s(self, batch: _Batch) -> float:
         return self.costs.work_s(batch.layers_left, len(batch.left))
 
-    def _would_be_last(self, evaluator: int, num_evaluators: int, batch: _Batch, held: PrefixKey | None) -> bool:
-        """An evaluator that is so slow that its next candidate would end after everything else leaves it to the others."""
+    def _would_be_last(
+        self, evaluator: int, num_evaluators: int, batch: _Batch, held: PrefixKey | None
+    ) -> bool:
+        """An evaluator that is so slow that its next candidate would end after everything else
+        leaves it to the others.
+        """
         slowness = self.costs.slowness(evaluator)
         if slowness < _SLOW or not self._running:
             return False
-        mine = self.costs.work_s(self._num_layers(batch.left[0]), 1) + (0.0 if held == batch.whole.prefix_key else self.costs.prefix_s())
+        mine = self.costs.work_s(self._num_layers(batch.left[0]), 1) + (
+            0.0 if held == batch.whole.prefix_key else self.costs.prefix_s()
+        )
         return mine * slowness > sum(map(self._left_s, self._batches.values())) / num_evaluators
 
     def _batch_for(self, held: PrefixKey | None, now: float) -> _Batch | None:
-        """The batch whose prefix is there; else the one that will take longest, if another pair of hands would begin before the others are done."""
+        """The batch whose prefix is there; else the one that will take longest, if another pair of
+        hands would begin before the others are done.
+        """
         own = self._batches.get(held) if held else None
         if own and own.left:
             return own
@@ -199,11 +258,25 @@ class Schedule:
         return (working + self._left_s(batch)) / len(batch.running)
 
     def _chunk(self, batch: _Batch, evaluator: int, num_evaluators: int) -> ScoreTask:
-        suspects = [candidate for candidate in batch.left if self._failures[batch.whole.prefix_key, candidate] >= 2] if self._failures else []
+        suspects = (
+            [
+                candidate
+                for candidate in batch.left
+                if self._failures[batch.whole.prefix_key, candidate] >= 2
+            ]
+            if self._failures
+            else []
+        )
         if suspects:
             return self._take(batch, suspects[:1])
-        sharing = max(1.0, num_evaluators / sum(bool(other.left) for other in self._batches.values()))
-        wanted = self._left_s(batch) / (sharing * _SHARE if num_evaluators > 1 else 1.0) / self.costs.slowness(evaluator)
+        sharing = max(
+            1.0, num_evaluators / sum(bool(other.left) for other in self._batches.values())
+        )
+        wanted = (
+            self._left_s(batch)
+            / (sharing * _SHARE if num_evaluators > 1 else 1.0)
+            / self.costs.slowness(evaluator)
+        )
         limit = len(batch.left)
         if self.costs.measured:
             wanted = min(max(wanted, MIN_TASK_S), MAX_TASK_S)
@@ -229,18 +302,28 @@ class Schedule:
         """The task that is expected last, if this evaluator would have it done well before."""
         if not self._running:
             return None
-        alone = (running for running in self._running if len(running.holders) == 1 and self.costs.knows(running.task))
+        alone = (
+            running
+            for running in self._running
+            if len(running.holders) == 1 and self.costs.knows(running.task)
+        )
         late = max(alone, key=lambda running: self._remaining_s(running, now), default=None)
         if late is None or evaluator in late.holders:
             return None
-        mine = self.expected_s(evaluator, late, with_prefix=not isinstance(late.task, ScoreTask) or late.task.prefix_key != held)
+        mine = self.expected_s(
+            evaluator,
+            late,
+            with_prefix=not isinstance(late.task, ScoreTask) or late.task.prefix_key != held,
+        )
         if self._remaining_s(late, now) < 1.5 * mine + MIN_TASK_S:
             return None
         self._hold(late, evaluator, held, now)
         return late
 
     def _remaining_s(self, running: Running, now: float) -> float:
-        """What is overdue is taken to need as long again as it is overdue; when that is as long as it should have taken, its evaluator may be stuck."""
+        """What is overdue is taken to need as long again as it is overdue; when that is as long as
+        it should have taken, its evaluator may be stuck.
+        """
         [(evaluator, due)] = running.holders.items()
         if now <= due:
             return due - now
@@ -249,7 +332,9 @@ class Schedule:
 
     def _hold(self, running: Running, evaluator: int, held: PrefixKey | None, now: float) -> None:
         with_prefix = not isinstance(running.task, ScoreTask) or running.task.prefix_key != held
-        running.holders[evaluator] = now + self.expected_s(evaluator, running, with_prefix=with_prefix)
+        running.holders[evaluator] = now + self.expected_s(
+            evaluator, running, with_prefix=with_prefix
+        )
 
     def _release(self, running: Running) -> None:
         if isinstance(running.task, ScoreTask):

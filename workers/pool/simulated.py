@@ -1,4 +1,6 @@
-"""Evaluators that wait instead of computing, many to a process: to measure the pool and Ray at sizes that this machine does not have."""
+"""Evaluators that wait instead of computing, many to a process: to measure the pool and Ray at
+sizes that this machine does not have.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Pace:
 
 
 class SimulatedEvaluator:
-    """Takes as long as an evaluator would. Its scores are made up, but the same shape and batch always have the same.
+    """Takes as long as an evaluator would.
+
+    Its scores are made up, but the same shape and batch always have the same.
 
     Args:
         pace: seconds of a layer and of a head.
@@ -42,7 +46,9 @@ class SimulatedEvaluator:
         self._held: object = None
 
     def describe(self) -> EvaluatorInfo:
-        return EvaluatorInfo(os.getpid(), socket.gethostname(), "simulated", (), 1, torch.__version__.split("+")[0])
+        return EvaluatorInfo(
+            os.getpid(), socket.gethostname(), "simulated", (), 1, torch.__version__.split("+")[0]
+        )
 
     def set_order(self, order: ChannelOrder) -> None:
         """Nothing to sort."""
@@ -56,7 +62,10 @@ class SimulatedEvaluator:
         time.sleep(layers * self.pace.layer_s + heads * self.pace.head_s)
         seconds = time.perf_counter() - started
         self.busy_s += seconds
-        nll = tuple((1 + zlib.crc32(f"{task.base} {task.batch} {candidate}".encode()) / 2**32,) for candidate in task.candidates)
+        nll = tuple(
+            (1 + zlib.crc32(f"{task.base} {task.batch} {candidate}".encode()) / 2**32,)
+            for candidate in task.candidates
+        )
         return ScoreResult(nll, 1, seconds, ran_prefix)
 
 
@@ -115,7 +124,9 @@ class SimulatedLauncher(ActorLauncher):
     def __init__(self, num_layers: int, pace: Pace, *, num_hosts: int, per_host: int) -> None:
         host_class: Any = ray.remote(_Host)
         options = {"num_cpus": 0, "max_concurrency": per_host}
-        self._hosts = [host_class.options(**options).remote(num_layers, pace) for _ in range(num_hosts)]
+        self._hosts = [
+            host_class.options(**options).remote(num_layers, pace) for _ in range(num_hosts)
+        ]
         self._num_launched = 0
 
     def launch(self, placement: Placement) -> Any:
@@ -127,7 +138,10 @@ class SimulatedLauncher(ActorLauncher):
 
     def busy_s(self) -> float:
         """Seconds that all evaluators have been at work, by their own clocks."""
-        return sum(sum(seconds.values()) for seconds in ray.get([host.busy_s.remote() for host in self._hosts]))
+        return sum(
+            sum(seconds.values())
+            for seconds in ray.get([host.busy_s.remote() for host in self._hosts])
+        )
 
     def close(self) -> None:
         for host in self._hosts:

@@ -4,32 +4,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from workers.tasks import AnswerResult, AnswerTask, RequestTask, ScoreResult, ScoreTask, Task, WindowTask
+from workers.tasks import (
+    AnswerResult,
+    AnswerTask,
+    RequestTask,
+    ScoreResult,
+    ScoreTask,
+    Task,
+    WindowTask,
+)
 
 _MEMORY = 0.98
 """Weight of what was known when one more task is seen: about the last fifty count."""
 
 _SLOWNESS_MEMORY = 0.7
 _AT_MOST = 4.0
-"""Times as slow as before: one task says no more. It may have met a machine that was busy for a moment."""
+"""Times as slow as before: one task says no more.
+
+It may have met a machine that was busy for a moment.
+"""
 _FORGIVEN = 0.1
-"""Share of its slowness that an evaluator is let off at each step: one that gets no work could not show that it is fast again."""
+"""Share of its slowness that an evaluator is let off at each step: one that gets no work could not
+show that it is fast again.
+"""
 
 
 @dataclass(slots=True)
 class CostModel:
-    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator, how much slower it is than that. Tasks
-    that answer requests or windows take c x their size, with a c of its own for each kind.
+    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator,
+    how much slower it is than that. Tasks that answer requests or windows take c x their size, with
+    a c of its own for each kind.
 
-    Before the first result a layer and a head count 1 each, so that costs compare, and `measured` is false.
+    Before the first result a layer and a head count 1 each, so that costs compare, and `measured`
+    is false.
     """
 
     num_layers: int
     measured: bool = False
     _layer_s: float = 1.0
     _head_s: float = 1.0
-    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of l*l, l*h, h*h, l*s, h*s over tasks: the normal equations
-    _sizes: dict[str, tuple[float, float]] = field(default_factory=dict)  # kind -> seconds and size seen
+    _sums: list[float] = field(
+        default_factory=lambda: [0.0] * 5
+    )  # of l*l, l*h, h*h, l*s, h*s over tasks: the normal equations
+    _sizes: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # kind -> seconds and size seen
     _slowness: dict[int, float] = field(default_factory=dict)
 
     def knows(self, task: Task) -> bool:
@@ -59,7 +78,10 @@ class CostModel:
 
     def forgive(self) -> None:
         """A new step begins."""
-        self._slowness = {evaluator: 1 + (1 - _FORGIVEN) * (slowness - 1) for evaluator, slowness in self._slowness.items()}
+        self._slowness = {
+            evaluator: 1 + (1 - _FORGIVEN) * (slowness - 1)
+            for evaluator, slowness in self._slowness.items()
+        }
 
     def observe(self, evaluator: int, task: Task, result: object) -> None:
         """Learns from one task."""
@@ -71,7 +93,13 @@ class CostModel:
         layers, heads = work(task, self.num_layers, with_prefix=result.ran_prefix)
         if self.measured and expected > 0:
             self._compare(evaluator, result.seconds / expected)
-        new = (layers * layers, layers * heads, heads * heads, layers * result.seconds, heads * result.seconds)
+        new = (
+            layers * layers,
+            layers * heads,
+            heads * heads,
+            layers * result.seconds,
+            heads * result.seconds,
+        )
         self._sums = [_MEMORY * total + value for total, value in zip(self._sums, new, strict=True)]
         self._fit()
 
@@ -84,12 +112,17 @@ class CostModel:
 
     def _compare(self, evaluator: int, ratio: float) -> None:
         old = self._slowness.get(evaluator, 1.0)
-        self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * min(ratio, _AT_MOST * old)
+        self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * min(
+            ratio, _AT_MOST * old
+        )
 
     def _fit(self) -> None:
         ll, lh, hh, ls, hs = self._sums
         determinant = ll * hh - lh * lh
-        layer_s, head_s = (ls * hh - hs * lh) / determinant if determinant > 1e-9 * ll * hh else -1.0, 0.0
+        layer_s, head_s = (
+            (ls * hh - hs * lh) / determinant if determinant > 1e-9 * ll * hh else -1.0,
+            0.0,
+        )
         if layer_s > 0:
             head_s = (hs * ll - ls * lh) / determinant
         if layer_s <= 0 or head_s < 0:  # tasks too alike to tell the two apart

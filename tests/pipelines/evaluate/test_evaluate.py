@@ -1,4 +1,6 @@
-"""pipelines.evaluate: the harness's own numbers, spread over evaluators, never computed twice, never shared between shapes."""
+"""pipelines.evaluate: the harness's own numbers, spread over evaluators, never computed twice,
+never shared between shapes.
+"""
 
 from __future__ import annotations
 
@@ -70,18 +72,33 @@ class Evaluated:
 
     @property
     def errors(self) -> list[str]:
-        return [line.removeprefix("error: ") for line in self.output.splitlines() if line.startswith("error: ")]
+        return [
+            line.removeprefix("error: ")
+            for line in self.output.splitlines()
+            if line.startswith("error: ")
+        ]
 
 
 Evaluate = Callable[..., Evaluated]
 
 
 @pytest.fixture
-def run(tmp_path: Path, reader: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Evaluate:
-    """`run("model.path=...", folder="a")` runs the command in this process, with what it writes in the test's folder."""
+def run(
+    tmp_path: Path,
+    reader: Path,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Evaluate:
+    """`run("model.path=...", folder="a")` runs the command in this process, with what it writes in
+    the test's folder.
+    """
     monkeypatch.chdir(tmp_path)
     mine = [f"evaluation.data_dir={data_dir}", "cluster=inline", "model.dtype=float32"]
-    mine += [f"store.url=sqlite:///{tmp_path}/scores.db", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    mine += [
+        f"store.url=sqlite:///{tmp_path}/scores.db",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    ]
 
     def call(*overrides: str, folder: str = "evaluation", bare: bool = False) -> Evaluated:
         given = list(overrides)
@@ -105,7 +122,9 @@ def run(tmp_path: Path, reader: Path, data_dir: Path, monkeypatch: pytest.Monkey
     return call
 
 
-def harness_alone(reader: Path, data_dir: Path, limit: int | None = None) -> dict[str, dict[str, Any]]:
+def harness_alone(
+    reader: Path, data_dir: Path, limit: int | None = None
+) -> dict[str, dict[str, Any]]:
     """One process, no program of ours but for the file that says where the documents are."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -113,10 +132,19 @@ def harness_alone(reader: Path, data_dir: Path, limit: int | None = None) -> dic
     from pipelines.evaluate.local_tasks import task_manager
 
     with task_manager(TASKS, str(data_dir)) as manager:
-        model = HFLM(pretrained=Checkpoint(reader).load(dtype="float32"), tokenizer=Checkpoint(reader).tokenizer(), batch_size=1)
-        found = lm_eval.simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager, limit=limit, bootstrap_iters=1000)
+        model = HFLM(
+            pretrained=Checkpoint(reader).load(dtype="float32"),
+            tokenizer=Checkpoint(reader).tokenizer(),
+            batch_size=1,
+        )
+        found = lm_eval.simple_evaluate(
+            model=model, tasks=list(TASKS), task_manager=manager, limit=limit, bootstrap_iters=1000
+        )
     assert found is not None
-    return {name: task_results(values, found["n-samples"][name]) for name, values in found["results"].items()}
+    return {
+        name: task_results(values, found["n-samples"][name])
+        for name, values in found["results"].items()
+    }
 
 
 @pytest.fixture
@@ -127,18 +155,32 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.evaluate import harness
 
     real = lm_eval.simple_evaluate
-    monkeypatch.setattr(harness.lm_eval, "simple_evaluate", lambda **options: real(**({"bootstrap_iters": 1000} | options)))
+    monkeypatch.setattr(
+        harness.lm_eval,
+        "simple_evaluate",
+        lambda **options: real(**({"bootstrap_iters": 1000} | options)),
+    )
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("few_resamples")
-def test_equals_the_harness_alone(run: Evaluate, reader: Path, data_dir: Path, local_cluster: LocalMachine, tmp_path: Path) -> None:
-    """In every metric and standard error of every kind of task, to the last digit, with one evaluator and with two."""
+def test_equals_the_harness_alone(
+    run: Evaluate, reader: Path, data_dir: Path, local_cluster: LocalMachine, tmp_path: Path
+) -> None:
+    """In every metric and standard error of every kind of task, to the last digit, with one
+    evaluator and with two.
+    """
     alone = harness_alone(reader, data_dir)
     assert {len(values) for values in alone.values()} > {3}
-    assert any(value for values in alone.values() for name, value in values.items() if "stderr" in name), "there are standard errors"
-    one = run(f"model.path={reader}", *QUICK, f"store.url=sqlite:///{tmp_path}/one.db", folder="one")
-    two = run(f"model.path={reader}", *QUICK, *TWO, f"store.url=sqlite:///{tmp_path}/two.db", folder="two")
+    assert any(
+        value for values in alone.values() for name, value in values.items() if "stderr" in name
+    ), "there are standard errors"
+    one = run(
+        f"model.path={reader}", *QUICK, f"store.url=sqlite:///{tmp_path}/one.db", folder="one"
+    )
+    two = run(
+        f"model.path={reader}", *QUICK, *TWO, f"store.url=sqlite:///{tmp_path}/two.db", folder="two"
+    )
     assert (one.status, two.status) == (0, 0), one.output + two.output
     assert one.report["tasks"] == alone
     assert two.report["tasks"] == alone
@@ -146,10 +188,12 @@ def test_equals_the_harness_alone(run: Evaluate, reader: Path, data_dir: Path, l
     assert two.report["answers"] == {"computed": NUM_REQUESTS, "reused": 0}
 
 
-def test_nothing_is_computed_twice(run: Evaluate, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_computed_twice(
+    run: Evaluate, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed in the middle and started again; again; with more documents."""
     model = (f"model.path={reader}", *QUICK, "evaluation.tasks=[piqa,arc_easy]")
-    monkeypatch.setattr("pipelines.evaluate.__main__.harness.REQUESTS_PER_TASK", 4)
+    monkeypatch.setattr("pipelines.evaluate.harness.REQUESTS_PER_TASK", 4)
     whole = run(*model, "store.url=sqlite:///whole.db", folder="whole").report
     add_answers, calls = ScoreStore.add_answers, []
 
@@ -167,14 +211,24 @@ def test_nothing_is_computed_twice(run: Evaluate, reader: Path, monkeypatch: pyt
     assert resumed["tasks"] == whole["tasks"]
     assert run(*model).report["answers"] == {"computed": 0, "reused": 72}
     fewer = run(*model, "evaluation.limit=6", "evaluation.tasks=[arc_easy]", folder="fewer").report
-    assert fewer["answers"] == {"computed": 0, "reused": 24}, "the first documents are cut at the same places"
+    assert fewer["answers"] == {"computed": 0, "reused": 24}, (
+        "the first documents are cut at the same places"
+    )
 
 
 def test_perplexity_of_texts(run: Evaluate, reader: Path, tmp_path: Path) -> None:
     generator = random.Random(2)
     (tmp_path / "story.txt").write_text(sentence(generator, 300))
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": sentence(generator, 40)}) + "\n" for _ in range(4)))
-    outcome = run(f"model.path={reader}", "evaluation.texts=[story.txt,rows.jsonl]", "evaluation.sequence_length=64", "evaluation=perplexity", *QUICK)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": sentence(generator, 40)}) + "\n" for _ in range(4))
+    )
+    outcome = run(
+        f"model.path={reader}",
+        "evaluation.texts=[story.txt,rows.jsonl]",
+        "evaluation.sequence_length=64",
+        "evaluation=perplexity",
+        *QUICK,
+    )
     assert outcome.status == 0, outcome.output
     ids = Checkpoint(reader).tokenizer()((tmp_path / "story.txt").read_text())["input_ids"]
     windows = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
@@ -185,7 +239,13 @@ def test_perplexity_of_texts(run: Evaluate, reader: Path, tmp_path: Path) -> Non
     assert set(outcome.report["perplexity"]) == {"story", "rows"}
     assert outcome.report["num_windows"]["story"] == len(windows)
     assert outcome.report["tasks"] == {}
-    few = ("evaluation=perplexity", "evaluation.texts=[story.txt]", "evaluation.sequence_length=64", "evaluation.max_windows=2", *QUICK)
+    few = (
+        "evaluation=perplexity",
+        "evaluation.texts=[story.txt]",
+        "evaluation.sequence_length=64",
+        "evaluation.max_windows=2",
+        *QUICK,
+    )
     part = run(f"model.path={reader}", *few, folder="part").report
     assert part["num_windows"] == {"story": 2}
     first = torch.nn.functional.cross_entropy(logits[:2].flatten(0, 1), windows[:2, 1:].flatten())
@@ -197,24 +257,54 @@ def searched(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a search of the tiny reader, with a store and an MLflow of its own."""
     folder = tmp_path_factory.mktemp("searched")
     save_file({"input_ids": tokens(24, 32).numpy().astype(np.int64)}, folder / "tokens.safetensors")
-    words = ["calibration=tokens", f"calibration.path={folder}/tokens.safetensors", "calibration.sequence_length=32", "calibration.num_block_samples=8"]
-    words += ["calibration.num_width_samples=6", "calibration.num_heldout_samples=4", "search.target_ratio=0.25", "search.distribution=[40,40,20]"]
-    words += ["search.mlp_group_channels=16", "search.head_group_channels=16", "cluster=inline", f"model.path={reader}", "model.dtype=float32"]
-    words += [f"store.url=sqlite:///{folder}/scores.db", f"tracking.uri=sqlite:///{folder}/mlflow.db", f"output_dir={folder}/search"]
+    words = [
+        "calibration=tokens",
+        f"calibration.path={folder}/tokens.safetensors",
+        "calibration.sequence_length=32",
+        "calibration.num_block_samples=8",
+    ]
+    words += [
+        "calibration.num_width_samples=6",
+        "calibration.num_heldout_samples=4",
+        "search.target_ratio=0.25",
+        "search.distribution=[40,40,20]",
+    ]
+    words += [
+        "search.mlp_group_channels=16",
+        "search.head_group_channels=16",
+        "cluster=inline",
+        f"model.path={reader}",
+        "model.dtype=float32",
+    ]
+    words += [
+        f"store.url=sqlite:///{folder}/scores.db",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        f"output_dir={folder}/search",
+    ]
     register()
     with initialize_config_dir(str(CONF), version_base=None):
         prune(compose("prune", overrides=words), words)
     return folder / "search"
 
 
-def test_a_search_and_its_dense_model_side_by_side(run: Evaluate, searched: Path, reader: Path, tmp_path: Path) -> None:
-    """The numbers are on the search's MLflow run, which stays as it was; the dense model's answers serve every search."""
+def test_a_search_and_its_dense_model_side_by_side(
+    run: Evaluate, searched: Path, reader: Path, tmp_path: Path
+) -> None:
+    """The numbers are on the search's MLflow run, which stays as it was; the dense model's answers
+    serve every search.
+    """
     outcome = run(f"run={searched}", f"output_dir={searched}", "evaluation.tasks=[piqa,arc_easy]")
     assert outcome.status == 0, outcome.output
     report = outcome.report
     summary = json.loads((searched / "summary.json").read_text())
     assert (report["shape"], report["ratio"]) == (summary["shape"], summary["ratio"])
-    assert set(report["tasks"]["piqa"]) == {"acc", "acc_norm", "acc_stderr", "acc_norm_stderr", "num_documents"}
+    assert set(report["tasks"]["piqa"]) == {
+        "acc",
+        "acc_norm",
+        "acc_stderr",
+        "acc_norm_stderr",
+        "num_documents",
+    }
     assert report["tasks"]["piqa"]["num_documents"] == 12
     assert report["average"] is None, "it is over five tasks"
     assert set(report["cost"]) >= {"dense", "pruned", "ratio"}
@@ -225,32 +315,62 @@ def test_a_search_and_its_dense_model_side_by_side(run: Evaluate, searched: Path
     tracked = client.get_run(json.loads((searched / "run.json").read_text())["mlflow_run_id"])
     assert tracked.info.status == "FINISHED"
     assert tracked.data.metrics["eval/piqa/acc"] == report["tasks"]["piqa"]["acc"]
-    assert tracked.data.metrics["eval_dense/arc_easy/acc_norm"] == report["dense"]["tasks"]["arc_easy"]["acc_norm"]
-    assert tracked.data.metrics["prune/ratio"] == report["ratio"], "the search's own are still there"
-    assert {"evaluation.json", "evaluation.csv", "summary.json"} <= {file.path for file in client.list_artifacts(tracked.info.run_id)}
+    assert (
+        tracked.data.metrics["eval_dense/arc_easy/acc_norm"]
+        == report["dense"]["tasks"]["arc_easy"]["acc_norm"]
+    )
+    assert tracked.data.metrics["prune/ratio"] == report["ratio"], (
+        "the search's own are still there"
+    )
+    assert {"evaluation.json", "evaluation.csv", "summary.json"} <= {
+        file.path for file in client.list_artifacts(tracked.info.run_id)
+    }
 
     store = f"store.url=sqlite:///{searched.parent}/scores.db"
-    dense = run(f"model.path={reader}", *QUICK, "evaluation.tasks=[piqa,arc_easy]", store, folder="dense").report
+    dense = run(
+        f"model.path={reader}", *QUICK, "evaluation.tasks=[piqa,arc_easy]", store, folder="dense"
+    ).report
     assert dense["answers"]["computed"] == 0, "the dense model's answers are there"
     assert dense["tasks"] == report["dense"]["tasks"]
     for word in ("piqa", "pruned", "stderr", "prefill"):
         assert word in outcome.output
 
 
-def test_a_failed_evaluation_leaves_the_search_finished(run: Evaluate, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_evaluation_leaves_the_search_finished(
+    run: Evaluate, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(ScoreStore, "add_answers", broken)
-    assert run(f"run={searched}", "evaluation.tasks=[piqa]", *QUICK, f"store.url=sqlite:///{tmp_path}/other.db").status == 1
+    assert (
+        run(
+            f"run={searched}",
+            "evaluation.tasks=[piqa]",
+            *QUICK,
+            f"store.url=sqlite:///{tmp_path}/other.db",
+        ).status
+        == 1
+    )
     run_id = json.loads((searched / "run.json").read_text())["mlflow_run_id"]
-    assert MlflowClient(f"sqlite:///{searched.parent}/mlflow.db").get_run(run_id).info.status == "FINISHED"
+    assert (
+        MlflowClient(f"sqlite:///{searched.parent}/mlflow.db").get_run(run_id).info.status
+        == "FINISHED"
+    )
 
 
 def test_shapes_share_nothing(run: Evaluate, searched: Path, tmp_path: Path) -> None:
-    """The same checkpoint, order, tasks and texts in another shape are computed anew, and give other numbers."""
+    """The same checkpoint, order, tasks and texts in another shape are computed anew, and give
+    other numbers.
+    """
     (tmp_path / "story.txt").write_text(sentence(random.Random(2), 300))
-    what = ("evaluation.tasks=[piqa]", "evaluation.texts=[story.txt]", "evaluation.sequence_length=64", "evaluation.dense=false", *QUICK)
+    what = (
+        "evaluation.tasks=[piqa]",
+        "evaluation.texts=[story.txt]",
+        "evaluation.sequence_length=64",
+        "evaluation.dense=false",
+        *QUICK,
+    )
     what += (f"store.url=sqlite:///{tmp_path}/alone.db",)
     first = run(f"run={searched}", *what, folder="first").report
     assert first["answers"]["reused"] == 0
@@ -268,42 +388,91 @@ def test_shapes_share_nothing(run: Evaluate, searched: Path, tmp_path: Path) -> 
 def test_a_shape_is_the_masked_model(reader: Path, searched: Path) -> None:
     past = read_run(str(searched))
     windows = torch.randint(1, 200, (2, 40), generator=torch.Generator().manual_seed(1))
-    evaluator = DocumentEvaluator(DocumentSpec(past.checkpoint, "float32", past.shape.text, past.order))
+    evaluator = DocumentEvaluator(
+        DocumentSpec(past.checkpoint, "float32", past.shape.text, past.order)
+    )
     answers = evaluator.run(WindowTask.of(windows.numpy())).answers
-    model, family, geometry = past.checkpoint.load(dtype="float32"), past.accounting.family, past.accounting.geometry
+    model, family, geometry = (
+        past.checkpoint.load(dtype="float32"),
+        past.accounting.family,
+        past.accounting.geometry,
+    )
     reorder(model, family, geometry, past.order)
     with masked(model, family, geometry, ModelShape.parse(past.shape.text)):
         assert list(answers) == pytest.approx(sequence_nll(model, windows).tolist(), rel=1e-5)
 
 
-def lm_evals_own_command(checkpoint: Path, data_dir: Path, scratch: Path) -> dict[str, dict[str, Any]]:
+def lm_evals_own_command(
+    checkpoint: Path, data_dir: Path, scratch: Path
+) -> dict[str, dict[str, Any]]:
     """What `lm_eval` says of piqa and arc_easy, in a process of its own that has nothing of ours."""
     (scratch / "tasks").mkdir()
     for name, split in (("piqa", "validation"), ("arc_easy", "test")):
         files = {"data_files": {split: str(data_dir / f"{name}_{split}.jsonl")}}
-        task = {"include": str(stock_tasks()[name]), "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, "training_split": None}
+        task = {
+            "include": str(stock_tasks()[name]),
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": files,
+            "training_split": None,
+        }
         task |= {"validation_split": None} if split == "test" else {"test_split": None}
         (scratch / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task | {"task": name}))
-    model = ["--model", "hf", "--model_args", f"pretrained={checkpoint},trust_remote_code=True,dtype=float32", "--device", "cpu", "--batch_size", "1"]
-    tasks = ["--tasks", "piqa,arc_easy", "--include_path", str(scratch / "tasks"), "--output_path", str(scratch / "lm_eval.json")]
-    environment = os.environ | {"HF_MODULES_CACHE": str(scratch / "modules"), "OMP_NUM_THREADS": "1"}
+    model = [
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={checkpoint},trust_remote_code=True,dtype=float32",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "1",
+    ]
+    tasks = [
+        "--tasks",
+        "piqa,arc_easy",
+        "--include_path",
+        str(scratch / "tasks"),
+        "--output_path",
+        str(scratch / "lm_eval.json"),
+    ]
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(scratch / "modules"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [str(Path(sys.executable).with_name("lm_eval")), *model, *tasks]
-    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command,
+        cwd=scratch,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     [path] = [path for path in scratch.rglob("lm_eval*.json") if path.is_file()]
     found = json.loads(path.read_text())
-    return {name: task_results(found["results"][name], found["n-samples"][name]) for name in ("piqa", "arc_easy")}
+    return {
+        name: task_results(found["results"][name], found["n-samples"][name])
+        for name in ("piqa", "arc_easy")
+    }
 
 
-def test_an_export(run: Evaluate, searched: Path, reader: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Numbers of the folder are those of the search's shape and of lm-eval's own command; a folder that was changed is refused."""
+def test_an_export(
+    run: Evaluate, searched: Path, reader: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Numbers of the folder are those of the search's shape and of lm-eval's own command; a folder
+    that was changed is refused.
+    """
     overrides = [f"run={searched}", f"output_dir={tmp_path / 'export'}"]
     with initialize_config_dir(str(CONF), version_base=None):
         export(compose("export", overrides=overrides), overrides)
     what = ("evaluation.tasks=[piqa,arc_easy]",)
     alone = run(f"checkpoint={tmp_path / 'export'}", *QUICK, *what, folder="alone")
     assert alone.report["dense"] is None
-    outcome = run(f"checkpoint={tmp_path / 'export'}", f"model.path={reader}", *what, folder="exported")
+    outcome = run(
+        f"checkpoint={tmp_path / 'export'}", f"model.path={reader}", *what, folder="exported"
+    )
     assert outcome.status == 0, outcome.output
     searched_report = run(f"run={searched}", *QUICK, *what, folder="searched").report
     assert outcome.report["tasks"] == searched_report["tasks"]
@@ -323,22 +492,49 @@ def test_an_export(run: Evaluate, searched: Path, reader: Path, data_dir: Path, 
     [
         ((), ["run, checkpoint, model.path: none is given"]),
         (("run=a", "model.path=b"), ["run, model.path: give one of them"]),
-        (("model.path={reader}", "evaluation.tasks=[piqua]"), ["evaluation.tasks: lm-eval has no task 'piqua'; did you mean piqa"]),
+        (
+            ("model.path={reader}", "evaluation.tasks=[piqua]"),
+            ["evaluation.tasks: lm-eval has no task 'piqua'; did you mean piqa"],
+        ),
         (
             ("model.path={reader}", "evaluation.tasks=[piqa,sciq,boolq]"),
-            ["no file for sciq in {data}: it takes sciq_test.jsonl or sciq.jsonl", "no file for boolq"],
+            [
+                "no file for sciq in {data}: it takes sciq_test.jsonl or sciq.jsonl",
+                "no file for boolq",
+            ],
         ),
-        (("model.path={reader}", "evaluation.data_dir=nowhere"), ["evaluation.data_dir: no folder nowhere"]),
-        (("model.path={reader}", "evaluation.data_dir={bad}", "evaluation.tasks=[piqa]"), ["the rows of piqa are not what the task needs", "baber/piqa"]),
-        (("model.path={reader}", "evaluation.data_dir={torn}", "evaluation.tasks=[piqa]"), ["the file of piqa in {torn} cannot be read"]),
+        (
+            ("model.path={reader}", "evaluation.data_dir=nowhere"),
+            ["evaluation.data_dir: no folder nowhere"],
+        ),
+        (
+            ("model.path={reader}", "evaluation.data_dir={bad}", "evaluation.tasks=[piqa]"),
+            ["the rows of piqa are not what the task needs", "baber/piqa"],
+        ),
+        (
+            ("model.path={reader}", "evaluation.data_dir={torn}", "evaluation.tasks=[piqa]"),
+            ["the file of piqa in {torn} cannot be read"],
+        ),
         (
             ("model.path={reader}", "evaluation.limit=0", "evaluation.num_fewshot=-1"),
             ["num_fewshot: -1; at least 0", "evaluation.limit: 0; at least 1"],
         ),
-        (("model.path={reader}", "evaluation.texts=[missing.txt]", "evaluation.tasks=[piqua]"), ["missing.txt is neither wikitext2 nor a file", "piqua"]),
-        (("model.path={reader}", "evaluation.texts=[{short}]"), ["short.txt is shorter than one window of 320 tokens"]),
-        (("model.path={reader}", "evaluation.sequence_length=1000"), ["above this model's context of 320 tokens"]),
-        (("model.path={reader}", "evaluation.cost_prompt_tokens=1000"), ["evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 1000 + 32"]),
+        (
+            ("model.path={reader}", "evaluation.texts=[missing.txt]", "evaluation.tasks=[piqua]"),
+            ["missing.txt is neither wikitext2 nor a file", "piqua"],
+        ),
+        (
+            ("model.path={reader}", "evaluation.texts=[{short}]"),
+            ["short.txt is shorter than one window of 320 tokens"],
+        ),
+        (
+            ("model.path={reader}", "evaluation.sequence_length=1000"),
+            ["above this model's context of 320 tokens"],
+        ),
+        (
+            ("model.path={reader}", "evaluation.cost_prompt_tokens=1000"),
+            ["evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 1000 + 32"],
+        ),
         (
             ("model.path={reader}", "evaluation.num_fewshot=2", "evaluation.tasks=[piqa]"),
             ["2 examples of piqa come from its train split; add piqa_train"],
@@ -349,9 +545,22 @@ def test_an_export(run: Evaluate, searched: Path, reader: Path, data_dir: Path, 
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
 )
-def test_bad_input(run: Evaluate, overrides: tuple[str, ...], messages: list[str], reader: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_bad_input(
+    run: Evaluate,
+    overrides: tuple[str, ...],
+    messages: list[str],
+    reader: Path,
+    data_dir: Path,
+    tmp_path: Path,
+) -> None:
     """One message for each mistake, all at once, before a model is loaded."""
-    places = {"reader": reader, "data": data_dir, "bad": tmp_path / "bad", "torn": tmp_path / "torn", "short": tmp_path / "short.txt"}
+    places = {
+        "reader": reader,
+        "data": data_dir,
+        "bad": tmp_path / "bad",
+        "torn": tmp_path / "torn",
+        "short": tmp_path / "short.txt",
+    }
     places["bad"].mkdir()
     (places["bad"] / "piqa.jsonl").write_text('{"question": "why", "label": 0}\n')
     places["torn"].mkdir()
@@ -359,7 +568,9 @@ def test_bad_input(run: Evaluate, overrides: tuple[str, ...], messages: list[str
     places["short"].write_text("the cat")
     outcome = run(*(word.format(**places) for word in overrides))
     assert outcome.status == 2, outcome.output
-    assert len(outcome.errors) == (1 if messages[-1] == "baber/piqa" else len(messages)), outcome.output
+    assert len(outcome.errors) == (1 if messages[-1] == "baber/piqa" else len(messages)), (
+        outcome.output
+    )
     for message in messages:
         assert message.format(**places) in "\n".join(outcome.errors), outcome.output
 
@@ -369,8 +580,19 @@ def test_without_the_hub(run: Evaluate, reader: Path, monkeypatch: pytest.Monkey
         raise ConnectionError("Couldn't reach 'baber/piqa' on the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", away)
-    outcome = run(f"model.path={reader}", "evaluation.data_dir=null", "evaluation.tasks=[piqa]", "evaluation.texts=[wikitext2]")
+    outcome = run(
+        f"model.path={reader}",
+        "evaluation.data_dir=null",
+        "evaluation.tasks=[piqa]",
+        "evaluation.texts=[wikitext2]",
+    )
     assert outcome.status == 2
-    assert "evaluation.texts: dataset 'Salesforce/wikitext' is neither in the local cache" in outcome.errors[0]
-    assert "evaluation.tasks: piqa needs the dataset baber/piqa, which is neither in the local cache" in outcome.errors[1]
+    assert (
+        "evaluation.texts: dataset 'Salesforce/wikitext' is neither in the local cache"
+        in outcome.errors[0]
+    )
+    assert (
+        "evaluation.tasks: piqa needs the dataset baber/piqa, which is neither in the local cache"
+        in outcome.errors[1]
+    )
     assert "evaluation.data_dir=FOLDER" in outcome.errors[1]

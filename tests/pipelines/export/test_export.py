@@ -1,4 +1,6 @@
-"""The command that exports: what a search left goes in, a verified folder comes out, mistakes are found before any weight is read."""
+"""The command that exports: what a search left goes in, a verified folder comes out, mistakes are
+found before any weight is read.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,18 @@ from tests.pipelines.conftest import Cli, Outcome
 
 Export = Callable[..., Outcome]
 
-REMOVALS = [Removal("attention", 0, 0), Removal("mlp", 1, 0), Removal("mlp_channels", 2, 32), Removal("attention_heads", 3, 2)]
+REMOVALS = [
+    Removal("attention", 0, 0),
+    Removal("mlp", 1, 0),
+    Removal("mlp_channels", 2, 32),
+    Removal("attention_heads", 3, 2),
+]
 
 
 @pytest.fixture
-def exporting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
+def exporting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Export:
     """`exporting("run=DIR", folder="a")` runs the command."""
 
     def run(*overrides: str, folder: str = "exported") -> Outcome:
@@ -63,7 +72,12 @@ def searched(cli: Cli) -> Path:
 def masked_logits(run: Path, checkpoint_folder: Path) -> torch.Tensor:
     checkpoint = Checkpoint(checkpoint_folder)
     model, accounting = checkpoint.load(dtype="float32"), Accounting(checkpoint.config())
-    reorder(model, accounting.family, accounting.geometry, ChannelOrder.load(run / "channel_order.safetensors"))
+    reorder(
+        model,
+        accounting.family,
+        accounting.geometry,
+        ChannelOrder.load(run / "channel_order.safetensors"),
+    )
     shape = ModelShape.from_json(json.loads((run / "shape.json").read_text()))
     with torch.inference_mode(), masked(model, accounting.family, accounting.geometry, shape):
         return model(tokens(), use_cache=False).logits
@@ -79,20 +93,37 @@ def test_a_search_is_exported(searched: Path, exporting: Export, checkpoint_fold
     assert manifest["num_parameters"] == summary["num_parameters"]
     assert manifest["num_stored_parameters"] == summary["num_stored_parameters"]["pruned"]
     assert manifest["perplexity"] == summary["perplexity"]
-    assert [step["step"] for step in manifest["trajectory"]] == list(range(1, len(summary["steps"]) + 1))
+    assert [step["step"] for step in manifest["trajectory"]] == list(
+        range(1, len(summary["steps"]) + 1)
+    )
     assert manifest["settings"]["search.target_ratio"] == 0.25
-    assert manifest["settings"]["model.fingerprint"] == manifest["model"]["fingerprint"] == Checkpoint(checkpoint_folder).fingerprint()
-    assert str(checkpoint_folder) not in (outcome.folder / "multipruner.json").read_text(), "no path of this machine"
+    assert (
+        manifest["settings"]["model.fingerprint"]
+        == manifest["model"]["fingerprint"]
+        == Checkpoint(checkpoint_folder).fingerprint()
+    )
+    assert str(checkpoint_folder) not in (outcome.folder / "multipruner.json").read_text(), (
+        "no path of this machine"
+    )
     assert "sqlite" not in (outcome.folder / "multipruner.json").read_text()
     register()
     with torch.inference_mode():
         logits = AutoModelForCausalLM.from_pretrained(outcome.folder)(tokens()).logits
-    torch.testing.assert_close(logits, masked_logits(searched, checkpoint_folder), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        logits, masked_logits(searched, checkpoint_folder), atol=1e-5, rtol=0
+    )
 
 
-def test_a_shape_file_is_exported_in_the_order_beside_it(searched: Path, exporting: Export, checkpoint_folder: Path) -> None:
+def test_a_shape_file_is_exported_in_the_order_beside_it(
+    searched: Path, exporting: Export, checkpoint_folder: Path
+) -> None:
     first = exporting(f"run={searched}", folder="first")
-    second = exporting(f"shape={searched / 'shape.json'}", f"model={checkpoint_folder}", "max_shard_gb=0.00002", folder="second")
+    second = exporting(
+        f"shape={searched / 'shape.json'}",
+        f"model={checkpoint_folder}",
+        "max_shard_gb=0.00002",
+        folder="second",
+    )
     assert second.status == 0, second.output
     files = sorted(second.folder.glob("*.safetensors"))
     assert len(files) > 1
@@ -102,21 +133,33 @@ def test_a_shape_file_is_exported_in_the_order_beside_it(searched: Path, exporti
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
-def test_a_configuration_of_the_authors_is_exported(exporting: Export, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_a_configuration_of_the_authors_is_exported(
+    exporting: Export, checkpoint_folder: Path, tmp_path: Path
+) -> None:
     geometry = Accounting(Checkpoint(checkpoint_folder).config()).geometry
     shape = ModelShape.parse("0x48 3x0 3x32 2x48")
-    config = write_authors_config(shape, geometry.dense, REMOVALS, channels_per_kv_head=geometry.channels_per_kv_head)
+    config = write_authors_config(
+        shape, geometry.dense, REMOVALS, channels_per_kv_head=geometry.channels_per_kv_head
+    )
     (tmp_path / "pruning_config.json").write_text(json.dumps(config))
-    outcome = exporting(f"shape={tmp_path / 'pruning_config.json'}", f"model.path={checkpoint_folder}", "importance=l1")
+    outcome = exporting(
+        f"shape={tmp_path / 'pruning_config.json'}",
+        f"model.path={checkpoint_folder}",
+        "importance=l1",
+    )
     assert outcome.status == 0, outcome.output
     assert check_folder(outcome.folder)["shape"] == shape.text
     checkpoint = Checkpoint(checkpoint_folder)
     accounting = Accounting(checkpoint.config())
-    order = channel_order(checkpoint.load(dtype="float32"), accounting.family, accounting.geometry, "l1")
+    order = channel_order(
+        checkpoint.load(dtype="float32"), accounting.family, accounting.geometry, "l1"
+    )
     assert check_folder(outcome.folder)["channel_order"] == order.fingerprint
 
 
-def test_a_search_that_was_stopped_is_exported_as_far_as_it_came(searched: Path, exporting: Export) -> None:
+def test_a_search_that_was_stopped_is_exported_as_far_as_it_came(
+    searched: Path, exporting: Export
+) -> None:
     (searched / "summary.json").unlink()
     lines = (searched / "trajectory.jsonl").read_text().splitlines(keepends=True)
     (searched / "trajectory.jsonl").write_text("".join(lines[:2]) + lines[2][:30])
@@ -126,17 +169,31 @@ def test_a_search_that_was_stopped_is_exported_as_far_as_it_came(searched: Path,
     assert check_folder(outcome.folder)["shape"] == json.loads(lines[1])["shape"]
 
 
-def test_without_output_dir_it_goes_into_the_folder_of_the_search(searched: Path, exporting: Export) -> None:
+def test_without_output_dir_it_goes_into_the_folder_of_the_search(
+    searched: Path, exporting: Export
+) -> None:
     assert exporting(f"run={searched}", "output_dir=null").status == 0
     check_folder(searched / "transformers")
     again = exporting(f"run={searched}", "output_dir=null")
-    assert again.errors == [f"error: output_dir: {searched / 'transformers'} is there already and not empty; give another folder"]
+    assert again.errors == [
+        (
+            f"error: output_dir: {searched / 'transformers'} is there already and not empty; give "
+            "another folder"
+        )
+    ]
 
 
 def test_all_mistakes_at_once(exporting: Export) -> None:
     outcome = exporting("format=onnx", "dtype=int4", "max_shard_gb=0", "tokenizer_gguf=x.gguf")
     assert outcome.status == 2
-    assert [error.split(":")[1].strip() for error in outcome.errors] == ["format", "dtype", "run, shape", "model.path", "max_shard_gb", "tokenizer_gguf"]
+    assert [error.split(":")[1].strip() for error in outcome.errors] == [
+        "format",
+        "dtype",
+        "run, shape",
+        "model.path",
+        "max_shard_gb",
+        "tokenizer_gguf",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,21 +202,55 @@ def test_all_mistakes_at_once(exporting: Export) -> None:
         (["run=RUN", "shape=x.json"], "run, shape: both are given"),
         (["run=RUN", "model.path=x"], r"model\.path: has no effect with run="),
         (["run=RUN", "importance=l1"], "importance: has no effect with run="),
-        (["run=RUN", "format=gguf", "max_shard_gb=2"], "max_shard_gb: 2, which has no effect with format=gguf"),
+        (
+            ["run=RUN", "format=gguf", "max_shard_gb=2"],
+            "max_shard_gb: 2, which has no effect with format=gguf",
+        ),
         (["run=RUN/nowhere"], r"run: .*nowhere has no run\.json, config\.yaml"),
         (["shape=x.json", "model.path=MODEL"], r"shape: cannot read x\.json"),
-        (["shape=x.json", "model.path=MODEL", "importance=activation"], "importance: 'activation'; with shape= one of l1, none"),
-        (["shape=x.json", "model.path=MODEL", "model.dtype=float32"], r"model\.dtype: has no effect on an export; give dtype"),
+        (
+            ["shape=x.json", "model.path=MODEL", "importance=activation"],
+            "importance: 'activation'; with shape= one of l1, none",
+        ),
+        (
+            ["shape=x.json", "model.path=MODEL", "model.dtype=float32"],
+            r"model\.dtype: has no effect on an export; give dtype",
+        ),
         (["shape=x.json", "model.path=MODEL", "output_dir=null"], "output_dir: missing"),
-        (["shape=SHORT", "model.path=MODEL"], "shape: .* does not fit this model: it has 3 layers, the model 4"),
-        (["shape=WIDE", "model.path=MODEL"], "shape: .* does not fit this model: layer 1 has 3 KV heads and 500 MLP channels, the model's have 3 and 48"),
-        (["shape=NARROW", "model.path=MODEL"], r"importance: .* narrows blocks, and no channel_order\.safetensors lies beside it"),
+        (
+            ["shape=SHORT", "model.path=MODEL"],
+            "shape: .* does not fit this model: it has 3 layers, the model 4",
+        ),
+        (
+            ["shape=WIDE", "model.path=MODEL"],
+            (
+                "shape: .* does not fit this model: layer 1 has 3 KV heads and 500 MLP channels, "
+                "the "
+                "model's have 3 and 48"
+            ),
+        ),
+        (
+            ["shape=NARROW", "model.path=MODEL"],
+            r"importance: .* narrows blocks, and no channel_order\.safetensors lies beside it",
+        ),
         (["shape=EMPTY", "model.path=MODEL"], "shape: 0x0.4 has no block left"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_mistakes(searched: Path, exporting: Export, checkpoint_folder: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
-    shapes = {"SHORT": "3x48*3", "WIDE": "3x48 3x500 3x48*2", "NARROW": "3x32 3x48*3", "EMPTY": "0x0*4"}
+def test_mistakes(
+    searched: Path,
+    exporting: Export,
+    checkpoint_folder: Path,
+    tmp_path: Path,
+    overrides: list[str],
+    message: str,
+) -> None:
+    shapes = {
+        "SHORT": "3x48*3",
+        "WIDE": "3x48 3x500 3x48*2",
+        "NARROW": "3x32 3x48*3",
+        "EMPTY": "0x0*4",
+    }
     places = {"RUN": str(searched), "MODEL": str(checkpoint_folder)}
     for name, text in shapes.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(ModelShape.parse(text).to_json()))
@@ -173,12 +264,16 @@ def test_mistakes(searched: Path, exporting: Export, checkpoint_folder: Path, tm
     assert not outcome.folder.exists()
 
 
-def test_a_model_that_has_changed_since(searched: Path, exporting: Export, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_has_changed_since(
+    searched: Path, exporting: Export, checkpoint_folder: Path, tmp_path: Path
+) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(checkpoint_folder, moved)
     config = (searched / "config.yaml").read_text().replace(str(checkpoint_folder), str(moved))
     (searched / "config.yaml").write_text(config)
-    assert exporting(f"run={searched}", folder="first").status == 0, "the same bytes elsewhere are the same model"
+    assert exporting(f"run={searched}", folder="first").status == 0, (
+        "the same bytes elsewhere are the same model"
+    )
     tensors = bytearray((moved / "model.safetensors").read_bytes())
     tensors[-1] ^= 1
     (moved / "model.safetensors").write_bytes(tensors)
@@ -188,7 +283,9 @@ def test_a_model_that_has_changed_since(searched: Path, exporting: Export, check
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX")
-def test_a_disk_that_fills_up_leaves_nothing(searched: Path, exporting: Export, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_leaves_nothing(
+    searched: Path, exporting: Export, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The room is measured before; here it is taken afterwards."""
     monkeypatch.setattr("pruning.export.folder._check_room", lambda *_: None)
     (small_disk / "filler").write_bytes(b"0" * (1024 * 1024 - 60_000))

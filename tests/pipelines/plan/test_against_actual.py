@@ -23,7 +23,10 @@ def counted(outcome: Outcome) -> dict[str, dict[str, int]]:
     lines = [json.loads(line) for line in outcome.trajectory]
     return {
         "steps": {stage: sum(line["stage"] == stage for line in lines) for stage in STAGES},
-        "evaluations": {stage: sum(len(line["candidates"]) for line in lines if line["stage"] == stage) for stage in STAGES},
+        "evaluations": {
+            stage: sum(len(line["candidates"]) for line in lines if line["stage"] == stage)
+            for stage in STAGES
+        },
     }
 
 
@@ -36,13 +39,17 @@ def test_a_search_says_what_was_planned_and_what_it_took(cli: Cli) -> None:
             assert plan[name][stage]["min"] <= taken[name][stage] <= plan[name][stage]["max"]
     assert taken["flops"] == pytest.approx(plan["flops"], rel=0.3)
     assert taken["tflops_per_evaluator"] == measured_tflops(outcome.folder)
-    line = next(line for line in outcome.output.splitlines() if "mlp channels: steps, candidates" in line)
+    line = next(
+        line for line in outcome.output.splitlines() if "mlp channels: steps, candidates" in line
+    )
     low, high = plan["steps"]["mlp_channels"].values()
     assert f"took {taken['steps']['mlp_channels']}, {taken['evaluations']['mlp_channels']}" in line
     assert f"planned {low} to {high}, " in line or f"planned {low}, " in line
     again = cli()
     assert again.summary["plan"] == plan
-    assert again.summary["taken"] == taken | {"tflops_per_evaluator": None}, "its scores came from the store, so its time says nothing"
+    assert again.summary["taken"] == taken | {"tflops_per_evaluator": None}, (
+        "its scores came from the store, so its time says nothing"
+    )
 
 
 def test_the_ranges_are_those_of_the_plan(cli: Cli, arguments: list[str], planning: Any) -> None:
@@ -56,7 +63,9 @@ def test_the_ranges_are_those_of_the_plan(cli: Cli, arguments: list[str], planni
 
 
 def test_a_target_that_is_not_reached(cli: Cli) -> None:
-    outcome = cli("search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24")
+    outcome = cli(
+        "search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24"
+    )
     assert outcome.status == 2
     assert "mlp_channels" not in outcome.summary["plan"]["steps"]
     assert f"took 4, {counted(outcome)['evaluations']['mlp_channels']}" in outcome.output
@@ -75,8 +84,14 @@ def test_statistics_never_make_a_search_fail(cli: Cli, monkeypatch: pytest.Monke
 
 
 def test_words_for_people() -> None:
-    plan = {"steps": {"block": {"min": 5, "max": 5}}, "evaluations": {"block": {"min": 310, "max": 1595}}}
-    taken = {"steps": dict.fromkeys(STAGES, 0) | {"block": 5}, "evaluations": dict.fromkeys(STAGES, 0) | {"block": 1310}}
+    plan = {
+        "steps": {"block": {"min": 5, "max": 5}},
+        "evaluations": {"block": {"min": 310, "max": 1595}},
+    }
+    taken = {
+        "steps": dict.fromkeys(STAGES, 0) | {"block": 5},
+        "evaluations": dict.fromkeys(STAGES, 0) | {"block": 1310},
+    }
     summary = {"plan": plan, "taken": taken}
     assert beside_plan_row(summary, "block") == ("took 5, 1,310", "planned 5, 310 to 1,595")
     assert beside_plan_row(summary, "mlp_channels") is None

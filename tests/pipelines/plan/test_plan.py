@@ -21,19 +21,43 @@ from tests.pipelines.conftest import Cli, Outcome
 
 LLAMA_2 = {"model_type": "llama", "vocab_size": 32000, "tie_word_embeddings": False}
 SIZES = {
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
-    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8},
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
 }
 Planning = Callable[..., Outcome]
 
 
 @pytest.fixture
-def planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Planning:
+def planning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Planning:
     def run(*overrides: str, model: str = "7B") -> Outcome:
         folder = tmp_path / model
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(LLAMA_2 | SIZES[model]))
-        monkeypatch.setattr(sys, "argv", ["plan", f"model.path={folder}", "calibration=alpaca", f"output_dir={tmp_path / 'plan'}", *overrides])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "plan",
+                f"model.path={folder}",
+                "calibration=alpaca",
+                f"output_dir={tmp_path / 'plan'}",
+                *overrides,
+            ],
+        )
         capsys.readouterr()
         status: Any = 0
         try:
@@ -53,16 +77,29 @@ def read(outcome: Outcome) -> dict[str, Any]:
 
 def test_llama_2_7b_as_published(planning: Planning) -> None:
     """The published shape implies 595 block, 1,705 MLP and 529 head evaluations."""
-    found = read(planning("search.target_ratio=0.22", "search.mlp_group_channels=1024", "search.head_group_channels=128", "search.importance=l1"))
+    found = read(
+        planning(
+            "search.target_ratio=0.22",
+            "search.mlp_group_channels=1024",
+            "search.head_group_channels=128",
+            "search.importance=l1",
+        )
+    )
     for name, count in {"block": 595, "mlp_channels": 1705, "attention_heads": 529}.items():
         assert found["evaluations"][name]["min"] <= count <= found["evaluations"][name]["max"]
-    assert found["calibration"]["block"] == {"num_sequences": 16, "sequence_length": 2048, "estimated": True}
+    assert found["calibration"]["block"] == {
+        "num_sequences": 16,
+        "sequence_length": 2048,
+        "estimated": True,
+    }
     assert found["num_parameters"] == 6_738_415_616
     assert 13e9 < found["peak_bytes_per_evaluator"] < 40e9
     assert found["hours"] is None
 
 
-def test_the_type_is_that_of_the_search(planning: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_type_is_that_of_the_search(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     on_cpus = read(planning("cluster.num_gpus=0"))
     assert on_cpus["dtype"] == "float32"
@@ -70,11 +107,22 @@ def test_the_type_is_that_of_the_search(planning: Planning, monkeypatch: pytest.
         on_gpus = read(planning(*gpus))
         assert on_gpus["dtype"] == "bfloat16"
         assert on_gpus["peak_bytes_per_evaluator"] < 0.6 * on_cpus["peak_bytes_per_evaluator"]
-    assert read(planning("cluster.num_gpus=8", "cluster.num_gpus_per_evaluator=0"))["dtype"] == "float32"
+    assert (
+        read(planning("cluster.num_gpus=8", "cluster.num_gpus_per_evaluator=0"))["dtype"]
+        == "float32"
+    )
 
 
 def test_llama_2_70b(planning: Planning) -> None:
-    found = read(planning("search.target_ratio=0.2", "search.mlp_group_channels=1024", "tflops_per_evaluator=100", "cluster.num_evaluators=8", model="70B"))
+    found = read(
+        planning(
+            "search.target_ratio=0.2",
+            "search.mlp_group_channels=1024",
+            "tflops_per_evaluator=100",
+            "cluster.num_evaluators=8",
+            model="70B",
+        )
+    )
     assert found["num_parameters"] == 68_976_648_192
     assert found["hours"] == pytest.approx(found["flops"] / (8 * 100e12 * 3600))
 
@@ -82,23 +130,42 @@ def test_llama_2_70b(planning: Planning) -> None:
 def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning: Planning) -> None:
     common = ("search.mlp_group_channels=1024", "tflops_per_evaluator=100")
     found = read(planning("search.target_ratio=[0.1,0.22]", "search.importance=[l1,none]", *common))
-    alone = {target: read(planning(f"search.target_ratio={target}", *common)) for target in (0.1, 0.22)}
-    assert [point["name"] for point in found["points"]] == [f"target_ratio_{target}_importance_{order}" for target in (0.1, 0.22) for order in ("l1", "none")]
+    alone = {
+        target: read(planning(f"search.target_ratio={target}", *common)) for target in (0.1, 0.22)
+    }
+    assert [point["name"] for point in found["points"]] == [
+        f"target_ratio_{target}_importance_{order}"
+        for target in (0.1, 0.22)
+        for order in ("l1", "none")
+    ]
     for point in found["points"]:
         theirs = alone[point["settings"]["search.target_ratio"]]
-        assert {name: point[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")} == {
-            name: theirs[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")
-        }
+        assert {
+            name: point[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")
+        } == {name: theirs[name] for name in ("steps", "evaluations", "ratio", "flops", "hours")}
     for end in ("min", "max"):
-        blocks, channels = ([each["evaluations"][stage][end] for each in alone.values()] for stage in ("block", "mlp_channels"))
-        assert found["evaluations"]["block"][end] == 2 * max(blocks), "one trunk for each order of channels"
+        blocks, channels = (
+            [each["evaluations"][stage][end] for each in alone.values()]
+            for stage in ("block", "mlp_channels")
+        )
+        assert found["evaluations"]["block"][end] == 2 * max(blocks), (
+            "one trunk for each order of channels"
+        )
         assert found["evaluations"]["mlp_channels"][end] == 2 * sum(channels)
-    assert 2 * alone[0.22]["flops"] < found["flops"] < 2 * sum(each["flops"] for each in alone.values())
-    assert found["hours"] == pytest.approx(found["flops"] / (100e12 * 3600 * found["num_evaluators"]))
+    assert (
+        2 * alone[0.22]["flops"]
+        < found["flops"]
+        < 2 * sum(each["flops"] for each in alone.values())
+    )
+    assert found["hours"] == pytest.approx(
+        found["flops"] / (100e12 * 3600 * found["num_evaluators"])
+    )
 
 
 def test_it_loads_only_what_it_needs(tmp_path: Path) -> None:
-    """In a process of its own: these are what makes a command slow to start, and planning has no use for them."""
+    """In a process of its own: these are what makes a command slow to start, and planning has no
+    use for them.
+    """
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2 | SIZES["70B"]))
     program = """
 import gc, json, re, sys
@@ -116,23 +183,42 @@ found["looks through at the end"] = len(gc.get_objects()) / gc.get_freeze_count(
 found["peak kB"] = int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss counts the parent that it was forked from, too
 print(json.dumps(found))
 """
-    command = [sys.executable, "-c", program, f"model.path={tmp_path}", "calibration=alpaca", f"output_dir={tmp_path / 'plan'}"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        f"model.path={tmp_path}",
+        "calibration=alpaca",
+        f"output_dir={tmp_path / 'plan'}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["unwanted"] == []
     assert not found["collects while it imports"]
     assert found["collects afterwards"]
-    assert found["looks through at the end"] < 0.1, "what is imported after the start is looked through object by object when the process ends"
+    assert found["looks through at the end"] < 0.1, (
+        "what is imported after the start is looked through object by object when the process ends"
+    )
     assert found["peak kB"] < 1_000_000
     assert json.loads((tmp_path / "plan/plan.json").read_text())["num_parameters"] == 68_976_648_192
 
 
 def test_importing_the_package_leaves_the_collector_alone() -> None:
-    program = "import gc; usual = gc.get_threshold(); import pipelines; print(gc.isenabled() and gc.get_threshold() == usual)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
+    program = (
+        "import gc; usual = gc.get_threshold(); import pipelines; print(gc.isenabled() and "
+        "gc.get_threshold() == usual)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        == "True\n"
+    )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*/__main__.py")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines").glob("*/__main__.py")), ids=lambda path: path.parent.name
+)
 def test_every_command_collects_its_garbage(path: Path) -> None:
     assert "launch(" in path.read_text() or "all_imported()" in path.read_text()
 
@@ -153,7 +239,13 @@ def test_the_rate_of_an_earlier_search(cli: Cli, planning: Planning) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("search.distribution=[0,1,0]", "search.target_ratio: 0.9; no path reaches it: the mlp_channels stage runs out of candidates"),
+        (
+            "search.distribution=[0,1,0]",
+            (
+                "search.target_ratio: 0.9; no path reaches it: the mlp_channels stage runs out of "
+                "candidates"
+            ),
+        ),
         ("rate_of=/nowhere", "rate_of: /nowhere is not the output_dir of a search that has ended"),
         ("tflops_per_evaluator=0", "tflops_per_evaluator: 0; it is above 0"),
     ],

@@ -1,4 +1,7 @@
-"""A Baichuan checkpoint goes all the way: pruned, exported, opened by stock transformers. One with ALiBi is refused before anything starts."""
+"""A Baichuan checkpoint goes all the way: pruned, exported, opened by stock transformers.
+
+One with ALiBi is refused before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,19 @@ def test_pruned_and_exported(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
     dense = run.checkpoint.load(dtype="float32")
     reorder(dense, run.accounting.family, run.accounting.geometry, run.order)
     exported, manifest = open_export(str(outcome.folder / "transformers"))
-    assert manifest["verification"]["difference"] < 1e-4, "in a fresh process, with stock transformers"
-    with torch.inference_mode(), masked(dense, run.accounting.family, run.accounting.geometry, run.shape):
-        torch.testing.assert_close(exported.load(dtype="float32")(tokens()).logits, dense(tokens()).logits, atol=1e-4, rtol=0)
+    assert manifest["verification"]["difference"] < 1e-4, (
+        "in a fresh process, with stock transformers"
+    )
+    with (
+        torch.inference_mode(),
+        masked(dense, run.accounting.family, run.accounting.geometry, run.shape),
+    ):
+        torch.testing.assert_close(
+            exported.load(dtype="float32")(tokens()).logits,
+            dense(tokens()).logits,
+            atol=1e-4,
+            rtol=0,
+        )
 
 
 def test_alibi_is_refused(cli: Cli, tmp_path: Path) -> None:
@@ -40,4 +53,6 @@ def test_alibi_is_refused(cli: Cli, tmp_path: Path) -> None:
     outcome = cli(f"model.path={tmp_path / 'larger'}")
     assert outcome.status == 2
     [error] = outcome.errors
-    assert "is a Baichuan model with ALiBi positions (the 13B ones), which cannot be run here" in error
+    assert (
+        "is a Baichuan model with ALiBi positions (the 13B ones), which cannot be run here" in error
+    )

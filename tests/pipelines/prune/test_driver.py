@@ -26,12 +26,18 @@ from tests.conftest import tiny_config
 from workers.pool.protocol import Answer
 from workers.tasks import ScoreResult, ScoreTask, Task
 
-CONTEXT = Context(model="m", tokens="", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1)
-CALIBRATION = Calibration(TokenSet(np.zeros((5, 9), dtype=np.int64)), TokenSet(np.ones((4, 9), dtype=np.int64)), None)
+CONTEXT = Context(
+    model="m", tokens="", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1
+)
+CALIBRATION = Calibration(
+    TokenSet(np.zeros((5, 9), dtype=np.int64)), TokenSet(np.ones((4, 9), dtype=np.int64)), None
+)
 
 
 class FakePool:
-    """Scores are a function of shape and batch; answers come in any order, in parts of any size, some together; it can die."""
+    """Scores are a function of shape and batch; answers come in any order, in parts of any size,
+    some together; it can die.
+    """
 
     def __init__(self, num_parts: int = 1, dies_after: int | None = None) -> None:
         self.num_parts = num_parts
@@ -60,31 +66,51 @@ class FakePool:
             if self.dies_after is not None and len(self.asked) > self.dies_after:
                 raise ConnectionError("the driver was killed")
             sequences = 1 if (task.set_name, task.batch) == ("block", 2) else 2
-            rows.append(tuple(random.Random(f"{shape.text} {task.batch} {sequence}").random() * 8 for sequence in range(sequences)))
+            rows.append(
+                tuple(
+                    random.Random(f"{shape.text} {task.batch} {sequence}").random() * 8
+                    for sequence in range(sequences)
+                )
+            )
         return ScoreResult(tuple(rows), 8, 0.0)
 
 
-def drive(folder: Path, pool: FakePool, store: str = "scores.db") -> tuple[GreedySearch, Scorer, Journal]:
+def drive(
+    folder: Path, pool: FakePool, store: str = "scores.db"
+) -> tuple[GreedySearch, Scorer, Journal]:
     folder.mkdir(exist_ok=True)
     accounting = Accounting(tiny_config("llama"))
-    stages = make_stages(accounting, target_ratio=0.4, distribution=[50, 30, 20], mlp_group_channels=16, head_group_channels=16)
+    stages = make_stages(
+        accounting,
+        target_ratio=0.4,
+        distribution=[50, 30, 20],
+        mlp_group_channels=16,
+        head_group_channels=16,
+    )
     search, journal = GreedySearch(accounting, stages), Journal(folder / "trajectory.jsonl")
     journal.replay(search)
     with ScoreStore(f"sqlite:///{folder}/{store}") as scores:
         scorer = Scorer(pool, scores, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
-        run_search(search, scorer, journal, accounting=accounting, context_length=9, on_step=lambda _: None)
+        run_search(
+            search, scorer, journal, accounting=accounting, context_length=9, on_step=lambda _: None
+        )
     return search, scorer, journal
 
 
 def times_removed(journal: Journal) -> list[object]:
-    return [{name: value for name, value in line.items() if name not in ("seconds", "timestamp")} for line in journal.lines]
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "timestamp")}
+        for line in journal.lines
+    ]
 
 
 def test_every_candidate_is_asked_once(tmp_path: Path) -> None:
     pool = FakePool()
     search, scorer, journal = drive(tmp_path, pool)
     assert len(pool.asked) == len(set(pool.asked)) == scorer.num_scored
-    expected = sum(len(step.candidates) * (3 if step.stage == "block" else 2) for step in search.steps)
+    expected = sum(
+        len(step.candidates) * (3 if step.stage == "block" else 2) for step in search.steps
+    )
     assert len(pool.asked) == expected
     assert len(journal.lines) == len(search.steps) > 5
 
@@ -104,7 +130,9 @@ def test_a_driver_that_dies_anywhere_goes_on(tmp_path: Path, dies_after: int) ->
     _, scorer, journal = drive(tmp_path / "run", second)
     assert times_removed(journal) == times_removed(whole[2])
     stored_before = whole[1].num_scored - len(second.asked)
-    assert len(first.asked) - 24 <= stored_before <= dies_after, "only what was in flight is asked again"
+    assert len(first.asked) - 24 <= stored_before <= dies_after, (
+        "only what was in flight is asked again"
+    )
     assert scorer.num_scored == len(second.asked)
 
 
@@ -123,7 +151,11 @@ def test_means_are_over_all_tokens(tmp_path: Path) -> None:
         scorer = Scorer(FakePool(), store, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
         dense = ModelShape.dense(4, 3, 48)
         score = scorer.score("block", dense, [None])[None]
-    rows = [random.Random(f"{dense.text} {batch} {sequence}").random() * 8 for batch, count in ((0, 2), (1, 2), (2, 1)) for sequence in range(count)]
+    rows = [
+        random.Random(f"{dense.text} {batch} {sequence}").random() * 8
+        for batch, count in ((0, 2), (1, 2), (2, 1))
+        for sequence in range(count)
+    ]
     assert score.nll_per_sequence == tuple(rows)
     assert score.nll == sum(rows) / (5 * 8)
 
@@ -131,10 +163,21 @@ def test_means_are_over_all_tokens(tmp_path: Path) -> None:
 def test_standard_errors_are_of_paired_differences(tmp_path: Path) -> None:
     """Against NumPy, from what the pool made up."""
     search, _, journal = drive(tmp_path, FakePool(num_parts=3))
-    batches = {"block": [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], "width": [(0, 0), (0, 1), (1, 0), (1, 1)]}
+    batches = {
+        "block": [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)],
+        "width": [(0, 0), (0, 1), (1, 0), (1, 1)],
+    }
 
     def per_token(shape: ModelShape, set_name: str) -> np.ndarray:
-        return np.array([random.Random(f"{shape.text} {batch} {sequence}").random() * 8 for batch, sequence in batches[set_name]]) / 8
+        return (
+            np.array(
+                [
+                    random.Random(f"{shape.text} {batch} {sequence}").random() * 8
+                    for batch, sequence in batches[set_name]
+                ]
+            )
+            / 8
+        )
 
     base = search.accounting.dense
     for step, line in zip(search.steps, journal.lines, strict=True):
@@ -148,19 +191,28 @@ def test_standard_errors_are_of_paired_differences(tmp_path: Path) -> None:
         assert found == pytest.approx(expected, rel=1e-9)
         chosen = [removal for removal, _ in step.candidates].index(step.removal)
         assert found[chosen] == 0.0
-        others = sorted((nll, index) for index, (_, nll) in enumerate(step.candidates) if index != chosen)
+        others = sorted(
+            (nll, index) for index, (_, nll) in enumerate(step.candidates) if index != chosen
+        )
         assert line["margin_stderr"] == (found[others[0][1]] if others else None)
         base = step.shape
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [((1.0,), (2.0,)), ((1.0, math.nan), (1.0, 2.0)), ((1.0, 2.0), (math.inf, 2.0))])
-def test_one_sequence_or_no_number_has_no_standard_error(mine: tuple[float, ...], theirs: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [((1.0,), (2.0,)), ((1.0, math.nan), (1.0, 2.0)), ((1.0, 2.0), (math.inf, 2.0))],
+)
+def test_one_sequence_or_no_number_has_no_standard_error(
+    mine: tuple[float, ...], theirs: tuple[float, ...]
+) -> None:
     assert ShapeScore(mine, 4).stderr_of_difference(ShapeScore(theirs, 4)) is None
 
 
 def test_a_standard_error_by_hand() -> None:
     """Differences per token 1, 2, 3: their mean is 2, their variance 1."""
-    assert ShapeScore((4.0, 8.0, 12.0), 4).stderr_of_difference(ShapeScore((0.0, 0.0, 0.0), 4)) == pytest.approx(1 / math.sqrt(3))
+    assert ShapeScore((4.0, 8.0, 12.0), 4).stderr_of_difference(
+        ShapeScore((0.0, 0.0, 0.0), 4)
+    ) == pytest.approx(1 / math.sqrt(3))
 
 
 def test_a_journal_from_before_standard_errors_goes_on(tmp_path: Path) -> None:

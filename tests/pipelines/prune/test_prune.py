@@ -47,12 +47,26 @@ def test_the_output_folder_holds_what_is_promised(cli: Cli, checkpoint_folder: P
         assert line["nll"] == best
         assert line["perplexity"] == math.exp(best)
         assert line["margin"] == (rest[0] - best if rest else None)
-        assert next(candidate for candidate in line["candidates"] if candidate["nll"] == best) == line["removed"] | {"nll": best, "stderr": 0.0}
-        assert line["margin_stderr"] == min((candidate["nll"], candidate["stderr"]) for candidate in line["candidates"] if candidate["nll"] > best)[1] > 0
+        assert next(
+            candidate for candidate in line["candidates"] if candidate["nll"] == best
+        ) == line["removed"] | {"nll": best, "stderr": 0.0}
+        assert (
+            line["margin_stderr"]
+            == min(
+                (candidate["nll"], candidate["stderr"])
+                for candidate in line["candidates"]
+                if candidate["nll"] > best
+            )[1]
+            > 0
+        )
         shape = shape.without(removal)
         assert line["num_parameters"] == accounting.num_parameters(shape)
         assert line["ratio"] == accounting.ratio(shape)
-    assert [*dict.fromkeys(line["stage"] for line in lines)] == ["block", "mlp_channels", "attention_heads"]
+    assert [*dict.fromkeys(line["stage"] for line in lines)] == [
+        "block",
+        "mlp_channels",
+        "attention_heads",
+    ]
     assert summary["ratio"] == lines[-1]["ratio"] >= 0.25 > lines[-2]["ratio"]
     assert ModelShape.from_json(json.loads((folder / "shape.json").read_text())) == shape
     authors = json.loads((folder / "pruning_config.json").read_text())
@@ -64,7 +78,11 @@ def test_the_output_folder_holds_what_is_promised(cli: Cli, checkpoint_folder: P
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
             assert len(picture.convert("RGB").getcolors(2**24) or []) > 20
-    assert summary["evaluations"]["candidates"] == lines[-1]["evaluations"] == sum(len(line["candidates"]) for line in lines)
+    assert (
+        summary["evaluations"]["candidates"]
+        == lines[-1]["evaluations"]
+        == sum(len(line["candidates"]) for line in lines)
+    )
     assert set(summary["perplexity"]) == {"block", "width", "heldout"}
     assert summary["perplexity"]["width"]["pruned"] == pytest.approx(lines[-1]["perplexity"])
     for text in (
@@ -89,7 +107,10 @@ def test_the_same_command_again_scores_nothing(cli: Cli) -> None:
 
 
 def test_another_target_pays_only_for_what_is_new(cli: Cli) -> None:
-    short, long = cli("search.distribution=[1,0,0]", folder="short"), cli("search.distribution=[1,0,0]", "search.target_ratio=0.4", folder="long")
+    short, long = (
+        cli("search.distribution=[1,0,0]", folder="short"),
+        cli("search.distribution=[1,0,0]", "search.target_ratio=0.4", folder="long"),
+    )
     assert long.trajectory[: len(short.trajectory)] == short.trajectory
     new = len(long.trajectory) - len(short.trajectory)
     assert 0 < long.summary["evaluations"]["scored"] <= 2 * 8 * new + 6
@@ -99,7 +120,9 @@ def test_resume_takes_the_saved_settings(cli: Cli) -> None:
     whole = cli()
     text = (whole.folder / "trajectory.jsonl").read_text()
     lines = text.splitlines(keepends=True)
-    (whole.folder / "trajectory.jsonl").write_text("".join(lines[:3]) + lines[3][:40])  # the last line was cut short by a crash
+    (whole.folder / "trajectory.jsonl").write_text(
+        "".join(lines[:3]) + lines[3][:40]
+    )  # the last line was cut short by a crash
     resumed = cli("resume=true", bare=True)
     assert resumed.status == 0, resumed.output
     assert "going on after step 3" in resumed.output
@@ -113,13 +136,24 @@ def _write(path: Path, text: str) -> Path:
 
 
 def test_a_driver_killed_and_started_again(tmp_path: Path, arguments: list[str], cli: Cli) -> None:
-    """SIGKILL in the middle: the same command goes on, scores nothing that is stored, and ends with the same bytes."""
+    """SIGKILL in the middle: the same command goes on, scores nothing that is stored, and ends with
+    the same bytes.
+    """
     whole = cli(f"store.url=sqlite:///{tmp_path}/whole.db", folder="whole")
     command = [sys.executable, "-m", "pipelines.prune", *arguments, f"output_dir={tmp_path}/run"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         journal, deadline = tmp_path / "run/trajectory.jsonl", time.monotonic() + 120
-        while not (journal.exists() and journal.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+        while (
+            not (journal.exists() and journal.read_text().count("\n") >= 2)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -137,12 +171,16 @@ def test_a_driver_killed_and_started_again(tmp_path: Path, arguments: list[str],
     assert 0 < stored < total
 
 
-def test_the_summary_says_that_batches_were_halved(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_says_that_batches_were_halved(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Last digits may then differ, so whoever compares runs must be able to see it."""
     assert cli(folder="whole").summary["halved_tasks"] == 0
     run_prefix = evaluator.run_prefix
 
-    def short_of_memory(model: Any, family: Any, geometry: Any, base: Any, input_ids_BT: torch.Tensor) -> Any:
+    def short_of_memory(
+        model: Any, family: Any, geometry: Any, base: Any, input_ids_BT: torch.Tensor
+    ) -> Any:
         if len(input_ids_BT) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run_prefix(model, family, geometry, base, input_ids_BT)
@@ -154,8 +192,12 @@ def test_the_summary_says_that_batches_were_halved(cli: Cli, monkeypatch: pytest
     assert "scoring them in two halves" in halved.output
 
 
-def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(cli: Cli, tmp_path: Path, small_disk: Path) -> None:
-    """The run's folder is on it: whichever file is the first that does not fit, nothing that was written is lost."""
+def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(
+    cli: Cli, tmp_path: Path, small_disk: Path
+) -> None:
+    """The run's folder is on it: whichever file is the first that does not fit, nothing that was
+    written is lost.
+    """
     whole = cli(folder="whole")
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (1024 * 1024 - 48 * 1024))
@@ -170,21 +212,33 @@ def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(cli: Cli, tmp_path
     resumed = cli(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
     assert resumed.status == 0, resumed.output
     assert without_times(small_disk / "run/trajectory.jsonl") == whole.trajectory
-    assert (small_disk / "run/trajectory.jsonl").read_text().splitlines()[: len(kept) - 1] == kept[:-1]
+    assert (small_disk / "run/trajectory.jsonl").read_text().splitlines()[: len(kept) - 1] == kept[
+        :-1
+    ]
 
 
 @pytest.fixture
 def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search begins when every evaluator is there. This one is so short that it would be over before the second."""
+    """The search begins when every evaluator is there.
+
+    This one is so short that it would be over before the second.
+    """
     monkeypatch.setattr(RayPool, "wait", lambda self: iter([None for _ in self.describe()]))
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("all_at_once")
 @pytest.mark.parametrize("num_evaluators", [1, 2, 3])
-def test_any_number_of_evaluators_gives_the_same_bytes(cli: Cli, tmp_path: Path, local_cluster: LocalMachine, num_evaluators: int) -> None:
+def test_any_number_of_evaluators_gives_the_same_bytes(
+    cli: Cli, tmp_path: Path, local_cluster: LocalMachine, num_evaluators: int
+) -> None:
     inline = cli(folder="inline")
-    local = cli("cluster=local", f"cluster.num_evaluators={num_evaluators}", f"store.url=sqlite:///{tmp_path}/local.db", folder="local")
+    local = cli(
+        "cluster=local",
+        f"cluster.num_evaluators={num_evaluators}",
+        f"store.url=sqlite:///{tmp_path}/local.db",
+        folder="local",
+    )
     assert local.status == 0, local.output
     assert local.summary["num_evaluators"] == num_evaluators
     assert local.summary["evaluations"]["scored"] > 0
@@ -193,14 +247,20 @@ def test_any_number_of_evaluators_gives_the_same_bytes(cli: Cli, tmp_path: Path,
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("all_at_once")
-def test_an_evaluator_killed_in_the_middle_of_a_step(cli: Cli, tmp_path: Path, local_cluster: LocalMachine) -> None:
+def test_an_evaluator_killed_in_the_middle_of_a_step(
+    cli: Cli, tmp_path: Path, local_cluster: LocalMachine
+) -> None:
     import psutil
 
     def kill_one() -> None:
         journal = tmp_path / "run/trajectory.jsonl"
         while not (journal.exists() and journal.read_text().count("\n") >= 1):
             time.sleep(0.002)
-        evaluators = [child for child in psutil.Process().children(recursive=True) if "EvaluatorActor" in " ".join(child.cmdline())]
+        evaluators = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "EvaluatorActor" in " ".join(child.cmdline())
+        ]
         killed.append(evaluators[0].pid)
         evaluators[0].kill()
 
@@ -213,40 +273,75 @@ def test_an_evaluator_killed_in_the_middle_of_a_step(cli: Cli, tmp_path: Path, l
     assert len(killed) == 1
     assert "evaluator lost" in outcome.output
     assert outcome.summary["faults"] == {"evaluator lost": 1}
-    assert outcome.trajectory == cli(f"store.url=sqlite:///{tmp_path}/inline.db", folder="inline").trajectory
+    assert (
+        outcome.trajectory
+        == cli(f"store.url=sqlite:///{tmp_path}/inline.db", folder="inline").trajectory
+    )
 
 
 @pytest.mark.data
 def test_the_reference_trajectory_by_the_command(cli: Cli, shared: Path) -> None:
-    """The issue's own settings on the small real model: removals and final configuration as the authors' program has them."""
+    """The issue's own settings on the small real model: removals and final configuration as the
+    authors' program has them.
+    """
     outcome = cli(
-        f"model.path={shared}/models/stories260K", "model.dtype=float32", "calibration=tokens",
-        f"calibration.path={shared}/golden/stories260K_calibration.safetensors", "calibration.num_block_samples=16", "calibration.num_width_samples=8",
-        "calibration.sequence_length=256", "calibration.batch_size=2", "search.target_ratio=0.30", "search.distribution=[35,35,30]",
-        "search.mlp_group_channels=43", "search.head_group_channels=16", "search.importance=l1", "cluster=inline", "store.url=sqlite:///golden.db",
-        "tracking.uri=sqlite:///mlflow.db", bare=True,
-    )  # fmt: skip
+        f"model.path={shared}/models/stories260K",
+        "model.dtype=float32",
+        "calibration=tokens",
+        f"calibration.path={shared}/golden/stories260K_calibration.safetensors",
+        "calibration.num_block_samples=16",
+        "calibration.num_width_samples=8",
+        "calibration.sequence_length=256",
+        "calibration.batch_size=2",
+        "search.target_ratio=0.30",
+        "search.distribution=[35,35,30]",
+        "search.mlp_group_channels=43",
+        "search.head_group_channels=16",
+        "search.importance=l1",
+        "cluster=inline",
+        "store.url=sqlite:///golden.db",
+        "tracking.uri=sqlite:///mlflow.db",
+        bare=True,
+    )
     golden = json.loads((shared / "golden/stories260K_trajectory.json").read_text())
     assert outcome.status == 0, outcome.output
     assert json.loads((outcome.folder / "pruning_config.json").read_text()) == golden["final"]
-    lines = [json.loads(line) for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()
+    ]
     for line, reference in zip(lines, golden["steps"], strict=True):
         assert line["perplexity"] == pytest.approx(reference["perplexity"], rel=1e-4)
-        assert [candidate["layer"] for candidate in line["candidates"]] == [candidate[1] for candidate in reference["candidates"]]
+        assert [candidate["layer"] for candidate in line["candidates"]] == [
+            candidate[1] for candidate in reference["candidates"]
+        ]
         expected = [candidate[-1] for candidate in reference["candidates"]]
-        assert [math.exp(candidate["nll"]) for candidate in line["candidates"]] == pytest.approx(expected, rel=1e-4)
+        assert [math.exp(candidate["nll"]) for candidate in line["candidates"]] == pytest.approx(
+            expected, rel=1e-4
+        )
 
 
 def test_it_runs_from_any_folder_as_a_module(tmp_path: Path, arguments: list[str]) -> None:
     """Without an output_dir: a dated folder under outputs/ of where the user stands."""
     command = [sys.executable, "-m", "pipelines.prune", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     [summary] = (tmp_path / "outputs").glob("*/*/summary.json")
     assert json.loads(summary.read_text())["ratio"] >= 0.25
 
 
-def test_interrupted_without_an_output_dir(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_without_an_output_dir(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The dated folder is in no command, so it is said, with the command that goes on."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["prune", *arguments])
@@ -264,7 +359,10 @@ def test_interrupted_without_an_output_dir(arguments: list[str], tmp_path: Path,
     [folder] = (tmp_path / "outputs").glob("*/*/")
     *_, said, command = capsys.readouterr().out.strip().splitlines()
     assert said == "error: interrupted"
-    assert command == f"  Everything computed so far is kept. To go on: python -m pipelines.prune resume=true output_dir={folder}"
+    assert command == (
+        "  Everything computed so far is kept. To go on: python -m pipelines.prune "
+        f"resume=true output_dir={folder}"
+    )
     monkeypatch.chdir("/")
     monkeypatch.setattr(sys, "argv", ["prune", *command.split()[-2:]])
     launch("prune", prune)

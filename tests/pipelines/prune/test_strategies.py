@@ -1,4 +1,6 @@
-"""Searches whose path does not depend on scores: the same driver, journal, store, MLflow, resume and export as the greedy one."""
+"""Searches whose path does not depend on scores: the same driver, journal, store, MLflow, resume
+and export as the greedy one.
+"""
 
 from __future__ import annotations
 
@@ -28,31 +30,52 @@ BLOCKS = "search.distribution=[1,0,0]"
 def removed(outcome: Outcome) -> list[Removal]:
     assert outcome.status == 0, outcome.output
     lines = [json.loads(line) for line in outcome.trajectory]
-    assert all(line["stage"] == "block" and line["margin"] is None and line["candidates"][0]["nll"] == line["nll"] for line in lines)
-    assert [line["evaluations"] for line in lines] == list(range(1, len(lines) + 1)), "one candidate a step"
+    assert all(
+        line["stage"] == "block"
+        and line["margin"] is None
+        and line["candidates"][0]["nll"] == line["nll"]
+        for line in lines
+    )
+    assert [line["evaluations"] for line in lines] == list(range(1, len(lines) + 1)), (
+        "one candidate a step"
+    )
     return [Removal.from_json(line["removed"]) for line in lines]
 
 
-def test_shortgpt_removes_whole_layers_by_their_influence(cli: Cli, checkpoint_folder: Path, token_file: Path) -> None:
+def test_shortgpt_removes_whole_layers_by_their_influence(
+    cli: Cli, checkpoint_folder: Path, token_file: Path
+) -> None:
     outcome = cli("search=shortgpt", BLOCKS)
     found = removed(outcome)
     model = Checkpoint(checkpoint_folder).load(dtype="float32")
     ids = torch.tensor(load_file(token_file)["input_ids"][:8])
-    influence = BlockInfluence.of([layer_similarity(model, FAMILIES["llama"], batch) for batch in ids.split(4)])
-    assert BlockInfluence.load(outcome.folder / "block_influence.json").values == pytest.approx(influence.values, rel=1e-5)
+    influence = BlockInfluence.of(
+        [layer_similarity(model, FAMILIES["llama"], batch) for batch in ids.split(4)]
+    )
+    assert BlockInfluence.load(outcome.folder / "block_influence.json").values == pytest.approx(
+        influence.values, rel=1e-5
+    )
     path = [removal for group in influence.path for removal in group]
     assert found == path[: len(found)]
     assert len(found) % 2 == 0
     lines = [json.loads(line) for line in outcome.trajectory]
     assert lines[-1]["ratio"] >= 0.25 > lines[-3]["ratio"]
     assert outcome.summary["strategy"] == "block_influence"
-    assert any("strategy" in line and "block influence" in line for line in outcome.output.splitlines())
+    assert any(
+        "strategy" in line and "block influence" in line for line in outcome.output.splitlines()
+    )
     assert "shape.png, block_influence.json" in outcome.output
 
 
 def test_random_goes_in_the_drawn_order(cli: Cli, tmp_path: Path) -> None:
     short, long, other = (
-        cli("search=random", BLOCKS, f"search.target_ratio={ratio}", f"search.seed={seed}", folder=f"{seed}-{ratio}")
+        cli(
+            "search=random",
+            BLOCKS,
+            f"search.target_ratio={ratio}",
+            f"search.seed={seed}",
+            folder=f"{seed}-{ratio}",
+        )
         for seed, ratio in ((42, 0.2), (42, 0.4), (7, 0.2))
     )
     dense = ModelShape.dense(4, 3, 48)
@@ -62,8 +85,14 @@ def test_random_goes_in_the_drawn_order(cli: Cli, tmp_path: Path) -> None:
     assert removed(other)[: len(removed(short))] != removed(short)
     assert not (short.folder / "block_influence.json").exists()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert {run.info.run_name for run in runs} == {"tiny-llama 20% random 42", "tiny-llama 40% random 42", "tiny-llama 20% random 7"}
+    runs = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
+    assert {run.info.run_name for run in runs} == {
+        "tiny-llama 20% random 42",
+        "tiny-llama 40% random 42",
+        "tiny-llama 20% random 7",
+    }
     assert {run.data.params["resolved.search.seed"] for run in runs} == {"42", "7"}
 
 
@@ -92,10 +121,14 @@ def test_resumed_after_any_step(cli: Cli, control: str, kept: int) -> None:
 @pytest.mark.parametrize("control", CONTROLS)
 def test_the_journal_of_another_path_is_refused(cli: Cli, control: str) -> None:
     whole = cli(control, BLOCKS)
-    lines = [json.loads(line) for line in (whole.folder / "trajectory.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (whole.folder / "trajectory.jsonl").read_text().splitlines()
+    ]
     for name in ("removed", "candidates"):
         lines[0][name] = lines[1][name]
-    (whole.folder / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (whole.folder / "trajectory.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
     again = cli(control, BLOCKS)
     assert again.status == 2
     assert "step 1 of" in again.errors[0]
@@ -104,16 +137,31 @@ def test_the_journal_of_another_path_is_refused(cli: Cli, control: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("control", CONTROLS)
-def test_two_evaluators_give_the_same_bytes(cli: Cli, tmp_path: Path, local_cluster: LocalMachine, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
+def test_two_evaluators_give_the_same_bytes(
+    cli: Cli,
+    tmp_path: Path,
+    local_cluster: LocalMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    control: str,
+) -> None:
     monkeypatch.setattr(RayPool, "wait", lambda self: iter([None for _ in self.describe()]))
     inline = cli(control, BLOCKS, folder="inline")
-    local = cli(control, BLOCKS, "cluster=local", "cluster.num_evaluators=2", f"store.url=sqlite:///{tmp_path}/local.db", folder="local")
+    local = cli(
+        control,
+        BLOCKS,
+        "cluster=local",
+        "cluster.num_evaluators=2",
+        f"store.url=sqlite:///{tmp_path}/local.db",
+        folder="local",
+    )
     assert local.status == 0, local.output
     assert local.summary["num_evaluators"] == 2
     assert local.summary["evaluations"]["scored"] > 0
     assert local.trajectory == inline.trajectory
     if control == "search=shortgpt":
-        assert (local.folder / "block_influence.json").read_bytes() == (inline.folder / "block_influence.json").read_bytes()
+        assert (local.folder / "block_influence.json").read_bytes() == (
+            inline.folder / "block_influence.json"
+        ).read_bytes()
 
 
 @pytest.mark.parametrize("control", CONTROLS)
@@ -122,7 +170,10 @@ def test_the_result_is_exported(cli: Cli, control: str) -> None:
     outcome = cli(control, BLOCKS, "export=transformers")
     assert outcome.status == 0, outcome.output
     manifest = json.loads((outcome.folder / "transformers/multipruner.json").read_text())
-    assert ModelShape.from_json(json.loads((outcome.folder / "shape.json").read_text())) == read_run(str(outcome.folder)).shape
+    assert (
+        ModelShape.from_json(json.loads((outcome.folder / "shape.json").read_text()))
+        == read_run(str(outcome.folder)).shape
+    )
     assert outcome.summary["shape"] in json.dumps(manifest)
 
 
@@ -141,26 +192,59 @@ def test_folders_from_before_there_was_a_choice_belong_to_the_greedy_search(cli:
 
 
 def test_the_seed_has_a_default(cli: Cli) -> None:
-    by_group, by_hand = cli("search=random", BLOCKS, folder="group"), cli("search.strategy=random", BLOCKS, folder="hand")
+    by_group, by_hand = (
+        cli("search=random", BLOCKS, folder="group"),
+        cli("search.strategy=random", BLOCKS, folder="hand"),
+    )
     assert by_group.summary["identity"] == by_hand.summary["identity"]
     assert by_hand.summary["identity"]["search.seed"] == 42
 
 
 def test_portable_keeps_the_first_and_the_last_layer(cli: Cli) -> None:
     for control in CONTROLS:
-        outcome = cli(control, BLOCKS, "search.layout=portable", "search.target_ratio=0.25", folder=control.partition("=")[2])
-        assert not {("attention", 0), ("mlp", 3)} & {(removal.kind, removal.layer) for removal in removed(outcome)}
+        outcome = cli(
+            control,
+            BLOCKS,
+            "search.layout=portable",
+            "search.target_ratio=0.25",
+            folder=control.partition("=")[2],
+        )
+        assert not {("attention", 0), ("mlp", 3)} & {
+            (removal.kind, removal.layer) for removal in removed(outcome)
+        }
 
 
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["search.strategy=shortgpt"], "search.strategy: 'shortgpt'; one of greedy, block_influence, random"),
-        (["search=random"], "search.distribution: [40, 40, 20], but search.strategy=random removes whole blocks only; use search.distribution=[1,0,0]"),
-        (["search=shortgpt", "search.distribution=[9,1,0]"], "search.strategy=block_influence removes whole blocks only"),
-        (["search.seed=3"], "search.seed: 3, which has no effect with search.strategy=greedy; it is for random"),
-        (["search=shortgpt", BLOCKS, "search.seed=3"], "search.seed: 3, which has no effect with search.strategy=block_influence"),
-        (["search=shortgpt", BLOCKS, "search.layout=portable", "search.target_ratio=0.6"], "'block' has no candidate left at ratio"),
+        (
+            ["search.strategy=shortgpt"],
+            "search.strategy: 'shortgpt'; one of greedy, block_influence, random",
+        ),
+        (
+            ["search=random"],
+            (
+                "search.distribution: [40, 40, 20], but search.strategy=random removes whole "
+                "blocks "
+                "only; use search.distribution=[1,0,0]"
+            ),
+        ),
+        (
+            ["search=shortgpt", "search.distribution=[9,1,0]"],
+            "search.strategy=block_influence removes whole blocks only",
+        ),
+        (
+            ["search.seed=3"],
+            "search.seed: 3, which has no effect with search.strategy=greedy; it is for random",
+        ),
+        (
+            ["search=shortgpt", BLOCKS, "search.seed=3"],
+            "search.seed: 3, which has no effect with search.strategy=block_influence",
+        ),
+        (
+            ["search=shortgpt", BLOCKS, "search.layout=portable", "search.target_ratio=0.6"],
+            "'block' has no candidate left at ratio",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

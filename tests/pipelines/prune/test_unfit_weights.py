@@ -1,4 +1,6 @@
-"""Weights that are not those of the configuration beside them: every command says so before it reads a single one."""
+"""Weights that are not those of the configuration beside them: every command says so before it
+reads a single one.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ Change = Callable[[Path, Weights], object]
 
 
 def shortened(_: Path, weights: Weights) -> None:
-    weights["model.layers.1.mlp.up_proj.weight"] = weights["model.layers.1.mlp.up_proj.weight"][:40].clone()
+    weights["model.layers.1.mlp.up_proj.weight"] = weights["model.layers.1.mlp.up_proj.weight"][
+        :40
+    ].clone()
 
 
 def without_two(_: Path, weights: Weights) -> None:
@@ -56,12 +60,33 @@ def unfit(checkpoint_folder: Path, tmp_path: Path) -> Callable[[Change], Path]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (shortened, r"model\.layers\.1\.mlp\.up_proj\.weight is \[40, 48\], expected \[48, 48\]\. Use weights and config\.json of one model"),
-        (without_two, r"model\.layers\.0\.mlp\.down_proj\.weight is missing, expected \[48, 48\]; model\.norm\.weight is missing, expected \[48\]\. "),
-        (of_more_layers, r"config\.json: model\.layers\.4\.\S+ is missing, .*; model\.layers\.4\..*; and \d+ more\. "),
+        (
+            shortened,
+            (
+                r"model\.layers\.1\.mlp\.up_proj\.weight is \[40, 48\], expected \[48, 48\]\. Use "
+                r"weights and config\.json of one model"
+            ),
+        ),
+        (
+            without_two,
+            (
+                r"model\.layers\.0\.mlp\.down_proj\.weight is missing, expected \[48, 48\]; "
+                r"model\.norm\.weight is missing, expected \[48\]\. "
+            ),
+        ),
+        (
+            of_more_layers,
+            (
+                r"config\.json: model\.layers\.4\.\S+ is missing, .*; model\.layers\.4\..*; and "
+                r"\d+ "
+                r"more\. "
+            ),
+        ),
     ],
 )
-def test_it_names_the_first_tensors(unfit: Callable[[Change], Path], change: Change, says: str) -> None:
+def test_it_names_the_first_tensors(
+    unfit: Callable[[Change], Path], change: Change, says: str
+) -> None:
     checkpoint = Checkpoint(unfit(change))
     with pytest.raises(InputError, match=says):
         checkpoint.check_weights()
@@ -71,8 +96,13 @@ def test_it_names_the_first_tensors(unfit: Callable[[Change], Path], change: Cha
 
 def test_a_damaged_file_and_one_that_is_not_there(checkpoint_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "damaged"))
-    (folder / "model.safetensors").write_bytes((checkpoint_folder / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"model\.path: cannot read .*damaged/model\.safetensors: .*; download it again"):
+    (folder / "model.safetensors").write_bytes(
+        (checkpoint_folder / "model.safetensors").read_bytes()[:-100]
+    )
+    with pytest.raises(
+        InputError,
+        match=r"model\.path: cannot read .*damaged/model\.safetensors: .*; download it again",
+    ):
         Checkpoint(folder).check_weights()
     weights = load_file(checkpoint_folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -88,8 +118,13 @@ def test_a_damaged_file_and_one_that_is_not_there(checkpoint_folder: Path, tmp_p
 
 def test_a_configuration_that_contradicts_itself(checkpoint_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "contradiction"))
-    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"hidden_size": 50}))
-    with pytest.raises(InputError, match=r"config\.json in .* describes no model: .*hidden size \(50\) is not a multiple"):
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"hidden_size": 50})
+    )
+    with pytest.raises(
+        InputError,
+        match=r"config\.json in .* describes no model: .*hidden size \(50\) is not a multiple",
+    ):
         Checkpoint(folder).config()
 
 
@@ -107,9 +142,25 @@ def test_what_fits_is_taken(model_type: str, tied: bool, tmp_path: Path) -> None
 
 COMMANDS: Mapping[str, tuple[Any, Callable[[list[str], Path, Path], list[str]]]] = {
     "prune": (prune, lambda words, model, _: [*words, f"model.path={model}"]),
-    "sweep": (sweep, lambda words, model, _: as_grid([*words, f"model.path={model}", "search.target_ratio=[0.1,0.2]"])),
-    "evaluate": (evaluate, lambda _, model, tmp: [f"model.path={model}", "cluster=inline", f"store.url=sqlite:///{tmp}/s.db", "evaluation=full"]),
-    "export": (export, lambda _, model, tmp: [f"model.path={model}", f"shape={tmp}/shape.json", "importance=l1"]),
+    "sweep": (
+        sweep,
+        lambda words, model, _: as_grid(
+            [*words, f"model.path={model}", "search.target_ratio=[0.1,0.2]"]
+        ),
+    ),
+    "evaluate": (
+        evaluate,
+        lambda _, model, tmp: [
+            f"model.path={model}",
+            "cluster=inline",
+            f"store.url=sqlite:///{tmp}/s.db",
+            "evaluation=full",
+        ],
+    ),
+    "export": (
+        export,
+        lambda _, model, tmp: [f"model.path={model}", f"shape={tmp}/shape.json", "importance=l1"],
+    ),
 }
 
 
@@ -117,18 +168,31 @@ COMMANDS: Mapping[str, tuple[Any, Callable[[list[str], Path, Path], list[str]]]]
 def test_models_of_another_kind(checkpoint_folder: Path, tmp_path: Path, model_type: str) -> None:
     folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "other"))
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(InputError, match=f"architecture '{model_type}' is not a decoder-only language model"):
+    with pytest.raises(
+        InputError, match=f"architecture '{model_type}' is not a decoder-only language model"
+    ):
         Checkpoint(folder).check_weights()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_them(
-    command: str, unfit: Callable[[Change], Path], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    unfit: Callable[[Change], Path],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     job, words = COMMANDS[command]
     (tmp_path / "shape.json").write_text(json.dumps([{"kv_heads": 3, "mlp_channels": 40}] * 4))
-    monkeypatch.setattr(Checkpoint, "fingerprint", lambda _: pytest.fail("it reads every byte of the weights"))
-    monkeypatch.setattr(sys, "argv", [command, *words(arguments, unfit(shortened), tmp_path), f"output_dir={tmp_path}/out"])
+    monkeypatch.setattr(
+        Checkpoint, "fingerprint", lambda _: pytest.fail("it reads every byte of the weights")
+    )
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [command, *words(arguments, unfit(shortened), tmp_path), f"output_dir={tmp_path}/out"],
+    )
     with pytest.raises(SystemExit) as stopped:
         launch(command, job)
     output = capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""One command: a model goes in, and out come its pruned shape, its numbers, and a checkpoint that says both."""
+"""One command: a model goes in, and out come its pruned shape, its numbers, and a checkpoint that
+says both.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def whole(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_search_evaluation_export(cli: Cli, whole: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_evaluation_export(
+    cli: Cli, whole: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = cli(*whole)
     assert outcome.status == 0, outcome.output
     report = json.loads((outcome.folder / "evaluation.json").read_text())
@@ -34,12 +38,20 @@ def test_search_evaluation_export(cli: Cli, whole: list[str], monkeypatch: pytes
     assert report["shape"] == manifest["shape"] == outcome.summary["shape"]
     assert manifest["evaluation"]["tasks"]["piqa"]["acc"] == report["tasks"]["piqa"]["acc"]
     card = (outcome.folder / "transformers" / "README.md").read_text()
-    assert f"| piqa, acc (4 documents) | {report['dense']['tasks']['piqa']['acc']:.4f} | {report['tasks']['piqa']['acc']:.4f} ±" in card
+    assert (
+        f"| piqa, acc (4 documents) | {report['dense']['tasks']['piqa']['acc']:.4f} | "
+        f"{report['tasks']['piqa']['acc']:.4f} ±"
+    ) in card
 
-    monkeypatch.setattr("pipelines.prune.pipeline.export_run", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr(
+        "pipelines.prune.pipeline.export_run", lambda *_: pytest.fail("it is there already")
+    )
     again = cli(*whole)
     assert again.status == 0, again.output
-    assert json.loads((outcome.folder / "evaluation.json").read_text())["answers"] == {"computed": 0, "reused": sum(report["answers"].values())}
+    assert json.loads((outcome.folder / "evaluation.json").read_text())["answers"] == {
+        "computed": 0,
+        "reused": sum(report["answers"].values()),
+    }
 
 
 @pytest.mark.parametrize(
@@ -48,12 +60,20 @@ def test_search_evaluation_export(cli: Cli, whole: list[str], monkeypatch: pytes
         ("evaluation.tasks=[piqq]", "piqq"),
         ("export=onnx", "export: 'onnx'; one of transformers, decilm, gguf"),
         ("evaluation.data_dir=/nowhere", "evaluation.data_dir"),
-        ("evaluation.sequence_length=9999", "evaluation.sequence_length: 9999, above this model's context"),
-        ("evaluation={cost:true,cost_prompt_tokens:9999}", "evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 9999 + 32"),
+        (
+            "evaluation.sequence_length=9999",
+            "evaluation.sequence_length: 9999, above this model's context",
+        ),
+        (
+            "evaluation={cost:true,cost_prompt_tokens:9999}",
+            "evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 9999 + 32",
+        ),
     ],
     ids=["task", "format", "data", "window", "cost"],
 )
-def test_what_would_fail_after_the_search_fails_before_it(cli: Cli, whole: list[str], override: str, message: str) -> None:
+def test_what_would_fail_after_the_search_fails_before_it(
+    cli: Cli, whole: list[str], override: str, message: str
+) -> None:
     outcome = cli(*whole, override)
     assert outcome.status == 2
     assert message in outcome.errors[0]

@@ -19,10 +19,18 @@ from pruning.shape import ModelShape, Removal
 from tests.pipelines.conftest import Outcome
 
 LAYERS, HEADS, CHANNELS = 4, 2, 8
-STAGE = {"attention": "block", "mlp": "block", "mlp_channels": "mlp_channels", "attention_heads": "attention_heads"}
+STAGE = {
+    "attention": "block",
+    "mlp": "block",
+    "mlp_channels": "mlp_channels",
+    "attention_heads": "attention_heads",
+}
 
 Step = tuple[str, Mapping[str, tuple[float, float | None]]]
-"""What a step removed, and (NLL, standard error) of each candidate. Removals are `attention:2`, `mlp:0`, `mlp_channels:1:6`."""
+"""What a step removed, and (NLL, standard error) of each candidate.
+
+Removals are `attention:2`, `mlp:0`, `mlp_channels:1:6`.
+"""
 
 
 def a_removal(text: str) -> Removal:
@@ -56,7 +64,9 @@ def write_run(
         removal = a_removal(removed)
         shape = shape.without(removal)
         nll = scores[removed][0]
-        rest = sorted((score, stderr) for name, (score, stderr) in scores.items() if name != removed)
+        rest = sorted(
+            (score, stderr) for name, (score, stderr) in scores.items() if name != removed
+        )
         left = sum(layer.kv_heads + layer.mlp_channels for layer in shape.layers)
         line = {
             "step": number, "stage": STAGE[removal.kind], "removed": removal.to_json(), "nll": nll, "perplexity": math.exp(nll),
@@ -70,12 +80,24 @@ def write_run(
         for candidate in line["candidates"] if "stderr" not in fields else ():
             del candidate["stderr"]
         lines.append(line)
-    identity = {"model": model, "model.dtype": "float32", "calibration.block": text, "calibration.width": text, "calibration.batch_size": 4}
-    config = {"model": {"path": f"/no/{model}"}, "search": {"target_ratio": target, "importance": "activation"}, "tracking": {"uri": "sqlite:////no/mlflow.db"}}
+    identity = {
+        "model": model,
+        "model.dtype": "float32",
+        "calibration.block": text,
+        "calibration.width": text,
+        "calibration.batch_size": 4,
+    }
+    config = {
+        "model": {"path": f"/no/{model}"},
+        "search": {"target_ratio": target, "importance": "activation"},
+        "tracking": {"uri": "sqlite:////no/mlflow.db"},
+    }
     for name, value in (settings or {}).items():
         group, _, option = name.partition(".")
         config.setdefault(group, {})[option] = value
-    (folder / "run.json").write_text(json.dumps({"identity": identity, "started": 1.8e9, "mlflow_run_id": "r"}))
+    (folder / "run.json").write_text(
+        json.dumps({"identity": identity, "started": 1.8e9, "mlflow_run_id": "r"})
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if ended:
@@ -101,11 +123,21 @@ def an_evaluation(ratio: float, perplexity: float, average: float) -> dict[str, 
     return {
         "ratio": ratio,
         "perplexity": {"wikitext2": perplexity},
-        "tasks": {"piqa": {"acc": average, "acc_stderr": 0.01, "acc_norm": average, "acc_norm_stderr": 0.011, "num_documents": 100}},
+        "tasks": {
+            "piqa": {
+                "acc": average,
+                "acc_stderr": 0.01,
+                "acc_norm": average,
+                "acc_norm_stderr": 0.011,
+                "num_documents": 100,
+            }
+        },
         "average": average,
         "dense": {
             "perplexity": {"wikitext2": 20.0},
-            "tasks": {"piqa": {"acc": 0.6, "acc_stderr": 0.01, "acc_norm": 0.61, "acc_norm_stderr": 0.01}},
+            "tasks": {
+                "piqa": {"acc": 0.6, "acc_stderr": 0.01, "acc_norm": 0.61, "acc_norm_stderr": 0.01}
+            },
             "average": 0.6,
         },
         "settings": {"num_fewshot": None, "limit": None, "max_length": None},
@@ -115,17 +147,23 @@ def an_evaluation(ratio: float, perplexity: float, average: float) -> dict[str, 
 
 def figures(page: Path) -> dict[str, Any]:
     """The figures that a page carries, by the id of their element."""
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page.read_text(), re.DOTALL)
+    found = re.search(
+        r'<script type="application/json" id="figures">(.*?)</script>', page.read_text(), re.DOTALL
+    )
     assert found
     data: dict[str, Any] = json.loads(found[1])
     return data
 
 
-def report_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def report_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
     """`run(*words)` is the command with `output_dir=tmp_path/report`."""
 
     def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["report", *map(str, words), f"output_dir={tmp_path}/report"])
+        monkeypatch.setattr(
+            sys, "argv", ["report", *map(str, words), f"output_dir={tmp_path}/report"]
+        )
         capsys.readouterr()
         status: Any = 0
         try:

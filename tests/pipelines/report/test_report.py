@@ -17,30 +17,52 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.evaluate.pareto import pareto_front
-from pipelines.report.analysis import block_votes, divergence, divergences, jaccard, overlaps, pareto_groups
+from pipelines.report.analysis import (
+    block_votes,
+    divergence,
+    divergences,
+    jaccard,
+    overlaps,
+    pareto_groups,
+)
 from pipelines.report.data import ReportRun, num_stderrs, read_runs
 from pruning.errors import InputError
 from tests.pipelines.conftest import Cli, Outcome
 from tests.pipelines.report.reports import Step, an_evaluation, figures, report_command, write_run
 
-A1: Step = ("attention:1", {"attention:1": (2.0, 0.0), "attention:2": (2.1, 0.2), "mlp:3": (2.5, 0.1)})
+A1: Step = (
+    "attention:1",
+    {"attention:1": (2.0, 0.0), "attention:2": (2.1, 0.2), "mlp:3": (2.5, 0.1)},
+)
 """Attention 1 goes, half a standard error better than attention 2."""
-A2: Step = ("attention:2", {"attention:1": (2.3, 0.1), "attention:2": (2.2, 0.0), "mlp:3": (2.5, 0.1)})
+A2: Step = (
+    "attention:2",
+    {"attention:1": (2.3, 0.1), "attention:2": (2.2, 0.0), "mlp:3": (2.5, 0.1)},
+)
 """Attention 2 goes, one standard error better than attention 1."""
 M3: Step = ("mlp:3", {"mlp:3": (2.4, 0.0), "mlp:0": (2.9, 0.1)})
-WIDTH: Step = ("mlp_channels:0:6", {"mlp_channels:0:6": (2.6, 0.0), "mlp_channels:1:6": (2.61, 0.02)})
+WIDTH: Step = (
+    "mlp_channels:0:6",
+    {"mlp_channels:0:6": (2.6, 0.0), "mlp_channels:1:6": (2.61, 0.02)},
+)
 
 Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
     monkeypatch.chdir(tmp_path)
     return report_command(tmp_path, monkeypatch, capsys)
 
 
-def pair(folder: Path, first: list[Step], second: list[Step], **changes: object) -> tuple[ReportRun, ReportRun]:
-    mine, theirs = read_runs([str(write_run(folder / "one", first)), str(write_run(folder / "two", second, **changes))])  # type: ignore[arg-type]
+def pair(
+    folder: Path, first: list[Step], second: list[Step], **changes: object
+) -> tuple[ReportRun, ReportRun]:
+    mine, theirs = read_runs(
+        [str(write_run(folder / "one", first)), str(write_run(folder / "two", second, **changes))]
+    )  # type: ignore[arg-type]
     return mine, theirs
 
 
@@ -53,20 +75,47 @@ def test_a_near_tie_is_called_one(tmp_path: Path) -> None:
     assert (mine.stderr, mine.num_stderrs) == (0.2, pytest.approx(0.5))
     assert mine.perplexity_change == pytest.approx(math.exp(2.1) - math.exp(2.0))
     assert theirs.num_stderrs == pytest.approx(1.0)
-    assert found.verdict == "near-tie: the difference is 0.5 standard errors in A, 1.0 standard errors in B"
+    assert (
+        found.verdict
+        == "near-tie: the difference is 0.5 standard errors in A, 1.0 standard errors in B"
+    )
 
 
 @pytest.mark.parametrize(
     ("scores", "verdict"),
     [
-        ({"attention:1": (2.7, 0.1), "attention:2": (2.2, 0.0)}, "near-tie in A only: the difference is 0.5 standard errors in A, 5.0 standard errors in B"),
-        ({"attention:1": (2.3, None), "attention:2": (2.2, 0.0)},
-         "how much is chance is not known: the difference is 0.5 standard errors in A, 0.1000 nats per token (standard error not known) in B"),
-        ({"attention:1": (2.2, 0.0), "attention:2": (2.2, 0.0)}, "tie: in B both have the same score, and the first in order goes"),
-        ({"mlp:3": (2.5, 0.1), "attention:2": (2.2, 0.0)}, "only A scored both choices: the difference is 0.5 standard errors in A"),
+        (
+            {"attention:1": (2.7, 0.1), "attention:2": (2.2, 0.0)},
+            (
+                "near-tie in A only: the difference is "
+                "0.5 standard errors in A, 5.0 standard "
+                "errors in "
+                "B"
+            ),
+        ),
+        (
+            {"attention:1": (2.3, None), "attention:2": (2.2, 0.0)},
+            (
+                "how much is chance is not known: the difference is 0.5 standard errors in A, "
+                "0.1000 "
+                "nats per token (standard error not "
+                "known) in "
+                "B"
+            ),
+        ),
+        (
+            {"attention:1": (2.2, 0.0), "attention:2": (2.2, 0.0)},
+            ("tie: in B both have the same score, and the first in order goes"),
+        ),
+        (
+            {"mlp:3": (2.5, 0.1), "attention:2": (2.2, 0.0)},
+            ("only A scored both choices: the difference is 0.5 standard errors in A"),
+        ),
     ],
-)  # fmt: skip
-def test_verdicts(tmp_path: Path, scores: dict[str, tuple[float, float | None]], verdict: str) -> None:
+)
+def test_verdicts(
+    tmp_path: Path, scores: dict[str, tuple[float, float | None]], verdict: str
+) -> None:
     assert divergence(*pair(tmp_path, [A1], [("attention:2", scores)])).verdict == verdict
 
 
@@ -74,13 +123,18 @@ def test_a_clear_choice_is_called_one(tmp_path: Path) -> None:
     steps: list[Step] = [("attention:1", {"attention:1": (2.0, 0.0), "attention:2": (3.0, 0.1)})]
     others: list[Step] = [("attention:2", {"attention:1": (2.9, 0.1), "attention:2": (2.2, 0.0)})]
     found = divergence(*pair(tmp_path, steps, others))
-    assert found.verdict == "clear: each prefers its own choice, the difference is 10.0 standard errors in A, 7.0 standard errors in B"
+    assert found.verdict == (
+        "clear: each prefers its own choice, the difference is 10.0 standard errors in A, 7.0 "
+        "standard errors in B"
+    )
 
 
 def test_choices_that_neither_scored_do_not_compare(tmp_path: Path) -> None:
     """As in searches that do not look at scores."""
     first, second = [(name, {name: (2.0, 0.0)}) for name in ("attention:1", "mlp:2")]
-    assert divergence(*pair(tmp_path, [first], [second])).verdict.startswith("not comparable: what one chose was not a candidate of the other")  # type: ignore[list-item]
+    assert divergence(*pair(tmp_path, [first], [second])).verdict.startswith(
+        "not comparable: what one chose was not a candidate of the other"
+    )  # type: ignore[list-item]
 
 
 def test_the_same_path_and_a_prefix(tmp_path: Path) -> None:
@@ -90,13 +144,19 @@ def test_the_same_path_and_a_prefix(tmp_path: Path) -> None:
     assert divergence(long, short).num_common == 1
     assert divergence(long, short).verdict == "one path: B is a prefix of A; B ends there, at 5.00%"
     long, stopped = pair(tmp_path / "stopped", [A1, M3], [A1], ended=False)
-    assert divergence(stopped, long).verdict == "one path: B is a prefix of A; B has not ended, and is at 5.00%"
+    assert (
+        divergence(stopped, long).verdict
+        == "one path: B is a prefix of A; B has not ended, and is at 5.00%"
+    )
 
 
 def test_a_stage_that_ended_earlier_is_no_choice(tmp_path: Path) -> None:
     found = divergence(*pair(tmp_path, [A1, M3], [A1, WIDTH]))
     assert (found.kind, found.num_common, found.preferences) == ("stage", 1, None)
-    assert found.verdict == "settings: A is removing residual blocks there, B MLP channels, so the choices are of different kinds"
+    assert found.verdict == (
+        "settings: A is removing residual blocks there, B MLP channels, so the choices are of "
+        "different kinds"
+    )
 
 
 def test_other_models_are_not_compared(tmp_path: Path) -> None:
@@ -109,50 +169,91 @@ def test_widths_of_other_texts_stand_for_other_channels(tmp_path: Path) -> None:
 
 
 def test_near_ties_are_counted(tmp_path: Path) -> None:
-    """Margins of 0.5, 5 and 0.5 standard errors, and in a folder from before they were recorded, not known."""
+    """Margins of 0.5, 5 and 0.5 standard errors, and in a folder from before they were recorded,
+    not known.
+    """
     run, old = pair(tmp_path, [A1, M3, WIDTH], [A1], fields=())
     assert [step.near_tie for step in run.steps] == [True, False, True]
     assert [step.num_stderrs for step in run.steps] == pytest.approx([0.5, 5, 0.5])
     assert [step.near_tie for step in old.steps] == [None]
     assert old.steps[0].margin == pytest.approx(0.1)
-    assert [num_stderrs(*given) for given in ((0.0, 0.0), (0.1, 0.0), (None, 0.1), (0.1, None))] == [0.0, math.inf, None, None]
+    assert [
+        num_stderrs(*given) for given in ((0.0, 0.0), (0.1, 0.0), (None, 0.1), (0.1, None))
+    ] == [0.0, math.inf, None, None]
 
 
 def test_votes_and_overlaps_by_hand(tmp_path: Path) -> None:
-    """A takes attention 1, then MLP 3; B attention 2, MLP 3; C attention 1 only. Widths are no blocks."""
-    paths = [write_run(tmp_path / name, steps) for name, steps in (("a", [A1, M3, WIDTH]), ("b", [A2, M3]), ("c", [A1]))]
+    """A takes attention 1, then MLP 3; B attention 2, MLP 3; C attention 1 only. Widths are no
+    blocks.
+    """
+    paths = [
+        write_run(tmp_path / name, steps)
+        for name, steps in (("a", [A1, M3, WIDTH]), ("b", [A2, M3]), ("c", [A1]))
+    ]
     runs = read_runs([str(path) for path in paths])
     assert [(vote.block, vote.steps) for vote in block_votes(runs)] == [
         (("attention", 1), {"A": 1, "C": 1}),
         (("mlp", 3), {"A": 2, "B": 2}),
         (("attention", 2), {"B": 1}),
     ]
-    found = [(each.first + each.second, each.at_end, each.num_blocks, each.at_equal) for each in overlaps(runs)]
-    assert found == [("AB", pytest.approx(1 / 3), 2, pytest.approx(1 / 3)), ("AC", 0.5, 1, 1.0), ("BC", 0.0, 1, 0.0)]
+    found = [
+        (each.first + each.second, each.at_end, each.num_blocks, each.at_equal)
+        for each in overlaps(runs)
+    ]
+    assert found == [
+        ("AB", pytest.approx(1 / 3), 2, pytest.approx(1 / 3)),
+        ("AC", 0.5, 1, 1.0),
+        ("BC", 0.0, 1, 0.0),
+    ]
     assert jaccard(set(), set()) is None
 
 
 def test_pareto_front_by_hand() -> None:
     points = [(0.0, 10.0), (0.1, 12.0), (0.1, 11.0), (0.2, 11.0), (0.3, 20.0), (0.25, 20.0)]
     assert pareto_front(points, lower_is_better=True) == (True, False, False, True, True, False)
-    assert pareto_front([(0.1, 0.5), (0.2, 0.5), (0.2, 0.5), (0.3, 0.4)], lower_is_better=False) == (False, True, True, True)
+    assert pareto_front(
+        [(0.1, 0.5), (0.2, 0.5), (0.2, 0.5), (0.3, 0.4)], lower_is_better=False
+    ) == (False, True, True, True)
 
 
 def test_pareto_front_against_its_definition() -> None:
-    points = [(0.1 * ratio, float((7 * ratio + 3 * value) % 5)) for ratio, value in product(range(4), range(3))]
-    for (mine, theirs), on_front in zip(((point, points) for point in points), pareto_front(points, lower_is_better=True), strict=True):
+    points = [
+        (0.1 * ratio, float((7 * ratio + 3 * value) % 5))
+        for ratio, value in product(range(4), range(3))
+    ]
+    for (mine, theirs), on_front in zip(
+        ((point, points) for point in points),
+        pareto_front(points, lower_is_better=True),
+        strict=True,
+    ):
         as_good = [other for other in theirs if other[0] >= mine[0] and other[1] <= mine[1]]
         assert on_front == all(other == mine for other in as_good)
 
 
 def test_only_results_on_the_same_text_share_a_front(tmp_path: Path) -> None:
     one, two, other = (
-        write_run(tmp_path / "one", [A1], heldout=(10.0, 12.0), evaluation=an_evaluation(0.05, 25.0, 0.5)),
-        write_run(tmp_path / "two", [A1, M3], heldout=(10.0, 11.0), evaluation=an_evaluation(0.25, 30.0, 0.55)),
+        write_run(
+            tmp_path / "one", [A1], heldout=(10.0, 12.0), evaluation=an_evaluation(0.05, 25.0, 0.5)
+        ),
+        write_run(
+            tmp_path / "two",
+            [A1, M3],
+            heldout=(10.0, 11.0),
+            evaluation=an_evaluation(0.25, 30.0, 0.55),
+        ),
         write_run(tmp_path / "other", [A2], heldout=(13.0, 14.0)),
     )
     groups = pareto_groups(read_runs([str(one), str(two), str(other)]))
-    shown = [(group.metric, [(point.run.key if point.run else "", point.value, point.on_front) for point in group.points]) for group in groups]
+    shown = [
+        (
+            group.metric,
+            [
+                (point.run.key if point.run else "", point.value, point.on_front)
+                for point in group.points
+            ],
+        )
+        for group in groups
+    ]
     assert shown == [
         ("held-out perplexity", [("", 10.0, True), ("A", 12.0, False), ("B", 11.0, True)]),
         ("held-out perplexity", [("", 13.0, True), ("C", 14.0, True)]),
@@ -163,25 +264,42 @@ def test_only_results_on_the_same_text_share_a_front(tmp_path: Path) -> None:
 
 def test_a_stopped_run_borrows_the_dense_score(tmp_path: Path) -> None:
     whole, stopped = pair(tmp_path / "a", [A1, M3], [A1], ended=False)
-    assert (stopped.ended, stopped.dense, stopped.heldout.dense) == (False, {"block": 9.0, "width": 9.5}, None)
+    assert (stopped.ended, stopped.dense, stopped.heldout.dense) == (
+        False,
+        {"block": 9.0, "width": 9.5},
+        None,
+    )
     assert "has not ended: 5.00% of 50.00% removed after 1 steps" in stopped.outcome
     assert pair(tmp_path / "b", [A1], [A1], ended=False, text="u")[1].dense == {}
     assert whole.dense_shape.text == "2x8*4"
 
 
 def test_the_page_says_what_it_should(command: Command, tmp_path: Path) -> None:
-    changes = {"evaluation": an_evaluation(0.25, 25.0, 0.5), "settings": {"search.importance": "l1"}}
-    paths = [write_run(tmp_path / "one", [A1, M3, WIDTH]), write_run(tmp_path / "two", [A2, M3], **changes)]  # type: ignore[arg-type]
+    changes = {
+        "evaluation": an_evaluation(0.25, 25.0, 0.5),
+        "settings": {"search.importance": "l1"},
+    }
+    paths = [
+        write_run(tmp_path / "one", [A1, M3, WIDTH]),
+        write_run(tmp_path / "two", [A2, M3], **changes),
+    ]  # type: ignore[arg-type]
     paths.append(write_run(tmp_path / "three", [A1], ended=False))
     outcome = command(*paths, "log_to_mlflow=false")
     assert outcome.status == 0, outcome.output
-    text = html.unescape(re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", " ", (outcome.folder / "report.html").read_text(), flags=re.DOTALL))
+    text = html.unescape(
+        re.sub(
+            r"<script.*?</script>|<style.*?</style>|<[^>]+>",
+            " ",
+            (outcome.folder / "report.html").read_text(),
+            flags=re.DOTALL,
+        )
+    )
     text = " ".join(text.split())
     for words in (
-        "3 searches compared", "C has not ended: shown as far as it came", "near-tie: the difference is 0.5 standard errors in A, 1.0 standard errors in B",
-        "one path: C is a prefix of A", "2 of 3", "attention block of layer 1", "MLP of layer 0 to 6 channels", "search.importance activation l1 activation",
-        "1 x worker died", "1 min 15 s", "0.6100 0.0100 0.5000 0.0110 -0.1100", "wikitext2 token perplexity 20.00 - 25.00 - +25.0%",
-        "average acc_norm, else acc 0.6000",        "0 of 3 blocks that any run removed were removed by all 3 runs",
+        "3 searches compared", "C has not ended: shown as far as it came", ("near-tie: the difference is 0.5 standard errors in A, 1.0 standard errors in B"),
+        "one path: C is a prefix of A", "2 of 3", "attention block of layer 1", ("MLP of layer 0 to 6 channels"), ("search.importance activation l1 activation"),
+        "1 x worker died", "1 min 15 s", "0.6100 0.0100 0.5000 0.0110 -0.1100", ("wikitext2 token perplexity 20.00 - 25.00 - +25.0%"),
+        "average acc_norm, else acc 0.6000",        ("0 of 3 blocks that any run removed were removed by all 3 runs"),
     ):  # fmt: skip
         assert words in text, words
     shown = figures(outcome.folder / "report.html")
@@ -194,7 +312,15 @@ def test_the_page_says_what_it_should(command: Command, tmp_path: Path) -> None:
     assert blocks[0]["x"] == pytest.approx([0, 5, 25])
     assert blocks[0]["y"] == pytest.approx([9.0, math.exp(2.0), math.exp(2.4)])
     assert blocks[2]["y"] == pytest.approx([9.0, math.exp(2.0)])
-    assert len({(trace["line"]["color"], trace["line"]["dash"], trace["marker"]["symbol"][-1]) for trace in blocks}) == 3
+    assert (
+        len(
+            {
+                (trace["line"]["color"], trace["line"]["dash"], trace["marker"]["symbol"][-1])
+                for trace in blocks
+            }
+        )
+        == 3
+    )
     attention, mlp = shown["left-A"]["data"]
     assert (len(attention["z"]), len(attention["z"][0])) == (4, 4)
     assert attention["z"][1] == [100, 0, 0, 0]
@@ -213,29 +339,51 @@ def test_the_page_stands_alone_and_is_the_same_again(command: Command, tmp_path:
     assert page.read_bytes() == first
     scripts = re.findall(r"<script>(.*?)</script>", first.decode(), re.DOTALL)
     allowed = re.findall(r"'sha256-([^']+)'", first.decode().split("<title>", maxsplit=1)[0])
-    assert allowed == [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert allowed == [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
     assert len(scripts) == 2
-    links = re.findall(r"(?:src|href)=(\S+)", re.sub(r"<script>.*?</script>", "", first.decode(), flags=re.DOTALL))
+    links = re.findall(
+        r"(?:src|href)=(\S+)", re.sub(r"<script>.*?</script>", "", first.decode(), flags=re.DOTALL)
+    )
     assert all(link.startswith(('"#', '"data:')) for link in links), links
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a'b\"c & <b>d", "with space, comma", "$(x)${oc.env:HOME}", "back\\slash", "[1]", "ünï"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<script>alert(1)</script>",
+        "a'b\"c & <b>d",
+        "with space, comma",
+        "$(x)${oc.env:HOME}",
+        "back\\slash",
+        "[1]",
+        "ünï",
+    ],
+)
 def test_names_are_only_text(command: Command, tmp_path: Path, name: str) -> None:
     parts = name.split("/")
-    outcome = command(write_run(tmp_path.joinpath(*parts), [A1]), write_run(tmp_path / "other", [A2]), "log_to_mlflow=false")
+    outcome = command(
+        write_run(tmp_path.joinpath(*parts), [A1]),
+        write_run(tmp_path / "other", [A2]),
+        "log_to_mlflow=false",
+    )
     assert outcome.status == 0, outcome.output
     page = (outcome.folder / "report.html").read_text()
     assert "<script>alert" not in page
     assert "<b>d" not in page
     assert html.escape(parts[-1], quote=False) in page.replace("&#39;", "'").replace("&#34;", '"')
-    assert figures(outcome.folder / "report.html")["trajectory-block"]["data"][0]["name"] == f"A {html.escape(parts[-1])}"
+    assert (
+        figures(outcome.folder / "report.html")["trajectory-block"]["data"][0]["name"]
+        == f"A {html.escape(parts[-1])}"
+    )
 
 
 def test_every_problem_at_once_and_nothing_is_written(command: Command, tmp_path: Path) -> None:
     good = write_run(tmp_path / "good", [A1])
     damaged = {}
     for name, file, text in (
-        ("line", "trajectory.jsonl", '{"step": 1}\n'), ("json", "run.json", "{"), ("summary", "summary.json", '{"status": "x"}'),
+        ("line", "trajectory.jsonl", '{"step": 1}\n'), ("json", "run.json", "{"), ("summary", "summary.json", ('{"status": "x"}')),
         ("evaluation", "evaluation.json", "[]"), ("shape", "trajectory.jsonl", (good / "trajectory.jsonl").read_text().replace("2x8", "2y8")),
     ):  # fmt: skip
         damaged[name] = write_run(tmp_path / name, [A1])
@@ -247,7 +395,12 @@ def test_every_problem_at_once_and_nothing_is_written(command: Command, tmp_path
     assert outcome.status == 2
     assert outcome.errors == [line for line in outcome.errors if line.startswith("error: runs: ")]
     said = "\n".join(outcome.errors)
-    for words in ("no such folder", "good is there twice", "empty has no run.json, config.yaml, trajectory.jsonl", "new has not taken a step yet"):
+    for words in (
+        "no such folder",
+        "good is there twice",
+        "empty has no run.json, config.yaml, trajectory.jsonl",
+        "new has not taken a step yet",
+    ):
         assert words in said, said
     for name in damaged:
         assert f"{tmp_path / name} is damaged: " in said, said
@@ -268,8 +421,19 @@ def test_a_sweep_stands_for_its_points(command: Command, tmp_path: Path) -> None
     points = [write_run(sweep / "p1", [A1]), write_run(tmp_path / "elsewhere", [A2])]
     (sweep / "p3").mkdir()
     rows = [("first", "p1"), ("second", str(points[1])), ("third", "p3"), ("fourth", None)]
-    (sweep / "sweep.json").write_text(json.dumps({"points": [{"name": name, "folder": folder, "status": "done"} for name, folder in rows]}))
-    assert [(run.key, run.name) for run in read_runs([str(sweep)])] == [("A", "sweep/first"), ("B", "sweep/second")]
+    (sweep / "sweep.json").write_text(
+        json.dumps(
+            {
+                "points": [
+                    {"name": name, "folder": folder, "status": "done"} for name, folder in rows
+                ]
+            }
+        )
+    )
+    assert [(run.key, run.name) for run in read_runs([str(sweep)])] == [
+        ("A", "sweep/first"),
+        ("B", "sweep/second"),
+    ]
     assert "elsewhere is there twice" in command(sweep, points[1]).output
     shutil.rmtree(sweep / "p1")
     shutil.rmtree(points[1])
@@ -279,18 +443,29 @@ def test_a_sweep_stands_for_its_points(command: Command, tmp_path: Path) -> None
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    paths = [write_run(tmp_path / parent / "run", [A1]) for parent in ("x", "y")] + [write_run(tmp_path / "z", [A1])]
+    paths = [write_run(tmp_path / parent / "run", [A1]) for parent in ("x", "y")] + [
+        write_run(tmp_path / "z", [A1])
+    ]
     assert [run.name for run in read_runs([str(path) for path in paths])] == ["x/run", "y/run", "z"]
 
 
-def test_real_searches_without_their_model(cli: Cli, command: Command, tmp_path: Path, checkpoint_folder: Path) -> None:
-    """Three calibration sets, two distributions, and a search that was stopped; then the model goes away."""
+def test_real_searches_without_their_model(
+    cli: Cli, command: Command, tmp_path: Path, checkpoint_folder: Path
+) -> None:
+    """Three calibration sets, two distributions, and a search that was stopped; then the model goes
+    away.
+    """
     model = tmp_path / "model"
     shutil.copytree(checkpoint_folder, model)
     given = f"model.path={model}"
-    one, more = cli(given, folder="one"), cli(given, "search.distribution=[1,0,0]", "search.target_ratio=0.2", folder="more")
+    one, more = (
+        cli(given, folder="one"),
+        cli(given, "search.distribution=[1,0,0]", "search.target_ratio=0.2", folder="more"),
+    )
     other = cli(given, "calibration.num_block_samples=3", folder="other")
-    stopped = cli(given, "calibration.num_block_samples=5", "search.distribution=[1,0,0]", folder="stopped")
+    stopped = cli(
+        given, "calibration.num_block_samples=5", "search.distribution=[1,0,0]", folder="stopped"
+    )
     shutil.rmtree(model)
     for name in ("summary.json", "shape.json", "channel_order.safetensors"):
         (stopped.folder / name).unlink()
@@ -302,12 +477,21 @@ def test_real_searches_without_their_model(cli: Cli, command: Command, tmp_path:
     shown = figures(outcome.folder / "report.html")
     lines = [json.loads(line) for line in one.trajectory]
     blocks = shown["trajectory-block"]["data"]
-    assert blocks[0]["y"] == pytest.approx([one.summary["perplexity"]["block"]["dense"], *(line["perplexity"] for line in lines if line["stage"] == "block")])
+    assert blocks[0]["y"] == pytest.approx(
+        [
+            one.summary["perplexity"]["block"]["dense"],
+            *(line["perplexity"] for line in lines if line["stage"] == "block"),
+        ]
+    )
     assert [len(trace["x"]) for trace in blocks][3] == 2
     widths = shown["trajectory-width"]["data"][0]
-    assert widths["x"] == pytest.approx([0, *(100 * line["ratio"] for line in lines if line["stage"] != "block")])
+    assert widths["x"] == pytest.approx(
+        [0, *(100 * line["ratio"] for line in lines if line["stage"] != "block")]
+    )
     runs = read_runs([str(each.folder) for each in (one, more, other, stopped)])
-    assert divergence(runs[0], runs[1]).kind in ("stage", "prefix"), "the same calibration: one trunk"
+    assert divergence(runs[0], runs[1]).kind in ("stage", "prefix"), (
+        "the same calibration: one trunk"
+    )
     assert all(step.near_tie is not None for step in runs[0].steps if len(step.scores) > 1)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for run in runs:
@@ -316,13 +500,20 @@ def test_real_searches_without_their_model(cli: Cli, command: Command, tmp_path:
         assert client.get_run(run.mlflow_run_id).info.status == "FINISHED"
 
 
-def test_mlflow_that_is_away_costs_nothing(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_that_is_away_costs_nothing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A database that is gone is not made again; a server that is away is asked once."""
     monkeypatch.setattr("pipelines.report.__main__._MLFLOW_TIMEOUT_S", 0.5)
     paths = [
-        write_run(tmp_path / "gone", [A1], settings={"tracking.uri": f"sqlite:///{tmp_path}/gone.db"}),
+        write_run(
+            tmp_path / "gone", [A1], settings={"tracking.uri": f"sqlite:///{tmp_path}/gone.db"}
+        ),
         write_run(tmp_path / "secret", [A1], settings={"tracking.uri": "https://me:***@host"}),
-        *(write_run(tmp_path / name, [A1], settings={"tracking.uri": "http://127.0.0.1:9"}) for name in ("away", "too")),
+        *(
+            write_run(tmp_path / name, [A1], settings={"tracking.uri": "http://127.0.0.1:9"})
+            for name in ("away", "too")
+        ),
     ]
     outcome = command(*paths)
     assert outcome.status == 0, outcome.output

@@ -1,4 +1,6 @@
-"""Published runs: what they say of counts holds; a run's own figures come out again, and a figure that is wrong is called so."""
+"""Published runs: what they say of counts holds; a run's own figures come out again, and a figure
+that is wrong is called so.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ from pruning.export.authors_config import read_authors_config
 from pruning.shape import ModelShape
 from tests.documents import save_reader, save_tasks
 
-NAMES = [f"{folder}/{path.stem}" for folder in ("multipruner", "blockpruner", "shortgpt") for path in sorted((CONF / "experiment" / folder).glob("*.yaml"))]
+NAMES = [
+    f"{folder}/{path.stem}"
+    for folder in ("multipruner", "blockpruner", "shortgpt")
+    for path in sorted((CONF / "experiment" / folder).glob("*.yaml"))
+]
 MULTIPRUNER = [name for name in NAMES if name.startswith("multipruner/")]
 
 
@@ -46,19 +52,29 @@ class Reproduced:
         return found
 
     def outside(self) -> list[str]:
-        return [check["quantity"] for check in self.verdict["checks"] if check["verdict"] == "outside"]
+        return [
+            check["quantity"] for check in self.verdict["checks"] if check["verdict"] == "outside"
+        ]
 
 
 Reproduce = Callable[..., Reproduced]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Reproduce:
-    """`run("experiment=...", folder="a")` runs the command in this process, with what it writes in the test's folder."""
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Reproduce:
+    """`run("experiment=...", folder="a")` runs the command in this process, with what it writes in
+    the test's folder.
+    """
     monkeypatch.chdir(tmp_path)
 
     def call(*overrides: str, folder: str = "reproduced") -> Reproduced:
-        output_dir = [] if any(word.startswith("record=") for word in overrides) else [f"output_dir={tmp_path / folder}"]
+        output_dir = (
+            []
+            if any(word.startswith("record=") for word in overrides)
+            else [f"output_dir={tmp_path / folder}"]
+        )
         monkeypatch.setattr(sys, "argv", ["reproduce", *overrides, *output_dir])
         capsys.readouterr()
         status: Any = 0
@@ -75,7 +91,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def checked(name: str) -> ReproduceConfig:
     register()
     with initialize_config_dir(str(CONF), version_base=None):
-        return ReproduceConfig.given_with(compose("reproduce", overrides=[f"experiment={name}"]), [])
+        return ReproduceConfig.given_with(
+            compose("reproduce", overrides=[f"experiment={name}"]), []
+        )
 
 
 def test_all_published_runs_are_here() -> None:
@@ -92,8 +110,14 @@ def test_every_command_takes_every_experiment(name: str) -> None:
     config = checked(name)
     assert pruning.problems() == planning.problems() == []
     assert pruning.search.greedy == planning.search == config.search
-    assert (pruning.calibration.build.source, pruning.calibration.build.num_block_samples, pruning.calibration.build.sequence_length) == ("alpaca", 256, 2048)
-    assert "expected" not in json.dumps(pruning.identity()), "what a result is compared with decides nothing"
+    assert (
+        pruning.calibration.build.source,
+        pruning.calibration.build.num_block_samples,
+        pruning.calibration.build.sequence_length,
+    ) == ("alpaca", 256, 2048)
+    assert "expected" not in json.dumps(pruning.identity()), (
+        "what a result is compared with decides nothing"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,7 +142,10 @@ def test_the_run_without_a_published_distribution() -> None:
     unchecked = [check for check in checks if check.verdict == "not checked"]
     assert len(unchecked) == 7
     assert all("no distribution is published" in check.note for check in unchecked)
-    assert [check.verdict for check in checks if "parameters" in check.quantity] == ["within", "within"]
+    assert [check.verdict for check in checks if "parameters" in check.quantity] == [
+        "within",
+        "within",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +155,10 @@ def test_the_run_without_a_published_distribution() -> None:
         ("expected.dense.num_parameters=6738415617", ["parameters, dense", "ratio"]),
         ("expected.removed_mlp=[8,9]", ["layers without MLP"]),
         ("search.target_ratio=0.22", ["target ratio that ends in this shape"]),
-        ("search.distribution=[10,86,4]", ["target ratio that ends in this shape", "evaluations, blocks"]),
+        (
+            "search.distribution=[10,86,4]",
+            ["target ratio that ends in this shape", "evaluations, blocks"],
+        ),
     ],
     ids=["pruned", "dense", "blocks", "target", "distribution"],
 )
@@ -145,40 +175,70 @@ def test_a_wrong_figure_is_outside(run: Reproduce, override: str, quantities: li
 def test_within(run: Reproduce) -> None:
     outcome = run("experiment=multipruner/qwen1_5_7b_22")
     assert outcome.status == 0, outcome.output
-    assert (outcome.verdict["num_within"], outcome.verdict["num_outside"], outcome.verdict["num_not_checked"]) == (12, 0, 0)
+    assert (
+        outcome.verdict["num_within"],
+        outcome.verdict["num_outside"],
+        outcome.verdict["num_not_checked"],
+    ) == (12, 0, 0)
     assert "published with target_ratio 0.22" in outcome.output
     assert "12 within, 0 outside, 0 not checked" in outcome.output
 
 
 @pytest.mark.data
 def test_experiments_say_what_was_published(shared: Path) -> None:
-    """Every figure of every run, and its settings; where `search` differs from them, `expected.settings` has them."""
+    """Every figure of every run, and its settings; where `search` differs from them,
+    `expected.settings` has them.
+    """
     published = json.loads((shared / "published/multipruner.json").read_text())
     table = json.loads((shared / "published/baselines.json").read_text())["table"]
     found = {}
     for name in MULTIPRUNER:
         config = checked(name)
-        found[config.model.path, round(100 * config.figures.settings.get("target_ratio", config.search.target_ratio))] = config
+        found[
+            config.model.path,
+            round(100 * config.figures.settings.get("target_ratio", config.search.target_ratio)),
+        ] = config
     assert len(found) == len(published) == 21
     for run in published:
         config = found[run["hub_id"], run["target_ratio_percent"]]
         expected, search = config.figures, config.search
         assert dict(expected.config) == run["config"]
-        distribution = expected.settings.get("distribution") or (None if expected.no_plan else ":".join(f"{share:g}" for share in search.distribution))
+        distribution = expected.settings.get("distribution") or (
+            None if expected.no_plan else ":".join(f"{share:g}" for share in search.distribution)
+        )
         assert distribution == run["distribution"]
         assert search.mlp_group_channels == (run["mlp_channel_group_size"] or 1024)
         assert search.head_group_channels == run["attn_channel_group_size"]
-        assert (expected.dense.num_parameters, expected.pruned.num_parameters) == (run["total_params"], run["pruned_params"])
+        assert (expected.dense.num_parameters, expected.pruned.num_parameters) == (
+            run["total_params"],
+            run["pruned_params"],
+        )
         assert dict(expected.pruned.perplexity) == {"wikitext2": run["wikitext2_ppl"]}
         assert expected.pruned.accuracy_average == pytest.approx(run["accuracy_average"] / 100)
-        assert {task: round(100 * value, 2) for task, value in expected.pruned.accuracy.items()} == run["accuracy"]
-        assert [expected.removed_attention, expected.removed_mlp] == [run["pruning_config"]["pruned_attn_idx"], run["pruning_config"]["pruned_mlp_idx"]]
+        assert {
+            task: round(100 * value, 2) for task, value in expected.pruned.accuracy.items()
+        } == run["accuracy"]
+        assert [expected.removed_attention, expected.removed_mlp] == [
+            run["pruning_config"]["pruned_attn_idx"],
+            run["pruning_config"]["pruned_mlp_idx"],
+        ]
         accounting = _accounting(run["config"])
-        shape = read_authors_config(run["pruning_config"], accounting.dense, channels_per_kv_head=accounting.geometry.channels_per_kv_head)
+        shape = read_authors_config(
+            run["pruning_config"],
+            accounting.dense,
+            channels_per_kv_head=accounting.geometry.channels_per_kv_head,
+        )
         assert expected.shape is not None
         assert ModelShape.parse(expected.shape) == shape
-        dense = next(row["dense"] for name, row in table.items() if name.partition("@")[0] == run["model"].removesuffix("-Base"))
-        assert [expected.dense.perplexity["wikitext2"], round(100 * (expected.dense.accuracy_average or 0), 2)] == dense
+        dense = next(
+            row["dense"]
+            for name, row in table.items()
+            if name.partition("@")[0] == run["model"].removesuffix("-Base")
+        )
+        assert [
+            expected.dense.perplexity["wikitext2"],
+            round(100 * (expected.dense.accuracy_average or 0), 2),
+        ] == dense
 
 
 def _accounting(config: dict[str, Any]) -> Accounting:
@@ -196,22 +256,54 @@ _first_runs: dict[str, Path] = {}
 
 
 @pytest.fixture(params=["llama", "qwen2"])
-def first(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+def first(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path
+) -> Path:
     """A search of a tiny model of that family and its evaluation, made once."""
     family = request.param
     if family not in _first_runs:
-        _first_runs[family] = first_run(tmp_path_factory.mktemp(f"first-{family}"), family, data_dir)
+        _first_runs[family] = first_run(
+            tmp_path_factory.mktemp(f"first-{family}"), family, data_dir
+        )
     return _first_runs[family]
 
 
 def first_run(folder: Path, family: str, data_dir: Path) -> Path:
     model = save_reader(folder / f"tiny-{family}", family)
-    (folder / "story.txt").write_text("the old cat sees a small red bird under the big tree with water and fish " * 60)
-    words = ["calibration=text", f"calibration.path={folder}/story.txt", "calibration.sequence_length=64", "calibration.num_block_samples=4"]
-    words += ["calibration.num_width_samples=4", "calibration.num_heldout_samples=2", "search.target_ratio=0.25", "search.distribution=[40,40,20]"]
-    words += ["search.mlp_group_channels=16", "search.head_group_channels=16", "search.importance=l1", f"model.path={model}", "model.dtype=float32"]
-    words += ["cluster=inline", f"store.url=sqlite:///{folder}/scores.db", f"tracking.uri=sqlite:///{folder}/mlflow.db", f"output_dir={folder}/run"]
-    words += ["evaluation=zero_shot", "evaluation.cost=false", "evaluation.tasks=[piqa,arc_easy]", f"evaluation.data_dir={data_dir}"]
+    (folder / "story.txt").write_text(
+        "the old cat sees a small red bird under the big tree with water and fish " * 60
+    )
+    words = [
+        "calibration=text",
+        f"calibration.path={folder}/story.txt",
+        "calibration.sequence_length=64",
+        "calibration.num_block_samples=4",
+    ]
+    words += [
+        "calibration.num_width_samples=4",
+        "calibration.num_heldout_samples=2",
+        "search.target_ratio=0.25",
+        "search.distribution=[40,40,20]",
+    ]
+    words += [
+        "search.mlp_group_channels=16",
+        "search.head_group_channels=16",
+        "search.importance=l1",
+        f"model.path={model}",
+        "model.dtype=float32",
+    ]
+    words += [
+        "cluster=inline",
+        f"store.url=sqlite:///{folder}/scores.db",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        f"output_dir={folder}/run",
+    ]
+    words += [
+        "evaluation=zero_shot",
+        "evaluation.cost=false",
+        "evaluation.tasks=[piqa,arc_easy]",
+        f"evaluation.data_dir={data_dir}",
+    ]
     words += [f"evaluation.texts=[{folder}/story.txt]", "evaluation.sequence_length=64"]
     register()
     with initialize_config_dir(str(CONF), version_base=None):
@@ -230,21 +322,40 @@ def recorded(run: Reproduce, first: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def places(folder: Path) -> tuple[str, ...]:
-    return "cluster=inline", f"store.url=sqlite:///{folder}/scores.db", f"tracking.uri=sqlite:///{folder}/mlflow.db", "experiment=mine/tiny"
+    return (
+        "cluster=inline",
+        f"store.url=sqlite:///{folder}/scores.db",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        "experiment=mine/tiny",
+    )
 
 
-def test_a_run_reproduces_itself(run: Reproduce, recorded: Path, first: Path, tmp_path: Path) -> None:
+def test_a_run_reproduces_itself(
+    run: Reproduce, recorded: Path, first: Path, tmp_path: Path
+) -> None:
     """In all three modes, with a store of its own; the same command again computes nothing."""
     where = places(tmp_path)
     for mode in ("counts", "shape", "search"):
         outcome = run(*where, f"mode={mode}", folder=mode)
         assert outcome.status == 0, outcome.output
-        assert {check["verdict"] for check in outcome.verdict["checks"] if "average" not in check["quantity"]} == {"within"}
+        assert {
+            check["verdict"]
+            for check in outcome.verdict["checks"]
+            if "average" not in check["quantity"]
+        } == {"within"}
         quantities = {check["quantity"] for check in outcome.verdict["checks"]}
         assert {"parameters, dense", "parameters, pruned", "ratio"} <= quantities
         if mode != "counts":
-            assert {"pruned: perplexity, story", "pruned: accuracy, piqa", "dense: accuracy, arc_easy"} <= quantities
-            differences = [check["difference"] for check in outcome.verdict["checks"] if "perplexity" in check["quantity"]]
+            assert {
+                "pruned: perplexity, story",
+                "pruned: accuracy, piqa",
+                "dense: accuracy, arc_easy",
+            } <= quantities
+            differences = [
+                check["difference"]
+                for check in outcome.verdict["checks"]
+                if "perplexity" in check["quantity"]
+            ]
             assert differences == pytest.approx([0, 0], abs=1e-6)
         if mode == "search":
             assert outcome.verdict["divergence"] is None
@@ -252,10 +363,18 @@ def test_a_run_reproduces_itself(run: Reproduce, recorded: Path, first: Path, tm
             assert {"order of all removals", "layers whose shape differs"} <= quantities
             again = run(*where, "mode=search", folder=mode)
             assert again.status == 0, again.output
-            assert json.loads((again.folder / "evaluation.json").read_text())["answers"]["computed"] == 0
-            assert json.loads((again.folder / "summary.json").read_text())["evaluations"]["scored"] == 0
+            assert (
+                json.loads((again.folder / "evaluation.json").read_text())["answers"]["computed"]
+                == 0
+            )
+            assert (
+                json.loads((again.folder / "summary.json").read_text())["evaluations"]["scored"]
+                == 0
+            )
     assert (tmp_path / "search" / "trajectory.jsonl").is_file()
-    assert "expected: null" in (tmp_path / "search" / "config.yaml").read_text(), "a run like any other"
+    assert "expected: null" in (tmp_path / "search" / "config.yaml").read_text(), (
+        "a run like any other"
+    )
 
 
 @pytest.mark.parametrize("first", ["llama"], indirect=True)
@@ -275,11 +394,20 @@ def test_a_shape_file(run: Reproduce, recorded: Path, first: Path, tmp_path: Pat
     assert "belongs to another run" in refused.output
 
 
-@pytest.mark.parametrize(("first", "mode"), [("llama", "shape"), ("llama", "search"), ("qwen2", "shape"), ("qwen2", "search")], indirect=["first"])
+@pytest.mark.parametrize(
+    ("first", "mode"),
+    [("llama", "shape"), ("llama", "search"), ("qwen2", "shape"), ("qwen2", "search")],
+    indirect=["first"],
+)
 def test_a_perturbed_figure(run: Reproduce, recorded: Path, first: Path, mode: str) -> None:
     expected = yaml.safe_load(recorded.read_text())["expected"]
     perplexity = expected["pruned"]["perplexity"]["story"]
-    outcome = run(*places(first), f"mode={mode}", f"expected.pruned.perplexity.story={perplexity * 1.02}", "expected.pruned.accuracy.piqa=1.5")
+    outcome = run(
+        *places(first),
+        f"mode={mode}",
+        f"expected.pruned.perplexity.story={perplexity * 1.02}",
+        "expected.pruned.accuracy.piqa=1.5",
+    )
     assert outcome.status == 1, outcome.output
     assert outcome.outside() == ["pruned: perplexity, story", "pruned: accuracy, piqa"]
 
@@ -287,17 +415,26 @@ def test_a_perturbed_figure(run: Reproduce, recorded: Path, first: Path, mode: s
 @pytest.mark.parametrize("first", ["llama"], indirect=True)
 def test_a_wider_tolerance(run: Reproduce, recorded: Path, first: Path) -> None:
     perplexity = yaml.safe_load(recorded.read_text())["expected"]["pruned"]["perplexity"]["story"]
-    given = f"expected.pruned.perplexity.story={perplexity * 1.02}", "expected.tolerance.perplexity=0.05"
+    given = (
+        f"expected.pruned.perplexity.story={perplexity * 1.02}",
+        "expected.tolerance.perplexity=0.05",
+    )
     assert run(*places(first), "mode=shape", *given).status == 0
 
 
 @pytest.mark.parametrize("first", ["llama"], indirect=True)
-def test_where_a_search_goes_another_way(run: Reproduce, recorded: Path, first: Path, tmp_path: Path) -> None:
+def test_where_a_search_goes_another_way(
+    run: Reproduce, recorded: Path, first: Path, tmp_path: Path
+) -> None:
     """The step is named, with what was expected there and how much worse it scored."""
     steps: list[str] = yaml.safe_load(recorded.read_text())["expected"]["steps"]
     line = json.loads((first / "run" / "trajectory.jsonl").read_text().splitlines()[1])
     taken = steps[1]
-    other = next(candidate for candidate in line["candidates"] if f"{candidate['kind']}:{candidate['layer']}" != taken)
+    other = next(
+        candidate
+        for candidate in line["candidates"]
+        if f"{candidate['kind']}:{candidate['layer']}" != taken
+    )
     wrong = [steps[0], f"{other['kind']}:{other['layer']}", *steps[2:]]
     outcome = run(*places(first), "mode=search", f"expected.steps=[{','.join(wrong)}]")
     assert outcome.status == 1
@@ -305,18 +442,36 @@ def test_where_a_search_goes_another_way(run: Reproduce, recorded: Path, first: 
     divergence = outcome.verdict["divergence"]
     assert (divergence["step"], divergence["expected"], divergence["taken"]) == (2, wrong[1], taken)
     assert divergence["nll_difference"] == pytest.approx(other["nll"] - line["nll"])
-    assert f"first divergence: step 2 removed {taken}; expected was {wrong[1]}, which scored +" in outcome.output
+    assert (
+        f"first divergence: step 2 removed {taken}; expected was {wrong[1]}, which scored +"
+        in outcome.output
+    )
 
 
 @pytest.mark.parametrize("first", ["llama"], indirect=True)
-def test_where_only_the_order_of_blocks_is_known(run: Reproduce, recorded: Path, first: Path) -> None:
+def test_where_only_the_order_of_blocks_is_known(
+    run: Reproduce, recorded: Path, first: Path
+) -> None:
     """As of the published runs."""
     steps: list[str] = yaml.safe_load(recorded.read_text())["expected"]["steps"]
-    attention, mlp = ([int(step.split(":")[1]) for step in steps if step.startswith(f"{kind}:")] for kind in ("attention", "mlp"))
+    attention, mlp = (
+        [int(step.split(":")[1]) for step in steps if step.startswith(f"{kind}:")]
+        for kind in ("attention", "mlp")
+    )
     lists = ["expected.steps=null", f"expected.removed_mlp={mlp}".replace(" ", "")]
-    right = run(*places(first), "mode=search", *lists, f"expected.removed_attention={attention}".replace(" ", ""))
+    right = run(
+        *places(first),
+        "mode=search",
+        *lists,
+        f"expected.removed_attention={attention}".replace(" ", ""),
+    )
     assert right.status == 0, right.output
-    more = run(*places(first), "mode=search", *lists, f"expected.removed_attention={[*attention, 9]}".replace(" ", ""))
+    more = run(
+        *places(first),
+        "mode=search",
+        *lists,
+        f"expected.removed_attention={[*attention, 9]}".replace(" ", ""),
+    )
     assert more.outside() == ["attention blocks in the order that they went"]
     assert "first divergence: the search ended before attention:9 was removed" in more.output
     dense = 3 * 48
@@ -329,12 +484,27 @@ def test_where_only_the_order_of_blocks_is_known(run: Reproduce, recorded: Path,
     ("overrides", "messages"),
     [
         ((), ["expected: missing; give experiment=NAME with figures"]),
-        (("experiment=multipruner/llama2_7b_22", "mode=count"), ["mode: 'count'; one of counts, shape, search"]),
-        (("experiment=multipruner/llama2_7b_22", "shape=a.json"), ["shape: a.json, which has no effect with mode=counts"]),
+        (
+            ("experiment=multipruner/llama2_7b_22", "mode=count"),
+            ["mode: 'count'; one of counts, shape, search"],
+        ),
+        (
+            ("experiment=multipruner/llama2_7b_22", "shape=a.json"),
+            ["shape: a.json, which has no effect with mode=counts"],
+        ),
         (("experiment=multipruner/llama2_7b_22", "resume=true"), ["output_dir goes on"]),
-        (("experiment=multipruner/llama2_7b_22", "expected.tolerance.perplexity=-1"), ["expected.tolerance.perplexity: -1.0; at least 0"]),
-        (("experiment=multipruner/llama2_7b_22", "expected.shape=4x4"), ["expected.shape: it does not fit this model: it has 1 layers, the model 32"]),
-        (("experiment=multipruner/llama2_7b_22", "mode=shape", "evaluation=none"), ["evaluation: nothing to compare"]),
+        (
+            ("experiment=multipruner/llama2_7b_22", "expected.tolerance.perplexity=-1"),
+            ["expected.tolerance.perplexity: -1.0; at least 0"],
+        ),
+        (
+            ("experiment=multipruner/llama2_7b_22", "expected.shape=4x4"),
+            ["expected.shape: it does not fit this model: it has 1 layers, the model 32"],
+        ),
+        (
+            ("experiment=multipruner/llama2_7b_22", "mode=shape", "evaluation=none"),
+            ["evaluation: nothing to compare"],
+        ),
         (("experiment=multipruner/llama2_7b_22", "mode=shape"), ["hub cannot be reached"]),
         (("experiment=multipruner/llama2_7b_22", "mode=search"), ["hub cannot be reached"]),
         (("record=nowhere",), ["record_as: missing"]),

@@ -30,14 +30,27 @@ class FakePool:
 
     def __init__(self) -> None:
         self.faults = FaultLog(num_lost_evaluations=7, num_copied_tasks=2)
-        self.faults.add(Fault(1.8e9, "node lost", "evaluator 3 on c (10.0.0.3)", "its node has died", "another one takes its place"))
+        self.faults.add(
+            Fault(
+                1.8e9,
+                "node lost",
+                "evaluator 3 on c (10.0.0.3)",
+                "its node has died",
+                "another one takes its place",
+            )
+        )
 
     def states(self) -> list[EvaluatorState]:
         info = EvaluatorInfo(4242, "gpu-node (10.0.0.2)", "cuda NVIDIA H100", ("5",), 1, "2.13.0")
-        return [EvaluatorState(0, "working", info, "block batch 3: mlp 7", 12, 34.56), EvaluatorState(4, "waiting for resources", None, "", 0, 0.0)]
+        return [
+            EvaluatorState(0, "working", info, "block batch 3: mlp 7", 12, 34.56),
+            EvaluatorState(4, "waiting for resources", None, "", 0, 0.0),
+        ]
 
 
-def show(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def show(
+    *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
     monkeypatch.setattr(sys, "argv", ["status", *arguments])
     monkeypatch.setattr(module.console, "_width", 160)
     capsys.readouterr()
@@ -50,40 +63,72 @@ def running(tmp_path: Path) -> tuple[RunFolder, Heartbeat]:
     folder = RunFolder(str(tmp_path / "run"))
     heartbeat = Heartbeat(folder, target_ratio=0.2)
     heartbeat.beat(step=12, stage="mlp_channels", ratio=0.085, perplexity=17.25)
-    heartbeat.beat(FakePool(), now=True, state="running", rate=2.5, left_s=3700.0, evaluations={"scored": 1234, "reused": 56}, tracking="up to date")  # type: ignore[arg-type]
+    heartbeat.beat(
+        FakePool(),
+        now=True,
+        state="running",
+        rate=2.5,
+        left_s=3700.0,
+        evaluations={"scored": 1234, "reused": 56},
+        tracking="up to date",
+    )  # type: ignore[arg-type]
     return folder, heartbeat
 
 
-def test_a_running_search(running: tuple[RunFolder, Heartbeat], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_search(
+    running: tuple[RunFolder, Heartbeat],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     text = show(str(running[0].path), monkeypatch=monkeypatch, capsys=capsys)
     for words in (
-        "running", "12 (mlp_channels): ratio 8.50% of 20.00%, perplexity 17.250", "2.50 candidates/s, 1 h 01 min left",
-        "1,234 scored, 56 from the store, 7 lost", "working", "gpu-node (10.0.0.2)", "4242", "cuda NVIDIA H100 5", "block batch 3: mlp 7",
+        "running", "12 (mlp_channels): ratio 8.50% of 20.00%, perplexity 17.250", ("2.50 candidates/s, 1 h 01 min left"),
+        "1,234 scored, 56 from the store, 7 lost", "working", "gpu-node (10.0.0.2)", "4242", ("cuda NVIDIA H100 5"), ("block batch 3: mlp 7"),
         "waiting for resources", "1 node lost", "2 late tasks were given to a second evaluator", "up to date",
         "evaluator 3 on c (10.0.0.3): node lost (its node has died); another one takes its place",
     ):  # fmt: skip
         assert words in text, text
 
 
-def test_for_programs(running: tuple[RunFolder, Heartbeat], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    data: dict[str, Any] = json.loads(show(str(running[0].path), "--json", monkeypatch=monkeypatch, capsys=capsys))
+def test_for_programs(
+    running: tuple[RunFolder, Heartbeat],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data: dict[str, Any] = json.loads(
+        show(str(running[0].path), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    )
     assert data["alive"] is True
     assert data["faults"] == {"node lost": 1}
     assert data["evaluators"][0]["busy_s"] == 34.6
-    assert data["evaluators"][1] == {"number": 4, "state": "waiting for resources", "task": "", "num_tasks": 0, "busy_s": 0.0}
+    assert data["evaluators"][1] == {
+        "number": 4,
+        "state": "waiting for resources",
+        "task": "",
+        "num_tasks": 0,
+        "busy_s": 0.0,
+    }
 
 
-def test_a_driver_that_is_gone(running: tuple[RunFolder, Heartbeat], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_driver_that_is_gone(
+    running: tuple[RunFolder, Heartbeat],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder, _ = running
     file = folder.path / FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | {"updated": time.time() - 100}))
     assert read_status(folder.path)["alive"], "silent, but it holds the folder"
-    assert "has said nothing for 1 min 40 s" in show(str(folder.path), monkeypatch=monkeypatch, capsys=capsys)
+    assert "has said nothing for 1 min 40 s" in show(
+        str(folder.path), monkeypatch=monkeypatch, capsys=capsys
+    )
     folder.release()
     text = show(str(folder.path), monkeypatch=monkeypatch, capsys=capsys)
     assert "interrupted: its driver" in text
     assert "the same command with this output_dir goes on" in text
-    assert show(str(folder.path), "--watch", monkeypatch=monkeypatch, capsys=capsys), "nothing to wait for"
+    assert show(str(folder.path), "--watch", monkeypatch=monkeypatch, capsys=capsys), (
+        "nothing to wait for"
+    )
 
 
 def test_looking_does_not_take_the_folder(running: tuple[RunFolder, Heartbeat]) -> None:
@@ -95,7 +140,13 @@ def test_looking_does_not_take_the_folder(running: tuple[RunFolder, Heartbeat]) 
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(RuntimeError("no space"), "failed"), (KeyboardInterrupt(), "stopped"), (TargetNotReached("only 0.1"), "finished"), (None, "finished")]
+    ("error", "state"),
+    [
+        (RuntimeError("no space"), "failed"),
+        (KeyboardInterrupt(), "stopped"),
+        (TargetNotReached("only 0.1"), "finished"),
+        (None, "finished"),
+    ],
 )
 def test_how_a_search_ends(tmp_path: Path, error: BaseException | None, state: str) -> None:
     heartbeat = Heartbeat(RunFolder(str(tmp_path / "run")), target_ratio=0.2)
@@ -108,12 +159,17 @@ def test_how_a_search_ends(tmp_path: Path, error: BaseException | None, state: s
     assert (status["state"], status["alive"]) == (state, False)
 
 
-def test_a_whole_run(cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = cli()
     text = show(str(outcome.folder), monkeypatch=monkeypatch, capsys=capsys)
     assert "finished: target reached" in text
     last = json.loads((outcome.folder / "trajectory.jsonl").read_text().splitlines()[-1])
-    assert f"{last['step']} ({last['stage']}): ratio {last['ratio']:.2%} of 25.00%, perplexity {last['perplexity']:.3f}" in text
+    assert (
+        f"{last['step']} ({last['stage']}): ratio {last['ratio']:.2%} of 25.00%, perplexity "
+        f"{last['perplexity']:.3f}"
+    ) in text
     assert f"{outcome.summary['evaluations']['scored']:,} scored" in text
 
 
@@ -125,7 +181,11 @@ def test_a_sweep_shows_the_point_at_work(tmp_path: Path) -> None:
             pass
         point.release()
         status = read_status(tmp_path)
-        assert (status["point"]["name"], status["state"], status["alive"]) == (point.path.name, "finished", True), "the sweep itself goes on"
+        assert (status["point"]["name"], status["state"], status["alive"]) == (
+            point.path.name,
+            "finished",
+            True,
+        ), "the sweep itself goes on"
     sweep.release()
     status = read_status(tmp_path)
     assert not status["alive"]
@@ -133,11 +193,15 @@ def test_a_sweep_shows_the_point_at_work(tmp_path: Path) -> None:
     assert read_status(tmp_path / "one")["state"] == "finished"
 
 
-def test_no_run_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_run_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match=r"output_dir: no status.json in"):
         read_status(tmp_path)
     monkeypatch.setattr(sys, "argv", ["status", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert "give the output_dir of a search that has started" in capsys.readouterr().out.replace("\n", " ")
+    assert "give the output_dir of a search that has started" in capsys.readouterr().out.replace(
+        "\n", " "
+    )

@@ -1,4 +1,6 @@
-"""The store in an SQLite file: bits, keys, several processes, and what happens when file, lock or disk fail. PostgreSQL: test_postgres.py."""
+"""The store in an SQLite file: bits, keys, several processes, and what happens when file, lock or
+disk fail. PostgreSQL: test_postgres.py.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,16 @@ from pipelines.errors import StoreUnavailable
 from pipelines.store.scores import BatchScore, Context, ScoreStore
 from pruning.errors import InputError
 
-CONTEXT = Context(model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1)
+CONTEXT = Context(
+    model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1
+)
 
 
 def test_scores_come_back_to_the_last_bit(tmp_path: Path) -> None:
-    scores = {("a", 0): BatchScore((math.pi * 1e3, 1 / 3, 5e-324, 1.7976931348623157e308), 31), ("a", 1): BatchScore((0.1 + 0.2,), 31)}
+    scores = {
+        ("a", 0): BatchScore((math.pi * 1e3, 1 / 3, 5e-324, 1.7976931348623157e308), 31),
+        ("a", 1): BatchScore((0.1 + 0.2,), 31),
+    }
     url = f"sqlite:///{tmp_path}/deep/folder/scores.db"
     with ScoreStore(url) as store:
         store.add(CONTEXT, scores)
@@ -42,7 +49,18 @@ def test_scores_that_are_not_finite(tmp_path: Path) -> None:
     assert found[1] == math.inf
 
 
-@pytest.mark.parametrize("change", [{"model": "x"}, {"tokens": "x"}, {"order": "x"}, {"dtype": "x"}, {"device": "x"}, {"batch_size": 3}, {"num_threads": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "x"},
+        {"tokens": "x"},
+        {"order": "x"},
+        {"dtype": "x"},
+        {"device": "x"},
+        {"batch_size": 3},
+        {"num_threads": 2},
+    ],
+)
 def test_nothing_is_shared_between_contexts(tmp_path: Path, change: dict[str, object]) -> None:
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
         store.add(CONTEXT, {("a", 0): BatchScore((1.0,), 3)})
@@ -53,11 +71,18 @@ def test_a_score_is_never_replaced(tmp_path: Path) -> None:
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
         store.add(CONTEXT, {("a", 0): BatchScore((1.0,), 3)})
         store.add(CONTEXT, {("a", 0): BatchScore((2.0,), 3), ("b", 0): BatchScore((3.0,), 3)})
-        assert store.lookup(CONTEXT, ["a", "b"]) == {("a", 0): BatchScore((1.0,), 3), ("b", 0): BatchScore((3.0,), 3)}
+        assert store.lookup(CONTEXT, ["a", "b"]) == {
+            ("a", 0): BatchScore((1.0,), 3),
+            ("b", 0): BatchScore((3.0,), 3),
+        }
 
 
 def test_thousands_of_shapes(tmp_path: Path) -> None:
-    scores = {(f"shape{number}", batch): BatchScore((number / 7,), 3) for number in range(3000) for batch in range(2)}
+    scores = {
+        (f"shape{number}", batch): BatchScore((number / 7,), 3)
+        for number in range(3000)
+        for batch in range(2)
+    }
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
         store.add(CONTEXT, scores)
         assert store.lookup(CONTEXT, (f"shape{number}" for number in range(40_000))) == scores
@@ -75,8 +100,16 @@ def write(url: str, worker: int) -> None:
     """Half of the writers go backwards, so that two of them meet in the same keys from both sides."""
     with ScoreStore(url) as store:
         for number in range(50) if worker % 2 else reversed(range(50)):
-            shared = {(f"shape{number + step}", batch): BatchScore((number + step + batch / 7,), 3) for step in range(5) for batch in range(3)}
-            store.add(CONTEXT, dict(sorted(shared.items(), reverse=bool(worker % 2))) | {(f"own{worker}", number): BatchScore((1.0,), 3)})
+            shared = {
+                (f"shape{number + step}", batch): BatchScore((number + step + batch / 7,), 3)
+                for step in range(5)
+                for batch in range(3)
+            }
+            store.add(
+                CONTEXT,
+                dict(sorted(shared.items(), reverse=bool(worker % 2)))
+                | {(f"own{worker}", number): BatchScore((1.0,), 3)},
+            )
 
 
 def write_at_once(url: str, num_writers: int = 4) -> None:
@@ -89,9 +122,23 @@ def write_at_once(url: str, num_writers: int = 4) -> None:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0] * num_writers
     with ScoreStore(url) as store:
-        found = store.lookup(CONTEXT, [*(f"shape{number}" for number in range(54)), *(f"own{worker}" for worker in range(num_writers))])
-    expected = {(f"shape{number}", batch): BatchScore((number + batch / 7,), 3) for number in range(54) for batch in range(3)}
-    assert found == expected | {(f"own{worker}", number): BatchScore((1.0,), 3) for worker in range(num_writers) for number in range(50)}
+        found = store.lookup(
+            CONTEXT,
+            [
+                *(f"shape{number}" for number in range(54)),
+                *(f"own{worker}" for worker in range(num_writers)),
+            ],
+        )
+    expected = {
+        (f"shape{number}", batch): BatchScore((number + batch / 7,), 3)
+        for number in range(54)
+        for batch in range(3)
+    }
+    assert found == expected | {
+        (f"own{worker}", number): BatchScore((1.0,), 3)
+        for worker in range(num_writers)
+        for number in range(50)
+    }
 
 
 def test_several_processes_write_at_once(tmp_path: Path) -> None:
@@ -101,7 +148,9 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
 def test_a_context_is_described_once(tmp_path: Path) -> None:
     statements: list[str] = []
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
-        sql.event.listen(sql.Engine, "before_cursor_execute", note := lambda *event: statements.append(event[2]))
+        sql.event.listen(
+            sql.Engine, "before_cursor_execute", note := lambda *event: statements.append(event[2])
+        )
         try:
             for number in range(5):
                 for context in (CONTEXT, replace(CONTEXT, tokens="other")):
@@ -115,12 +164,22 @@ def test_a_context_is_described_once(tmp_path: Path) -> None:
 
 
 def test_a_commit_does_not_wait_for_the_disk(tmp_path: Path) -> None:
-    with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store, store._database._engine.connect() as connection:
+    with (
+        ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store,
+        store._database._engine.connect() as connection,
+    ):
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
 
 
-@pytest.mark.parametrize("url", ["postgresql+nodriver://me:secret@127.0.0.1:1/db", "postgresql://me:secret@h:port/db", "postgresql:/me:secret@h/db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+nodriver://me:secret@127.0.0.1:1/db",
+        "postgresql://me:secret@h:port/db",
+        "postgresql:/me:secret@h/db",
+    ],
+)
 def test_a_password_is_not_in_the_error(url: str) -> None:
     with pytest.raises(InputError, match=r"^store\.url: ") as caught:
         ScoreStore(url)
@@ -145,18 +204,29 @@ def test_a_store_made_before_the_key_was_reordered(tmp_path: Path) -> None:
         store.add(CONTEXT, {("a", 0): BatchScore((1.0,), 3)})
     with sqlite3.connect(tmp_path / "scores.db") as file:
         file.execute("alter table scores rename to newer")
-        columns = "context varchar(32), shape varchar(32), batch integer, nll text not null, num_tokens integer not null"
+        columns = (
+            "context varchar(32), shape varchar(32), batch integer, nll text not null, "
+            "num_tokens integer not null"
+        )
         file.execute(f"create table scores ({columns}, primary key (context, shape, batch))")
         file.execute("insert into scores select context, shape, batch, nll, num_tokens from newer")
         file.execute("drop table newer")
     with ScoreStore(url) as store:
         store.add(CONTEXT, {("a", 0): BatchScore((2.0,), 3), ("b", 0): BatchScore((3.0,), 3)})
-        assert store.lookup(CONTEXT, ["a", "b"]) == {("a", 0): BatchScore((1.0,), 3), ("b", 0): BatchScore((3.0,), 3)}
+        assert store.lookup(CONTEXT, ["a", "b"]) == {
+            ("a", 0): BatchScore((1.0,), 3),
+            ("b", 0): BatchScore((3.0,), 3),
+        }
 
 
-def test_processes_that_open_and_do_not_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_open_and_do_not_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipelines.store.scores.CREATION_TIMEOUT_S", 0.2)
-    with FileLock(f"{tmp_path}/scores.db.lock"), pytest.raises(InputError, match="could not be acquired.*; other processes are opening it"):
+    with (
+        FileLock(f"{tmp_path}/scores.db.lock"),
+        pytest.raises(InputError, match="could not be acquired.*; other processes are opening it"),
+    ):
         ScoreStore(f"sqlite:///{tmp_path}/scores.db")
 
 
@@ -169,7 +239,9 @@ def test_a_store_in_memory() -> None:
 def test_a_file_that_cannot_be_written_is_found_at_the_start(tmp_path: Path) -> None:
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db"):
         pass
-    with pytest.raises(InputError, match="readonly database; it cannot be written: check permissions"):
+    with pytest.raises(
+        InputError, match="readonly database; it cannot be written: check permissions"
+    ):
         ScoreStore(f"sqlite:///file:{tmp_path}/scores.db?mode=ro&uri=true")
     assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"scores"}
 
@@ -195,43 +267,64 @@ def test_permanent_faults_are_raised_at_once(tmp_path: Path, damage: str, says: 
 def test_a_damaged_file_is_raised_at_once(tmp_path: Path) -> None:
     path = tmp_path / "scores.db"
     with ScoreStore(f"sqlite:///{path}") as store:
-        store.add(CONTEXT, {(f"shape{number}", 0): BatchScore((1.0,) * 50, 3) for number in range(500)})
+        store.add(
+            CONTEXT, {(f"shape{number}", 0): BatchScore((1.0,) * 50, 3) for number in range(500)}
+        )
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xa5" * (len(content) - 4096)
     path.write_bytes(content)
     started = time.monotonic()
-    with pytest.raises((StoreUnavailable, InputError), match="malformed; the file is damaged: restore it"), ScoreStore(f"sqlite:///{path}") as store:
+    with (
+        pytest.raises(
+            (StoreUnavailable, InputError), match="malformed; the file is damaged: restore it"
+        ),
+        ScoreStore(f"sqlite:///{path}") as store,
+    ):
         store.lookup(CONTEXT, ["shape1"])
     assert time.monotonic() - started < 2
 
 
 @pytest.fixture
-def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ScoreStore, subprocess.Popen[str]]]:
+def locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[ScoreStore, subprocess.Popen[str]]]:
     """A store, and another process that holds its lock until it reads a line."""
     monkeypatch.setattr("pipelines.store.scores.SQLITE_TIMEOUT_S", 0.2)
-    program = "import sqlite3, sys; f = sqlite3.connect(sys.argv[1], isolation_level=None); f.execute('begin exclusive'); print('locked', flush=True); input()"
+    program = (
+        "import sqlite3, sys; f = sqlite3.connect(sys.argv[1], isolation_level=None); "
+        "f.execute('begin exclusive'); print('locked', flush=True); input()"
+    )
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db", retry_s=1.5) as store:
         store.add(CONTEXT, {("a", 0): BatchScore((1.0,), 3)})
         command = [sys.executable, "-c", program, str(tmp_path / "scores.db")]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == "locked\n"
             yield store, other
             other.kill()
 
 
-def test_a_lock_that_is_released(locked: tuple[ScoreStore, subprocess.Popen[str]], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lock_that_is_released(
+    locked: tuple[ScoreStore, subprocess.Popen[str]], caplog: pytest.LogCaptureFixture
+) -> None:
     store, other = locked
     store._retry_s = 60
     release = threading.Timer(1, other.communicate, ["\n"])
     with caplog.at_level(logging.INFO):
         release.start()
-        assert store.lookup(CONTEXT, ["a"]) == {("a", 0): BatchScore((1.0,), 3)}  # readers do not wait
+        assert store.lookup(CONTEXT, ["a"]) == {
+            ("a", 0): BatchScore((1.0,), 3)
+        }  # readers do not wait
         started = time.monotonic()
         store.add(CONTEXT, {("b", 0): BatchScore((2.0,), 3)})
         assert time.monotonic() - started > 0.5
     release.join()
-    assert store.lookup(CONTEXT, ["a", "b"]) == {("a", 0): BatchScore((1.0,), 3), ("b", 0): BatchScore((2.0,), 3)}
+    assert store.lookup(CONTEXT, ["a", "b"]) == {
+        ("a", 0): BatchScore((1.0,), 3),
+        ("b", 0): BatchScore((2.0,), 3),
+    }
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in said] == ["WARNING", "INFO"]
     assert "scores.db: database is locked; trying again for up to 60 s" in said[0][1]
@@ -241,13 +334,21 @@ def test_a_lock_that_is_released(locked: tuple[ScoreStore, subprocess.Popen[str]
 def test_a_lock_that_stays(locked: tuple[ScoreStore, subprocess.Popen[str]]) -> None:
     store, _ = locked
     started = time.monotonic()
-    with pytest.raises(StoreUnavailable, match=r"^store\.url: .*scores.db: database is locked; another process is writing to it: wait for it"):
+    with pytest.raises(
+        StoreUnavailable,
+        match=(
+            r"^store\.url: .*scores.db: database is locked; another process is writing to it: "
+            r"wait for it"
+        ),
+    ):
         store.add(CONTEXT, {("b", 0): BatchScore((2.0,), 3)})
     assert 1.5 < time.monotonic() - started < 5
     assert list(store.lookup(CONTEXT, ["a", "b"])) == [("a", 0)]
 
 
-def test_no_second_attempt_if_none_is_wanted(locked: tuple[ScoreStore, subprocess.Popen[str]], caplog: pytest.LogCaptureFixture) -> None:
+def test_no_second_attempt_if_none_is_wanted(
+    locked: tuple[ScoreStore, subprocess.Popen[str]], caplog: pytest.LogCaptureFixture
+) -> None:
     store, _ = locked
     store._retry_s = 0
     with pytest.raises(StoreUnavailable, match="database is locked"):
@@ -260,7 +361,10 @@ def test_a_full_disk_loses_nothing(small_disk: Path, caplog: pytest.LogCaptureFi
     with ScoreStore(f"sqlite:///{small_disk}/scores.db", retry_s=600) as store:
 
         def add(number: int) -> None:
-            scores = {(f"shape{number}", batch): BatchScore((number + batch / 7,) * 20, 3) for batch in range(20)}
+            scores = {
+                (f"shape{number}", batch): BatchScore((number + batch / 7,) * 20, 3)
+                for batch in range(20)
+            }
             store.add(CONTEXT, scores)
             confirmed.update(scores)
 
@@ -269,10 +373,15 @@ def test_a_full_disk_loses_nothing(small_disk: Path, caplog: pytest.LogCaptureFi
                 add(number)
 
         started = time.monotonic()
-        with pytest.raises(StoreUnavailable, match="full; the disk is full: free space and run the same command again") as caught:
+        with pytest.raises(
+            StoreUnavailable,
+            match="full; the disk is full: free space and run the same command again",
+        ) as caught:
             fill()
         assert time.monotonic() - started < 20  # of 600 s for which an outage would be waited for
-        assert not [record for record in caplog.records if record.name.startswith("pipelines")], "there is nothing to wait for"
+        assert not [record for record in caplog.records if record.name.startswith("pipelines")], (
+            "there is nothing to wait for"
+        )
         assert len(confirmed) > 200
         assert small_disk.name in str(caught.value)
         with sqlite3.connect(small_disk / "scores.db") as file:

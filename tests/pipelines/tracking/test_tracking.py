@@ -19,24 +19,38 @@ from tests.pipelines.conftest import Cli
 
 def only_run(tmp_path: Path) -> tuple[MlflowClient, object]:
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    [run] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    [run] = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
     return client, run
 
 
 def test_a_run_is_described_in_full(cli: Cli, tmp_path: Path) -> None:
     outcome = cli()
     client, run = only_run(tmp_path)
-    lines = [json.loads(line) for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()
+    ]
     assert run.info.status == "FINISHED"
     for name, field in (
         ("perplexity", "perplexity"), ("nll", "nll"), ("ratio", "ratio"), ("num_parameters", "num_parameters"), ("flops_per_token", "flops_per_token"),
         ("margin", "margin"), ("margin_stderr", "margin_stderr"), ("seconds", "seconds"), ("evaluations", "evaluations"),
     ):  # fmt: skip
-        points = {point.step: point.value for point in client.get_metric_history(run.info.run_id, f"prune/{name}") if point.step}
-        assert points == {line["step"]: pytest.approx(line[field]) for line in lines if line[field] is not None}, name
+        points = {
+            point.step: point.value
+            for point in client.get_metric_history(run.info.run_id, f"prune/{name}")
+            if point.step
+        }
+        assert points == {
+            line["step"]: pytest.approx(line[field]) for line in lines if line[field] is not None
+        }, name
     candidates = client.get_metric_history(run.info.run_id, "prune/num_candidates")
     assert [point.value for point in candidates] == [len(line["candidates"]) for line in lines]
-    [dense] = [point.value for point in client.get_metric_history(run.info.run_id, "prune/perplexity") if point.step == 0]
+    [dense] = [
+        point.value
+        for point in client.get_metric_history(run.info.run_id, "prune/perplexity")
+        if point.step == 0
+    ]
     assert dense == pytest.approx(outcome.summary["perplexity"]["block"]["dense"])
     params, tags = run.data.params, run.data.tags
     assert params["search.target_ratio"] == "0.25"
@@ -46,13 +60,29 @@ def test_a_run_is_described_in_full(cli: Cli, tmp_path: Path) -> None:
     assert tags["calibration.block.fingerprint"] == outcome.summary["identity"]["calibration.block"]
     assert tags["version.torch"].startswith("2.")
     assert len(tags["mlflow.source.git.commit"]) == 40
-    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"tokens-block", "tokens-width", "tokens-heldout"}
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {
+        "tokens-block",
+        "tokens-width",
+        "tokens-heldout",
+    }
     artifacts = {entry.path for entry in client.list_artifacts(run.info.run_id)}
-    assert artifacts == {"trajectory.jsonl", "shape.json", "pruning_config.json", "summary.json", "config.yaml", "trajectory.png", "shape.png"}
-    assert run.data.metrics["result/heldout_perplexity"] == pytest.approx(outcome.summary["perplexity"]["heldout"]["pruned"])
+    assert artifacts == {
+        "trajectory.jsonl",
+        "shape.json",
+        "pruning_config.json",
+        "summary.json",
+        "config.yaml",
+        "trajectory.png",
+        "shape.png",
+    }
+    assert run.data.metrics["result/heldout_perplexity"] == pytest.approx(
+        outcome.summary["perplexity"]["heldout"]["pruned"]
+    )
 
 
-def test_resuming_goes_on_in_the_same_run_and_sends_no_point_twice(cli: Cli, tmp_path: Path) -> None:
+def test_resuming_goes_on_in_the_same_run_and_sends_no_point_twice(
+    cli: Cli, tmp_path: Path
+) -> None:
     cli()
     path = tmp_path / "run/trajectory.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
@@ -64,7 +94,9 @@ def test_resuming_goes_on_in_the_same_run_and_sends_no_point_twice(cli: Cli, tmp
     assert len([point for point in history if point.step <= 4]) == 5
 
 
-def test_a_server_that_is_away_costs_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_costs_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The search ends as ever and says what to do; once MLflow is back, resuming sends everything."""
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 1.0)
     started = time.monotonic()
@@ -77,10 +109,14 @@ def test_a_server_that_is_away_costs_nothing(cli: Cli, tmp_path: Path, monkeypat
     again = cli("resume=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", bare=True)
     assert again.status == 0, again.output
     client, run = only_run(tmp_path)
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "prune/nll")] == list(range(len(outcome.trajectory) + 1))
+    assert [
+        point.step for point in client.get_metric_history(run.info.run_id, "prune/nll")
+    ] == list(range(len(outcome.trajectory) + 1))
 
 
-def test_a_server_that_never_answers_slows_no_step(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_slows_no_step(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It takes connections and says nothing, as one that is overloaded."""
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
@@ -93,11 +129,16 @@ def test_a_server_that_never_answers_slows_no_step(cli: Cli, monkeypatch: pytest
         if thread.name == "tracking":  # its call ends with the connection
             thread.join(60)
     assert "resume=true with this output_dir sends it again" in outcome.output
-    slowest = max(json.loads(line)["seconds"] for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines())
+    slowest = max(
+        json.loads(line)["seconds"]
+        for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()
+    )
     assert slowest < 30
 
 
-def test_calls_return_at_once_and_points_arrive_when_it_is_back(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_return_at_once_and_points_arrive_when_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipelines.tracking.tracker._RETRY_S", (0.05,))
     connect, away = Tracker._connect, [True]
 
@@ -111,9 +152,13 @@ def test_calls_return_at_once_and_points_arrive_when_it_is_back(tmp_path: Path, 
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "test", "name", 1.8e9, None, ids.append)
     with caplog.at_level(logging.WARNING):
         started = time.monotonic()
-        tracker.start({"a": 1}, {"b": "2"}, {"block": TokenDataset("set", "digest", {"path": None}, 4, 32)})
+        tracker.start(
+            {"a": 1}, {"b": "2"}, {"block": TokenDataset("set", "digest", {"path": None}, 4, 32)}
+        )
         for step in range(5):
-            tracker.log_metrics({"prune/ratio": step / 10, "prune/margin": None}, step=step, timestamp=1.8e9 + step)
+            tracker.log_metrics(
+                {"prune/ratio": step / 10, "prune/margin": None}, step=step, timestamp=1.8e9 + step
+            )
         assert time.monotonic() - started < 0.5
         time.sleep(0.3)
         away[0] = False
@@ -121,7 +166,13 @@ def test_calls_return_at_once_and_points_arrive_when_it_is_back(tmp_path: Path, 
     assert caplog.text.count("connection refused") == 1
     client, run = only_run(tmp_path)
     assert ids == [run.info.run_id]
-    assert [point.value for point in client.get_metric_history(ids[0], "prune/ratio")] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert [point.value for point in client.get_metric_history(ids[0], "prune/ratio")] == [
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+    ]
     assert client.get_metric_history(ids[0], "prune/ratio")[0].timestamp == 1.8e12
 
 
@@ -129,11 +180,18 @@ def test_passwords_are_masked() -> None:
     assert "secret" not in masked_url("postgresql://me:secret@db/scores")
     assert "secret" not in masked_url("https://me:secret@mlflow.example.org:5000")
     assert masked_url("sqlite:///outputs/mlflow.db") == "sqlite:///outputs/mlflow.db"
-    assert without_secrets("cannot reach https://me:secret@x", "https://me:secret@x") == "cannot reach https://me:***@x"
+    assert (
+        without_secrets("cannot reach https://me:secret@x", "https://me:secret@x")
+        == "cannot reach https://me:***@x"
+    )
 
 
-def test_a_password_is_nowhere_in_what_a_run_leaves(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searched for in every file of the folder and in all output, while the server that it is for refuses connections."""
+def test_a_password_is_nowhere_in_what_a_run_leaves(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searched for in every file of the folder and in all output, while the server that it is for
+    refuses connections.
+    """
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 3.0)
     outcome = cli("tracking.uri=http://me:hunter2@127.0.0.1:9")
     assert outcome.status == 0, outcome.output

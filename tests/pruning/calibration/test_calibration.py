@@ -19,7 +19,9 @@ from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
 
-RECIPE = Recipe("text", num_block_samples=5, num_width_samples=3, num_heldout_samples=2, sequence_length=16)
+RECIPE = Recipe(
+    "text", num_block_samples=5, num_width_samples=3, num_heldout_samples=2, sequence_length=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +33,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token=chr(31))
 
 
-def make(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None, vocab_size: int = 96) -> Calibration:
+def make(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None, vocab_size: int = 96
+) -> Calibration:
     def no_tokenizer() -> PreTrainedTokenizerFast:
         raise AssertionError("this source needs no tokenizer")
 
-    return make_calibration(recipe, (lambda: tokenizer) if tokenizer else no_tokenizer, vocab_size=vocab_size)
+    return make_calibration(
+        recipe, (lambda: tokenizer) if tokenizer else no_tokenizer, vocab_size=vocab_size
+    )
 
 
 def write_text(path: Path, characters: int = 400) -> Path:
-    path.write_text("\n\n".join(f"{number:03d} words of text" for number in range(characters // 20)))
+    path.write_text(
+        "\n\n".join(f"{number:03d} words of text" for number in range(characters // 20))
+    )
     return path
 
 
@@ -58,7 +66,9 @@ def test_sets_do_not_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast)
 
 
 def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
-    """Its tokenizer puts one before a text, so that without care only the first window of many would have it."""
+    """Its tokenizer puts one before a text, so that without care only the first window of many
+    would have it.
+    """
     words = ["<pad>", "<eos>", "<bos>", "<unk>", *"0123456789wordsftex\n", "▁"]
     gemma = GemmaTokenizer({word: index for index, word in enumerate(dict.fromkeys(words))}, [])
     windows = text_windows(gemma, "words of text" * 5, 8)
@@ -72,32 +82,55 @@ def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
 
 def test_the_seed_decides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     recipe = replace(RECIPE, path=str(write_text(tmp_path / "a.txt")))
-    one, same, other = make(recipe, tokenizer), make(recipe, tokenizer), make(replace(recipe, seed=1), tokenizer)
+    one, same, other = (
+        make(recipe, tokenizer),
+        make(recipe, tokenizer),
+        make(replace(recipe, seed=1), tokenizer),
+    )
     assert one.block.fingerprint == same.block.fingerprint != other.block.fingerprint
 
 
 def test_fingerprints_see_shape_and_tokens() -> None:
     base = TokenSet(np.arange(12, dtype=np.int64).reshape(3, 4))
-    assert TokenSet(base.input_ids.reshape(4, 3)).fingerprint != base.fingerprint != TokenSet(base.input_ids + 1).fingerprint
+    assert (
+        TokenSet(base.input_ids.reshape(4, 3)).fingerprint
+        != base.fingerprint
+        != TokenSet(base.input_ids + 1).fingerprint
+    )
     assert TokenSet(base.input_ids.copy()).fingerprint == base.fingerprint
 
 
 def test_batches() -> None:
-    assert [len(batch) for batch in TokenSet(np.zeros((5, 2), dtype=np.int64)).batches(2)] == [2, 2, 1]
+    assert [len(batch) for batch in TokenSet(np.zeros((5, 2), dtype=np.int64)).batches(2)] == [
+        2,
+        2,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["local file", "hub"])
-def test_alpaca_as_published(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, local: bool) -> None:
-    """METHOD: a fifth with seed 42, its first half; random.seed(42), then the width rows, then the block rows; joined, one text, cut."""
+def test_alpaca_as_published(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    """METHOD: a fifth with seed 42, its first half; random.seed(42), then the width rows, then the
+    block rows; joined, one text, cut.
+    """
     rows = [f"row {number} of the instructions" for number in range(400)]
-    recipe = replace(RECIPE, source="alpaca", num_block_samples=20, num_width_samples=10, sequence_length=32)
+    recipe = replace(
+        RECIPE, source="alpaca", num_block_samples=20, num_width_samples=10, sequence_length=32
+    )
     if local:
         path = tmp_path / "alpaca.jsonl"
         path.write_text("".join(json.dumps({"text": row, "output": "x"}) + "\n" for row in rows))
         recipe = replace(recipe, path=str(path))
     else:
         asked = []
-        monkeypatch.setattr("datasets.load_dataset", lambda path, **options: asked.append((path, options)) or Dataset.from_dict({"text": rows}))
+        monkeypatch.setattr(
+            "datasets.load_dataset",
+            lambda path, **options: (
+                asked.append((path, options)) or Dataset.from_dict({"text": rows})
+            ),
+        )
     made = make(recipe, tokenizer)
     if not local:
         assert asked == [("tatsu-lab/alpaca", {"split": "train"})]
@@ -105,7 +138,9 @@ def test_alpaca_as_published(tmp_path: Path, tokenizer: PreTrainedTokenizerFast,
     part = test.train_test_split(test_size=0.5, seed=42)["train"]["text"]
     random.seed(42)
     for count, tokens in ((10, made.width), (20, made.block)):
-        ids = tokenizer("\n\n".join(part[index] for index in random.sample(range(len(part)), count)))["input_ids"]
+        ids = tokenizer(
+            "\n\n".join(part[index] for index in random.sample(range(len(part)), count))
+        )["input_ids"]
         expected = np.array(ids[: len(ids) // 32 * 32]).reshape(-1, 32)
         np.testing.assert_array_equal(tokens.input_ids, expected)
 
@@ -113,20 +148,46 @@ def test_alpaca_as_published(tmp_path: Path, tokenizer: PreTrainedTokenizerFast,
 @pytest.mark.parametrize(
     ("source", "calls"),
     [
-        ("wikitext2", [("Salesforce/wikitext", "train", "wikitext-2-raw-v1"), ("Salesforce/wikitext", "test", "wikitext-2-raw-v1")]),
+        (
+            "wikitext2",
+            [
+                ("Salesforce/wikitext", "train", "wikitext-2-raw-v1"),
+                ("Salesforce/wikitext", "test", "wikitext-2-raw-v1"),
+            ],
+        ),
         ("c4", [("allenai/c4", "train", None), ("allenai/c4", "validation", None)]),
-        ("ptb", [("ptb-text-only/ptb_text_only", "train", None), ("ptb-text-only/ptb_text_only", "test", None)]),
+        (
+            "ptb",
+            [
+                ("ptb-text-only/ptb_text_only", "train", None),
+                ("ptb-text-only/ptb_text_only", "test", None),
+            ],
+        ),
     ],
 )
-def test_hub_datasets(source: str, calls: list[object], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_datasets(
+    source: str,
+    calls: list[object],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = []
 
     def load(path: str, **options: object) -> Dataset:
         asked.append((path, options["split"], options.get("name")))
-        return Dataset.from_dict({"sentence" if source == "ptb" else "text": [f"{options['split']} row {number}" for number in range(60)], "url": ["u"] * 60})
+        return Dataset.from_dict(
+            {
+                "sentence" if source == "ptb" else "text": [
+                    f"{options['split']} row {number}" for number in range(60)
+                ],
+                "url": ["u"] * 60,
+            }
+        )
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    made = make(replace(RECIPE, source=source, num_block_samples=20, num_width_samples=10), tokenizer)  # type: ignore[arg-type]
+    made = make(
+        replace(RECIPE, source=source, num_block_samples=20, num_width_samples=10), tokenizer
+    )  # type: ignore[arg-type]
     assert asked == calls
     assert made.heldout is not None
     text = "".join(chr(31 + token) for token in made.heldout.input_ids.flatten())
@@ -139,15 +200,22 @@ def test_wikitext_rows_are_joined_as_the_papers_do() -> None:
 
 def test_rows_of_a_local_jsonl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"body": f"row number {number}"}) + "\n" for number in range(50)))
-    made = make(replace(RECIPE, path=str(path), column="body", num_block_samples=20, num_width_samples=10), tokenizer)
+    path.write_text(
+        "".join(json.dumps({"body": f"row number {number}"}) + "\n" for number in range(50))
+    )
+    made = make(
+        replace(RECIPE, path=str(path), column="body", num_block_samples=20, num_width_samples=10),
+        tokenizer,
+    )
     assert made.block.num_sequences > made.width.num_sequences > 0
     with pytest.raises(InputError, match=r"line 1 of .* has no field 'text' \(it has: body\)"):
         make(replace(RECIPE, path=str(path)), tokenizer)
 
 
 def test_tokens(token_file: Path) -> None:
-    made = make(replace(RECIPE, source="tokens", path=str(token_file), sequence_length=32), vocab_size=128)
+    made = make(
+        replace(RECIPE, source="tokens", path=str(token_file), sequence_length=32), vocab_size=128
+    )
     assert (made.block.num_sequences, made.width.num_sequences) == (5, 3)
     np.testing.assert_array_equal(made.block.input_ids[:3], made.width.input_ids)
     assert made.heldout is not None
@@ -155,7 +223,10 @@ def test_tokens(token_file: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, token_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    empty, short, floats, broken = (tmp_path / name for name in ("empty.txt", "short.txt", "floats.safetensors", "broken.safetensors"))
+    empty, short, floats, broken = (
+        tmp_path / name
+        for name in ("empty.txt", "short.txt", "floats.safetensors", "broken.safetensors")
+    )
     empty.write_text(" \n")
     short.write_text("too short")
     save_file({"input_ids": np.zeros((3, 32), dtype=np.float32)}, floats)
@@ -166,9 +237,15 @@ def test_bad_input(tmp_path: Path, token_file: Path, tokenizer: PreTrainedTokeni
         (replace(RECIPE, path=None), "calibration.path: missing"),
         (replace(RECIPE, path=str(empty)), "is empty"),
         (replace(RECIPE, path=str(short)), r"3 \+ 5 sequences of 16 tokens asked for .* gives 0"),
-        (replace(tokens, path=str(floats)), r"integer input_ids .* holds input_ids \[3, 32\] float32"),
+        (
+            replace(tokens, path=str(floats)),
+            r"integer input_ids .* holds input_ids \[3, 32\] float32",
+        ),
         (replace(tokens, path=str(broken)), "not a readable safetensors file"),
-        (replace(tokens, sequence_length=64), "calibration.sequence_length: 64, but the sequences in .* have 32 tokens"),
+        (
+            replace(tokens, sequence_length=64),
+            "calibration.sequence_length: 64, but the sequences in .* have 32 tokens",
+        ),
         (replace(tokens, num_block_samples=25), "25 sequences asked for, .* has 24"),
     ):
         with pytest.raises(InputError, match=message):
@@ -192,5 +269,11 @@ def test_hub_away(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenize
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", away)
-    with pytest.raises(InputError, match=r"'allenai/c4' is neither in the local cache nor to be had from the hub .*calibration=pydoc"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"'allenai/c4' is neither in the local cache nor to be had from the hub "
+            r".*calibration=pydoc"
+        ),
+    ):
         make(replace(RECIPE, source="c4"), tokenizer)

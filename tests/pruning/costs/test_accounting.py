@@ -16,7 +16,10 @@ from pruning.scoring.masking import masked
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
 
-SHAPES = [ModelShape.dense(4, 3, 48), ModelShape((LayerShape(0, 48), LayerShape(2, 0), LayerShape(1, 16), LayerShape(3, 5)))]
+SHAPES = [
+    ModelShape.dense(4, 3, 48),
+    ModelShape((LayerShape(0, 48), LayerShape(2, 0), LayerShape(1, 16), LayerShape(3, 5))),
+]
 
 
 @pytest.mark.data
@@ -25,25 +28,45 @@ def test_published_counts(shared: Path) -> None:
     runs = json.loads((shared / "published/multipruner.json").read_text())
     assert len(runs) >= 20
     for run in runs:
-        accounting = Accounting(AutoConfig.for_model(**run["config"]), keep_qkv_bias=run["model"].startswith("Qwen1.5"))
+        accounting = Accounting(
+            AutoConfig.for_model(**run["config"]), keep_qkv_bias=run["model"].startswith("Qwen1.5")
+        )
         assert accounting.num_parameters(accounting.dense) == run["total_params"], run["model"]
-        shape = read_authors_config(run["pruning_config"], accounting.dense, channels_per_kv_head=accounting.geometry.channels_per_kv_head)
-        assert accounting.num_parameters(shape) == run["pruned_params"], (run["model"], run["target_ratio_percent"])
+        shape = read_authors_config(
+            run["pruning_config"],
+            accounting.dense,
+            channels_per_kv_head=accounting.geometry.channels_per_kv_head,
+        )
+        assert accounting.num_parameters(shape) == run["pruned_params"], (
+            run["model"],
+            run["target_ratio_percent"],
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["dense", "hard"])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_flops_against_torch(model_type: str, shape: ModelShape) -> None:
-    """Torch's own counter sees every matrix product; it counts attention over all positions, ours the causal half."""
+    """Torch's own counter sees every matrix product; it counts attention over all positions, ours
+    the causal half.
+    """
     accounting = Accounting(tiny_config(model_type))
     model = tiny_model(tiny_config(model_type, attn_implementation="eager"))
     ids = tokens(2, 24)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter, masked(model, accounting.family, accounting.geometry, shape):
+    with (
+        torch.inference_mode(),
+        FlopCounterMode(display=False) as counter,
+        masked(model, accounting.family, accounting.geometry, shape),
+    ):
         model(ids, use_cache=False)
-    query_channels = sum(layer.kv_heads for layer in shape.layers) * accounting.geometry.channels_per_kv_head
+    query_channels = (
+        sum(layer.kv_heads for layer in shape.layers) * accounting.geometry.channels_per_kv_head
+    )
     causal = 2 * query_channels * 24
     rotary = 4 * 24 // 2 * (2 if model_type == "gemma3_text" else 1) * 2
-    assert counter.get_total_flops() == pytest.approx((accounting.flops_per_token(shape, context_length=24) + causal) * ids.numel(), abs=rotary * 24)
+    assert counter.get_total_flops() == pytest.approx(
+        (accounting.flops_per_token(shape, context_length=24) + causal) * ids.numel(),
+        abs=rotary * 24,
+    )
 
 
 def test_kv_cache_bytes() -> None:
@@ -54,7 +77,13 @@ def test_kv_cache_bytes() -> None:
 
 def test_seventy_billion_are_never_allocated() -> None:
     config = AutoConfig.for_model(
-        "llama", vocab_size=32000, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8
+        "llama",
+        vocab_size=32000,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     accounting = Accounting(config)

@@ -1,4 +1,7 @@
-"""Counts against what the configuration says, arithmetic with a clock of our own. Real times are never asserted."""
+"""Counts against what the configuration says, arithmetic with a clock of our own.
+
+Real times are never asserted.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,39 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.costs.accounting import Accounting
-from pruning.costs.measured import Role, SpeedSettings, Spread, _run, compare_speed, weight_file_bytes
+from pruning.costs.measured import (
+    Role,
+    SpeedSettings,
+    Spread,
+    _run,
+    compare_speed,
+    weight_file_bytes,
+)
 from pruning.errors import InputError, ScoringError
 from pruning.export.transformers import pruned_model
 from pruning.models.families import FAMILIES
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
 
-# One layer loses its MLP, others are narrowed; in the second shape the first layer has no attention either.
+# One layer loses its MLP, others are narrowed; in the second shape the first layer has no attention
+# either.
 SHAPE = ModelShape((LayerShape(3, 16), LayerShape(2, 0), LayerShape(1, 48), LayerShape(3, 5)))
-NO_FIRST_ATTENTION = ModelShape((LayerShape(0, 48), LayerShape(2, 0), LayerShape(1, 16), LayerShape(3, 5)))
+NO_FIRST_ATTENTION = ModelShape(
+    (LayerShape(0, 48), LayerShape(2, 0), LayerShape(1, 16), LayerShape(3, 5))
+)
 SETTINGS = SpeedSettings(batch_size=2, prompt_tokens=6, new_tokens=4, rounds=2)
 FLOAT32 = 4
 
 
-def pair(model_type: str, shape: ModelShape = SHAPE, **changes: object) -> tuple[dict[Role, PreTrainedModel], Accounting]:
+def pair(
+    model_type: str, shape: ModelShape = SHAPE, **changes: object
+) -> tuple[dict[Role, PreTrainedModel], Accounting]:
     config = tiny_config(model_type, **changes)
     dense, accounting = tiny_model(config), Accounting(config)
-    return {"dense": dense, "pruned": pruned_model(dense, accounting.family, accounting.geometry, shape)}, accounting
+    return {
+        "dense": dense,
+        "pruned": pruned_model(dense, accounting.family, accounting.geometry, shape),
+    }, accounting
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +72,11 @@ def ticking() -> Callable[[], float]:
     return accumulate(cycle([1.0])).__next__
 
 
-@pytest.mark.parametrize("pruned_shape", [SHAPE, NO_FIRST_ATTENTION], ids=["attention everywhere", "none in the first layer"])
+@pytest.mark.parametrize(
+    "pruned_shape",
+    [SHAPE, NO_FIRST_ATTENTION],
+    ids=["attention everywhere", "none in the first layer"],
+)
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_counts_are_those_of_the_configuration(model_type: str, pruned_shape: ModelShape) -> None:
     models, accounting = pair(model_type, pruned_shape)
@@ -62,30 +84,64 @@ def test_counts_are_those_of_the_configuration(model_type: str, pruned_shape: Mo
     for cost, shape in ((found.dense, accounting.dense), (found.pruned, pruned_shape)):
         assert cost is not None
         assert cost.num_parameters == accounting.num_stored_parameters(shape)
-        places_held = sum(layer.kv_heads == 0 for layer in shape.layers)  # one zero for the key and one for the value, where attention is gone
-        assert cost.kv_cache_bytes_per_token == accounting.kv_cache_bytes_per_token(shape, bytes_per_value=FLOAT32) + places_held * 2 * FLOAT32
-        assert cost.flops_per_token == accounting.flops_per_token(shape, context_length=SETTINGS.context_tokens)
+        places_held = sum(
+            layer.kv_heads == 0 for layer in shape.layers
+        )  # one zero for the key and one for the value, where attention is gone
+        assert (
+            cost.kv_cache_bytes_per_token
+            == accounting.kv_cache_bytes_per_token(shape, bytes_per_value=FLOAT32)
+            + places_held * 2 * FLOAT32
+        )
+        assert cost.flops_per_token == accounting.flops_per_token(
+            shape, context_length=SETTINGS.context_tokens
+        )
         assert (cost.dtype, cost.device, cost.peak_gpu_bytes) == ("float32", "cpu", None)
     assert found.ratios is not None
     assert found.pruned is not None
     assert found.dense is not None
-    for name in ("num_parameters", "memory_bytes", "kv_cache_bytes_per_token", "kv_cache_bytes", "flops_per_token"):
-        assert getattr(found.ratios, name) == getattr(found.pruned, name) / getattr(found.dense, name) < 1
+    for name in (
+        "num_parameters",
+        "memory_bytes",
+        "kv_cache_bytes_per_token",
+        "kv_cache_bytes",
+        "flops_per_token",
+    ):
+        assert (
+            getattr(found.ratios, name)
+            == getattr(found.pruned, name) / getattr(found.dense, name)
+            < 1
+        )
 
 
 def test_cache_of_the_whole_batch_at_the_end(llama: Mapping[Role, PreTrainedModel]) -> None:
     cost = compare_speed({"dense": llama["dense"]}, SETTINGS, clock=ticking()).dense
     assert cost is not None
-    assert cost.kv_cache_bytes == SETTINGS.batch_size * SETTINGS.context_tokens * cost.kv_cache_bytes_per_token
+    assert (
+        cost.kv_cache_bytes
+        == SETTINGS.batch_size * SETTINGS.context_tokens * cost.kv_cache_bytes_per_token
+    )
 
 
 def test_a_sliding_window_bounds_the_cache_but_not_what_a_token_takes() -> None:
     models, accounting = pair("mistral")  # a window of 8
-    short, long = (compare_speed({"pruned": models["pruned"]}, replace(SETTINGS, prompt_tokens=length), clock=ticking()).pruned for length in (20, 40))
+    short, long = (
+        compare_speed(
+            {"pruned": models["pruned"]}, replace(SETTINGS, prompt_tokens=length), clock=ticking()
+        ).pruned
+        for length in (20, 40)
+    )
     assert short is not None
     assert long is not None
-    assert short.kv_cache_bytes == long.kv_cache_bytes < SETTINGS.batch_size * 20 * short.kv_cache_bytes_per_token
-    assert short.kv_cache_bytes_per_token == long.kv_cache_bytes_per_token == accounting.kv_cache_bytes_per_token(SHAPE, bytes_per_value=FLOAT32)
+    assert (
+        short.kv_cache_bytes
+        == long.kv_cache_bytes
+        < SETTINGS.batch_size * 20 * short.kv_cache_bytes_per_token
+    )
+    assert (
+        short.kv_cache_bytes_per_token
+        == long.kv_cache_bytes_per_token
+        == accounting.kv_cache_bytes_per_token(SHAPE, bytes_per_value=FLOAT32)
+    )
 
 
 def test_tied_weights_and_buffers_in_memory_count_once() -> None:
@@ -95,7 +151,9 @@ def test_tied_weights_and_buffers_in_memory_count_once() -> None:
     for each in (model, untied):
         cost = compare_speed({"dense": each}, SETTINGS, clock=ticking()).dense
         assert cost is not None
-        assert cost.memory_bytes == FLOAT32 * cost.num_parameters + sum(buffer.nbytes for buffer in each.buffers())
+        assert cost.memory_bytes == FLOAT32 * cost.num_parameters + sum(
+            buffer.nbytes for buffer in each.buffers()
+        )
         sizes.append(cost.num_parameters)
     assert sizes[1] - sizes[0] == 128 * 48
 
@@ -103,30 +161,44 @@ def test_tied_weights_and_buffers_in_memory_count_once() -> None:
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
 @pytest.mark.parametrize("length", [1, 6, 12])
 def test_decoding_with_the_cache_equals_greedy_without(model_type: str, length: int) -> None:
-    models = pair(model_type, NO_FIRST_ATTENTION)[0] if model_type in FAMILIES else {"dense": tiny_model(tiny_config(model_type))}
+    models = (
+        pair(model_type, NO_FIRST_ATTENTION)[0]
+        if model_type in FAMILIES
+        else {"dense": tiny_model(tiny_config(model_type))}
+    )
     prompt = tokens(2, length)
     for model in models.values():
         ids = prompt
         with torch.inference_mode():
             for _ in range(6):
-                ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(dim=-1)], dim=1)
+                ids = torch.cat(
+                    [ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(dim=-1)],
+                    dim=1,
+                )
             assert torch.equal(_run(model, prompt, 5, ticking()).tokens, ids[:, length:])
 
 
-def test_models_take_turns_and_ratios_pair_the_runs_of_a_round(llama: Mapping[Role, PreTrainedModel]) -> None:
-    # The machine slows down from round to round; the pruned model always takes half the prefill, and 1/2, 1/4, 1/5 of the decode seconds.
+def test_models_take_turns_and_ratios_pair_the_runs_of_a_round(
+    llama: Mapping[Role, PreTrainedModel],
+) -> None:
+    # The machine slows down from round to round; the pruned model always takes half the prefill,
+    # and 1/2, 1/4, 1/5 of the decode seconds.
     warm_up = [(90.0, 90.0), (90.0, 90.0)]
     dense_pruned = [(2.0, 2.0), (1.0, 1.0)]
     pruned_dense = [(2.0, 1.0), (4.0, 4.0)]
     dense_pruned_again = [(8.0, 10.0), (4.0, 2.0)]
     settings = replace(SETTINGS, rounds=3)
-    found = compare_speed(llama, settings, clock=scripted(*warm_up, *dense_pruned, *pruned_dense, *dense_pruned_again))
+    found = compare_speed(
+        llama, settings, clock=scripted(*warm_up, *dense_pruned, *pruned_dense, *dense_pruned_again)
+    )
     assert found.dense is not None
     assert found.pruned is not None
     assert found.ratios is not None
     assert found.ratios.prefill_tokens_per_s == Spread(2, 2, 2)
     assert found.ratios.decode_tokens_per_s == Spread(4, 2, 5)
-    assert found.dense.prefill_tokens_per_s == Spread(12 / 4, 12 / 8, 12 / 2)  # 2 sequences x 6 tokens
+    assert found.dense.prefill_tokens_per_s == Spread(
+        12 / 4, 12 / 8, 12 / 2
+    )  # 2 sequences x 6 tokens
     assert found.dense.decode_tokens_per_s == Spread(8 / 4, 8 / 10, 8 / 2)  # 2 sequences x 4 tokens
     assert found.pruned.decode_tokens_per_s == Spread(8, 4, 8)
 
@@ -136,9 +208,17 @@ def test_the_median_of_an_even_number_is_the_mean_of_the_middle_two() -> None:
 
 
 def test_json_holds_all_of_it(llama: Mapping[Role, PreTrainedModel]) -> None:
-    found = compare_speed(llama, SETTINGS, disk_bytes={"dense": 1000, "pruned": 900}, clock=ticking())
+    found = compare_speed(
+        llama, SETTINGS, disk_bytes={"dense": 1000, "pruned": 900}, clock=ticking()
+    )
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert data["settings"] == {"batch_size": 2, "prompt_tokens": 6, "new_tokens": 4, "rounds": 2, "seed": 0}
+    assert data["settings"] == {
+        "batch_size": 2,
+        "prompt_tokens": 6,
+        "new_tokens": 4,
+        "rounds": 2,
+        "seed": 0,
+    }
     assert data["ratios"]["disk_bytes"] == 0.9
     assert data["pruned"]["prefill_tokens_per_s"] == {"median": 12, "lowest": 12, "highest": 12}
     assert set(data["ratios"]) == set(data["dense"]) - {"dtype", "device"}
@@ -166,7 +246,13 @@ def test_counts_below_one_are_refused(name: str) -> None:
 
 def test_more_tokens_than_the_context_are_refused(llama: Mapping[Role, PreTrainedModel]) -> None:
     compare_speed({"dense": llama["dense"]}, replace(SETTINGS, prompt_tokens=252), clock=ticking())
-    with pytest.raises(InputError, match=r"evaluation\.cost_prompt_tokens, evaluation\.cost_new_tokens: 253 \+ 4 = 257 tokens.* dense model is 256.*lower one"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"evaluation\.cost_prompt_tokens, evaluation\.cost_new_tokens: 253 \+ 4 = 257 "
+            r"tokens.* dense model is 256.*lower one"
+        ),
+    ):
         compare_speed(llama, replace(SETTINGS, prompt_tokens=253))
 
 
@@ -179,13 +265,21 @@ def test_other_roles_are_refused(llama: Mapping[Role, PreTrainedModel]) -> None:
 def test_a_model_that_returns_no_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tiny_config("llama"))
     forward = type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda self, **given: forward(self, input_ids=given["input_ids"], use_cache=False))
+    monkeypatch.setattr(
+        type(model),
+        "forward",
+        lambda self, **given: forward(self, input_ids=given["input_ids"], use_cache=False),
+    )
     with pytest.raises(ScoringError, match="LlamaForCausalLM returns NoneType for past_key_values"):
         compare_speed({"dense": model}, SETTINGS)
 
 
 def test_bytes_of_weight_files(tmp_path: Path) -> None:
-    for name, size in (("model-1.safetensors", 10), ("model-2.safetensors", 5), ("tokenizer.json", 100)):
+    for name, size in (
+        ("model-1.safetensors", 10),
+        ("model-2.safetensors", 5),
+        ("tokenizer.json", 100),
+    ):
         (tmp_path / name).write_bytes(b"0" * size)
     assert weight_file_bytes(tmp_path) == 15
     assert weight_file_bytes(tmp_path / "model-1.safetensors") == 10

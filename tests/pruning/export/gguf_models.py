@@ -28,7 +28,10 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("llama", {"attention_bias": False, "mlp_bias": False}),
     "llama with biases, tied": ("llama", {"tie_word_embeddings": True}),
     "llama 3 rope": ("llama", {"attention_bias": False, "rope_parameters": LLAMA3_ROPE}),
-    "linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "linear rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    ),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
 }
@@ -47,26 +50,46 @@ def config_of(name: str, **changes: object) -> PretrainedConfig:
     return tiny_config(model_type, vocab_size=VOCAB, **(own | changes))
 
 
-def subject_of(name: str, folder: Path, shape: ModelShape = HARD, dtype: torch.dtype = torch.float32, **changes: object) -> Subject:
+def subject_of(
+    name: str,
+    folder: Path,
+    shape: ModelShape = HARD,
+    dtype: torch.dtype = torch.float32,
+    **changes: object,
+) -> Subject:
     config = config_of(name, **changes)
     accounting = Accounting(config)
     return Subject(tiny_model(config), accounting.family, accounting.geometry, shape, folder, dtype)
 
 
-def byte_level(pre_tokenizer: pre_tokenizers.PreTokenizer, *, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
+def byte_level(
+    pre_tokenizer: pre_tokenizers.PreTokenizer, *, ignore_merges: bool = False
+) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 4, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<s>", "</s>"], show_progress=False
+        vocab_size=VOCAB - 4,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
     )
-    tokenizer.train_from_iterator([text + " 123 1234 the theme ''s 's\n\n" for text in NASTY] * 4, trainer)
+    tokenizer.train_from_iterator(
+        [text + " 123 1234 the theme ''s 's\n\n" for text in NASTY] * 4, trainer
+    )
     tokenizer.add_tokens([AddedToken("user", normalized=False)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template="{{ messages }}")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{{ messages }}",
+    )
 
 
 def gemma3_words() -> list[str]:
-    """320 pieces as Gemma has them: what controls, bytes to fall back on, characters, and words that they merge into."""
+    """320 pieces as Gemma has them: what controls, bytes to fall back on, characters, and words
+    that they merge into.
+    """
     words = [
         "<pad>",
         "<eos>",
@@ -97,7 +120,9 @@ def add_sizes(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
 
 
 def write_gemma3(path: Path, model: PreTrainedModel, *, rope_scaling: float | None = None) -> None:
-    """A Gemma 3 as llama.cpp's converter writes it: weights of norms one larger, no head, neither the pattern of its windows nor its second rotary base."""
+    """A Gemma 3 as llama.cpp's converter writes it: weights of norms one larger, no head, neither
+    the pattern of its windows nor its second rotary base.
+    """
     config, words = model.config, gemma3_words()
     writer = gguf.GGUFWriter(path, "gemma3")
     writer.add_context_length(config.max_position_embeddings)
@@ -110,9 +135,22 @@ def write_gemma3(path: Path, model: PreTrainedModel, *, rope_scaling: float | No
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(words)
-    writer.add_token_scores([-1000.0 if index < 260 else float(-index) for index in range(len(words))])
-    kinds = {range(3): gguf.TokenType.CONTROL, range(3, 4): gguf.TokenType.UNKNOWN, range(4, 260): gguf.TokenType.BYTE}
-    writer.add_token_types([next((kind for numbers, kind in kinds.items() if index in numbers), gguf.TokenType.NORMAL) for index in range(len(words))])
+    writer.add_token_scores(
+        [-1000.0 if index < 260 else float(-index) for index in range(len(words))]
+    )
+    kinds = {
+        range(3): gguf.TokenType.CONTROL,
+        range(3, 4): gguf.TokenType.UNKNOWN,
+        range(4, 260): gguf.TokenType.BYTE,
+    }
+    writer.add_token_types(
+        [
+            next(
+                (kind for numbers, kind in kinds.items() if index in numbers), gguf.TokenType.NORMAL
+            )
+            for index in range(len(words))
+        ]
+    )
     writer.add_pad_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_bos_token_id(2)
@@ -121,7 +159,10 @@ def write_gemma3(path: Path, model: PreTrainedModel, *, rope_scaling: float | No
     writer.add_add_space_prefix(False)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, config.num_hidden_layers)
     for name, tensor in model.model.state_dict(prefix="model.").items():
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), (tensor + 1 if name.endswith("norm.weight") else tensor).numpy())
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight",)),
+            (tensor + 1 if name.endswith("norm.weight") else tensor).numpy(),
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

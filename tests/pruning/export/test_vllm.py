@@ -1,4 +1,6 @@
-"""vLLM itself serves DeciLM folders: `make vllm-test`, which installs its CPU build beside this project's environment."""
+"""vLLM itself serves DeciLM folders: `make vllm-test`, which installs its CPU build beside this
+project's environment.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,33 @@ TINY: dict[str, tuple[str, dict[str, object]]] = {
 def vllm_python() -> Path:
     path = Path(os.environ.get("MULTIPRUNER_VLLM_PYTHON", ROOT / ".cache/vllm/bin/python"))
     if not path.is_file():
-        pytest.skip("needs vLLM in an environment of its own: `make vllm-test` makes it, or MULTIPRUNER_VLLM_PYTHON names its Python")
+        pytest.skip(
+            "needs vLLM in an environment of its own: `make vllm-test` makes it, or "
+            "MULTIPRUNER_VLLM_PYTHON names its Python"
+        )
     return path
 
 
 def serve(python: Path, folder: Path, prompt: list[int]) -> dict[str, Any]:
     question = json.dumps({"folder": str(folder), "prompt": prompt, "num_tokens": NUM_TOKENS})
-    mine = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    mine = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | mine
     script = Path(__file__).with_name("serve_with_vllm.py")
     answer = folder / "answer.json"
-    done = subprocess.run([python, "-I", script, answer], input=question, env=environment, cwd=folder, capture_output=True, text=True, timeout=550)
+    done = subprocess.run(
+        [python, "-I", script, answer],
+        input=question,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     served: dict[str, Any] = json.loads(answer.read_text())
     return served
@@ -59,22 +77,34 @@ def check(python: Path, subject: Subject, folder: Path, prompt: list[int]) -> No
     write(folder, subject)
     served = serve(python, folder, prompt)
     whole = torch.tensor([prompt + served["tokens"]])
-    with torch.inference_mode(), masked(subject.model, subject.family, subject.geometry, subject.shape):
-        logprobs_TV = torch.log_softmax(subject.model(whole, use_cache=False).logits[0, :-1].double(), dim=-1)
+    with (
+        torch.inference_mode(),
+        masked(subject.model, subject.family, subject.geometry, subject.shape),
+    ):
+        logprobs_TV = torch.log_softmax(
+            subject.model(whole, use_cache=False).logits[0, :-1].double(), dim=-1
+        )
     ours = logprobs_TV.gather(1, whole[0, 1:, None])[:, 0]
     apart = (torch.tensor(served["logprobs"], dtype=torch.float64) - ours).abs().max().item()
-    sys.stdout.write(f"{subject.model.config.model_type} {subject.shape.text}: {NUM_TOKENS} tokens, log-probabilities apart by {apart:.1e}\n")
+    sys.stdout.write(
+        f"{subject.model.config.model_type} {subject.shape.text}: {NUM_TOKENS} tokens, "
+        f"log-probabilities apart by {apart:.1e}\n"
+    )
     assert logprobs_TV[len(prompt) - 1 :].argmax(dim=-1).tolist() == served["tokens"]
     assert apart < 1e-4
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_hard_shapes(name: str, vllm_python: Path, tmp_path: Path) -> None:
-    """Layer 0 without attention, one KV head of three, halves that pair, MLP widths such as 5. vLLM's kernels start at heads of 32."""
+    """Layer 0 without attention, one KV head of three, halves that pair, MLP widths such as 5.
+    vLLM's kernels start at heads of 32.
+    """
     model_type, changes = TINY[name]
     config = tiny_config(model_type, num_hidden_layers=6, hidden_size=96, head_dim=32, **changes)
     accounting = Accounting(config)
-    subject = Subject(tiny_model(config), accounting.family, accounting.geometry, HARD, tmp_path, torch.float32)
+    subject = Subject(
+        tiny_model(config), accounting.family, accounting.geometry, HARD, tmp_path, torch.float32
+    )
     check(vllm_python, subject, tmp_path, tokens(1, 20)[0].tolist())
 
 
@@ -86,10 +116,38 @@ def test_smollm2(vllm_python: Path, tmp_path: Path) -> None:
         pytest.skip(str(error))
     accounting = Accounting(checkpoint.config())
     model = checkpoint.load(dtype="float32")
-    reorder(model, accounting.family, accounting.geometry, channel_order(model, accounting.family, accounting.geometry, "l1"))
+    reorder(
+        model,
+        accounting.family,
+        accounting.geometry,
+        channel_order(model, accounting.family, accounting.geometry, "l1"),
+    )
     layers = list(accounting.dense.layers)
-    for index, kept in {12: (2, 1536), 15: (3, 0), 16: (0, 1536), 19: (3, 1400), 20: (0, 1536), 23: (1, 1536), 25: (0, 1500), 27: (3, 0)}.items():
+    for index, kept in {
+        12: (2, 1536),
+        15: (3, 0),
+        16: (0, 1536),
+        19: (3, 1400),
+        20: (0, 1536),
+        23: (1, 1536),
+        25: (0, 1500),
+        27: (3, 0),
+    }.items():
         layers[index] = LayerShape(*kept)
-    subject = Subject(model, accounting.family, accounting.geometry, ModelShape(tuple(layers)), checkpoint.folder, torch.float32)
+    subject = Subject(
+        model,
+        accounting.family,
+        accounting.geometry,
+        ModelShape(tuple(layers)),
+        checkpoint.folder,
+        torch.float32,
+    )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
-    check(vllm_python, subject, tmp_path, tokenizer("The capital of France is Paris. The largest planet of the solar system is").input_ids)
+    check(
+        vllm_python,
+        subject,
+        tmp_path,
+        tokenizer(
+            "The capital of France is Paris. The largest planet of the solar system is"
+        ).input_ids,
+    )

@@ -21,12 +21,17 @@ from tests.conftest import tiny_config, tiny_model, tokens
 
 
 def in_double(model: nn.Module, ids: torch.Tensor) -> list[float]:
-    """With what transformers itself says flows between layers. The last entry of `hidden_states` is behind the final norm: that layer is run again."""
+    """With what transformers itself says flows between layers.
+
+    The last entry of `hidden_states` is behind the final norm: that layer is run again.
+    """
     model = model.double()
     with torch.no_grad():
         states = model.model(ids, output_hidden_states=True, use_cache=False).hidden_states
         captured: dict[str, torch.Tensor] = {}
-        hook = model.model.norm.register_forward_pre_hook(lambda _module, inputs: captured.setdefault("last", inputs[0]))
+        hook = model.model.norm.register_forward_pre_hook(
+            lambda _module, inputs: captured.setdefault("last", inputs[0])
+        )
         model.model(ids, past_key_values=DynamicCache(config=model.config))
         hook.remove()
     states = [*states[:-1], captured["last"]]
@@ -41,7 +46,9 @@ def in_double(model: nn.Module, ids: torch.Tensor) -> list[float]:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 def test_it_is_one_minus_the_mean_cosine(family: str) -> None:
     model, ids = tiny_model(tiny_config(family)), tokens(6, 24)
-    found = BlockInfluence.of([layer_similarity(model, FAMILIES[family], batch) for batch in ids.split(2)])
+    found = BlockInfluence.of(
+        [layer_similarity(model, FAMILIES[family], batch) for batch in ids.split(2)]
+    )
     assert not any(layer._forward_hooks for layer in FAMILIES[family].decoder_layers(model))
     assert len(found.values) == 4
     assert len(set(found.values)) == 4
@@ -54,8 +61,15 @@ def test_sorting_the_weights_changes_no_more_than_the_last_digits() -> None:
     accounting = Accounting(config)
     before = layer_similarity(model, accounting.family, ids)
     assert layer_similarity(model, accounting.family, ids) == before, "the same bits again"
-    reorder(model, accounting.family, accounting.geometry, channel_order(model, accounting.family, accounting.geometry, "l1"))
-    assert layer_similarity(model, accounting.family, ids).cosine_sums == pytest.approx(before.cosine_sums, rel=1e-6)
+    reorder(
+        model,
+        accounting.family,
+        accounting.geometry,
+        channel_order(model, accounting.family, accounting.geometry, "l1"),
+    )
+    assert layer_similarity(model, accounting.family, ids).cosine_sums == pytest.approx(
+        before.cosine_sums, rel=1e-6
+    )
 
 
 def test_whole_layers_go_in_ascending_order_and_ties_to_the_lower() -> None:
@@ -65,7 +79,9 @@ def test_whole_layers_go_in_ascending_order_and_ties_to_the_lower() -> None:
 
 
 def test_batches_weigh_as_many_tokens_as_they_have() -> None:
-    assert BlockInfluence.of([LayerSimilarity((3.0, 0.0), 4), LayerSimilarity((1.0, 1.0), 1)]).values == (1 - 4 / 5, 1 - 1 / 5)
+    assert BlockInfluence.of(
+        [LayerSimilarity((3.0, 0.0), 4), LayerSimilarity((1.0, 1.0), 1)]
+    ).values == (1 - 4 / 5, 1 - 1 / 5)
 
 
 def test_it_is_saved_with_its_source(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Baichuan checkpoints, written here as their hub folders are laid out, against an implementation of their own in plain torch."""
+"""Baichuan checkpoints, written here as their hub folders are laid out, against an implementation
+of their own in plain torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from tests.conftest import tokens
 
 CONFIG: dict[str, Any] = {
     "architectures": ["BaichuanForCausalLM"],
-    "auto_map": {"AutoConfig": "configuration_baichuan.BaichuanConfig", "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"},
+    "auto_map": {
+        "AutoConfig": "configuration_baichuan.BaichuanConfig",
+        "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM",
+    },
     "tokenizer_class": "BaichuanTokenizer",
     "model_type": "baichuan",
     "vocab_size": 128,
@@ -46,13 +51,27 @@ Weights = dict[str, torch.Tensor]
 def weights_of(config: dict[str, Any]) -> Weights:
     generator = torch.Generator().manual_seed(3)
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+    }
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
-        shapes |= {f"{prefix}self_attn.W_pack.weight": (3 * hidden, hidden), f"{prefix}self_attn.o_proj.weight": (hidden, hidden)}
-        shapes |= {f"{prefix}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")} | {f"{prefix}mlp.down_proj.weight": (hidden, inner)}
-        shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-    return {name: torch.randn(shape, generator=generator) * 0.15 + (1 if len(shape) == 1 else 0) for name, shape in shapes.items()}
+        shapes |= {
+            f"{prefix}self_attn.W_pack.weight": (3 * hidden, hidden),
+            f"{prefix}self_attn.o_proj.weight": (hidden, hidden),
+        }
+        shapes |= {
+            f"{prefix}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")
+        } | {f"{prefix}mlp.down_proj.weight": (hidden, inner)}
+        shapes |= {
+            f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")
+        }
+    return {
+        name: torch.randn(shape, generator=generator) * 0.15 + (1 if len(shape) == 1 else 0)
+        for name, shape in shapes.items()
+    }
 
 
 def save(folder: Path, config: dict[str, Any] = CONFIG, *, num_files: int = 2) -> Path:
@@ -63,7 +82,11 @@ def save(folder: Path, config: dict[str, Any] = CONFIG, *, num_files: int = 2) -
         part = {name: weights[name].clone() for name in names[number::num_files]}
         if number == 0:
             part["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-        save_file(part, folder / f"model-{number + 1:05d}-of-{num_files:05d}.safetensors", metadata={"format": "pt"})
+        save_file(
+            part,
+            folder / f"model-{number + 1:05d}-of-{num_files:05d}.safetensors",
+            metadata={"format": "pt"},
+        )
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_baichuan.py").write_text("raise SystemExit('remote code ran')")
     return folder
@@ -75,19 +98,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return save(tmp_path / "tiny-baichuan")
 
 
-def reference_logits(config: dict[str, Any], weights: Weights, ids_BT: torch.Tensor, *, norm_head: bool) -> torch.Tensor:
+def reference_logits(
+    config: dict[str, Any], weights: Weights, ids_BT: torch.Tensor, *, norm_head: bool
+) -> torch.Tensor:
     """Baichuan2-7B as its report describes it, in double precision."""
     w = {name: tensor.double() for name, tensor in weights.items()}
-    heads, width = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+    heads, width = (
+        config["num_attention_heads"],
+        config["hidden_size"] // config["num_attention_heads"],
+    )
     batch, length = ids_BT.shape
-    angles = torch.outer(torch.arange(length).double(), 10000.0 ** (-torch.arange(0, width, 2).double() / width))
+    angles = torch.outer(
+        torch.arange(length).double(), 10000.0 ** (-torch.arange(0, width, 2).double() / width)
+    )
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return w[name] * x / (x.pow(2).mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt()
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
         """As complex numbers: channel c turns together with channel c + width / 2."""
-        turned = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angles), angles)[None, None]
+        turned = (
+            torch.complex(x[..., : width // 2], x[..., width // 2 :])
+            * torch.polar(torch.ones_like(angles), angles)[None, None]
+        )
         return torch.cat([turned.real, turned.imag], dim=-1)
 
     x = w["model.embed_tokens.weight"][ids_BT]
@@ -109,9 +142,15 @@ def reference_logits(config: dict[str, Any], weights: Weights, ids_BT: torch.Ten
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int) -> None:
-    """Of Baichuan2, with its normalised head, and of the first Baichuan, whose head is an ordinary one."""
+    """Of Baichuan2, with its normalised head, and of the first Baichuan, whose head is an ordinary
+    one.
+    """
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
-    config = CONFIG if generation == 2 else {name: value for name, value in CONFIG.items() if name != "z_loss_weight"}
+    config = (
+        CONFIG
+        if generation == 2
+        else {name: value for name, value in CONFIG.items() if name != "z_loss_weight"}
+    )
     checkpoint = find_checkpoint(str(save(tmp_path / "model", config)))
     model = checkpoint.load(dtype="float32")
     ids = tokens(3, 24)
@@ -131,14 +170,20 @@ def test_converted_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert find_checkpoint(str(folder)).folder == first.folder
     path = next(folder.glob("*.safetensors"))
     weights = load_file(path)
-    save_file({name: tensor + 1 for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()}, path, metadata={"format": "pt"}
+    )
     second = find_checkpoint(str(folder))
     assert second.fingerprint() != first.fingerprint()
 
 
 def test_the_stored_type_stays(tmp_path: Path, folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
-        save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+        save_file(
+            {name: tensor.bfloat16() for name, tensor in load_file(path).items()},
+            path,
+            metadata={"format": "pt"},
+        )
     checkpoint = find_checkpoint(str(folder))
     assert checkpoint.stored_dtype() == "bfloat16"
     head = checkpoint.load(dtype="float32").get_output_embeddings().weight
@@ -152,26 +197,41 @@ def test_alibi_is_counted_and_not_run(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InputError, match=r"Baichuan model with ALiBi positions.*pipelines.plan"):
         find_checkpoint(str(folder))
     accounting = Accounting(find_checkpoint(str(folder), config_only=True).config())
-    assert accounting.num_dense_parameters == sum(tensor.numel() for tensor in weights_of(CONFIG).values())
+    assert accounting.num_dense_parameters == sum(
+        tensor.numel() for tensor in weights_of(CONFIG).values()
+    )
 
 
 def test_a_configuration_alone(folder: Path) -> None:
     """Real sizes, as published, and no weights."""
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    published = {"vocab_size": 125696, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    published = {
+        "vocab_size": 125696,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
     (folder / "config.json").write_text(json.dumps(CONFIG | published))
     checkpoint = find_checkpoint(str(folder), config_only=True)
     assert Accounting(checkpoint.config()).num_dense_parameters == 7_505_973_248
     with pytest.raises(InputError, match=r"no \*.safetensors in"):
         find_checkpoint(str(folder))
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match="pytorch_model.bin, which could run code when opened: convert them to safetensors first"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "pytorch_model.bin, which could run code when opened: convert them to safetensors first"
+        ),
+    ):
         find_checkpoint(str(folder))
 
 
 def test_quantized_weights(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"load_in_4bit": True}}))
+    (folder / "config.json").write_text(
+        json.dumps(CONFIG | {"quantization_config": {"load_in_4bit": True}})
+    )
     with pytest.raises(InputError, match="are quantized"):
         find_checkpoint(str(folder), config_only=True).config()
 
@@ -183,12 +243,29 @@ def test_tokenizer(folder: Path, dummy_prefix: bool) -> None:
     text = folder / "corpus.txt"
     text.write_text("the old cat sees a small red bird\nunder the big tree with 1234 fish\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe", byte_fallback=True, split_digits=True,
-        add_dummy_prefix=dummy_prefix, remove_extra_whitespaces=False, normalization_rule_name="identity", hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=dummy_prefix,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    own = {"auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaichuanTokenizer", None]}, "tokenizer_class": "BaichuanTokenizer", "add_bos_token": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(own | {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "eos_token": "</s>"}))
+    own = {
+        "auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaichuanTokenizer", None]},
+        "tokenizer_class": "BaichuanTokenizer",
+        "add_bos_token": False,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            own | {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "eos_token": "</s>"}
+        )
+    )
     tokenizer = find_checkpoint(str(folder)).tokenizer()
     for words in ("the old cat", "a  1999 \n\n fish", "登鹳雀楼"):
         assert tokenizer(words)["input_ids"] == pieces.encode(words)

@@ -57,7 +57,10 @@ def test_fingerprint_is_of_the_content(folder: Path, checkpoint_folder: Path) ->
 def test_no_such_folder_and_no_network() -> None:
     with pytest.raises(InputError, match=r"no folder 'org/no-such-model'.*hub cannot be reached"):
         find_checkpoint("org/no-such-model")
-    with pytest.raises(InputError, match=r"'/no/such/folder' is neither an existing folder nor the form of a hub id"):
+    with pytest.raises(
+        InputError,
+        match=r"'/no/such/folder' is neither an existing folder nor the form of a hub id",
+    ):
         find_checkpoint("/no/such/folder")
 
 
@@ -71,7 +74,9 @@ def test_a_file_or_an_empty_folder(tmp_path: Path) -> None:
 
 def test_only_safetensors(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"no \*.safetensors in .*pytorch_model.bin, which could run code"):
+    with pytest.raises(
+        InputError, match=r"no \*.safetensors in .*pytorch_model.bin, which could run code"
+    ):
         find_checkpoint(str(folder)).load(dtype="float32")
 
 
@@ -84,7 +89,9 @@ def test_unknown_architecture(folder: Path) -> None:
 def test_remote_code_is_off(folder: Path) -> None:
     change_config(folder, model_type="nonesuch", auto_map={"AutoConfig": "evil.Config"})
     (folder / "evil.py").write_text("raise SystemExit('remote code ran')")
-    with pytest.raises(InputError, match="model.trust_remote_code: false, but .* needs its own code"):
+    with pytest.raises(
+        InputError, match="model.trust_remote_code: false, but .* needs its own code"
+    ):
         find_checkpoint(str(folder)).config()
 
 
@@ -122,7 +129,9 @@ def test_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real GGUF, written here with llama.cpp's own package: same logits after the way through safetensors."""
+    """A real GGUF, written here with llama.cpp's own package: same logits after the way through
+    safetensors.
+    """
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     config = tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)
     model = tiny_model(config)
@@ -131,23 +140,43 @@ def test_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = find_checkpoint(str(path))
     assert found.folder.parent == cache_folder() == tmp_path / "cache"
     with torch.inference_mode():
-        torch.testing.assert_close(found.load(dtype="float32")(tokens()).logits, model(tokens()).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            found.load(dtype="float32")(tokens()).logits, model(tokens()).logits, atol=1e-4, rtol=0
+        )
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     assert find_checkpoint(str(path)).folder == found.folder
     assert AutoConfig.from_pretrained(found.folder).model_type == "llama"
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("changes", [{}, {"rope_parameters": STRETCHED}], ids=["small", "stretched"])
-def test_gguf_of_gemma3(changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What transformers reads of it, and what it leaves out: the converted model is the one that was written, and the one that llama.cpp runs.
+@pytest.mark.parametrize(
+    "changes", [{}, {"rope_parameters": STRETCHED}], ids=["small", "stretched"]
+)
+def test_gguf_of_gemma3(
+    changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What transformers reads of it, and what it leaves out: the converted model is the one that
+    was written, and the one that llama.cpp runs.
 
-    24 tokens reach beyond the window of 8; llama.cpp rounds GELU to half precision."""
+    24 tokens reach beyond the window of 8; llama.cpp rounds GELU to half precision.
+    """
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
-    sizes = {"vocab_size": VOCAB, "num_hidden_layers": 7, "query_pre_attn_scalar": 8, "layer_types": None, "final_logit_softcapping": None}
+    sizes = {
+        "vocab_size": VOCAB,
+        "num_hidden_layers": 7,
+        "query_pre_attn_scalar": 8,
+        "layer_types": None,
+        "final_logit_softcapping": None,
+    }
     config = tiny_config("gemma3_text", **(sizes | changes))
     model, input_ids = tiny_model(config), tokens(1, 24, vocab=VOCAB)
-    write_gemma3(tmp_path / "tiny.gguf", model, rope_scaling=STRETCHED["full_attention"]["factor"] if "rope_parameters" in changes else None)
+    write_gemma3(
+        tmp_path / "tiny.gguf",
+        model,
+        rope_scaling=STRETCHED["full_attention"]["factor"]
+        if "rope_parameters" in changes
+        else None,
+    )
     found = find_checkpoint(str(tmp_path / "tiny.gguf"))
     with torch.inference_mode():
         wanted, ours = model(input_ids).logits[0], found.load(dtype="float32")(input_ids).logits[0]
@@ -160,18 +189,33 @@ def test_gguf_of_gemma3(changes: dict[str, object], tmp_path: Path, monkeypatch:
 
 
 def test_gguf_of_gemma3_27b() -> None:
-    """Its file differs in the number of layers alone, so many that transformers takes minutes to read a tiny one."""
-    config = tiny_config("gemma3_text", num_hidden_layers=62, layer_types=None, num_attention_heads=3, query_pre_attn_scalar=256)
+    """Its file differs in the number of layers alone, so many that transformers takes minutes to
+    read a tiny one.
+    """
+    config = tiny_config(
+        "gemma3_text",
+        num_hidden_layers=62,
+        layer_types=None,
+        num_attention_heads=3,
+        query_pre_attn_scalar=256,
+    )
     _complete_gemma3(config, 8.0)
     assert config.query_pre_attn_scalar == 16
     assert config.rope_parameters["full_attention"]["factor"] == 8
     assert config.rope_parameters["sliding_attention"]["rope_type"] == "default"
 
 
-def test_gguf_whose_rotary_embedding_would_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_whose_rotary_embedding_would_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     config = tiny_config("llama", head_dim=8, attention_bias=False, mlp_bias=False)
-    _write_gguf(tmp_path / "tiny.gguf", tiny_model(config), config, rope_freqs=np.full(4, 8, dtype=np.float32))
+    _write_gguf(
+        tmp_path / "tiny.gguf",
+        tiny_model(config),
+        config,
+        rope_freqs=np.full(4, 8, dtype=np.float32),
+    )
     with pytest.raises(InputError, match="scales its rotary embedding, which cannot be converted"):
         find_checkpoint(str(tmp_path / "tiny.gguf"))
 
@@ -193,7 +237,11 @@ def _write_gguf(path: Path, model, config, rope_freqs=None) -> None:
     for name, tensor in model.state_dict().items():
         if any(part in name for part in ("q_proj", "k_proj")):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            tensor = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+            tensor = (
+                tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1)
+                .swapaxes(1, 2)
+                .reshape(tensor.shape)
+            )
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
     if rope_freqs is not None:
         writer.add_tensor("rope_freqs.weight", rope_freqs)

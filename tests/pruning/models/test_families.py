@@ -1,4 +1,7 @@
-"""The contract of a family. A new one is in the parametrization as soon as it is in the registry."""
+"""The contract of a family.
+
+A new one is in the parametrization as soon as it is in the registry.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape, Removal
 from tests.conftest import tiny_config, tiny_model, tokens
 
-# Every difficulty at once: layer 0 without attention, a layer without MLP, narrowed MLPs, fewer KV groups, a layer cut in both.
+# Every difficulty at once: layer 0 without attention, a layer without MLP, narrowed MLPs, fewer KV
+# groups, a layer cut in both.
 HARD = ModelShape((LayerShape(0, 48), LayerShape(2, 0), LayerShape(1, 16), LayerShape(3, 5)))
 BLOCKS_ONLY = ("gpt2", "gpt_neox", "granite", "olmo", "stablelm", "starcoder2", "smollm3", "cohere")
 TOLERANCE = 1e-5
@@ -43,7 +47,10 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_masked_equals_removed(subject: Subject) -> None:
-    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
+    model, (family, geometry) = (
+        subject.model,
+        (subject.accounting.family, subject.accounting.geometry),
+    )
     with masked(model, family, geometry, HARD):
         seen = logits(model)
     removed = pruned_model(model, family, geometry, HARD)
@@ -52,7 +59,10 @@ def test_masked_equals_removed(subject: Subject) -> None:
 
 
 def test_reordering_keeps_the_function(subject: Subject) -> None:
-    model, (family, geometry) = copy.deepcopy(subject.model), (subject.accounting.family, subject.accounting.geometry)
+    model, (family, geometry) = (
+        copy.deepcopy(subject.model),
+        (subject.accounting.family, subject.accounting.geometry),
+    )
     generator = np.random.default_rng(0)
     order = ChannelOrder(
         np.stack([generator.permutation(geometry.kv_heads) for _ in range(4)]).astype(np.int32),
@@ -61,13 +71,21 @@ def test_reordering_keeps_the_function(subject: Subject) -> None:
     before = logits(model)
     weights = [parameter.clone() for parameter in model.parameters()]
     reorder(model, family, geometry, order)
-    assert any(not torch.equal(was, now) for was, now in zip(weights, model.parameters(), strict=True))
+    assert any(
+        not torch.equal(was, now) for was, now in zip(weights, model.parameters(), strict=True)
+    )
     torch.testing.assert_close(logits(model), before, atol=TOLERANCE, rtol=0)
 
 
 def test_leaving_a_mask_restores_everything(subject: Subject) -> None:
-    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
-    before, parameters = logits(model), {name: id(parameter) for name, parameter in model.named_parameters()}
+    model, (family, geometry) = (
+        subject.model,
+        (subject.accounting.family, subject.accounting.geometry),
+    )
+    before, parameters = (
+        logits(model),
+        {name: id(parameter) for name, parameter in model.named_parameters()},
+    )
     modules = {name: id(module) for name, module in model.named_modules()}
     with masked(model, family, geometry, HARD):
         pass
@@ -80,51 +98,89 @@ def test_leaving_a_mask_restores_everything(subject: Subject) -> None:
 
 def test_predicted_equals_counted(subject: Subject) -> None:
     model, accounting = subject.model, subject.accounting
-    assert accounting.num_parameters(accounting.dense) == sum(parameter.numel() for parameter in model.parameters())
+    assert accounting.num_parameters(accounting.dense) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     pruned = pruned_model(model, accounting.family, accounting.geometry, HARD)
     counted = sum(parameter.numel() for parameter in pruned.parameters())
     assert accounting.num_stored_parameters(HARD) == counted
     layers = accounting.family.decoder_layers(model)
-    norms = [(0, name) for name in accounting.family.attention_norms] + [(1, name) for name in accounting.family.mlp_norms]
-    unused = sum(parameter.numel() for layer, name in norms for parameter in layers[layer].get_submodule(name).parameters())
+    norms = [(0, name) for name in accounting.family.attention_norms] + [
+        (1, name) for name in accounting.family.mlp_norms
+    ]
+    unused = sum(
+        parameter.numel()
+        for layer, name in norms
+        for parameter in layers[layer].get_submodule(name).parameters()
+    )
     assert unused > 0
     assert accounting.num_parameters(HARD) == counted + unused
 
 
 def test_prefix_reuse_is_bit_identical(subject: Subject) -> None:
-    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
+    model, (family, geometry) = (
+        subject.model,
+        (subject.accounting.family, subject.accounting.geometry),
+    )
     base = ModelShape.dense(4, 3, 48).without(Removal("mlp", 1, 0))
     candidates = [base.without(Removal("attention", layer, 0)) for layer in range(4)]
-    candidates += [base.without(Removal("mlp_channels", layer, 32)) for layer in (0, 2, 3)] + [base.without(Removal("attention_heads", 3, 1)), base]
-    reused = score_candidates(model, family, geometry, run_prefix(model, family, geometry, base, tokens()), candidates)
+    candidates += [base.without(Removal("mlp_channels", layer, 32)) for layer in (0, 2, 3)] + [
+        base.without(Removal("attention_heads", 3, 1)),
+        base,
+    ]
+    reused = score_candidates(
+        model, family, geometry, run_prefix(model, family, geometry, base, tokens()), candidates
+    )
     for candidate, nll in zip(candidates, reused, strict=True):
         with masked(model, family, geometry, candidate):
             assert torch.equal(nll, sequence_nll(model, tokens())), candidate.text
 
 
 def test_nll_against_logits_in_double(subject: Subject) -> None:
-    """An independent reference: the whole logits, log-softmax in float64. The model's own head scaling and soft-capping are in it."""
-    expected = -torch.log_softmax(logits(subject.model)[:, :-1].double(), dim=-1).gather(2, tokens()[:, 1:, None]).sum(dim=(1, 2))
+    """An independent reference: the whole logits, log-softmax in float64.
+
+    The model's own head scaling and soft-capping are in it.
+    """
+    expected = (
+        -torch.log_softmax(logits(subject.model)[:, :-1].double(), dim=-1)
+        .gather(2, tokens()[:, 1:, None])
+        .sum(dim=(1, 2))
+    )
     for chunk in (1, 7, 4096):
-        torch.testing.assert_close(sequence_nll(subject.model, tokens(), head_chunk_tokens=chunk), expected, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(
+            sequence_nll(subject.model, tokens(), head_chunk_tokens=chunk),
+            expected,
+            rtol=1e-6,
+            atol=1e-4,
+        )
 
 
 def test_nothing_is_copied_by_a_mask(subject: Subject) -> None:
-    model, (family, geometry) = subject.model, (subject.accounting.family, subject.accounting.geometry)
+    model, (family, geometry) = (
+        subject.model,
+        (subject.accounting.family, subject.accounting.geometry),
+    )
     storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     with masked(model, family, geometry, HARD):
-        assert {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} <= storages
+        assert {
+            parameter.untyped_storage().data_ptr() for parameter in model.parameters()
+        } <= storages
 
 
 @pytest.mark.parametrize("importance", ["l1", "activation"])
 def test_orders_sort_by_importance(subject: Subject, importance: str) -> None:
     """Channels and heads whose weights are scaled down come last."""
-    model, (family, geometry) = copy.deepcopy(subject.model), (subject.accounting.family, subject.accounting.geometry)
+    model, (family, geometry) = (
+        copy.deepcopy(subject.model),
+        (subject.accounting.family, subject.accounting.geometry),
+    )
     weak_channels, weak_head = [3, 11, 40], 1
     for attention, mlp in blocks(model, family):
         for block, cuts in ((attention, family.attention_cuts), (mlp, family.mlp_cuts)):
             for cut in cuts:
-                _scale_down(block.get_submodule(cut.module), cut, geometry, weak_channels, weak_head)
+                _scale_down(
+                    block.get_submodule(cut.module), cut, geometry, weak_channels, weak_head
+                )
     order = channel_order(model, family, geometry, importance, [tokens()])  # type: ignore[arg-type]
     for layer in range(geometry.num_layers):
         assert set(order.mlp_channels[layer, -3:]) == set(weak_channels)
@@ -149,11 +205,16 @@ def _scale_down(module, cut, geometry, channels, head) -> None:
 
 
 def test_l1_of_heads_counts_shared_rows_per_query() -> None:
-    """METHOD: a KV group's importance is the mean over its channels of |q| + |k| + |v|, k and v once for each query head that shares them."""
+    """METHOD: a KV group's importance is the mean over its channels of |q| + |k| + |v|, k and v
+    once for each query head that shares them.
+    """
     config = tiny_config("qwen2")
     model, accounting = tiny_model(config), Accounting(config)
     attention = model.model.layers[2].self_attn
-    rows = [projection.weight.abs().sum(dim=1) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    rows = [
+        projection.weight.abs().sum(dim=1)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    ]
     expected = []
     for head in range(3):
         channels = []
@@ -168,20 +229,37 @@ def test_l1_of_heads_counts_shared_rows_per_query() -> None:
 
 @pytest.mark.parametrize("model_type", BLOCKS_ONLY)
 def test_other_architectures_prune_by_blocks(model_type: str) -> None:
-    config = tiny_config(model_type, **({"num_key_value_heads": 6} if model_type in ("gpt2", "gpt_neox") else {}), **_own(model_type))
+    config = tiny_config(
+        model_type,
+        **({"num_key_value_heads": 6} if model_type in ("gpt2", "gpt_neox") else {}),
+        **_own(model_type),
+    )
     model, accounting = tiny_model(config), Accounting(config)
     assert not accounting.family.prunes_widths
     base = accounting.dense
-    candidates = [base.without(Removal("attention", 0, 0)), base.without(Removal("mlp", 2, 0)), base.without(Removal("attention", 3, 0))]
+    candidates = [
+        base.without(Removal("attention", 0, 0)),
+        base.without(Removal("mlp", 2, 0)),
+        base.without(Removal("attention", 3, 0)),
+    ]
     reused = score_candidates(
-        model, accounting.family, accounting.geometry, run_prefix(model, accounting.family, accounting.geometry, base, tokens()), candidates
+        model,
+        accounting.family,
+        accounting.geometry,
+        run_prefix(model, accounting.family, accounting.geometry, base, tokens()),
+        candidates,
     )
     for candidate, nll in zip(candidates, reused, strict=True):
         with masked(model, accounting.family, accounting.geometry, candidate):
             assert torch.equal(nll, sequence_nll(model, tokens()))
     with (
         pytest.raises(ValueError, match="whole blocks only"),
-        masked(model, accounting.family, accounting.geometry, base.without(Removal("mlp_channels", 0, 8))),
+        masked(
+            model,
+            accounting.family,
+            accounting.geometry,
+            base.without(Removal("mlp_channels", 0, 8)),
+        ),
     ):
         pass
 
@@ -196,4 +274,7 @@ def _own(model_type: str) -> dict[str, object]:
 def test_what_cannot_be_pruned(model_type: str) -> None:
     config = AutoConfig.for_model(model_type)
     with pytest.raises(InputError, match=f"{model_type}.*llama"), torch.device("meta"):
-        family_of(config, torch.nn.Module() if model_type == "t5" else AutoModelForCausalLM.from_config(config))
+        family_of(
+            config,
+            torch.nn.Module() if model_type == "t5" else AutoModelForCausalLM.from_config(config),
+        )

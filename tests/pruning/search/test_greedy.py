@@ -19,18 +19,38 @@ def accounting() -> Accounting:
     return Accounting(tiny_config("qwen3"))
 
 
-def make_search(accounting: Accounting, ratio: float = 0.3, distribution: tuple[float, ...] = (40, 40, 20), mlp: int = 16, heads: int = 16) -> GreedySearch:
-    return GreedySearch(accounting, make_stages(accounting, target_ratio=ratio, distribution=distribution, mlp_group_channels=mlp, head_group_channels=heads))
+def make_search(
+    accounting: Accounting,
+    ratio: float = 0.3,
+    distribution: tuple[float, ...] = (40, 40, 20),
+    mlp: int = 16,
+    heads: int = 16,
+) -> GreedySearch:
+    return GreedySearch(
+        accounting,
+        make_stages(
+            accounting,
+            target_ratio=ratio,
+            distribution=distribution,
+            mlp_group_channels=mlp,
+            head_group_channels=heads,
+        ),
+    )
 
 
 def score(shape: ModelShape) -> float:
     """A made-up NLL: early layers matter more."""
-    return sum((3 - layer.kv_heads + (48 - layer.mlp_channels) / 16) / (index + 1) for index, layer in enumerate(shape.layers))
+    return sum(
+        (3 - layer.kv_heads + (48 - layer.mlp_channels) / 16) / (index + 1)
+        for index, layer in enumerate(shape.layers)
+    )
 
 
 def run(search: GreedySearch) -> GreedySearch:
     while not search.done:
-        search.observe({candidate: score(search.shape.without(candidate)) for candidate in search.propose()})
+        search.observe(
+            {candidate: score(search.shape.without(candidate)) for candidate in search.propose()}
+        )
     return search
 
 
@@ -53,10 +73,14 @@ def test_each_stage_ends_at_its_target(accounting: Accounting) -> None:
 
 def test_candidates_of_each_stage(accounting: Accounting) -> None:
     search = make_search(accounting, 0.9, (90, 5, 5))
-    assert search.propose() == tuple(Removal("attention", layer, 0) for layer in range(4)) + tuple(Removal("mlp", layer, 0) for layer in range(4))
+    assert search.propose() == tuple(Removal("attention", layer, 0) for layer in range(4)) + tuple(
+        Removal("mlp", layer, 0) for layer in range(4)
+    )
     search.shape = ModelShape.parse("0x48 2x0 1x16 3x32")
     search.stages = search.stages[1:2]
-    assert search.propose() == (Removal("mlp_channels", 0, 32), Removal("mlp_channels", 3, 16)), "16 channels are not > 0 after one more group"
+    assert search.propose() == (Removal("mlp_channels", 0, 32), Removal("mlp_channels", 3, 16)), (
+        "16 channels are not > 0 after one more group"
+    )
     search.stages = make_search(accounting, 0.9, (0, 0, 1)).stages[2:]
     assert search.propose() == (Removal("attention_heads", 1, 1), Removal("attention_heads", 3, 2))
 
@@ -64,7 +88,14 @@ def test_candidates_of_each_stage(accounting: Accounting) -> None:
 def test_lowest_score_wins_and_ties_go_to_the_first(accounting: Accounting) -> None:
     search = make_search(accounting)
     scores = dict.fromkeys(search.propose(), 2.0)
-    step = search.observe(scores | {Removal("attention", 2, 0): 1.0, Removal("mlp", 0, 0): 1.0, Removal("attention", 3, 0): 1.0})
+    step = search.observe(
+        scores
+        | {
+            Removal("attention", 2, 0): 1.0,
+            Removal("mlp", 0, 0): 1.0,
+            Removal("attention", 3, 0): 1.0,
+        }
+    )
     assert step.removal == Removal("attention", 2, 0)
     assert step.margin == 0.0
     step = search.observe(dict.fromkeys(search.propose(), 2.0) | {Removal("mlp", 1, 0): 1.5})
@@ -74,7 +105,11 @@ def test_lowest_score_wins_and_ties_go_to_the_first(accounting: Accounting) -> N
 def test_scores_that_are_not_finite_are_out(accounting: Accounting) -> None:
     search = make_search(accounting)
     candidates = search.propose()
-    scores = dict.fromkeys(candidates, 3.0) | {candidates[0]: math.nan, candidates[1]: -math.inf, candidates[5]: math.inf}
+    scores = dict.fromkeys(candidates, 3.0) | {
+        candidates[0]: math.nan,
+        candidates[1]: -math.inf,
+        candidates[5]: math.inf,
+    }
     step = search.observe(scores)
     assert step.removal == candidates[2]
     assert set(step.excluded) == {candidates[0], candidates[1], candidates[5]}
@@ -91,13 +126,21 @@ def test_a_missing_score_is_an_error(accounting: Accounting) -> None:
 
 def test_a_target_out_of_reach_says_how_far_it_got(accounting: Accounting) -> None:
     search = make_search(accounting, 0.6, (0, 100, 0), mlp=24)
-    with pytest.raises(TargetNotReached, match=r"'mlp_channels' has no candidate left at ratio 0\.\d+, below its target of 0\.6000 \(after 4 steps\)"):
+    with pytest.raises(
+        TargetNotReached,
+        match=(
+            r"'mlp_channels' has no candidate left at ratio 0\.\d+, below its target of "
+            r"0\.6000 \(after 4 steps\)"
+        ),
+    ):
         run(search)
     assert len(search.steps) == 4
 
 
 def test_a_stage_that_is_met_does_nothing(accounting: Accounting) -> None:
-    assert {step.stage for step in run(make_search(accounting, 0.2, (0, 1, 0))).steps} == {"mlp_channels"}
+    assert {step.stage for step in run(make_search(accounting, 0.2, (0, 1, 0))).steps} == {
+        "mlp_channels"
+    }
     assert {step.stage for step in run(make_search(accounting, 0.2, (1, 0, 0))).steps} == {"block"}
 
 
@@ -114,7 +157,9 @@ def test_expected_evaluations_shrink_to_zero(accounting: Accounting) -> None:
     search = make_search(accounting)
     expected = [search.expected_evaluations()]
     while not search.done:
-        search.observe({candidate: score(search.shape.without(candidate)) for candidate in search.propose()})
+        search.observe(
+            {candidate: score(search.shape.without(candidate)) for candidate in search.propose()}
+        )
         expected.append(search.expected_evaluations())
     total = sum(len(step.candidates) for step in search.steps)
     assert expected[-1] == 0
@@ -131,7 +176,9 @@ def test_expected_evaluations_shrink_to_zero(accounting: Accounting) -> None:
         ({"mlp": 0, "heads": 5}, "(?s)mlp_group_channels: 0.*head_group_channels: 5"),
     ],
 )
-def test_groups_that_do_not_fit(accounting: Accounting, settings: dict[str, int], message: str) -> None:
+def test_groups_that_do_not_fit(
+    accounting: Accounting, settings: dict[str, int], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         make_search(accounting, **settings)  # type: ignore[arg-type]
 
@@ -139,7 +186,10 @@ def test_groups_that_do_not_fit(accounting: Accounting, settings: dict[str, int]
 def test_a_single_kv_head_stays() -> None:
     """Gemma 3 270M and 1B: the stage of heads would end hours of search without a candidate."""
     accounting = Accounting(tiny_config("gemma3_text", num_key_value_heads=1))
-    with pytest.raises(InputError, match=r"distribution: .*one KV head in a layer, which stays; use search=multipruner_mqa"):
+    with pytest.raises(
+        InputError,
+        match=r"distribution: .*one KV head in a layer, which stays; use search=multipruner_mqa",
+    ):
         make_search(accounting, heads=48)
     assert run(make_search(accounting, distribution=(44, 56, 0), heads=48)).done
 
@@ -150,10 +200,19 @@ def test_block_only_families_refuse_widths() -> None:
 
 
 def test_a_portable_search_keeps_what_every_runtime_needs() -> None:
-    """Attention in the first layer, an MLP in the last, widths in multiples of 256, however far it goes."""
+    """Attention in the first layer, an MLP in the last, widths in multiples of 256, however far it
+    goes.
+    """
     accounting = Accounting(tiny_config("llama", intermediate_size=1024))
-    settings = {"target_ratio": 0.8, "distribution": (45, 45, 10), "mlp_group_channels": 256, "head_group_channels": 16}
-    search = GreedySearch(accounting, make_stages(accounting, layout="portable", **settings), "portable")
+    settings = {
+        "target_ratio": 0.8,
+        "distribution": (45, 45, 10),
+        "mlp_group_channels": 256,
+        "head_group_channels": 16,
+    }
+    search = GreedySearch(
+        accounting, make_stages(accounting, layout="portable", **settings), "portable"
+    )
     assert len(search.propose()) == 8 - 2
     before = search.expected_evaluations()
     with pytest.raises(TargetNotReached):
@@ -170,12 +229,23 @@ def test_a_portable_search_keeps_what_every_runtime_needs() -> None:
 def test_portable_widths(channels: int, group: int) -> None:
     accounting = Accounting(tiny_config("llama", intermediate_size=channels))
     settings = {"target_ratio": 0.3, "mlp_group_channels": group, "head_group_channels": 16}
-    with pytest.raises(InputError, match=f"search.layout: portable, .*this model has {channels} channels and search.mlp_group_channels takes {group}"):
+    with pytest.raises(
+        InputError,
+        match=(
+            f"search.layout: portable, .*this model has {channels} channels and "
+            f"search.mlp_group_channels takes {group}"
+        ),
+    ):
         make_stages(accounting, distribution=(40, 40, 20), layout="portable", **settings)
     make_stages(accounting, distribution=(80, 0, 20), layout="portable", **settings)
 
 
-def make_fixed(accounting: Accounting, path: tuple[tuple[Removal, ...], ...], ratio: float, layout: Layout = "any") -> FixedSearch:
+def make_fixed(
+    accounting: Accounting,
+    path: tuple[tuple[Removal, ...], ...],
+    ratio: float,
+    layout: Layout = "any",
+) -> FixedSearch:
     return FixedSearch(accounting, make_search(accounting, ratio, (7, 0, 0)).stages, path, layout)
 
 
@@ -189,14 +259,19 @@ def test_a_fixed_search_has_one_candidate_a_step(accounting: Accounting) -> None
         assert (step.stage, step.removal, step.margin) == ("block", candidate, None)
         left.append(search.expected_evaluations())
     assert left == list(range(len(search.steps), -1, -1)), "it knows how many are left"
-    assert [step.removal for step in search.steps] == [group[0] for group in path[: len(search.steps)]]
+    assert [step.removal for step in search.steps] == [
+        group[0] for group in path[: len(search.steps)]
+    ]
     assert search.steps[-2].ratio < 0.4 <= search.ratio
 
 
 def test_a_fixed_search_ends_between_groups(accounting: Accounting) -> None:
     """Whole layers: the last one goes whole, also where its attention alone would do."""
     path = BlockInfluence((0.4, 0.2, 0.3, 0.1)).path
-    one = (run(make_fixed(accounting, path[:1], 1e-6)).ratio, run(make_fixed(accounting, path[:1], 1e-6)).steps)
+    one = (
+        run(make_fixed(accounting, path[:1], 1e-6)).ratio,
+        run(make_fixed(accounting, path[:1], 1e-6)).steps,
+    )
     assert [step.removal for step in one[1]] == [Removal("attention", 3, 0), Removal("mlp", 3, 0)]
     for target in (one[1][0].ratio, one[0] - 1e-9, one[0]):
         assert run(make_fixed(accounting, path, target)).shape == ModelShape.parse("3x48*3 0x0")
@@ -211,9 +286,13 @@ def test_drawn_orders_are_reproducible_nested_and_differ(accounting: Accounting)
     assert {removal for [removal] in random_path(dense, 42)} == blocks
     assert random_path(dense, 42) == random_path(dense, 42)
     assert len({random_path(dense, seed) for seed in range(20)}) == 20
-    short, long = (run(make_fixed(accounting, random_path(dense, 42), ratio)) for ratio in (0.2, 0.5))
+    short, long = (
+        run(make_fixed(accounting, random_path(dense, 42), ratio)) for ratio in (0.2, 0.5)
+    )
     assert 0 < len(short.steps) < len(long.steps)
-    assert [step.removal for step in long.steps][: len(short.steps)] == [step.removal for step in short.steps]
+    assert [step.removal for step in long.steps][: len(short.steps)] == [
+        step.removal for step in short.steps
+    ]
 
 
 def test_fixed_searches_keep_what_every_runtime_needs(accounting: Accounting) -> None:

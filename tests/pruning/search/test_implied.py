@@ -11,19 +11,34 @@ from pruning.search.stages import make_stages
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 
-LLAMA_2_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_2_7B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 
 
 def test_the_published_shape_of_llama_2_7b() -> None:
     """9 attention and 1 MLP block, 55 MLP groups and 23 heads: METHOD's counts of its evaluations."""
-    accounting = Accounting(AutoConfig.for_model("llama", num_key_value_heads=32, tie_word_embeddings=False, **LLAMA_2_7B))
+    accounting = Accounting(
+        AutoConfig.for_model(
+            "llama", num_key_value_heads=32, tie_word_embeddings=False, **LLAMA_2_7B
+        )
+    )
     text = (
-        "32x11008 26x11008 26x5888 32x11008*2 31x11008 32x11008 32x6912 0x0 32x11008*3 32x5888 32x11008*3 31x11008 28x3840 0x11008 30x11008 31x11008 "
+        "32x11008 26x11008 26x5888 32x11008*2 31x11008 32x11008 32x6912 0x0 32x11008*3 32x5888 "
+        "32x11008*3 31x11008 28x3840 0x11008 30x11008 31x11008 "
         "0x11008 31x11008 0x1792 0x11008 0x1792 32x3840 0x1792 0x11008*2 31x11008 32x11008"
     )
     stages = implied_search(accounting, ModelShape.parse(text), mlp_group=1024, head_group=1)
     assert [stage.steps for stage in stages] == [10, 55, 23]
-    assert [(stage.evaluations.min, stage.evaluations.max) for stage in stages] == [(595, 595), (1705, 1705), (529, 529)]
+    assert [(stage.evaluations.min, stage.evaluations.max) for stage in stages] == [
+        (595, 595),
+        (1705, 1705),
+        (529, 529),
+    ]
     found = target_range(stages, (44, 52, 4))
     assert found == pytest.approx((0.219315, 0.219568), abs=1e-6)
     assert found[1] < 0.22, "a search to 0.22 takes another head group"
@@ -36,14 +51,23 @@ def test_every_search_is_implied_by_its_shape(preference: int) -> None:
     accounting = Accounting(tiny_config("llama", num_hidden_layers=6))
     settings = {"mlp_group_channels": 16, "head_group_channels": 16}
     for target in (0.1, 0.3, 0.4):
-        search = GreedySearch(accounting, make_stages(accounting, target_ratio=target, distribution=(40, 40, 20), **settings))
+        search = GreedySearch(
+            accounting,
+            make_stages(accounting, target_ratio=target, distribution=(40, 40, 20), **settings),
+        )
         while not search.done:
-            search.observe({candidate: preference * rank for rank, candidate in enumerate(search.propose())})
+            search.observe(
+                {candidate: preference * rank for rank, candidate in enumerate(search.propose())}
+            )
         stages = implied_search(accounting, search.shape, mlp_group=16, head_group=1)
         for stage in stages:
             steps = [step for step in search.steps if step.stage == stage.name]
             assert stage.steps == len(steps)
-            assert stage.evaluations.min <= sum(len(step.candidates) for step in steps) <= stage.evaluations.max
+            assert (
+                stage.evaluations.min
+                <= sum(len(step.candidates) for step in steps)
+                <= stage.evaluations.max
+            )
         found = target_range(stages, (40, 40, 20))
         assert found is not None
         assert found[0] < target <= found[1]
@@ -51,5 +75,7 @@ def test_every_search_is_implied_by_its_shape(preference: int) -> None:
 
 def test_a_shape_of_another_search() -> None:
     accounting = Accounting(tiny_config("llama"))
-    with pytest.raises(InputError, match="keeps 41 MLP channels, which is not 48 less whole groups of 16"):
+    with pytest.raises(
+        InputError, match="keeps 41 MLP channels, which is not 48 less whole groups of 16"
+    ):
         implied_search(accounting, ModelShape.parse("3x48*3 3x41"), mlp_group=16, head_group=1)

@@ -1,4 +1,6 @@
-"""Plans hold for every path: searches with any scores stay inside the ranges, and small ones come to their ends."""
+"""Plans hold for every path: searches with any scores stay inside the ranges, and small ones come
+to their ends.
+"""
 
 from __future__ import annotations
 
@@ -21,32 +23,61 @@ from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 
 
-def stages_of(accounting: Accounting, ratio: float, distribution: tuple[float, ...], layout: Layout = "any") -> tuple[Stage, ...]:
-    return make_stages(accounting, target_ratio=ratio, distribution=distribution, mlp_group_channels=256, head_group_channels=16, layout=layout)
+def stages_of(
+    accounting: Accounting, ratio: float, distribution: tuple[float, ...], layout: Layout = "any"
+) -> tuple[Stage, ...]:
+    return make_stages(
+        accounting,
+        target_ratio=ratio,
+        distribution=distribution,
+        mlp_group_channels=256,
+        head_group_channels=16,
+        layout=layout,
+    )
 
 
 def walk(search: GreedySearch, seed: int) -> dict[StageName, tuple[int, int]]:
-    """Steps and evaluations of each stage of a search whose scores are random, or favour one layer, or one kind of block."""
+    """Steps and evaluations of each stage of a search whose scores are random, or favour one layer,
+    or one kind of block.
+    """
     generator, taste = random.Random(seed), seed % 4
     while not search.done:
         candidates = search.propose()
         scores = {candidate: generator.random() for candidate in candidates}
         if taste == 1:
-            scores = {candidate: candidate.layer for candidate in candidates}  # uses up one layer after the other
+            scores = {
+                candidate: candidate.layer for candidate in candidates
+            }  # uses up one layer after the other
         elif taste == 2:
             scores = {candidate: -candidate.left for candidate in candidates}  # spreads evenly
         elif taste == 3:
-            scores = {candidate: (candidate.kind == "mlp") + score for candidate, score in scores.items()}
+            scores = {
+                candidate: (candidate.kind == "mlp") + score for candidate, score in scores.items()
+            }
         search.observe(scores)
     return {
-        stage.name: (sum(step.stage == stage.name for step in search.steps), sum(len(step.candidates) for step in search.steps if step.stage == stage.name))
+        stage.name: (
+            sum(step.stage == stage.name for step in search.steps),
+            sum(len(step.candidates) for step in search.steps if step.stage == stage.name),
+        )
         for stage in search.stages
     }
 
 
 @pytest.mark.parametrize("layout", ["any", "portable"])
-@pytest.mark.parametrize(("ratio", "distribution"), [(0.3, (44, 52, 4)), (0.3, (10, 80, 10)), (0.2, (1, 0, 0)), (0.45, (30, 70, 0)), (0.02, (0, 0, 1))])
-def test_every_path_is_inside(ratio: float, distribution: tuple[float, ...], layout: Layout) -> None:
+@pytest.mark.parametrize(
+    ("ratio", "distribution"),
+    [
+        (0.3, (44, 52, 4)),
+        (0.3, (10, 80, 10)),
+        (0.2, (1, 0, 0)),
+        (0.45, (30, 70, 0)),
+        (0.02, (0, 0, 1)),
+    ],
+)
+def test_every_path_is_inside(
+    ratio: float, distribution: tuple[float, ...], layout: Layout
+) -> None:
     accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
     stages = stages_of(accounting, ratio, distribution, layout)
     plan = plan_search(accounting, stages, layout)
@@ -63,10 +94,14 @@ def test_every_path_is_inside(ratio: float, distribution: tuple[float, ...], lay
     for stage in plan.stages:
         steps, evaluations = ([count[index] for count in seen[stage.name]] for index in (0, 1))
         assert stage.steps.min <= min(steps) <= max(steps) <= stage.steps.max
-        assert stage.evaluations.min <= min(evaluations) <= max(evaluations) <= stage.evaluations.max
+        assert (
+            stage.evaluations.min <= min(evaluations) <= max(evaluations) <= stage.evaluations.max
+        )
     first = plan.stages[0]
     if not plan.dead_ends:
-        assert {first.steps.min, first.steps.max} <= {steps for steps, _ in seen[first.name]}, "both ends of the block stage are reached"
+        assert {first.steps.min, first.steps.max} <= {steps for steps, _ in seen[first.name]}, (
+            "both ends of the block stage are reached"
+        )
 
 
 @pytest.mark.parametrize("layout", ["any", "portable"])
@@ -74,7 +109,10 @@ def test_every_path_is_inside(ratio: float, distribution: tuple[float, ...], lay
 def test_paths_that_do_not_depend_on_scores_are_inside(ratio: float, layout: Layout) -> None:
     accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
     stages = stages_of(accounting, ratio, (1, 0, 0), layout)
-    drawn, layers = plan_search(accounting, stages, layout, "random"), plan_search(accounting, stages, layout, "block_influence")
+    drawn, layers = (
+        plan_search(accounting, stages, layout, "random"),
+        plan_search(accounting, stages, layout, "block_influence"),
+    )
     assert [stage.name for stage in drawn.stages] == ["block", "mlp_channels", "attention_heads"]
     counts, ratios = [], []
     for seed in range(200):
@@ -83,12 +121,24 @@ def test_paths_that_do_not_depend_on_scores_are_inside(ratio: float, layout: Lay
         ratios.append(search.ratio)
     found = drawn.stages[0]
     assert found.steps == found.evaluations
-    assert (found.steps.min, found.steps.max) == (min(steps for steps, _ in counts), max(steps for steps, _ in counts))
+    assert (found.steps.min, found.steps.max) == (
+        min(steps for steps, _ in counts),
+        max(steps for steps, _ in counts),
+    )
     assert found.ratio[0] <= min(ratios) <= max(ratios) <= found.ratio[1]
-    search = FixedSearch(accounting, stages, BlockInfluence((0.3, 0.1, 0.4, 0.2, 0.6, 0.5)).path, layout)
+    search = FixedSearch(
+        accounting, stages, BlockInfluence((0.3, 0.1, 0.4, 0.2, 0.6, 0.5)).path, layout
+    )
     steps, evaluations = walk(search, 0)["block"]
     found = layers.stages[0]
-    assert steps == evaluations == found.steps.min == found.steps.max == found.evaluations.min == found.evaluations.max
+    assert (
+        steps
+        == evaluations
+        == found.steps.min
+        == found.steps.max
+        == found.evaluations.min
+        == found.evaluations.max
+    )
     assert found.ratio == (search.ratio, search.ratio)
     assert drawn.impossible is layers.impossible is None
     assert not layers.dead_ends
@@ -96,7 +146,12 @@ def test_paths_that_do_not_depend_on_scores_are_inside(ratio: float, layout: Lay
 
 def test_whole_layers_that_are_too_few() -> None:
     accounting = Accounting(tiny_config("llama"))
-    assert plan_search(accounting, stages_of(accounting, 0.5, (1, 0, 0)), "portable", "block_influence").impossible == "block"
+    assert (
+        plan_search(
+            accounting, stages_of(accounting, 0.5, (1, 0, 0)), "portable", "block_influence"
+        ).impossible
+        == "block"
+    )
 
 
 def test_a_target_that_no_path_reaches() -> None:
@@ -126,52 +181,107 @@ def test_a_target_that_some_paths_miss() -> None:
 
 @pytest.mark.data
 def test_published_searches_are_inside(shared: Path) -> None:
-    """Evaluations that each published Llama-2-7B shape implies, for ratios that round to the published one."""
-    runs = [run for run in json.loads((shared / "published/multipruner.json").read_text()) if run["model"] == "Llama-2-7B"]
+    """Evaluations that each published Llama-2-7B shape implies, for ratios that round to the
+    published one.
+    """
+    runs = [
+        run
+        for run in json.loads((shared / "published/multipruner.json").read_text())
+        if run["model"] == "Llama-2-7B"
+    ]
     assert len(runs) == 7
     for run in runs:
         accounting = Accounting(AutoConfig.for_model(**run["config"]))
-        settings = {"distribution": (44, 52, 4), "mlp_group_channels": 1024, "head_group_channels": 128}
+        settings = {
+            "distribution": (44, 52, 4),
+            "mlp_group_channels": 1024,
+            "head_group_channels": 128,
+        }
         ratio = run["target_ratio_percent"] / 100
-        plans = [plan_search(accounting, make_stages(accounting, target_ratio=target, **settings)) for target in (ratio, ratio - 5e-4, ratio + 5e-4)]
-        for stage, count in zip(merged(plans).stages, implied(run["pruning_config"], accounting), strict=True):
-            assert stage.evaluations.min <= count <= stage.evaluations.max, (run["target_ratio_percent"], stage)
-    assert implied(next(run for run in runs if run["target_ratio_percent"] == 22)["pruning_config"], accounting) == [595, 1705, 529]
+        plans = [
+            plan_search(accounting, make_stages(accounting, target_ratio=target, **settings))
+            for target in (ratio, ratio - 5e-4, ratio + 5e-4)
+        ]
+        for stage, count in zip(
+            merged(plans).stages, implied(run["pruning_config"], accounting), strict=True
+        ):
+            assert stage.evaluations.min <= count <= stage.evaluations.max, (
+                run["target_ratio_percent"],
+                stage,
+            )
+    assert implied(
+        next(run for run in runs if run["target_ratio_percent"] == 22)["pruning_config"], accounting
+    ) == [595, 1705, 529]
 
 
 def implied(config: dict, accounting: Accounting) -> list[int]:
     """Evaluations of the path to a shape, if no layer was used up on the way."""
     shape = read_authors_config(config, accounting.dense, channels_per_kv_head=128)
     blocks = len(config["pruned_attn_idx"]) + len(config["pruned_mlp_idx"])
-    mlp_layers, attention_layers = (sum(bool(getattr(layer, name)) for layer in shape.layers) for name in ("mlp_channels", "kv_heads"))
+    mlp_layers, attention_layers = (
+        sum(bool(getattr(layer, name)) for layer in shape.layers)
+        for name in ("mlp_channels", "kv_heads")
+    )
     mlp_steps = sum(11008 - width for width in config["pruned_mlp_width"].values()) // 1024
     head_steps = sum(4096 - width for width in config["pruned_attn_width"].values()) // 128
-    return [sum(64 - step for step in range(blocks)), mlp_layers * mlp_steps, attention_layers * head_steps]
+    return [
+        sum(64 - step for step in range(blocks)),
+        mlp_layers * mlp_steps,
+        attention_layers * head_steps,
+    ]
 
 
 def test_flops_of_a_step_are_those_of_its_parts() -> None:
     accounting = Accounting(tiny_config("llama"))
-    search = GreedySearch(accounting, make_stages(accounting, target_ratio=0.3, distribution=(1, 0, 0), mlp_group_channels=16, head_group_channels=16))
+    search = GreedySearch(
+        accounting,
+        make_stages(
+            accounting,
+            target_ratio=0.3,
+            distribution=(1, 0, 0),
+            mlp_group_channels=16,
+            head_group_channels=16,
+        ),
+    )
     removals = search.propose()
     dense = accounting.flops_per_token(accounting.dense, context_length=32)
     head = 2 * accounting.head_weights
     layer = (dense - head) // 4
     found = step_flops(accounting, removals, accounting.dense, num_sequences=3, sequence_length=32)
-    assert found == 3 * 32 * (4 * layer + sum((4 - removal.layer) * layer + head for removal in removals))
+    assert found == 3 * 32 * (
+        4 * layer + sum((4 - removal.layer) * layer + head for removal in removals)
+    )
     lower = ModelShape.parse("0x48 3x48*3")
     assert step_flops(accounting, removals[1:], lower, num_sequences=3, sequence_length=32) < found
 
 
 def test_planned_flops_are_near_those_of_a_search() -> None:
     accounting = Accounting(tiny_config("llama", num_hidden_layers=12, intermediate_size=128))
-    settings = {"target_ratio": 0.3, "distribution": (44, 52, 4), "mlp_group_channels": 16, "head_group_channels": 16}
+    settings = {
+        "target_ratio": 0.3,
+        "distribution": (44, 52, 4),
+        "mlp_group_channels": 16,
+        "head_group_channels": 16,
+    }
     stages = make_stages(accounting, **settings)
     plan: SearchPlan = plan_search(accounting, stages)
     search = GreedySearch(accounting, stages)
     walk(search, 0)
     base, real = accounting.dense, 0.0
     for step in search.steps:
-        real += step_flops(accounting, [removal for removal, _ in step.candidates], base, num_sequences=2, sequence_length=64)
+        real += step_flops(
+            accounting,
+            [removal for removal, _ in step.candidates],
+            base,
+            num_sequences=2,
+            sequence_length=64,
+        )
         base = step.shape
-    planned = planned_flops(accounting, plan, tokens={"block": 128, "width": 128}, sequence_length=64, num_prefixes={"block": 1, "width": 1})
+    planned = planned_flops(
+        accounting,
+        plan,
+        tokens={"block": 128, "width": 128},
+        sequence_length=64,
+        num_prefixes={"block": 1, "width": 1},
+    )
     assert planned == pytest.approx(real, rel=0.25)

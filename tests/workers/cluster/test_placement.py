@@ -9,7 +9,14 @@ from workers.cluster.machine import LocalMachine, Node
 from workers.cluster.placement import Placement, place_locally
 
 
-def place(machine: LocalMachine, *, evaluators: int | None = None, gpus: int | None = None, cpus: int = 1, evaluator_bytes: int = 10**9) -> Placement:
+def place(
+    machine: LocalMachine,
+    *,
+    evaluators: int | None = None,
+    gpus: int | None = None,
+    cpus: int = 1,
+    evaluator_bytes: int = 10**9,
+) -> Placement:
     return place_locally(
         machine,
         num_evaluators=evaluators,
@@ -52,13 +59,25 @@ def test_more_than_memory_is_warned_about(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     ("machine", "evaluators", "gpus", "message"),
     [
-        (BOX, 9, None, "9 evaluators with 1 GPU each asked for; this machine has 8 GPU. Ask for at most 8"),
-        (BOX, 5, 2, "5 evaluators with 2 GPU each asked for; this machine has 8 GPU. Ask for at most 4"),
+        (
+            BOX,
+            9,
+            None,
+            "9 evaluators with 1 GPU each asked for; this machine has 8 GPU. Ask for at most 8",
+        ),
+        (
+            BOX,
+            5,
+            2,
+            "5 evaluators with 2 GPU each asked for; this machine has 8 GPU. Ask for at most 4",
+        ),
         (LAPTOP, None, 1, "evaluators with 1 GPU each asked for; this machine has 0 GPU"),
         (BOX, None, 16, "16 GPU each asked for; this machine has 8 GPU"),
     ],
 )
-def test_more_gpus_than_there_are(machine: LocalMachine, evaluators: int | None, gpus: int | None, message: str) -> None:
+def test_more_gpus_than_there_are(
+    machine: LocalMachine, evaluators: int | None, gpus: int | None, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         place(machine, evaluators=evaluators, gpus=gpus)
 
@@ -78,6 +97,15 @@ def test_as_many_as_fit_on_the_living_nodes() -> None:
 
 def test_what_an_actor_asks_for() -> None:
     options = Placement(1, num_gpus=2, num_cpus=3, memory_bytes=7).actor_options()
-    assert options == {"num_gpus": 2, "num_cpus": 3, "memory": 7, "max_restarts": 0, "max_task_retries": 0}
+    assert options == {
+        "num_gpus": 2,
+        "num_cpus": 3,
+        "memory": 7,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
     assert Placement(1, num_gpus=2).describe() == "2 GPU and 1 CPU"
-    assert Placement(1, num_gpus=0, memory_bytes=2 * 10**9).describe() == "0 GPU and 1 CPU and 2.0 GB of memory"
+    assert (
+        Placement(1, num_gpus=0, memory_bytes=2 * 10**9).describe()
+        == "0 GPU and 1 CPU and 2.0 GB of memory"
+    )

@@ -1,4 +1,6 @@
-"""Evaluators of documents: what they answer depends on the task alone, whoever does it and whatever happens to them."""
+"""Evaluators of documents: what they answer depends on the task alone, whoever does it and whatever
+happens to them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ from workers.pool.schedule import Schedule
 from workers.pool.task_times import CostModel
 from workers.tasks import AnswerResult, AnswerTask, DocumentSpec, OrderTask, RequestTask, WindowTask
 
-REQUESTS = [("the cat", " sees the dog"), ("the cat", " runs"), ("", "a bird"), ("the old house with the red tree", " sings"), ("a", " b")]
+REQUESTS = [
+    ("the cat", " sees the dog"),
+    ("the cat", " runs"),
+    ("", "a bird"),
+    ("the old house with the red tree", " sings"),
+    ("a", " b"),
+]
 
 
 @pytest.fixture
@@ -32,7 +40,10 @@ def spec(tmp_path: Path) -> DocumentSpec:
 def tasks() -> list[AnswerTask]:
     windows = torch.randint(1, 200, (4, 20), generator=torch.Generator().manual_seed(1)).numpy()
     return [
-        *(RequestTask.of("loglikelihood", REQUESTS[start : start + 2], "piqa") for start in (0, 2, 4)),
+        *(
+            RequestTask.of("loglikelihood", REQUESTS[start : start + 2], "piqa")
+            for start in (0, 2, 4)
+        ),
         RequestTask.of("loglikelihood_rolling", [("the cat sees the dog",), ("fish",)]),
         RequestTask.of("generate_until", [("the cat", {"until": ["\n"], "max_gen_toks": 4})]),
         WindowTask.of(windows[:2]),
@@ -60,14 +71,24 @@ def test_the_order_of_tasks_changes_nothing(spec: DocumentSpec) -> None:
 
 
 def test_long_requests_are_counted(spec: DocumentSpec) -> None:
-    result = DocumentEvaluator(spec).run(RequestTask.of("loglikelihood", [("word " * 100, "end"), ("the cat", " runs")]))
+    result = DocumentEvaluator(spec).run(
+        RequestTask.of("loglikelihood", [("word " * 100, "end"), ("the cat", " runs")])
+    )
     assert result.num_truncated == 1
 
 
 def test_an_answer_longer_than_the_context_is_refused(spec: DocumentSpec) -> None:
     """As the harness does, but in words: it could only be judged in part."""
-    with pytest.raises(InputError, match=r"requests may have 320 tokens, for 1 requests .* of piqa: assert len\(continuation_enc\) <="):
-        DocumentEvaluator(spec).run(RequestTask.of("loglikelihood", [("the cat", " runs" * 100)], "piqa"))
+    with pytest.raises(
+        InputError,
+        match=(
+            r"requests may have 320 tokens, for 1 requests .* of piqa: assert "
+            r"len\(continuation_enc\) <="
+        ),
+    ):
+        DocumentEvaluator(spec).run(
+            RequestTask.of("loglikelihood", [("the cat", " runs" * 100)], "piqa")
+        )
 
 
 def test_tasks_of_others_are_refused(spec: DocumentSpec) -> None:
@@ -89,8 +110,12 @@ def test_digests_tell_tasks_apart() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("kind", [evaluators.DiesOfTheFirstDocument, evaluators.RaisesAtTheFirstDocument])
-def test_an_evaluator_that_is_lost_changes_nothing(spec: DocumentSpec, local_cluster: LocalMachine, kind: type[DocumentEvaluator]) -> None:
+@pytest.mark.parametrize(
+    "kind", [evaluators.DiesOfTheFirstDocument, evaluators.RaisesAtTheFirstDocument]
+)
+def test_an_evaluator_that_is_lost_changes_nothing(
+    spec: DocumentSpec, local_cluster: LocalMachine, kind: type[DocumentEvaluator]
+) -> None:
     expected = answers(InlinePool(spec, kind=DocumentEvaluator))
     with RayPool(spec, Placement(2, 0, 1), kind=kind) as pool:
         assert answers(pool) == expected
@@ -99,7 +124,10 @@ def test_an_evaluator_that_is_lost_changes_nothing(spec: DocumentSpec, local_clu
 
 
 def long_and_short() -> list[RequestTask]:
-    return [RequestTask.of("loglikelihood", [("word " * length, str(length))]) for length in (1, 50, 7, 20)]
+    return [
+        RequestTask.of("loglikelihood", [("word " * length, str(length))])
+        for length in (1, 50, 7, 20)
+    ]
 
 
 def test_the_longest_go_first_and_times_are_learnt() -> None:

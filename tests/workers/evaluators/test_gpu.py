@@ -26,10 +26,23 @@ CANDIDATES = (*BLOCKS, Removal("mlp_channels", 2, 640), Removal("attention_heads
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> EvaluatorSpec:
-    """Large enough that the GPU picks the kernels of real models; a tiny matrix could go through others."""
+    """Large enough that the GPU picks the kernels of real models; a tiny matrix could go through
+    others.
+    """
     folder = tmp_path_factory.mktemp("wide")
-    sizes = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1280, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
-    tiny_model(tiny_config("llama", **sizes, attention_bias=False, mlp_bias=False, max_position_embeddings=1024)).save_pretrained(folder)
+    sizes = {
+        "vocab_size": 4096,
+        "hidden_size": 512,
+        "intermediate_size": 1280,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+    }
+    tiny_model(
+        tiny_config(
+            "llama", **sizes, attention_bias=False, mlp_bias=False, max_position_embeddings=1024
+        )
+    ).save_pretrained(folder)
     ids = tokens(8, 512, vocab=4096).numpy()
     return EvaluatorSpec(Checkpoint(folder), "float32", {"block": ids, "width": ids}, batch_size=4)
 
@@ -49,7 +62,13 @@ def evaluator_of(spec: EvaluatorSpec) -> Evaluator:
 
 
 def score(evaluator: Evaluator, batch: int = 0) -> ScoreResult:
-    task = ScoreTask("block", batch, evaluator.geometry.dense.text, CANDIDATES, ChannelOrder.as_stored(evaluator.geometry).fingerprint)
+    task = ScoreTask(
+        "block",
+        batch,
+        evaluator.geometry.dense.text,
+        CANDIDATES,
+        ChannelOrder.as_stored(evaluator.geometry).fingerprint,
+    )
     result = evaluator.run(task)
     assert isinstance(result, ScoreResult)
     return result
@@ -63,13 +82,22 @@ def test_a_reused_prefix_changes_no_bit(spec: EvaluatorSpec, dtype: str) -> None
     dense = evaluator.geometry.dense
     reused = score(evaluator).nll
     for candidate, row in zip(CANDIDATES, reused, strict=True):
-        with masked(evaluator.model, evaluator.family, evaluator.geometry, dense if candidate is None else dense.without(candidate)):
+        with masked(
+            evaluator.model,
+            evaluator.family,
+            evaluator.geometry,
+            dense if candidate is None else dense.without(candidate),
+        ):
             assert sequence_nll(evaluator.model, batch_BT).tolist() == list(row)
-    assert score(evaluator_of(replace(spec, dtype=dtype))).nll == reused, "another evaluator has the same bits"
+    assert score(evaluator_of(replace(spec, dtype=dtype))).nll == reused, (
+        "another evaluator has the same bits"
+    )
 
 
 def test_full_memory(spec: EvaluatorSpec, full_gpu: None, caplog: pytest.LogCaptureFixture) -> None:
-    """From less and less memory: the whole batch, then halves with the same numbers, then one clear error; and with all of it again the whole."""
+    """From less and less memory: the whole batch, then halves with the same numbers, then one clear
+    error; and with all of it again the whole.
+    """
     evaluator = evaluator_of(spec)
     whole = score(evaluator)
     outcomes: list[ScoreResult | str] = []
@@ -85,9 +113,14 @@ def test_full_memory(spec: EvaluatorSpec, full_gpu: None, caplog: pytest.LogCapt
         except InputError as error:
             outcomes.append(str(error))
             break
-    kinds = ["refused" if isinstance(outcome, str) else "halves" if outcome.halved else "whole" for outcome in outcomes]
+    kinds = [
+        "refused" if isinstance(outcome, str) else "halves" if outcome.halved else "whole"
+        for outcome in outcomes
+    ]
     assert [*dict.fromkeys(kinds)] == ["whole", "halves", "refused"], kinds
-    assert str(outcomes[-1]).startswith("calibration.batch_size: 4 sequences of 512 tokens do not fit into the memory of ")
+    assert str(outcomes[-1]).startswith(
+        "calibration.batch_size: 4 sequences of 512 tokens do not fit into the memory of "
+    )
     for outcome in outcomes[:-1]:
         assert isinstance(outcome, ScoreResult)
         assert list(outcome.nll) == [pytest.approx(row, rel=1e-6) for row in whole.nll]

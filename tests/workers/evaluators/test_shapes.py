@@ -1,4 +1,6 @@
-"""One evaluator, without Ray: memory that runs out, several devices, a model that came by another way."""
+"""One evaluator, without Ray: memory that runs out, several devices, a model that came by another
+way.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,32 @@ from workers.evaluators import shapes as module
 from workers.evaluators.shapes import Evaluator
 from workers.tasks import EvaluatorSpec, ScoreResult, ScoreTask
 
-CANDIDATES = (Removal("attention", 0, 0), Removal("mlp_channels", 1, 0), Removal("mlp_channels", 2, 128), None)
+CANDIDATES = (
+    Removal("attention", 0, 0),
+    Removal("mlp_channels", 1, 0),
+    Removal("mlp_channels", 2, 128),
+    None,
+)
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> EvaluatorSpec:
-    """A model whose memory is in its activations: 4 x 1,024 tokens of 256 channels are 4 MB a tensor."""
+    """A model whose memory is in its activations: 4 x 1,024 tokens of 256 channels are 4 MB a
+    tensor.
+    """
     folder = tmp_path_factory.mktemp("wide")
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
-    tiny_model(tiny_config("llama", **sizes, attention_bias=False, mlp_bias=False, max_position_embeddings=1024)).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 32,
+    }
+    tiny_model(
+        tiny_config(
+            "llama", **sizes, attention_bias=False, mlp_bias=False, max_position_embeddings=1024
+        )
+    ).save_pretrained(folder)
     ids = tokens(4, 1024).numpy()
     return EvaluatorSpec(Checkpoint(folder), "float32", {"block": ids, "width": ids}, batch_size=4)
 
@@ -41,13 +60,17 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> EvaluatorSpec:
 def score(evaluator: Evaluator) -> ScoreResult:
     order = ChannelOrder.as_stored(evaluator.geometry)
     evaluator.set_order(order)
-    result = evaluator.run(ScoreTask("block", 0, evaluator.geometry.dense.text, CANDIDATES, order.fingerprint))
+    result = evaluator.run(
+        ScoreTask("block", 0, evaluator.geometry.dense.text, CANDIDATES, order.fingerprint)
+    )
     assert isinstance(result, ScoreResult)
     return result
 
 
 def score_with(evaluator: Evaluator, spare_bytes: int) -> ScoreResult:
-    """With so much address space left: what needs more is refused by the system, as on a machine that is full."""
+    """With so much address space left: what needs more is refused by the system, as on a machine
+    that is full.
+    """
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, before[1]))
@@ -57,10 +80,16 @@ def score_with(evaluator: Evaluator, spare_bytes: int) -> ScoreResult:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def with_more_and_more_memory(spec: EvaluatorSpec) -> tuple[ScoreResult, list[ScoreResult | str], int, ScoreResult]:
-    """The score with all memory; with 8 MB, 12 MB and so on until a whole batch fits; the warnings logged; with all memory again."""
+def with_more_and_more_memory(
+    spec: EvaluatorSpec,
+) -> tuple[ScoreResult, list[ScoreResult | str], int, ScoreResult]:
+    """The score with all memory; with 8 MB, 12 MB and so on until a whole batch fits; the warnings
+    logged; with all memory again.
+    """
     evaluator, outcomes = Evaluator(spec), list[ScoreResult | str]()
-    ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD: every tensor asks the system, whatever room there is in the heap
+    ctypes.CDLL(None).mallopt(
+        -3, 2**20
+    )  # M_MMAP_THRESHOLD: every tensor asks the system, whatever room there is in the heap
     warnings = logging.handlers.BufferingHandler(1000)
     logging.getLogger("workers.evaluators.shapes").addHandler(warnings)
     whole = score(evaluator)
@@ -73,64 +102,112 @@ def with_more_and_more_memory(spec: EvaluatorSpec) -> tuple[ScoreResult, list[Sc
             continue
         if not outcomes[-1].halved:  # type: ignore[union-attr]
             break
-    return whole, outcomes, sum("scoring them in two halves" in record.getMessage() for record in warnings.buffer), score(evaluator)
+    return (
+        whole,
+        outcomes,
+        sum("scoring them in two halves" in record.getMessage() for record in warnings.buffer),
+        score(evaluator),
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux: the limit of a process's memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="needs Linux: the limit of a process's memory"
+)
 def test_a_batch_that_does_not_fit_is_scored_in_halves(wide: EvaluatorSpec) -> None:
-    """And when halves do not fit either, the message says what to change. In a process of its own, whose heap has no room from before."""
+    """And when halves do not fit either, the message says what to change.
+
+    In a process of its own, whose heap has no room from before.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        whole, outcomes, num_warnings, again = process.submit(with_more_and_more_memory, wide).result(timeout=300)
+        whole, outcomes, num_warnings, again = process.submit(
+            with_more_and_more_memory, wide
+        ).result(timeout=300)
     assert not whole.halved
     assert again.nll == whole.nll, "memory is there again"
     refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
-    halves = [outcome for outcome in outcomes if isinstance(outcome, ScoreResult) and outcome.halved]
+    halves = [
+        outcome for outcome in outcomes if isinstance(outcome, ScoreResult) and outcome.halved
+    ]
     assert refused, "neither fits"
     assert halves, "halves fit"
     assert len(refused) + len(halves) + 1 == len(outcomes), "and then the whole"
-    assert {message.partition(" of ")[0] for message in refused} == {"calibration.batch_size: 4 sequences"}
+    assert {message.partition(" of ")[0] for message in refused} == {
+        "calibration.batch_size: 4 sequences"
+    }
     assert isinstance(outcomes[-1], ScoreResult)
     assert outcomes[-1].nll == whole.nll
     for result in halves:
-        assert [list(row) for row in result.nll] == [pytest.approx(row, rel=1e-6) for row in whole.nll], "sequences keep their order"
+        assert [list(row) for row in result.nll] == [
+            pytest.approx(row, rel=1e-6) for row in whole.nll
+        ], "sequences keep their order"
     assert num_warnings == len(refused) + len(halves)
 
 
-def test_one_sequence_that_does_not_fit(wide: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sequence_that_does_not_fit(
+    wide: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluator = Evaluator(replace(wide, batch_size=1))
 
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "run_prefix", full)
-    with pytest.raises(InputError, match=r"calibration: one sequence of 1024 tokens does not fit into the memory of .*cluster.num_gpus_per_evaluator"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"calibration: one sequence of 1024 tokens does not fit into the memory of "
+            r".*cluster.num_gpus_per_evaluator"
+        ),
+    ):
         score(evaluator)
 
 
-def test_other_errors_are_not_taken_for_full_memory(wide: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_errors_are_not_taken_for_full_memory(
+    wide: EvaluatorSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     evaluator = Evaluator(wide)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(module, "run_prefix", broken)
-    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="cannot be multiplied"):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(RuntimeError, match="cannot be multiplied"),
+    ):
         score(evaluator)
     assert "halves" not in caplog.text
 
 
 def test_a_model_that_accelerate_spreads_has_the_same_scores(wide: EvaluatorSpec) -> None:
-    """The hooks that move activations between devices are the real ones; the devices are both the CPU here."""
+    """The hooks that move activations between devices are the real ones; the devices are both the
+    CPU here.
+    """
     plain, spread = Evaluator(wide), Evaluator(wide)
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    dispatch_model(spread.model, places | {f"model.layers.{layer}": "cpu" for layer in range(4)}, force_hooks=True)
+    places = {
+        "model.embed_tokens": "cpu",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "cpu",
+    }
+    dispatch_model(
+        spread.model,
+        places | {f"model.layers.{layer}": "cpu" for layer in range(4)},
+        force_hooks=True,
+    )
     assert hasattr(spread.model.model.layers[1], "_hf_hook")
     assert score(spread).nll == score(plain).nll
     assert hasattr(spread.model.model.layers[1], "_hf_hook"), "layers are back with their hooks"
 
 
 def test_a_node_that_does_not_see_the_checkpoint(wide: EvaluatorSpec, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"model.path: .*/elsewhere is not there on \S+: evaluators read the weights from the path .* that every node sees"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"model.path: .*/elsewhere is not there on \S+: evaluators read the weights from "
+            r"the path .* that every node sees"
+        ),
+    ):
         Evaluator(replace(wide, checkpoint=Checkpoint(tmp_path / "elsewhere")))
 
 
@@ -139,4 +216,6 @@ def test_a_node_that_does_not_see_the_checkpoint(wide: EvaluatorSpec, tmp_path: 
 def test_a_model_over_two_gpus(wide: EvaluatorSpec) -> None:
     evaluator = Evaluator(wide)
     assert len({parameter.device for parameter in evaluator.model.parameters()}) > 1
-    assert score(evaluator).nll == [pytest.approx(row, rel=1e-3) for row in score(Evaluator(wide)).nll]
+    assert score(evaluator).nll == [
+        pytest.approx(row, rel=1e-3) for row in score(Evaluator(wide)).nll
+    ]

@@ -13,11 +13,21 @@ from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from workers.evaluators.benchmarks import DocumentEvaluator
 from workers.evaluators.shapes import Evaluator
-from workers.tasks import AnswerResult, DocumentSpec, EvaluatorSpec, Result, ScoreResult, ScoreTask, Task
+from workers.tasks import (
+    AnswerResult,
+    DocumentSpec,
+    EvaluatorSpec,
+    Result,
+    ScoreResult,
+    ScoreTask,
+    Task,
+)
 
 
 def first_time(spec: EvaluatorSpec | DocumentSpec, name: str) -> bool:
-    """Whether this is the first evaluator that asks: it leaves a mark beside the checkpoint, which each test has a copy of."""
+    """Whether this is the first evaluator that asks: it leaves a mark beside the checkpoint, which
+    each test has a copy of.
+    """
     try:
         (spec.checkpoint.folder.parent / f"{name}.mark").touch(exist_ok=False)
     except FileExistsError:
@@ -33,7 +43,9 @@ class Poison(Evaluator):
     """Dies of one candidate."""
 
     def run(self, task: Task) -> Result:
-        if _is_target(task) and any(candidate and candidate.layer == 1 for candidate in task.candidates):  # type: ignore[union-attr]
+        if _is_target(task) and any(
+            candidate and candidate.layer == 1 for candidate in task.candidates
+        ):  # type: ignore[union-attr]
             os._exit(1)
         return super().run(task)
 

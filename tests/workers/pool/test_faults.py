@@ -35,7 +35,16 @@ def test_policy(kind: str, count: int, others_ready: bool, decision: Decision) -
 
 def test_back_off_doubles_up_to_a_limit() -> None:
     policy = FaultPolicy()
-    assert [policy.back_off_s(count) for count in (3, 4, 5, 6, 7, 8, 9, 10**6)] == [30, 60, 120, 240, 480, 600, 600, 600]
+    assert [policy.back_off_s(count) for count in (3, 4, 5, 6, 7, 8, 9, 10**6)] == [
+        30,
+        60,
+        120,
+        240,
+        480,
+        600,
+        600,
+        600,
+    ]
 
 
 def test_a_node_that_goes_blames_no_task() -> None:
@@ -47,12 +56,22 @@ def test_a_node_that_goes_blames_no_task() -> None:
 def test_the_log_counts_all_and_keeps_the_last() -> None:
     log = FaultLog()
     for number in range(60):
-        log.add(Fault(float(number), "late" if number % 2 else "node lost", "evaluator 1", "cause", "decision"))
+        log.add(
+            Fault(
+                float(number),
+                "late" if number % 2 else "node lost",
+                "evaluator 1",
+                "cause",
+                "decision",
+            )
+        )
     assert log.counts == {"late": 30, "node lost": 30}
     assert [fault.timestamp for fault in log.recent] == [float(number) for number in range(10, 60)]
 
 
-@pytest.mark.parametrize("error", [InputError("a"), TargetNotReached("b"), ScoringError("c"), WorkersLost("d")])
+@pytest.mark.parametrize(
+    "error", [InputError("a"), TargetNotReached("b"), ScoringError("c"), WorkersLost("d")]
+)
 def test_errors_cross_processes(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)

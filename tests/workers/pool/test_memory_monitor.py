@@ -15,7 +15,9 @@ from tests.conftest import ROOT
 from workers.tasks import EvaluatorSpec
 
 SPARE_BYTES = 5 * 10**9
-"""What an evaluator may take before the monitor steps in: more than other processes of the machine may come to need meanwhile."""
+"""What an evaluator may take before the monitor steps in: more than other processes of the machine
+may come to need meanwhile.
+"""
 
 SCRIPT = """
 import json, sys
@@ -41,18 +43,31 @@ with local_ray(2, 0), RayPool(spec, Placement(1, num_gpus=0), kind=Swells) as po
 
 
 @pytest.mark.ray
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Ray's memory monitor is for Linux")
-def test_an_evaluator_that_fills_the_memory_is_replaced(spec: EvaluatorSpec, token_file: Path) -> None:
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="Ray's memory monitor is for Linux"
+)
+def test_an_evaluator_that_fills_the_memory_is_replaced(
+    spec: EvaluatorSpec, token_file: Path
+) -> None:
     memory = psutil.virtual_memory()
     if memory.available < 2 * SPARE_BYTES:
         pytest.skip(f"needs {2 * SPARE_BYTES / 1e9:.0f} GB of free memory")
     threshold = (memory.total - memory.available + SPARE_BYTES) / memory.total
-    settings = {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "50", "RAY_memory_usage_threshold": f"{threshold:.3f}", "PYTHONPATH": str(ROOT)}
+    settings = {
+        "RAY_worker_niceness": "0",
+        "RAY_memory_monitor_refresh_ms": "50",
+        "RAY_memory_usage_threshold": f"{threshold:.3f}",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-c", SCRIPT, str(spec.checkpoint.folder), str(token_file)]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     outcome = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert outcome["equal"]
     assert outcome["faults"].pop("out of memory") == 1, outcome
-    assert set(outcome["faults"]) <= {"start failed"}, "its successor may come while the memory is still full, and is killed as well"
+    assert set(outcome["faults"]) <= {"start failed"}, (
+        "its successor may come while the memory is still full, and is killed as well"
+    )
     assert outcome["lost"] >= 1

@@ -17,11 +17,15 @@ from workers.tasks import ScoreResult, ScoreTask
 LAYERS = 32
 LAYER_S, HEAD_S = 0.012, 0.02
 
-BLOCK = tuple(Removal("attention", layer, 0) for layer in range(LAYERS)) + tuple(Removal("mlp_channels", layer, 0) for layer in range(LAYERS))
+BLOCK = tuple(Removal("attention", layer, 0) for layer in range(LAYERS)) + tuple(
+    Removal("mlp_channels", layer, 0) for layer in range(LAYERS)
+)
 WIDTH = tuple(Removal("mlp_channels", layer, 7) for layer in range(LAYERS))
 
 
-def step(candidates: tuple[Removal, ...], num_batches: int = 8, base: str = "base") -> list[ScoreTask]:
+def step(
+    candidates: tuple[Removal, ...], num_batches: int = 8, base: str = "base"
+) -> list[ScoreTask]:
     return [ScoreTask("block", batch, base, candidates, "o") for batch in range(num_batches)]
 
 
@@ -45,26 +49,37 @@ class Simulation:
     _working: set[int] = field(default_factory=set)
 
     def run(self, tasks: list[ScoreTask]) -> float:
-        """Seconds that one step takes. Copies of tasks that are not needed any more go on after its end, as in the pool."""
+        """Seconds that one step takes.
+
+        Copies of tasks that are not needed any more go on after its end, as in the pool.
+        """
         started, schedule = self.now, Schedule(tasks, self.costs)
         self._hand_out(schedule)
         while not schedule.finished:
-            if not self._events or self._events[0][0] > self.now + 1.0:  # the pool looks every second
+            if (
+                not self._events or self._events[0][0] > self.now + 1.0
+            ):  # the pool looks every second
                 self.now += 1.0
             else:
                 self.now, evaluator, owner, running, result = heapq.heappop(self._events)
                 self._working.remove(evaluator)
                 if owner.done(evaluator, running, result) and owner is schedule:
-                    self.answered.update((running.task.batch, candidate) for candidate in running.task.candidates)  # type: ignore[union-attr]
+                    self.answered.update(
+                        (running.task.batch, candidate) for candidate in running.task.candidates
+                    )  # type: ignore[union-attr]
             self._hand_out(schedule)
         return self.now - started
 
     def _hand_out(self, schedule: Schedule) -> None:
         exhausted = False
-        for evaluator in sorted(set(range(self.num_evaluators)) - self._working, key=self.costs.slowness):
+        for evaluator in sorted(
+            set(range(self.num_evaluators)) - self._working, key=self.costs.slowness
+        ):
             if exhausted and not schedule.continues(self.held.get(evaluator)):
                 continue
-            running = schedule.next(evaluator, self.num_evaluators, self.held.get(evaluator), self.now)
+            running = schedule.next(
+                evaluator, self.num_evaluators, self.held.get(evaluator), self.now
+            )
             if running is None:
                 exhausted = True
                 continue
@@ -81,7 +96,16 @@ class Simulation:
             self.held[evaluator] = task.prefix_key
             self._working.add(evaluator)
             if evaluator not in self.stuck:
-                heapq.heappush(self._events, (self.now + self.overhead_s + seconds, evaluator, schedule, running, ScoreResult((), 1, seconds, ran_prefix)))
+                heapq.heappush(
+                    self._events,
+                    (
+                        self.now + self.overhead_s + seconds,
+                        evaluator,
+                        schedule,
+                        running,
+                        ScoreResult((), 1, seconds, ran_prefix),
+                    ),
+                )
 
 
 def whole_search(simulation: Simulation, block_steps: int = 4, width_steps: int = 8) -> float:
@@ -91,7 +115,9 @@ def whole_search(simulation: Simulation, block_steps: int = 4, width_steps: int 
         candidates = BLOCK[number:] if number < block_steps else WIDTH
         simulation.answered.clear()
         seconds += simulation.run(step(candidates, base=f"step {number}"))
-        assert simulation.answered == {(batch, candidate): 1 for batch in range(8) for candidate in candidates}
+        assert simulation.answered == {
+            (batch, candidate): 1 for batch in range(8) for candidate in candidates
+        }
     return seconds
 
 
@@ -123,7 +149,9 @@ def test_a_stuck_evaluator_costs_its_share_only() -> None:
 
 
 def test_an_evaluator_that_was_slow_once_gets_work_again() -> None:
-    """It met a machine that was busy for a moment; steps of one batch leave it little chance to show that it is over."""
+    """It met a machine that was busy for a moment; steps of one batch leave it little chance to
+    show that it is over.
+    """
     simulation = Simulation(2)
 
     def seconds(number: int) -> float:
@@ -140,7 +168,14 @@ def test_without_a_stuck_evaluator_hardly_anything_is_done_twice() -> None:
     simulation = Simulation(16)
     whole_search(simulation)
     assert sum(simulation.answered.values()) == 8 * LAYERS
-    useful = 8 * (sum(LAYERS - candidate.layer for number in range(4) for candidate in BLOCK[number:]) + 8 * sum(range(1, LAYERS + 1))) * LAYER_S
+    useful = (
+        8
+        * (
+            sum(LAYERS - candidate.layer for number in range(4) for candidate in BLOCK[number:])
+            + 8 * sum(range(1, LAYERS + 1))
+        )
+        * LAYER_S
+    )
     useful += 8 * (sum(len(BLOCK) - number for number in range(4)) + 8 * LAYERS) * HEAD_S
     assert simulation.useful_s < 1.02 * useful
 
@@ -244,7 +279,9 @@ def test_costs_are_learnt_from_noisy_tasks() -> None:
         candidates = tuple(draw.sample(BLOCK, draw.randint(1, 6)))
         layers = sum(LAYERS - candidate.layer for candidate in candidates) + LAYERS
         seconds = (layers * LAYER_S + len(candidates) * HEAD_S) * draw.uniform(0.8, 1.2)
-        costs.observe(number % 7, ScoreTask("block", 0, "base", candidates, "o"), ScoreResult((), 1, seconds))
+        costs.observe(
+            number % 7, ScoreTask("block", 0, "base", candidates, "o"), ScoreResult((), 1, seconds)
+        )
     assert costs.work_s(1, 1) == pytest.approx(LAYER_S + HEAD_S, rel=0.3)
     assert costs.prefix_s() == pytest.approx(LAYERS * LAYER_S, rel=0.1)
     assert costs.slowness(3) == pytest.approx(1, abs=0.25)
