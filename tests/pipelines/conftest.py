@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli.launch import launch
+from pipelines.config.overrides import CONF
 from pipelines.prune.__main__ import prune
 
 
@@ -68,6 +70,16 @@ def arguments(tmp_path: Path, checkpoint_folder: Path, token_file: Path) -> list
         f"store.url=sqlite:///{tmp_path}/scores.db",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `conf/` that every command of this process reads instead."""
+    folder = shutil.copytree(CONF, tmp_path / "conf")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pipelines.") and getattr(module, "CONF", None) == CONF:
+            monkeypatch.setattr(module, "CONF", folder)
+    return folder
 
 
 @pytest.fixture

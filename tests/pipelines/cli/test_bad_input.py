@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, tiny_config, tiny_model
+from tests.conftest import tiny_config, tiny_model
 from tests.pipelines.conftest import Cli
 
 
@@ -178,12 +178,8 @@ def test_clusters_that_cannot_be_joined(
     refused(cli, *overrides, says=says)
 
 
-def test_an_experiment_that_names_a_file_that_is_not_there(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    (conf / "experiment" / "own.yaml").write_text("# @package _global_\ndefaults: [nowhere]\n")
-    monkeypatch.setattr("pipelines.cli.launch.CONF", conf)
+def test_an_experiment_that_names_a_file_that_is_not_there(cli: Cli, own_conf: Path) -> None:
+    (own_conf / "experiment" / "own.yaml").write_text("# @package _global_\ndefaults: [nowhere]\n")
     refused(
         cli,
         "experiment=own",

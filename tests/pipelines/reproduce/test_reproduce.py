@@ -17,7 +17,6 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from pipelines.cli import launch as cli
 from pipelines.cli.launch import launch
 from pipelines.config.overrides import CONF
 from pipelines.config.plan import PlanConfig
@@ -109,11 +108,11 @@ def test_every_command_takes_every_experiment(name: str) -> None:
         planning = PlanConfig.of(compose("plan", overrides=[f"experiment={name}"]))
     config = checked(name)
     assert pruning.problems() == planning.problems() == []
-    assert pruning.search.greedy == planning.search == config.search
+    assert pruning.search == planning.search == config.search
     assert (
-        pruning.calibration.build.source,
-        pruning.calibration.build.num_block_samples,
-        pruning.calibration.build.sequence_length,
+        pruning.calibration.source,
+        pruning.calibration.num_block_samples,
+        pruning.calibration.sequence_length,
     ) == ("alpaca", 256, 2048)
     assert "expected" not in json.dumps(pruning.identity()), (
         "what a result is compared with decides nothing"
@@ -312,13 +311,12 @@ def first_run(folder: Path, family: str, data_dir: Path) -> Path:
 
 
 @pytest.fixture
-def recorded(run: Reproduce, first: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def recorded(run: Reproduce, first: Path, own_conf: Path) -> Path:
     """The experiment's file."""
-    monkeypatch.setattr(cli, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
     outcome = run(f"record={first}/run", "record_as=mine/tiny")
     assert outcome.status == 0, outcome.output
     assert "experiment=mine/tiny mode=search" in outcome.output
-    return tmp_path / "conf" / "experiment" / "mine" / "tiny.yaml"
+    return own_conf / "experiment" / "mine" / "tiny.yaml"
 
 
 def places(folder: Path) -> tuple[str, ...]:
