@@ -38,8 +38,8 @@ class EvaluatorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentSpec:
-    """Everything that a `DocumentEvaluator` is made from.
+class BenchmarkSpec:
+    """Everything that a `BenchmarkEvaluator` is made from.
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`, resolved.
@@ -65,8 +65,8 @@ class DocumentSpec:
 class SpeedSpec:
     """Everything that a `SpeedEvaluator` is made from: one model, or two."""
 
-    dense: DocumentSpec | None
-    pruned: DocumentSpec | None
+    dense: BenchmarkSpec | None
+    pruned: BenchmarkSpec | None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -159,7 +159,7 @@ REQUEST_KINDS: tuple[str, ...] = get_args(RequestKind)
 @dataclass(frozen=True, slots=True)
 class RequestTask:
     """Some of lm-eval's requests, answered together: a pure function of them and of the evaluator's
-    `DocumentSpec`.
+    `BenchmarkSpec`.
 
     Args:
         digest: SHA-256 over kind and requests, 32 hexadecimal digits.
@@ -266,15 +266,15 @@ class ScoreResult:
     Args:
         seconds: that the evaluator took.
         ran_prefix: false if it had the prefix from the task before.
-        halved: the batch was too large for the device's memory and was run in two halves, which can
-            change the last digits.
+        oom_split: the batch was too large for the device's memory and was run in two halves, which
+            can change the last digits.
     """
 
     nll: tuple[tuple[float, ...], ...]
     num_tokens: int
     seconds: float
     ran_prefix: bool = True
-    halved: bool = False
+    oom_split: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pruning.errors import InputError
 from pruning.scoring.nll import perplexity
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
-from workers.evaluators.benchmarks import DocumentEvaluator
+from workers.evaluators.benchmarks import BenchmarkEvaluator
 from workers.evaluators.costs import SpeedEvaluator
 from workers.evaluators.memory import evaluator_bytes
 from workers.pool.protocol import Pool
@@ -60,7 +60,7 @@ class EvaluationJob:
             max_length=self.config.evaluation.max_length,
             num_threads=cluster.num_cpus_per_evaluator,
         )
-        with open_pool(cluster, self.machine, self.placement, spec, DocumentEvaluator) as pool:
+        with open_pool(cluster, self.machine, self.placement, spec, BenchmarkEvaluator) as pool:
             yield pool
 
     def contexts(self, subject: Subject, device: str) -> tuple[AnswerContext, AnswerContext]:

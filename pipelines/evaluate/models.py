@@ -22,7 +22,7 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape
-from workers.tasks import DocumentSpec
+from workers.tasks import BenchmarkSpec
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class Subject:
     shape: ModelShape | None = None
     order: ChannelOrder | None = None
 
-    def spec(self, *, batch_size: int, max_length: int | None, num_threads: int) -> DocumentSpec:
+    def spec(self, *, batch_size: int, max_length: int | None, num_threads: int) -> BenchmarkSpec:
         shape = self.shape.text if self.shape is not None else None
-        return DocumentSpec(
+        return BenchmarkSpec(
             self.checkpoint, self.dtype, shape, self.order, batch_size, max_length, num_threads
         )
 

@@ -242,11 +242,7 @@ class SearchRun:
         seconds: float,
         problem: TargetNotReached | None,
     ) -> dict[str, Any]:
-        config, context_length, faults = (
-            self.job.config,
-            self.job.config.calibration.sequence_length,
-            scorer.pool.faults,
-        )
+        config, context_length = self.job.config, self.job.config.calibration.sequence_length
         return {
             "status": "target reached" if problem is None else str(problem),
             "model": self.model_name,
@@ -279,10 +275,7 @@ class SearchRun:
                 **scorer.evaluations,
             },
             "num_evaluators": scorer.pool.num_evaluators,
-            "faults": dict(faults.counts),
-            "lost_evaluations": faults.num_lost_evaluations,
-            "copied_tasks": faults.num_copied_tasks,
-            "halved_tasks": faults.num_halved_tasks,
+            **scorer.pool.faults.counters(),
             "seconds": round(seconds, 1),
             "shape": self.search.shape.text,
             "output_dir": str(self.folder.path),

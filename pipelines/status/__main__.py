@@ -194,8 +194,9 @@ def _faults(status: Mapping[str, Any]) -> RenderableType | None:
     if not status.get("faults"):
         return None
     counts = ", ".join(f"{count} {kind}" for kind, count in status["faults"].items())
+    speculative = status.get("speculative_tasks", status.get("copied_tasks", 0))  # its name in 0.1
     lines = [
-        f"faults: {counts}; {status['copied_tasks']} late tasks were given to a second evaluator",
+        f"faults: {counts}; {speculative} late tasks were given to a second evaluator",
         *map(_fault, status["recent_faults"][-5:]),
     ]
     return Text("\n".join(lines))

@@ -55,11 +55,8 @@ class Heartbeat:
         if pool is not None:
             self._fields |= {
                 "evaluators": [_evaluator(state) for state in pool.states()],
-                "faults": dict(pool.faults.counts),
                 "recent_faults": [asdict(fault) for fault in pool.faults.recent],
-                "lost_evaluations": pool.faults.num_lost_evaluations,
-                "copied_tasks": pool.faults.num_copied_tasks,
-                "halved_tasks": pool.faults.num_halved_tasks,
+                **pool.faults.counters(),
             }
         self._fields["updated"] = round(time.time(), 3)
         self._written = time.monotonic()

@@ -118,7 +118,7 @@ class Unlucky(Evaluator):
         self._short_of_memory = True
         result = super().run(task)
         assert isinstance(result, ScoreResult)
-        assert result.halved
+        assert result.oom_split
         return result
 
     def _answer_lost(self, task: Task) -> Any:

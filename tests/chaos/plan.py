@@ -58,7 +58,7 @@ EXPLANATIONS = {
     "stop": "SIGSTOP in a task",
     "hang": "a task that never ends",
     "slow": "a task that takes 1.5 s longer",
-    "out of memory": "torch.OutOfMemoryError: the batch is halved",
+    "out of memory": "torch.OutOfMemoryError: the batch is split",
     "start raises": "SIGKILL, and the next start raises",
     "start dies": "SIGKILL, and the next start exits",
     "search left": "loop left anywhere, rebuilt from journal and store, same pool",

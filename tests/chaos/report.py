@@ -33,7 +33,7 @@ def report(figures: Figures, killed: Sequence[KilledDriver] = ()) -> str:
     lines.append(
         f"{figures.searches} searches, {figures.steps} steps, {figures.evaluations} evaluations, "
         f"{figures.lost_evaluations} of them lost and done again, "
-        f"{figures.copied_tasks} tasks copied, {figures.evaluators} evaluators started, "
+        f"{figures.speculative_tasks} tasks run speculatively, {figures.evaluators} evaluators started, "
         f"{figures.seconds:.0f} s"
     )
     lines += [

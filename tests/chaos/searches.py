@@ -148,7 +148,7 @@ class Figures:
     steps: int = 0
     evaluations: int = 0
     lost_evaluations: int = 0
-    copied_tasks: int = 0
+    speculative_tasks: int = 0
     evaluators: int = 0
     seconds: float = 0.0
     holdings: list[tuple[str, Holdings]] = field(default_factory=list)
@@ -505,7 +505,7 @@ class Chaos:
         self.unnoticed += self._expected() - self._counted() - self.unnoticed
         self.figures.evaluators += self.pool._num_started
         self.figures.lost_evaluations += self.pool.faults.num_lost_evaluations
-        self.figures.copied_tasks += self.pool.faults.num_copied_tasks
+        self.figures.speculative_tasks += self.pool.faults.num_speculative_tasks
         for pid, lost in self.pool.lost.items():
             if pid in self.victims:
                 self.figures.effects[self.struck[self.victims[pid]].kind.name].retried += lost

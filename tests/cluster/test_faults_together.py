@@ -266,7 +266,7 @@ class Scene:
         )
         row.lost = str(lost)
         row.notes.append(f"{new[0]['kind']}: {new[0]['decision']}")
-        copied = after["copied_tasks"] - before["copied_tasks"]
+        copied = after["speculative_tasks"] - before["speculative_tasks"]
         if copied:
             row.notes.append(f"{copied} late tasks done by another")
 

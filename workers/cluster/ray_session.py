@@ -306,7 +306,7 @@ def _check(place: str, label: str, *, allow_open: bool, timeout_s: float) -> Any
     else:
         mode = AuthenticationMode.TOKEN
         answer = _ask(place, label, with_token=True, until=until)
-    _judge(answer, place, label)
+    _require_compatible(answer, place, label)
     return mode
 
 
@@ -321,7 +321,7 @@ def _ask(place: str, label: str, *, with_token: bool, until: float) -> Answer:
         ) from error
 
 
-def _judge(answer: Answer, place: str, label: str) -> None:
+def _require_compatible(answer: Answer, place: str, label: str) -> None:
     how = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
     if answer.outcome == "no_token":
         why = f" ({answer.detail})" if answer.detail else ""

@@ -26,7 +26,7 @@ from workers.evaluators.device import Device, out_of_memory
 from workers.tasks import (
     AnswerResult,
     AnswerTask,
-    DocumentSpec,
+    BenchmarkSpec,
     EvaluatorInfo,
     RequestTask,
     Task,
@@ -40,7 +40,7 @@ Each task starts from it, so that its answers do not depend on what was answered
 """
 
 
-class DocumentEvaluator:
+class BenchmarkEvaluator:
     """Holds one model and answers `RequestTask`s, through lm-eval's own `HFLM`, and `WindowTask`s.
 
     Args:
@@ -53,7 +53,7 @@ class DocumentEvaluator:
     """
 
     def __init__(
-        self, spec: DocumentSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None
+        self, spec: BenchmarkSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None
     ) -> None:
         self.spec = spec
         self._device = Device(spec.num_threads, num_gpus)
@@ -71,7 +71,7 @@ class DocumentEvaluator:
         """
         if self.spec.order is None or self.spec.order.fingerprint != order.fingerprint:
             raise ValueError(
-                "a model that answers documents is sorted when it is made, asked for order "
+                "a model that answers requests is sorted when it is made, asked for order "
                 f"{order.fingerprint}"
             )
 
@@ -83,7 +83,7 @@ class DocumentEvaluator:
             TypeError: it is one of an `Evaluator`.
         """
         if not isinstance(task, (RequestTask, WindowTask)):
-            raise TypeError(f"an evaluator of documents cannot do {task}")
+            raise TypeError(f"an evaluator of benchmarks cannot do {task}")
         started = time.perf_counter()
         try:
             answers, num_truncated = (
@@ -155,7 +155,7 @@ class DocumentEvaluator:
         )
 
 
-def load_model(device: Device, spec: DocumentSpec) -> PreTrainedModel:
+def load_model(device: Device, spec: BenchmarkSpec) -> PreTrainedModel:
     """The pruned model that a shape stands for; the checkpoint itself without one.
 
     Raises:
@@ -172,7 +172,7 @@ def load_model(device: Device, spec: DocumentSpec) -> PreTrainedModel:
     return pruned_model(model, accounting.family, accounting.geometry, ModelShape.parse(spec.shape))
 
 
-def _harness_model(model: PreTrainedModel, spec: DocumentSpec) -> Any:
+def _harness_model(model: PreTrainedModel, spec: BenchmarkSpec) -> Any:
     """The official harness's own model around ours, as `lm_eval --model hf` makes it."""
     from lm_eval.models.huggingface import HFLM
 

@@ -9,7 +9,7 @@ from pruning.costs.measured import Role, SpeedComparison, compare_speed
 from pruning.importance.channel_order import ChannelOrder
 from workers.evaluators.benchmarks import load_model
 from workers.evaluators.device import Device
-from workers.tasks import DocumentSpec, EvaluatorInfo, SpeedSpec, SpeedTask, Task
+from workers.tasks import BenchmarkSpec, EvaluatorInfo, SpeedSpec, SpeedTask, Task
 
 
 class SpeedEvaluator:
@@ -27,7 +27,7 @@ class SpeedEvaluator:
         self, spec: SpeedSpec, order: ChannelOrder | None = None, *, num_gpus: int | None = None
     ) -> None:
         self._device = Device(spec.num_threads, num_gpus)
-        specs: dict[Role, DocumentSpec | None] = {"dense": spec.dense, "pruned": spec.pruned}
+        specs: dict[Role, BenchmarkSpec | None] = {"dense": spec.dense, "pruned": spec.pruned}
         self._models = {
             role: load_model(self._device, each) for role, each in specs.items() if each is not None
         }

@@ -82,7 +82,7 @@ class Evaluator:
         """Does one task.
 
         Raises:
-            TypeError: it is one of a `DocumentEvaluator`.
+            TypeError: it is one of a `BenchmarkEvaluator`.
         """
         match task:
             case ScoreTask():
@@ -102,7 +102,7 @@ class Evaluator:
         ]
         ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
         try:
-            nll, halved = (
+            nll, oom_split = (
                 score_candidates(
                     self.model, self.family, self.geometry, self._prefix_of(task, base), candidates
                 ),
@@ -114,14 +114,14 @@ class Evaluator:
             traceback.clear_frames(
                 error.__traceback__
             )  # they hold the tensors that filled the memory
-            nll, halved = self._score_in_halves(task, base, candidates, error), True
+            nll, oom_split = self._score_in_halves(task, base, candidates, error), True
         num_tokens = len(self.spec.token_sets[task.set_name][0]) - 1
         return ScoreResult(
             tuple(tuple(row) for row in nll.tolist()),
             num_tokens,
             time.perf_counter() - started,
-            ran_prefix or halved,
-            halved,
+            ran_prefix or oom_split,
+            oom_split,
         )
 
     def _score_in_halves(

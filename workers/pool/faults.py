@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 FaultKind = Literal[
     "evaluator lost", "node lost", "out of memory", "late", "task error", "start failed"
@@ -102,15 +102,29 @@ class FaultLog:
         recent: the last ones.
         num_lost_evaluations: candidates that were in flight on an evaluator that did not answer,
             and were scored again.
-        num_copied_tasks: handed to a second evaluator because the first was late.
-        num_halved_tasks: whose batch did not fit into memory, see `ScoreResult.halved`.
+        num_speculative_tasks: handed to a second evaluator because the first was late.
+        num_oom_splits: tasks whose batch did not fit into memory, see `ScoreResult.oom_split`.
     """
 
     counts: Counter[FaultKind] = field(default_factory=Counter)
     recent: deque[Fault] = field(default_factory=lambda: deque(maxlen=50))
     num_lost_evaluations: int = 0
-    num_copied_tasks: int = 0
-    num_halved_tasks: int = 0
+    num_speculative_tasks: int = 0
+    num_oom_splits: int = 0
+
+    def counters(self) -> dict[str, Any]:
+        """The fields of `summary.json` and `status.json` that count faults.
+
+        `copied_tasks` and `halved_tasks` are the names of version 0.1 for the two before them.
+        """
+        return {
+            "faults": dict(self.counts),
+            "lost_evaluations": self.num_lost_evaluations,
+            "speculative_tasks": self.num_speculative_tasks,
+            "oom_splits": self.num_oom_splits,
+            "copied_tasks": self.num_speculative_tasks,
+            "halved_tasks": self.num_oom_splits,
+        }
 
     def add(self, fault: Fault) -> None:
         self.counts[fault.kind] += 1

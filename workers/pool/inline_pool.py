@@ -13,7 +13,7 @@ from workers.evaluators.shapes import Evaluator
 from workers.pool.faults import FaultLog
 from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec
 from workers.pool.schedule import Schedule
-from workers.pool.task_times import CostModel
+from workers.pool.task_times import TaskTimeModel
 from workers.tasks import EvaluatorInfo, ScoreResult, Task
 
 
@@ -31,7 +31,7 @@ class InlinePool:
         self, spec: Spec, *, kind: EvaluatorKind = Evaluator, num_gpus: int | None = None
     ) -> None:
         self.evaluator = kind(spec, None, num_gpus=num_gpus)
-        self.costs = CostModel(spec.checkpoint.config().num_hidden_layers)
+        self.task_times = TaskTimeModel(spec.checkpoint.config().num_hidden_layers)
         self.faults = FaultLog()
         self._busy_s = 0.0
         self._num_tasks = 0
@@ -46,14 +46,14 @@ class InlinePool:
         self.evaluator.set_order(order)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[list[Answer]]:
-        schedule = Schedule(tasks, self.costs)
+        schedule = Schedule(tasks, self.task_times)
         held = None
         while (running := schedule.next(0, 1, held, time.monotonic())) is not None:
             started = time.monotonic()
             result = self.evaluator.run(running.task)
             self._busy_s += time.monotonic() - started
             self._num_tasks += 1
-            self.faults.num_halved_tasks += isinstance(result, ScoreResult) and result.halved
+            self.faults.num_oom_splits += isinstance(result, ScoreResult) and result.oom_split
             schedule.done(0, running, result)
             held = getattr(running.task, "prefix_key", None)
             yield [(running.task, result)]

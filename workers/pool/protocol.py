@@ -10,17 +10,17 @@ from typing import Literal, Protocol
 
 from pruning.importance.channel_order import ChannelOrder
 from workers.pool.faults import FaultLog
-from workers.pool.task_times import CostModel
-from workers.tasks import DocumentSpec, EvaluatorInfo, EvaluatorSpec, Result, SpeedSpec, Task
+from workers.pool.task_times import TaskTimeModel
+from workers.tasks import BenchmarkSpec, EvaluatorInfo, EvaluatorSpec, Result, SpeedSpec, Task
 
 Answer = tuple[Task, Result]
 State = Literal["waiting for resources", "loading", "ready", "working"]
 
-Spec = EvaluatorSpec | DocumentSpec | SpeedSpec
+Spec = EvaluatorSpec | BenchmarkSpec | SpeedSpec
 
 
 class AnyEvaluator(Protocol):
-    """What a pool hands tasks to: an `Evaluator` of shapes, a `DocumentEvaluator`, a
+    """What a pool hands tasks to: an `Evaluator` of shapes, a `BenchmarkEvaluator`, a
     `SpeedEvaluator`.
     """
 
@@ -40,7 +40,7 @@ not decide it, `num_gpus`.
 class Pool(Protocol):
     """Something that runs tasks. The driver knows no more than this."""
 
-    costs: CostModel
+    task_times: TaskTimeModel
     faults: FaultLog
 
     @property

@@ -33,7 +33,7 @@ from workers.pool.faults import (
 from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec, State
 from workers.pool.ray_faults import first_line, last_line, listens, lost_its_node
 from workers.pool.schedule import PrefixKey, Running, Schedule
-from workers.pool.task_times import CostModel
+from workers.pool.task_times import TaskTimeModel
 from workers.tasks import EvaluatorInfo, ScoreResult, ScoreTask, Task
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class RayPool:
         self.placement = placement
         self.policy = policy or FaultPolicy()
         self.task_timeout_s = task_timeout_s
-        self.costs = CostModel(spec.checkpoint.config().num_hidden_layers)
+        self.task_times = TaskTimeModel(spec.checkpoint.config().num_hidden_layers)
         self.faults = FaultLog()
         self._spec_ref = ray.put(spec)
         self._order: ChannelOrder | None = None
@@ -141,7 +141,7 @@ class RayPool:
                 for as long as `placement.stall_timeout_s`.
             InputError, ScoringError: what an evaluator found wrong with the input.
         """
-        schedule = Schedule(tasks, self.costs)
+        schedule = Schedule(tasks, self.task_times)
         self._hand_out(schedule)
         while not schedule.finished:
             answers = self._collect(schedule)
@@ -217,7 +217,7 @@ class RayPool:
         num_evaluators, exhausted = self.num_evaluators, False
         for worker in sorted(
             (worker for worker in self._workers if worker.state == "ready"),
-            key=lambda worker: self.costs.slowness(worker.number),
+            key=lambda worker: self.task_times.straggler_factor(worker.number),
         ):
             if exhausted and not schedule.continues(worker.held):
                 continue
@@ -227,7 +227,7 @@ class RayPool:
                 exhausted = True  # what a faster one should not do, a slower one should not either
                 continue
             if len(running.holders) > 1:
-                self.faults.num_copied_tasks += 1
+                self.faults.num_speculative_tasks += 1
                 log.debug("%s copies a late task: %s", worker, running.task)
             if self._order is not None and not worker.ordered:
                 worker.actor.set_order.remote(
@@ -285,7 +285,7 @@ class RayPool:
         first = worker.schedule.done(worker.number, running, reply.value)
         current = worker.schedule is schedule
         worker.state, worker.running, worker.schedule = "ready", None, None
-        self.faults.num_halved_tasks += isinstance(reply.value, ScoreResult) and reply.value.halved
+        self.faults.num_oom_splits += isinstance(reply.value, ScoreResult) and reply.value.oom_split
         return [(running.task, reply.value)] if first and current else []
 
     def _started(self, worker: _Worker, info: EvaluatorInfo, seconds: float) -> None:
@@ -333,7 +333,7 @@ class RayPool:
         if (
             worker.schedule is None
             or worker.running is None
-            or not self.costs.knows(worker.running.task)
+            or not self.task_times.knows(worker.running.task)
         ):
             return self.task_timeout_s
         return min(

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pruning.shape import Removal
-from workers.pool.task_times import CostModel
+from workers.pool.task_times import TaskTimeModel
 from workers.tasks import RequestTask, ScoreTask, Task, WindowTask
 
 MAX_TASK_S = 10.0
@@ -75,12 +75,12 @@ class Schedule:
     Args:
         tasks: one for each batch, with all candidates to be scored on it; other kinds of task are
             handed out whole, the largest first.
-        costs: what a task is expected to take.
+        task_times: what a task is expected to take.
     """
 
-    def __init__(self, tasks: Sequence[Task], costs: CostModel) -> None:
-        self.costs = costs
-        costs.forgive()
+    def __init__(self, tasks: Sequence[Task], task_times: TaskTimeModel) -> None:
+        self.task_times = task_times
+        task_times.decay()
         self._whole = deque(
             sorted(
                 (task for task in tasks if not isinstance(task, ScoreTask)),
@@ -132,7 +132,7 @@ class Schedule:
         if task is None:
             batch = self._batch_for(held, now)
             if batch is None:
-                return self._copy_of_late(evaluator, held, now)
+                return self._speculate(evaluator, held, now)
             if self._would_be_last(evaluator, num_evaluators, batch, held):
                 return None
             task = self._chunk(batch, evaluator, num_evaluators)
@@ -149,7 +149,7 @@ class Schedule:
 
     def done(self, evaluator: int, running: Running, result: object) -> bool:
         """Takes an answer; false if another evaluator had given it already."""
-        self.costs.observe(evaluator, running.task, result)
+        self.task_times.observe(evaluator, running.task, result)
         if running not in self._running:
             return False
         self._running.remove(running)
@@ -199,27 +199,27 @@ class Schedule:
         )
 
     def expected_s(self, evaluator: int, running: Running, *, with_prefix: bool = True) -> float:
-        return self.costs.task_s(running.task, with_prefix=with_prefix) * self.costs.slowness(
-            evaluator
-        )
+        return self.task_times.task_s(
+            running.task, with_prefix=with_prefix
+        ) * self.task_times.straggler_factor(evaluator)
 
     def _leaves_whole(self, evaluator: int, num_evaluators: int) -> bool:
         """An evaluator that is so slow that its next task would end after everything else leaves it
         to the others.
         """
-        slowness = self.costs.slowness(evaluator)
-        if slowness < _SLOW or not self._running or not self.costs.knows(self._whole[0]):
+        factor = self.task_times.straggler_factor(evaluator)
+        if factor < _SLOW or not self._running or not self.task_times.knows(self._whole[0]):
             return False
         return (
-            self.costs.task_s(self._whole[0]) * slowness
-            > sum(map(self.costs.task_s, self._whole)) / num_evaluators
+            self.task_times.task_s(self._whole[0]) * factor
+            > sum(map(self.task_times.task_s, self._whole)) / num_evaluators
         )
 
     def _num_layers(self, candidate: Candidate) -> int:
-        return self.costs.num_layers - candidate.layer if candidate else 0
+        return self.task_times.num_layers - candidate.layer if candidate else 0
 
     def _left_s(self, batch: _Batch) -> float:
-        return self.costs.work_s(batch.layers_left, len(batch.left))
+        return self.task_times.work_s(batch.layers_left, len(batch.left))
 
     def _would_be_last(
         self, evaluator: int, num_evaluators: int, batch: _Batch, held: PrefixKey | None
@@ -227,13 +227,13 @@ class Schedule:
         """An evaluator that is so slow that its next candidate would end after everything else
         leaves it to the others.
         """
-        slowness = self.costs.slowness(evaluator)
-        if slowness < _SLOW or not self._running:
+        factor = self.task_times.straggler_factor(evaluator)
+        if factor < _SLOW or not self._running:
             return False
-        mine = self.costs.work_s(self._num_layers(batch.left[0]), 1) + (
-            0.0 if held == batch.whole.prefix_key else self.costs.prefix_s()
+        mine = self.task_times.work_s(self._num_layers(batch.left[0]), 1) + (
+            0.0 if held == batch.whole.prefix_key else self.task_times.prefix_s()
         )
-        return mine * slowness > sum(map(self._left_s, self._batches.values())) / num_evaluators
+        return mine * factor > sum(map(self._left_s, self._batches.values())) / num_evaluators
 
     def _batch_for(self, held: PrefixKey | None, now: float) -> _Batch | None:
         """The batch whose prefix is there; else the one that will take longest, if another pair of
@@ -247,7 +247,9 @@ class Schedule:
             return None
         done_s = {id(batch): self._done_s(batch, now) for batch in waiting}
         longest = max(waiting, key=lambda batch: done_s[id(batch)])
-        mine = self.costs.prefix_s() + self.costs.work_s(self._num_layers(longest.left[0]), 1)
+        mine = self.task_times.prefix_s() + self.task_times.work_s(
+            self._num_layers(longest.left[0]), 1
+        )
         return longest if mine < done_s[id(longest)] else None
 
     def _done_s(self, batch: _Batch, now: float) -> float:
@@ -275,17 +277,17 @@ class Schedule:
         wanted = (
             self._left_s(batch)
             / (sharing * _SHARE if num_evaluators > 1 else 1.0)
-            / self.costs.slowness(evaluator)
+            / self.task_times.straggler_factor(evaluator)
         )
         limit = len(batch.left)
-        if self.costs.measured:
+        if self.task_times.measured:
             wanted = min(max(wanted, MIN_TASK_S), MAX_TASK_S)
         else:
             limit = _UNMEASURED_CANDIDATES
         taken: list[Candidate] = []
         seconds = 0.0
         for candidate in batch.left[:limit]:
-            cost = self.costs.work_s(self._num_layers(candidate), 1)
+            cost = self.task_times.work_s(self._num_layers(candidate), 1)
             if taken and seconds + cost > wanted:
                 break
             taken.append(candidate)
@@ -298,14 +300,14 @@ class Schedule:
         batch.layers_left -= sum(map(self._num_layers, taken))
         return replace(batch.whole, candidates=tuple(taken))
 
-    def _copy_of_late(self, evaluator: int, held: PrefixKey | None, now: float) -> Running | None:
+    def _speculate(self, evaluator: int, held: PrefixKey | None, now: float) -> Running | None:
         """The task that is expected last, if this evaluator would have it done well before."""
         if not self._running:
             return None
         alone = (
             running
             for running in self._running
-            if len(running.holders) == 1 and self.costs.knows(running.task)
+            if len(running.holders) == 1 and self.task_times.knows(running.task)
         )
         late = max(alone, key=lambda running: self._remaining_s(running, now), default=None)
         if late is None or evaluator in late.holders:

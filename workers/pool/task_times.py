@@ -17,25 +17,28 @@ from workers.tasks import (
 _MEMORY = 0.98
 """Weight of what was known when one more task is seen: about the last fifty count."""
 
-_SLOWNESS_MEMORY = 0.7
-_AT_MOST = 4.0
+_FACTOR_MEMORY = 0.7
+"""Weight of an evaluator's old straggler factor when one more of its tasks is seen."""
+
+_MAX_FACTOR_GROWTH = 4.0
 """Times as slow as before: one task says no more.
 
 It may have met a machine that was busy for a moment.
 """
-_FORGIVEN = 0.1
-"""Share of its slowness that an evaluator is let off at each step: one that gets no work could not
-show that it is fast again.
+
+_DECAY = 0.1
+"""Share by which a straggler factor comes closer to 1 at each step: an evaluator that gets no work
+could not show that it is fast again.
 """
 
 
 @dataclass(slots=True)
-class CostModel:
-    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator,
-    how much slower it is than that. Tasks that answer requests or windows take c x their size, with
+class TaskTimeModel:
+    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator
+    a straggler factor, how much slower it is than that. Tasks that answer requests or windows take c x their size, with
     a c of its own for each kind.
 
-    Before the first result a layer and a head count 1 each, so that costs compare, and `measured`
+    Before the first result a layer and a head count 1 each, so that tasks compare, and `measured`
     is false.
     """
 
@@ -49,7 +52,7 @@ class CostModel:
     _sizes: dict[str, tuple[float, float]] = field(
         default_factory=dict
     )  # kind -> seconds and size seen
-    _slowness: dict[int, float] = field(default_factory=dict)
+    _straggler_factors: dict[int, float] = field(default_factory=dict)
 
     def knows(self, task: Task) -> bool:
         """Whether what a task is expected to take is more than a guess."""
@@ -72,15 +75,15 @@ class CostModel:
             return self.prefix_s()
         return self.work_s(*work(task, self.num_layers, with_prefix=with_prefix))
 
-    def slowness(self, evaluator: int) -> float:
+    def straggler_factor(self, evaluator: int) -> float:
         """1 for an average evaluator, 2 for one that takes twice as long."""
-        return self._slowness.get(evaluator, 1.0)
+        return self._straggler_factors.get(evaluator, 1.0)
 
-    def forgive(self) -> None:
-        """A new step begins."""
-        self._slowness = {
-            evaluator: 1 + (1 - _FORGIVEN) * (slowness - 1)
-            for evaluator, slowness in self._slowness.items()
+    def decay(self) -> None:
+        """Brings all straggler factors closer to 1: a new step begins."""
+        self._straggler_factors = {
+            evaluator: 1 + (1 - _DECAY) * (factor - 1)
+            for evaluator, factor in self._straggler_factors.items()
         }
 
     def observe(self, evaluator: int, task: Task, result: object) -> None:
@@ -111,10 +114,9 @@ class CostModel:
         self._sizes[task.kind] = (_MEMORY * seconds + result.seconds, _MEMORY * size + task.size)
 
     def _compare(self, evaluator: int, ratio: float) -> None:
-        old = self._slowness.get(evaluator, 1.0)
-        self._slowness[evaluator] = _SLOWNESS_MEMORY * old + (1 - _SLOWNESS_MEMORY) * min(
-            ratio, _AT_MOST * old
-        )
+        old = self._straggler_factors.get(evaluator, 1.0)
+        seen = min(ratio, _MAX_FACTOR_GROWTH * old)
+        self._straggler_factors[evaluator] = _FACTOR_MEMORY * old + (1 - _FACTOR_MEMORY) * seen
 
     def _fit(self) -> None:
         ll, lh, hh, ls, hs = self._sums

@@ -42,8 +42,8 @@ from pruning.shape import ModelShape
 from tests.conftest import tokens
 from tests.documents import NUM_REQUESTS, TASKS, save_reader, save_tasks, sentence
 from workers.cluster.machine import LocalMachine
-from workers.evaluators.benchmarks import DocumentEvaluator
-from workers.tasks import DocumentSpec, WindowTask
+from workers.evaluators.benchmarks import BenchmarkEvaluator
+from workers.tasks import BenchmarkSpec, WindowTask
 
 QUICK = ("evaluation.cost=false",)
 TWO = ("cluster=local", "cluster.num_evaluators=2", "cluster.num_gpus_per_evaluator=0")
@@ -388,8 +388,8 @@ def test_shapes_share_nothing(run: Evaluate, searched: Path, tmp_path: Path) -> 
 def test_a_shape_is_the_masked_model(reader: Path, searched: Path) -> None:
     past = read_run(str(searched))
     windows = torch.randint(1, 200, (2, 40), generator=torch.Generator().manual_seed(1))
-    evaluator = DocumentEvaluator(
-        DocumentSpec(past.checkpoint, "float32", past.shape.text, past.order)
+    evaluator = BenchmarkEvaluator(
+        BenchmarkSpec(past.checkpoint, "float32", past.shape.text, past.order)
     )
     answers = evaluator.run(WindowTask.of(windows.numpy())).answers
     model, family, geometry = (

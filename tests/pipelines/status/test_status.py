@@ -19,17 +19,17 @@ from pruning.errors import InputError, TargetNotReached
 from tests.pipelines.conftest import Cli
 from workers.pool.faults import Fault, FaultLog
 from workers.pool.protocol import EvaluatorState
-from workers.pool.task_times import CostModel
+from workers.pool.task_times import TaskTimeModel
 from workers.tasks import EvaluatorInfo
 
 
 class FakePool:
     """Two evaluators, one of them new, and a fault."""
 
-    costs = CostModel(4)
+    task_times = TaskTimeModel(4)
 
     def __init__(self) -> None:
-        self.faults = FaultLog(num_lost_evaluations=7, num_copied_tasks=2)
+        self.faults = FaultLog(num_lost_evaluations=7, num_speculative_tasks=2, num_oom_splits=1)
         self.faults.add(
             Fault(
                 1.8e9,
@@ -100,6 +100,9 @@ def test_for_programs(
     )
     assert data["alive"] is True
     assert data["faults"] == {"node lost": 1}
+    assert data["lost_evaluations"] == 7
+    assert data["speculative_tasks"] == data["copied_tasks"] == 2  # the second is its name in 0.1
+    assert data["oom_splits"] == data["halved_tasks"] == 1
     assert data["evaluators"][0]["busy_s"] == 34.6
     assert data["evaluators"][1] == {
         "number": 4,

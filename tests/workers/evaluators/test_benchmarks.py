@@ -1,4 +1,4 @@
-"""Evaluators of documents: what they answer depends on the task alone, whoever does it and whatever
+"""Evaluators of benchmarks: what they answer depends on the task alone, whoever does it and whatever
 happens to them.
 """
 
@@ -15,13 +15,20 @@ from tests.documents import save_reader
 from tests.workers.pool import misbehaving as evaluators
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
-from workers.evaluators.benchmarks import DocumentEvaluator
+from workers.evaluators.benchmarks import BenchmarkEvaluator
 from workers.pool.inline_pool import InlinePool
 from workers.pool.protocol import Pool
 from workers.pool.ray_pool import RayPool
 from workers.pool.schedule import Schedule
-from workers.pool.task_times import CostModel
-from workers.tasks import AnswerResult, AnswerTask, DocumentSpec, OrderTask, RequestTask, WindowTask
+from workers.pool.task_times import TaskTimeModel
+from workers.tasks import (
+    AnswerResult,
+    AnswerTask,
+    BenchmarkSpec,
+    OrderTask,
+    RequestTask,
+    WindowTask,
+)
 
 REQUESTS = [
     ("the cat", " sees the dog"),
@@ -33,8 +40,8 @@ REQUESTS = [
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> DocumentSpec:
-    return DocumentSpec(Checkpoint(save_reader(tmp_path / "model")), "float32")
+def spec(tmp_path: Path) -> BenchmarkSpec:
+    return BenchmarkSpec(Checkpoint(save_reader(tmp_path / "model")), "float32")
 
 
 def tasks() -> list[AnswerTask]:
@@ -62,22 +69,22 @@ def answers(pool: Pool) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def test_the_order_of_tasks_changes_nothing(spec: DocumentSpec) -> None:
-    first, second = DocumentEvaluator(spec), DocumentEvaluator(spec)
+def test_the_order_of_tasks_changes_nothing(spec: BenchmarkSpec) -> None:
+    first, second = BenchmarkEvaluator(spec), BenchmarkEvaluator(spec)
     there = [first.run(task).answers for task in tasks()]
     back = [second.run(task).answers for task in reversed(tasks())][::-1]
     assert there == back
     assert [len(found) for found in there] == [2, 2, 1, 2, 1, 2, 2]
 
 
-def test_long_requests_are_counted(spec: DocumentSpec) -> None:
-    result = DocumentEvaluator(spec).run(
+def test_long_requests_are_counted(spec: BenchmarkSpec) -> None:
+    result = BenchmarkEvaluator(spec).run(
         RequestTask.of("loglikelihood", [("word " * 100, "end"), ("the cat", " runs")])
     )
     assert result.num_truncated == 1
 
 
-def test_an_answer_longer_than_the_context_is_refused(spec: DocumentSpec) -> None:
+def test_an_answer_longer_than_the_context_is_refused(spec: BenchmarkSpec) -> None:
     """As the harness does, but in words: it could only be judged in part."""
     with pytest.raises(
         InputError,
@@ -86,14 +93,14 @@ def test_an_answer_longer_than_the_context_is_refused(spec: DocumentSpec) -> Non
             r"len\(continuation_enc\) <="
         ),
     ):
-        DocumentEvaluator(spec).run(
+        BenchmarkEvaluator(spec).run(
             RequestTask.of("loglikelihood", [("the cat", " runs" * 100)], "piqa")
         )
 
 
-def test_tasks_of_others_are_refused(spec: DocumentSpec) -> None:
+def test_tasks_of_others_are_refused(spec: BenchmarkSpec) -> None:
     with pytest.raises(TypeError, match="cannot do channel order by l1"):
-        DocumentEvaluator(spec).run(OrderTask("l1"))
+        BenchmarkEvaluator(spec).run(OrderTask("l1"))
 
 
 def test_digests_tell_tasks_apart() -> None:
@@ -111,12 +118,12 @@ def test_digests_tell_tasks_apart() -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "kind", [evaluators.DiesOfTheFirstDocument, evaluators.RaisesAtTheFirstDocument]
+    "kind", [evaluators.DiesOfTheFirstRequest, evaluators.RaisesAtTheFirstRequest]
 )
 def test_an_evaluator_that_is_lost_changes_nothing(
-    spec: DocumentSpec, local_cluster: LocalMachine, kind: type[DocumentEvaluator]
+    spec: BenchmarkSpec, local_cluster: LocalMachine, kind: type[BenchmarkEvaluator]
 ) -> None:
-    expected = answers(InlinePool(spec, kind=DocumentEvaluator))
+    expected = answers(InlinePool(spec, kind=BenchmarkEvaluator))
     with RayPool(spec, Placement(2, 0, 1), kind=kind) as pool:
         assert answers(pool) == expected
         assert sum(pool.faults.counts.values()) == 1
@@ -131,23 +138,23 @@ def long_and_short() -> list[RequestTask]:
 
 
 def test_the_longest_go_first_and_times_are_learnt() -> None:
-    costs = CostModel(4)
-    schedule = Schedule(long_and_short(), costs)
+    task_times = TaskTimeModel(4)
+    schedule = Schedule(long_and_short(), task_times)
     handed = [schedule.next(evaluator, 4, None, 0.0) for evaluator in range(4)]
     sizes = [running.task.size for running in handed if running is not None]  # type: ignore[union-attr]
     assert sizes == sorted(sizes, reverse=True)
     first, last = handed[0], handed[-1]
     assert first is not None
     assert last is not None
-    assert not costs.knows(last.task)
+    assert not task_times.knows(last.task)
     schedule.done(0, first, AnswerResult(((0.0, True),), 10.0))
-    assert costs.knows(last.task)
-    assert costs.task_s(last.task) == pytest.approx(10.0 * last.task.size / first.task.size)  # type: ignore[union-attr]
+    assert task_times.knows(last.task)
+    assert task_times.task_s(last.task) == pytest.approx(10.0 * last.task.size / first.task.size)  # type: ignore[union-attr]
 
 
-def test_a_late_task_is_copied() -> None:
-    costs = CostModel(4)
-    schedule = Schedule(long_and_short()[:2], costs)
+def test_a_late_task_runs_a_second_time() -> None:
+    task_times = TaskTimeModel(4)
+    schedule = Schedule(long_and_short()[:2], task_times)
     late, quick = (schedule.next(evaluator, 2, None, 0.0) for evaluator in range(2))
     assert late is not None
     assert quick is not None
@@ -158,7 +165,7 @@ def test_a_late_task_is_copied() -> None:
 
 def test_failures_are_counted_for_each_task() -> None:
     """Two tasks that lose an evaluator each are not one that loses two."""
-    schedule = Schedule(long_and_short()[:2], CostModel(4))
+    schedule = Schedule(long_and_short()[:2], TaskTimeModel(4))
     one, other = (schedule.next(evaluator, 2, None, 0.0) for evaluator in range(2))
     assert one is not None
     assert other is not None

@@ -114,7 +114,7 @@ def test_full_memory(spec: EvaluatorSpec, full_gpu: None, caplog: pytest.LogCapt
             outcomes.append(str(error))
             break
     kinds = [
-        "refused" if isinstance(outcome, str) else "halves" if outcome.halved else "whole"
+        "refused" if isinstance(outcome, str) else "halves" if outcome.oom_split else "whole"
         for outcome in outcomes
     ]
     assert [*dict.fromkeys(kinds)] == ["whole", "halves", "refused"], kinds

@@ -100,7 +100,7 @@ def with_more_and_more_memory(
         except InputError as error:
             outcomes.append(str(error))
             continue
-        if not outcomes[-1].halved:  # type: ignore[union-attr]
+        if not outcomes[-1].oom_split:  # type: ignore[union-attr]
             break
     return (
         whole,
@@ -122,11 +122,11 @@ def test_a_batch_that_does_not_fit_is_scored_in_halves(wide: EvaluatorSpec) -> N
         whole, outcomes, num_warnings, again = process.submit(
             with_more_and_more_memory, wide
         ).result(timeout=300)
-    assert not whole.halved
+    assert not whole.oom_split
     assert again.nll == whole.nll, "memory is there again"
     refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
     halves = [
-        outcome for outcome in outcomes if isinstance(outcome, ScoreResult) and outcome.halved
+        outcome for outcome in outcomes if isinstance(outcome, ScoreResult) and outcome.oom_split
     ]
     assert refused, "neither fits"
     assert halves, "halves fit"

@@ -11,11 +11,11 @@ import torch
 
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
-from workers.evaluators.benchmarks import DocumentEvaluator
+from workers.evaluators.benchmarks import BenchmarkEvaluator
 from workers.evaluators.shapes import Evaluator
 from workers.tasks import (
     AnswerResult,
-    DocumentSpec,
+    BenchmarkSpec,
     EvaluatorSpec,
     Result,
     ScoreResult,
@@ -24,7 +24,7 @@ from workers.tasks import (
 )
 
 
-def first_time(spec: EvaluatorSpec | DocumentSpec, name: str) -> bool:
+def first_time(spec: EvaluatorSpec | BenchmarkSpec, name: str) -> bool:
     """Whether this is the first evaluator that asks: it leaves a mark beside the checkpoint, which
     each test has a copy of.
     """
@@ -156,7 +156,7 @@ class Slow(Evaluator):
         return result
 
 
-class DiesOfTheFirstDocument(DocumentEvaluator):
+class DiesOfTheFirstRequest(BenchmarkEvaluator):
     """Whoever begins first, dies."""
 
     def run(self, task: Task) -> AnswerResult:
@@ -165,7 +165,7 @@ class DiesOfTheFirstDocument(DocumentEvaluator):
         return super().run(task)
 
 
-class RaisesAtTheFirstDocument(DocumentEvaluator):
+class RaisesAtTheFirstRequest(BenchmarkEvaluator):
     """Whoever begins first, raises."""
 
     def run(self, task: Task) -> AnswerResult:

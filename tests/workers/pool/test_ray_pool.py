@@ -199,13 +199,13 @@ def test_a_stopped_evaluator_holds_nothing_up(
 
         def stop(done: int) -> None:
             if (
-                done == 6 * 4 and pool.faults.num_copied_tasks == 0
+                done == 6 * 4 and pool.faults.num_speculative_tasks == 0
             ):  # the end of a step of another shape: costs are known by then
                 os.kill(stopped.pid, signal.SIGSTOP)
 
         started, order = time.monotonic(), prepare(pool)
         assert [score(pool, tasks, stop) for tasks in steps(order, 6)] == expected[:6]
-        assert pool.faults.num_copied_tasks >= 1
+        assert pool.faults.num_speculative_tasks >= 1
         assert time.monotonic() - started < 8, "the search waited for the time-out"
         assert pool.faults.counts == {}
         deadline = time.monotonic() + 30
@@ -224,7 +224,7 @@ def test_alone_and_stopped(
         assert pool.faults.counts == {"late": 1}
 
 
-def test_the_last_tasks_of_a_slow_one_are_copied(
+def test_the_last_tasks_of_a_straggler_run_a_second_time(
     local_cluster: LocalMachine, spec: EvaluatorSpec, expected: list[Scores]
 ) -> None:
     with RayPool(spec, Placement(2, num_gpus=0), kind=Slow) as pool:

@@ -11,7 +11,7 @@ import pytest
 
 from pruning.shape import Removal
 from workers.pool.schedule import MAX_TASK_S, PrefixKey, Running, Schedule
-from workers.pool.task_times import CostModel
+from workers.pool.task_times import TaskTimeModel
 from workers.tasks import ScoreResult, ScoreTask
 
 LAYERS = 32
@@ -34,10 +34,10 @@ class Simulation:
     """Evaluators that take as long as their work; `speed` slows some of them, `stuck` never answer."""
 
     num_evaluators: int
-    slowness: dict[int, float] = field(default_factory=dict)
+    straggler_factors: dict[int, float] = field(default_factory=dict)
     stuck: set[int] = field(default_factory=set)
     overhead_s: float = 0.002
-    costs: CostModel = field(default_factory=lambda: CostModel(LAYERS))
+    task_times: TaskTimeModel = field(default_factory=lambda: TaskTimeModel(LAYERS))
     now: float = 0.0
     busy_s: float = 0.0
     useful_s: float = 0.0
@@ -53,7 +53,7 @@ class Simulation:
 
         Copies of tasks that are not needed any more go on after its end, as in the pool.
         """
-        started, schedule = self.now, Schedule(tasks, self.costs)
+        started, schedule = self.now, Schedule(tasks, self.task_times)
         self._hand_out(schedule)
         while not schedule.finished:
             if (
@@ -73,7 +73,7 @@ class Simulation:
     def _hand_out(self, schedule: Schedule) -> None:
         exhausted = False
         for evaluator in sorted(
-            set(range(self.num_evaluators)) - self._working, key=self.costs.slowness
+            set(range(self.num_evaluators)) - self._working, key=self.task_times.straggler_factor
         ):
             if exhausted and not schedule.continues(self.held.get(evaluator)):
                 continue
@@ -89,7 +89,7 @@ class Simulation:
             layers = sum(LAYERS - candidate.layer for candidate in task.candidates if candidate)
             seconds = (layers + LAYERS * ran_prefix) * LAYER_S + len(task.candidates) * HEAD_S
             self.useful_s += layers * LAYER_S + len(task.candidates) * HEAD_S
-            seconds *= self.slowness.get(evaluator, 1.0)
+            seconds *= self.straggler_factors.get(evaluator, 1.0)
             self.longest_s = max(self.longest_s, seconds)
             self.busy_s += seconds
             self.num_tasks += 1
@@ -135,7 +135,7 @@ def test_more_evaluators_are_faster_as_far_as_prefixes_allow() -> None:
 
 
 def test_a_slow_evaluator_does_not_hold_the_step_up() -> None:
-    even, slow = Simulation(8), Simulation(8, slowness={3: 10.0})
+    even, slow = Simulation(8), Simulation(8, straggler_factors={3: 10.0})
     assert whole_search(slow) < 1.35 * whole_search(even)
 
 
@@ -158,9 +158,9 @@ def test_an_evaluator_that_was_slow_once_gets_work_again() -> None:
         return simulation.run(step(WIDTH, 1, base=f"step {number}"))
 
     usual = [seconds(number) for number in range(5)][-1]
-    simulation.slowness = {1: 30.0}
+    simulation.straggler_factors = {1: 30.0}
     seconds(5)
-    simulation.slowness = {}
+    simulation.straggler_factors = {}
     assert [seconds(number) for number in range(6, 40)][-1] < 1.1 * usual
 
 
@@ -182,7 +182,7 @@ def test_without_a_stuck_evaluator_hardly_anything_is_done_twice() -> None:
 
 def test_no_task_is_long_once_costs_are_known() -> None:
     simulation = Simulation(1)
-    simulation.slowness = {0: 50.0}
+    simulation.straggler_factors = {0: 50.0}
     whole_search(simulation, 2, 2)
     simulation.longest_s = 0.0
     whole_search(simulation, 2, 2)
@@ -198,7 +198,7 @@ def drain(schedule: Schedule) -> list[Running]:
 
 
 def test_a_task_that_fails_is_handed_out_again() -> None:
-    schedule = Schedule(step(BLOCK, 1), CostModel(LAYERS))
+    schedule = Schedule(step(BLOCK, 1), TaskTimeModel(LAYERS))
     [first, *rest] = drain(schedule)
     assert schedule.failed(0, first) == 1
     again = drain(schedule)
@@ -211,7 +211,7 @@ def test_a_task_that_fails_is_handed_out_again() -> None:
 
 def test_after_two_failures_candidates_are_told_apart() -> None:
     """Only the one that kills its evaluator reaches the third failure."""
-    schedule = Schedule(step(BLOCK[:6], 1), CostModel(LAYERS))
+    schedule = Schedule(step(BLOCK[:6], 1), TaskTimeModel(LAYERS))
     poison, worst = BLOCK[1], 0
     for _ in range(20):
         running = schedule.next(0, 1, None, 0.0)
@@ -230,7 +230,7 @@ def test_after_two_failures_candidates_are_told_apart() -> None:
 
 def test_a_lost_evaluator_and_an_exception_are_counted_apart() -> None:
     """One of each on the same candidate makes neither twice."""
-    schedule = Schedule(step(BLOCK[:1], 1), CostModel(LAYERS))
+    schedule = Schedule(step(BLOCK[:1], 1), TaskTimeModel(LAYERS))
     for error, count in ((False, 1), (True, 1), (False, 2), (True, 2)):
         running = schedule.next(0, 1, None, 0.0)
         assert running is not None
@@ -238,7 +238,7 @@ def test_a_lost_evaluator_and_an_exception_are_counted_apart() -> None:
 
 
 def test_a_machine_that_goes_blames_no_candidate() -> None:
-    schedule = Schedule(step(BLOCK, 1), CostModel(LAYERS))
+    schedule = Schedule(step(BLOCK, 1), TaskTimeModel(LAYERS))
     for _ in range(10):
         running = schedule.next(0, 1, None, 0.0)
         assert running is not None
@@ -248,7 +248,7 @@ def test_a_machine_that_goes_blames_no_candidate() -> None:
 def test_the_first_of_two_answers_counts() -> None:
     simulation = Simulation(2)
     whole_search(simulation, 1, 0)
-    schedule = Schedule(step(WIDTH[:1], 1), simulation.costs)
+    schedule = Schedule(step(WIDTH[:1], 1), simulation.task_times)
     first = schedule.next(0, 2, None, 0.0)
     assert first is not None
     assert schedule.next(1, 2, None, 0.1) is None, "nothing is late yet"
@@ -263,7 +263,7 @@ def test_the_first_of_two_answers_counts() -> None:
 def test_one_of_two_holders_lost_is_no_loss() -> None:
     simulation = Simulation(2)
     whole_search(simulation, 1, 0)
-    schedule = Schedule(step(WIDTH[:1], 1), simulation.costs)
+    schedule = Schedule(step(WIDTH[:1], 1), simulation.task_times)
     first = schedule.next(0, 2, None, 0.0)
     assert first is not None
     assert schedule.next(1, 2, None, 60.0) is first
@@ -274,22 +274,24 @@ def test_one_of_two_holders_lost_is_no_loss() -> None:
 
 
 def test_costs_are_learnt_from_noisy_tasks() -> None:
-    costs, draw = CostModel(LAYERS), random.Random(1)
+    task_times, draw = TaskTimeModel(LAYERS), random.Random(1)
     for number in range(300):
         candidates = tuple(draw.sample(BLOCK, draw.randint(1, 6)))
         layers = sum(LAYERS - candidate.layer for candidate in candidates) + LAYERS
         seconds = (layers * LAYER_S + len(candidates) * HEAD_S) * draw.uniform(0.8, 1.2)
-        costs.observe(
+        task_times.observe(
             number % 7, ScoreTask("block", 0, "base", candidates, "o"), ScoreResult((), 1, seconds)
         )
-    assert costs.work_s(1, 1) == pytest.approx(LAYER_S + HEAD_S, rel=0.3)
-    assert costs.prefix_s() == pytest.approx(LAYERS * LAYER_S, rel=0.1)
-    assert costs.slowness(3) == pytest.approx(1, abs=0.25)
-    assert costs.slowness(99) == 1
+    assert task_times.work_s(1, 1) == pytest.approx(LAYER_S + HEAD_S, rel=0.3)
+    assert task_times.prefix_s() == pytest.approx(LAYERS * LAYER_S, rel=0.1)
+    assert task_times.straggler_factor(3) == pytest.approx(1, abs=0.25)
+    assert task_times.straggler_factor(99) == 1
 
 
 def test_equal_tasks_still_give_a_usable_cost() -> None:
-    costs = CostModel(LAYERS)
+    task_times = TaskTimeModel(LAYERS)
     for _ in range(5):
-        costs.observe(0, ScoreTask("block", 0, "base", (BLOCK[0],), "o"), ScoreResult((), 1, 6.5))
-    assert costs.task_s(ScoreTask("block", 0, "base", (BLOCK[0],), "o")) == pytest.approx(6.5)
+        task_times.observe(
+            0, ScoreTask("block", 0, "base", (BLOCK[0],), "o"), ScoreResult((), 1, 6.5)
+        )
+    assert task_times.task_s(ScoreTask("block", 0, "base", (BLOCK[0],), "o")) == pytest.approx(6.5)
