@@ -14,7 +14,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.find import find_checkpoint
 from pruning.search.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.search.stages import Layout, Strategy, default_mlp_group, make_stages
+from pruning.search.stages import Layout, Strategy, default_mlp_group, make_stages, token_set_of
 from pruning.shape import ModelShape, Removal
 
 ROUNDING = 0.0005
@@ -114,7 +114,7 @@ def trajectory_flops(
     """
     total, base = 0.0, accounting.dense
     for line in lines:
-        tokens = calibration["block" if line["stage"] == "block" else "width"]
+        tokens = calibration[token_set_of(line["stage"])]
         removals = [Removal.from_json(candidate) for candidate in line["candidates"]]
         total += step_flops(
             accounting,

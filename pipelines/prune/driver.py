@@ -34,9 +34,7 @@ def run_search(
         assert stage is not None
         started = time.monotonic()
         candidates = search.propose()
-        scores = scorer.score(
-            "block" if stage.name == "block" else "width", search.shape, candidates
-        )
+        scores = scorer.score(stage.token_set, search.shape, candidates)
         step = search.observe({candidate: scores[candidate].nll for candidate in candidates})
         evaluations += len(candidates)
         line = step_line(

@@ -34,6 +34,7 @@ from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
 from pruning.importance.channel_order import ChannelOrder
 from pruning.scoring.nll import perplexity
+from pruning.search.stages import token_set_of
 from pruning.shape import ModelShape
 from workers.pool.protocol import Pool
 
@@ -183,7 +184,7 @@ class SearchRun:
         # A change of perplexity is one on the same calibration set, which the stages do not share.
         previous: dict[str, float | None] = {"block": perplexity(dense["block"])}
         for line in self.journal.lines[-1:]:
-            previous = {_set_of(line): line["perplexity"]}
+            previous = {token_set_of(line["stage"]): line["perplexity"]}
 
         def report(line: Mapping[str, Any]) -> None:
             self.tracker.log_metrics(
@@ -192,14 +193,14 @@ class SearchRun:
             self._beat_step(line)
             stage = self.search.stage
             progress.expect(stage.name if stage else "done", self.search.expected_evaluations())
-            before = previous.get(_set_of(line))
+            before = previous.get(token_set_of(line["stage"]))
             change = (
                 f" ({line['perplexity'] - before:+.3f})"
                 if before is not None and line["perplexity"] is not None
                 else ""
             )
             previous.clear()
-            previous[_set_of(line)] = line["perplexity"]
+            previous[token_set_of(line["stage"])] = line["perplexity"]
             log.info(
                 "step %d: cut %s; perplexity %s%s, ratio %.2f %%, %.1f s, %s left",
                 line["step"],
@@ -434,10 +435,6 @@ class SearchRun:
         )
         if tracked:
             console.print(self.tracker.link(), markup=False, soft_wrap=True)
-
-
-def _set_of(line: Mapping[str, Any]) -> str:
-    return "block" if line["stage"] == "block" else "width"
 
 
 def _rounded(value: float | None) -> str:

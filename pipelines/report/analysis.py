@@ -4,7 +4,6 @@ results no other beats.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +11,7 @@ from typing import Literal
 
 from pipelines.evaluate.pareto import pareto_front
 from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun, ReportStep, num_stderrs
+from pruning.scoring.nll import perplexity
 from pruning.shape import Removal
 
 STAGES = {
@@ -144,7 +144,8 @@ def _preference(step: ReportStep, other: Removal) -> Preference:
     own, score = step.scores[step.removal].nll, step.scores.get(other)
     if score is None or score.nll is None or own is None:
         return Preference(None, None, None)
-    change = math.exp(score.nll) - math.exp(own) if max(score.nll, own) < 700 else None
+    theirs, mine = perplexity(score.nll), perplexity(own)
+    change = None if theirs is None or mine is None else theirs - mine
     return Preference(score.nll - own, score.stderr, change)
 
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from pipelines.evaluate.results import metrics_of, stderr_name
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.errors import InputError
+from pruning.search.stages import token_set_of
 from pruning.shape import ModelShape, Removal
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class ReportStep:
     @property
     def set_name(self) -> str:
         """The calibration set that it was scored on."""
-        return "block" if self.stage == "block" else "width"
+        return token_set_of(self.stage)
 
     @property
     def num_stderrs(self) -> float | None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.search.greedy import GreedySearch, Step
+from pruning.scoring.nll import perplexity
+from pruning.search.greedy import GreedySearch
+from pruning.search.step import Step
 from pruning.shape import Removal
 
 
@@ -89,23 +91,17 @@ def step_line(
             None where it has none.
         timestamp: end of the step, seconds since 1970.
     """
-    rest = [
-        (nll, candidate)
-        for candidate, nll in step.candidates
-        if candidate != step.removal and math.isfinite(nll)
-    ]
-    second = min(rest, key=lambda pair: pair[0])[1] if rest else None
     return {
         "step": number,
         "stage": step.stage,
         "removed": step.removal.to_json(),
         "nll": step.nll,
-        "perplexity": math.exp(step.nll) if step.nll < 700 else None,
+        "perplexity": perplexity(step.nll),
         "ratio": step.ratio,
         "num_parameters": accounting.num_parameters(step.shape),
         "flops_per_token": accounting.flops_per_token(step.shape, context_length=context_length),
         "margin": step.margin,
-        "margin_stderr": None if second is None else stderrs[second],
+        "margin_stderr": None if step.runner_up is None else stderrs[step.runner_up[0]],
         "evaluations": evaluations,
         "shape": step.shape.text,
         "candidates": [

@@ -6,35 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ScoringError, TargetNotReached
-from pruning.search.stages import Layout, Stage, StageName
+from pruning.search.stages import Layout, Stage
+from pruning.search.step import Step
 from pruning.shape import Kind, ModelShape, Removal
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One committed removal.
-
-    `nll` is the score of the shape after it, in nats per token. `margin` is the score of the second
-    best candidate minus the best, in nats per token, None when there was only one. `candidates` are
-    all that were scored, in order; a NaN or infinite score is kept as it came.
-    """
-
-    stage: StageName
-    removal: Removal
-    shape: ModelShape
-    nll: float
-    ratio: float
-    margin: float | None
-    candidates: tuple[tuple[Removal, float], ...]
-
-    @property
-    def excluded(self) -> tuple[Removal, ...]:
-        """Candidates that were out because their score is not finite."""
-        return tuple(removal for removal, nll in self.candidates if not math.isfinite(nll))
 
 
 class GreedySearch:
@@ -117,11 +94,8 @@ class GreedySearch:
                 "model.dtype=float32, and check the dense perplexity"
             )
         best, nll = min(finite, key=lambda pair: pair[1])
-        rest = [other for candidate, other in finite if candidate != best]
         self.shape = self.shape.without(best)
-        step = Step(
-            stage.name, best, self.shape, nll, self.ratio, min(rest) - nll if rest else None, scored
-        )
+        step = Step(stage.name, best, self.shape, nll, self.ratio, scored)
         self.steps.append(step)
         return step
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruning.costs.accounting import Accounting
-from pruning.search.stages import Layout, Stage, StageName, Strategy
+from pruning.search.stages import Layout, Stage, StageName, Strategy, token_set_of
 from pruning.shape import LayerShape, ModelShape, Removal
 
 
@@ -185,7 +185,7 @@ def planned_flops(
     )
     num_layers, total, ratio = accounting.geometry.num_layers, 0.0, 0.0
     for stage in plan.stages:
-        name = "block" if stage.name == "block" else "width"
+        name = token_set_of(stage.name)
         end = sum(stage.ratio) / 2
         left = 1 - (ratio + end) / 2
         body = (dense - head) * left

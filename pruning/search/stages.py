@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
@@ -35,6 +36,16 @@ class Stage:
     target_ratio: float
     group: int = 0
     """MLP channels or KV heads that go at a time; unused by the block stage."""
+
+    @property
+    def token_set(self) -> SetName:
+        """The calibration set that its candidates are scored on."""
+        return token_set_of(self.name)
+
+
+def token_set_of(stage: str) -> SetName:
+    """The calibration set of a stage, by the stage's name."""
+    return "block" if stage == "block" else "width"
 
 
 def make_stages(

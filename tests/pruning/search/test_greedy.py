@@ -102,6 +102,30 @@ def test_lowest_score_wins_and_ties_go_to_the_first(accounting: Accounting) -> N
     assert (step.removal, step.margin, step.nll) == (Removal("mlp", 1, 0), 0.5, 1.5)
 
 
+def test_the_runner_up_is_the_best_of_the_rest(accounting: Accounting) -> None:
+    """Equal scores: the first in order, also where the winner comes later."""
+    search = make_search(accounting)
+    candidates = search.propose()
+    scores = dict.fromkeys(candidates, 2.0) | {
+        candidates[0]: -math.inf,
+        candidates[1]: math.nan,
+        candidates[3]: 1.0,
+    }
+    step = search.observe(scores)
+    assert (step.removal, step.runner_up, step.margin) == (candidates[3], (candidates[2], 2.0), 1.0)
+    only = dict.fromkeys(search.propose(), math.inf) | {search.propose()[4]: 3.0}
+    step = search.observe(only)
+    assert (step.runner_up, step.margin) == (None, None)
+
+
+def test_blocks_are_scored_on_one_text_and_widths_on_another(accounting: Accounting) -> None:
+    assert [stage.token_set for stage in make_search(accounting).stages] == [
+        "block",
+        "width",
+        "width",
+    ]
+
+
 def test_scores_that_are_not_finite_are_out(accounting: Accounting) -> None:
     search = make_search(accounting)
     candidates = search.propose()
