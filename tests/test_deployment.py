@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
             rest = re.split(r"\s\(|&$|\)$|`", match[2])[0].replace('", "', " ").rstrip('"]')
             yield path.name, f"{match[1]} {rest}"
     sbatch = re.sub(r"^\s*#", "", (DOCKER / "slurm.sbatch").read_text(), flags=re.MULTILINE)
+    sbatch = sbatch.replace("\\\n", " ")
     for match in re.finditer(r"sbatch (?:--\S+ )*docker/slurm.sbatch ([^\n]*)", sbatch):
         yield "slurm.sbatch", f"pipelines.prune {match[1]}"
 
@@ -241,27 +242,42 @@ def test_the_example_environment_names_what_is_required_and_holds_nothing() -> N
     )
 
 
-@pytest.mark.parametrize("name", [".env.example", "README.md"])
-def test_the_command_that_fills_it_works(name: str, tmp_path: Path) -> None:
-    [command] = re.findall(r"(\(umask 077; python3 -c .*)", (DOCKER / name).read_text())
+@pytest.fixture
+def stack_env(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
+    """`make stack-env`, in a copy of what it needs."""
     (tmp_path / "docker").mkdir()
-    shutil.copy(DOCKER / ".env.example", tmp_path / "docker")
-    (tmp_path / "python3").symlink_to(sys.executable)
-    subprocess.run(
-        ["bash", "-c", command],
-        cwd=tmp_path,
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        check=True,
-    )
-    filled = tmp_path / "docker" / ".env"
+    for name in ("Makefile", "docker/.env.example", "docker/make_env.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    command = ["make", "--silent", "stack-env", f"PYTHON={sys.executable}"]
+    return lambda: subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, umask=0)
+
+
+def test_make_stack_env_fills_every_password(
+    stack_env: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    made = stack_env()
+    assert made.returncode == 0, made.stderr
+    filled, example = tmp_path / "docker" / ".env", (DOCKER / ".env.example").read_text()
     values = re.findall(r"^\w+=(\w+)$", filled.read_text(), re.MULTILINE)
     assert len(values) == len(set(values)) == 6
     assert all(len(value) == 64 for value in values)
+    assert re.sub(r"^(\w+=)\w+$", r"\1", filled.read_text(), flags=re.MULTILINE) == example
     assert stat.S_IMODE(filled.stat().st_mode) == 0o600
+    assert not any(value in made.stdout + made.stderr for value in values)
+
+
+def test_make_stack_env_keeps_the_passwords_that_are_there(
+    stack_env: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "docker" / ".env").write_text("POSTGRES_PASSWORD=theirs\n")
+    made = stack_env()
+    assert made.returncode != 0
+    assert "docker/.env is there already" in made.stderr
+    assert (tmp_path / "docker" / ".env").read_text() == "POSTGRES_PASSWORD=theirs\n"
 
 
 def test_passwords_reach_services_as_files(services: dict[str, Any]) -> None:
-    helped = re.search(r"for name in ([A-Z_ ]+); do", (DOCKER / "with-secrets.sh").read_text())
+    helped = re.search(r"for name in ([A-Z_\s\\]+); do", (DOCKER / "with-secrets.sh").read_text())
     assert helped is not None
     for name, service in services.items():
         own = {
@@ -522,7 +538,7 @@ def test_with_secrets_stops_without_a_secret(tmp_path: Path) -> None:
 
 
 class FakeSlurm:
-    """A folder with srun, scontrol, ray and python that only write down what they are asked to do."""
+    """A folder with srun, scontrol, ray and python that only write down what they are asked."""
 
     def __init__(self, folder: Path, *, job: str) -> None:
         self.folder, self.job = folder, job
@@ -620,8 +636,11 @@ def test_slurm_runs_to_the_end(slurm: FakeSlurm) -> None:
     )
     assert status == 0, said
     assert slurm.read("python").split() == [
-        "-m", "pipelines.prune", "cluster=ray", "cluster.address=auto", f"output_dir={slurm.output}", "search.target_ratio=0.16", "search.distribution=[1,0,0]",
-    ]  # fmt: skip
+        *("-m", "pipelines.prune", "cluster=ray", "cluster.address=auto"),
+        f"output_dir={slurm.output}",
+        "search.target_ratio=0.16",
+        "search.distribution=[1,0,0]",
+    ]
     started = slurm.read("ray").split(" -- ")[0].split()
     assert started == [
         "symmetric-run",
