@@ -17,6 +17,7 @@ class Figures:
     """Of one model. Null: not known.
 
     Args:
+        num_parameters: norms of removed blocks included.
         perplexity: per token, by the name of the text.
         accuracy: by task, 0..1: acc_norm, acc for tasks that have none.
         accuracy_average: over the papers' five tasks, 0..1.
@@ -32,14 +33,14 @@ class Figures:
 class Tolerance:
     """How far a measured figure may be off.
 
-    The defaults are in the README under "Reproduce published results".
+    The defaults are explained in docs/guide/reproduce.md.
 
     Args:
         num_parameters: of counts.
         perplexity: relative, 0..1.
         accuracy_stderrs: standard errors of the measured accuracy.
         perplexity_rounding, accuracy_rounding, ratio_rounding: half of the last digit that is
-        given, on top.
+            given, on top.
     """
 
     num_parameters: int = 0
@@ -63,7 +64,7 @@ class ExpectedConfig:
         ratio: removed / all parameters, where no count is known.
         shape: canonical text of the pruned shape.
         removed_attention, removed_mlp: layers whose block went, in order, where the steps between
-        them are not known.
+            them are not known.
         steps: what every step removed, in order, as `Removal` says it.
         no_plan: why it cannot be checked that the search plans for what the shape implies.
     """

@@ -9,7 +9,7 @@ from typing import Self
 
 from omegaconf import MISSING, DictConfig
 
-from pipelines.config.groups import ModelConfig, checked, one_of
+from pipelines.config.groups import ModelConfig, checked, not_allowed, one_of
 from pruning.export import FORMAT_NAMES
 from pruning.models.dtypes import DTYPES
 
@@ -22,8 +22,8 @@ class ExportConfig:
     run: str | None = MISSING
     shape: str | None = MISSING
     importance: str | None = MISSING
-    format: str = MISSING
-    dtype: str = MISSING
+    format: str = one_of(FORMAT_NAMES)
+    dtype: str = one_of(DTYPES)
     max_shard_gb: float = MISSING
     tokenizer_gguf: str | None = MISSING
     output_dir: str | None = MISSING
@@ -34,7 +34,7 @@ class ExportConfig:
         return checked(cls, config, lambda typed: typed.problems(given))
 
     def problems(self, given: Sequence[str]) -> list[str]:
-        found = one_of("format", self.format, FORMAT_NAMES) + one_of("dtype", self.dtype, DTYPES)
+        found = not_allowed(self)
         if (self.run is None) == (self.shape is None):
             what = "neither is given" if self.run is None else "both are given"
             found.append(

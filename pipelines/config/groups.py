@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -46,13 +46,32 @@ def checked(
     return typed
 
 
+def one_of(allowed: tuple[str, ...]) -> Any:
+    """A field that takes one of these values, or null where its type says so; `not_allowed` checks
+    it.
+    """
+    return field(default=MISSING, metadata={"allowed": allowed})
+
+
+def not_allowed(config: Any, prefix: str = "") -> list[str]:
+    """The problems of the fields of a schema that are none of the values that they take."""
+    given = {each: getattr(config, each.name) for each in fields(config)}
+    return [
+        f"{prefix}{each.name}: {value!r}; one of {', '.join(each.metadata['allowed'])}"
+        for each, value in given.items()
+        if "allowed" in each.metadata
+        and value is not None
+        and value not in each.metadata["allowed"]
+    ]
+
+
 @dataclass
 class ModelConfig:
     """Group `model`."""
 
     path: str = MISSING
     revision: str | None = MISSING
-    dtype: str = MISSING
+    dtype: str = one_of(DTYPES)
     trust_remote_code: bool = MISSING
 
     def problems(self) -> list[str]:
@@ -61,14 +80,14 @@ class ModelConfig:
             if self.path.strip()
             else ["model.path: empty; give a folder, a .gguf file or a hub id"]
         )
-        return found + one_of("model.dtype", self.dtype, DTYPES)
+        return found + not_allowed(self, "model.")
 
 
 @dataclass
 class CalibrationConfig:
     """Group `calibration`."""
 
-    source: str = MISSING
+    source: str = one_of(SOURCES)
     path: str | None = MISSING
     column: str | None = MISSING
     num_block_samples: int = MISSING
@@ -79,7 +98,7 @@ class CalibrationConfig:
     seed: int = MISSING
 
     def problems(self) -> list[str]:
-        found = one_of("calibration.source", self.source, SOURCES)
+        found = not_allowed(self, "calibration.")
         for name, lowest in (
             ("num_block_samples", 1),
             ("num_width_samples", 1),
@@ -102,14 +121,14 @@ class CalibrationConfig:
 class SearchConfig:
     """Group `search`."""
 
-    strategy: str = MISSING
+    strategy: str = one_of(STRATEGIES)
     seed: int | None = MISSING
     target_ratio: float = MISSING
     distribution: list[float] = MISSING
     mlp_group_channels: int | None = MISSING
     head_group_channels: int | None = MISSING
-    importance: str = MISSING
-    layout: str = MISSING
+    importance: str = one_of(IMPORTANCES)
+    layout: str = one_of(LAYOUTS)
 
     @property
     def drawn_with(self) -> int:
@@ -117,10 +136,7 @@ class SearchConfig:
         return 42 if self.seed is None else self.seed
 
     def problems(self) -> list[str]:
-        found = one_of("search.importance", self.importance, IMPORTANCES) + one_of(
-            "search.layout", self.layout, LAYOUTS
-        )
-        found += one_of("search.strategy", self.strategy, STRATEGIES)
+        found = not_allowed(self, "search.")
         if self.seed is not None and self.strategy != "random":
             found.append(
                 f"search.seed: {self.seed}, which has no effect with "
@@ -163,7 +179,7 @@ class SearchConfig:
 class ClusterConfig:
     """Group `cluster`."""
 
-    kind: str = MISSING
+    kind: str = one_of(CLUSTERS)
     address: str | None = MISSING
     allow_open: bool = MISSING
     num_evaluators: int | None = MISSING
@@ -176,7 +192,7 @@ class ClusterConfig:
     task_timeout_s: float = MISSING
 
     def problems(self) -> list[str]:
-        found = one_of("cluster.kind", self.kind, CLUSTERS)
+        found = not_allowed(self, "cluster.")
         for name, lowest in (
             ("num_evaluators", 1),
             ("num_gpus", 0),
@@ -356,11 +372,6 @@ def is_sqlalchemy_url(url: str) -> bool:
     except (ArgumentError, ValueError):  # ValueError: a port that is not a number
         return False
     return True
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
-    """The problem of a value that is not among the allowed ones."""
-    return [] if value in allowed else [f"{name}: {value!r}; one of {', '.join(allowed)}"]
 
 
 def at_least(name: str, value: int, lowest: int) -> list[str]:

@@ -17,6 +17,7 @@ from pipelines.config.groups import (
     StoreConfig,
     TrackingConfig,
     checked,
+    not_allowed,
     one_of,
 )
 from pruning.export import FORMAT_NAMES
@@ -33,7 +34,7 @@ class PruneConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    export: str | None = MISSING
+    export: str | None = one_of(FORMAT_NAMES)
     output_dir: str | None = MISSING
     resume: bool = MISSING
     expected: ExpectedConfig | None = None
@@ -54,8 +55,7 @@ class PruneConfig:
             self.evaluation,
         )
         found = [problem for group in groups for problem in group.problems()]
-        if self.export is not None:
-            found += one_of("export", self.export, FORMAT_NAMES)
+        found += not_allowed(self)
         found += self.expected.problems() if self.expected is not None else []
         if self.resume and self.output_dir is None:
             found.append("output_dir: missing; resume=true goes on with the run in that folder")

@@ -9,7 +9,7 @@ from typing import Self
 from omegaconf import MISSING, DictConfig
 
 from pipelines.config.expected import ExpectedConfig
-from pipelines.config.groups import checked
+from pipelines.config.groups import checked, one_of
 from pipelines.config.prune import PruneConfig
 
 MODES = ("counts", "shape", "search")
@@ -19,7 +19,7 @@ MODES = ("counts", "shape", "search")
 class ReproduceConfig(PruneConfig):
     """Everything that `pipelines.reproduce` takes."""
 
-    mode: str = MISSING
+    mode: str = one_of(MODES)
     shape: str | None = MISSING
     record: str | None = MISSING
     record_as: str | None = MISSING
@@ -52,7 +52,7 @@ class ReproduceConfig(PruneConfig):
         )
 
     def problems_of_comparing(self) -> list[str]:
-        found = [] if self.mode in MODES else [f"mode: {self.mode!r}; one of {', '.join(MODES)}"]
+        found = []
         if self.expected is None:
             found.append(
                 "expected: missing; give experiment=NAME with figures, such as "

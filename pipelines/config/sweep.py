@@ -12,7 +12,7 @@ from pipelines.config.prune import PruneConfig
 
 @dataclass
 class SweepConfig(PruneConfig):
-    """Everything that `pipelines.sweep` takes: the options of every point, and those of the sweep."""
+    """Everything that `pipelines.sweep` takes: options of every point, and those of the sweep."""
 
     grid: dict[str, Any] = field(default_factory=dict)
     max_perplexity_ratio: float = 1.5
