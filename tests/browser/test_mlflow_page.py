@@ -34,6 +34,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.chromium import MARKS, chromium
+from tests.tiny_search import places, tiny_search
 
 REPO = Path(__file__).resolve().parents[2]
 pytestmark = MARKS
@@ -240,26 +241,13 @@ def run_command(
     job: str, folder: Path, checkpoint_folder: Path, token_file: Path, name: str, *settings: str
 ) -> str:
     """What it printed."""
-    overrides = [
-        f"model.path={checkpoint_folder}",
-        "model.dtype=float32",
-        "calibration=tokens",
-        f"calibration.path={token_file}",
-        "calibration.num_block_samples=8",
-        "calibration.num_width_samples=8",
-        "calibration.num_heldout_samples=4",
-        "calibration.sequence_length=32",
-        "calibration.batch_size=4",
-        *settings,
-        "search.mlp_group_channels=16",
-        "search.head_group_channels=16",
-        "cluster=inline",
+    options = [
+        *tiny_search(checkpoint_folder, token_file, "calibration.num_width_samples=8", *settings),
+        *places(folder),
         f"output_dir={folder}/{name}",
-        f"store.url=sqlite:///{folder}/scores.db",
-        f"tracking.uri=sqlite:///{folder}/mlflow.db",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{job}", *overrides],
+        [sys.executable, "-m", f"pipelines.{job}", *options],
         cwd=REPO,
         capture_output=True,
         text=True,

@@ -21,6 +21,7 @@ from tests.chaos.leaks import Holdings, wait_until
 from tests.chaos.plan import KINDS, draw_searches
 from tests.chaos.report import report
 from tests.chaos.searches import SETTINGS, Chaos, Figures
+from tests.tiny_search import tiny_search
 from tests.workers.conftest import spec as spec
 from workers.cluster.machine import LocalMachine
 from workers.cluster.ray_session import local_ray
@@ -51,21 +52,15 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prune_arguments(checkpoint: Path, token_file: Path) -> list[str]:
     """A search of some fifty steps."""
-    return [
-        f"model.path={checkpoint}",
-        "model.dtype=float32",
-        "calibration=tokens",
-        f"calibration.path={token_file}",
-        "calibration.num_block_samples=8",
+    return tiny_search(
+        checkpoint,
+        token_file,
         "calibration.num_width_samples=8",
-        "calibration.num_heldout_samples=4",
-        "calibration.sequence_length=32",
         "calibration.batch_size=2",
         "search.target_ratio=0.4",
         "search.distribution=[20,70,10]",
         "search.mlp_group_channels=1",
-        "search.head_group_channels=16",
-    ]
+    )
 
 
 def nothing_is_left(figures: Figures) -> bool:

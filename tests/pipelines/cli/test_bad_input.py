@@ -13,11 +13,11 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import tiny_config, tiny_model
-from tests.pipelines.conftest import Cli
+from tests.pipelines.conftest import Search
 
 
-def refused(cli: Cli, *overrides: str, says: list[str], folder: str = "run") -> None:
-    outcome = cli(*overrides, folder=folder)
+def refused(search: Search, *overrides: str, says: list[str], folder: str = "run") -> None:
+    outcome = search(*overrides, folder=folder)
     assert outcome.status == 2, outcome.output
     assert "Traceback" not in outcome.output
     text = outcome.output.replace("\n", " ")
@@ -149,8 +149,8 @@ def refused(cli: Cli, *overrides: str, says: list[str], folder: str = "run") -> 
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
-def test_options(cli: Cli, overrides: list[str], says: list[str]) -> None:
-    refused(cli, *overrides, says=says)
+def test_options(search: Search, overrides: list[str], says: list[str]) -> None:
+    refused(search, *overrides, says=says)
 
 
 @pytest.mark.parametrize(
@@ -171,26 +171,26 @@ def test_options(cli: Cli, overrides: list[str], says: list[str]) -> None:
     ],
 )
 def test_clusters_that_cannot_be_joined(
-    cli: Cli, overrides: list[str], says: list[str], monkeypatch: pytest.MonkeyPatch
+    search: Search, overrides: list[str], says: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other tests in this process may have connected it to a Ray of their own."""
     monkeypatch.setattr("workers.cluster.ray_session.ray.is_initialized", lambda: False)
-    refused(cli, *overrides, says=says)
+    refused(search, *overrides, says=says)
 
 
-def test_an_experiment_that_names_a_file_that_is_not_there(cli: Cli, own_conf: Path) -> None:
+def test_an_experiment_that_names_a_file_that_is_not_there(search: Search, own_conf: Path) -> None:
     (own_conf / "experiment" / "own.yaml").write_text("# @package _global_\ndefaults: [nowhere]\n")
     refused(
-        cli,
+        search,
         "experiment=own",
         says=["experiment=own: In 'experiment/own': Could not load 'experiment/nowhere'"],
     )
 
 
-def test_all_at_once(cli: Cli) -> None:
-    outcome = cli("experiment=[demo,nope]", "search.target_rato=0.1")
+def test_all_at_once(search: Search) -> None:
+    outcome = search("experiment=[demo,nope]", "search.target_rato=0.1")
     assert len(outcome.errors) == 2
-    outcome = cli(
+    outcome = search(
         "search.target_ratio=22",
         "search.distribution=[1]",
         "calibration.batch_size=0",
@@ -198,9 +198,9 @@ def test_all_at_once(cli: Cli) -> None:
         "cluster.start_timeout_s=0",
     )
     assert len(outcome.errors) == 5
-    outcome = cli("search.target_rato=0.1", "search.target_ratio=many", "calibration=pydocs")
+    outcome = search("search.target_rato=0.1", "search.target_ratio=many", "calibration=pydocs")
     assert len(outcome.errors) == 3
-    outcome = cli(
+    outcome = search(
         "search.mlp_group_channels=100",
         "search.head_group_channels=5",
         "calibration.sequence_length=999",
@@ -208,10 +208,12 @@ def test_all_at_once(cli: Cli) -> None:
     assert len(outcome.errors) == 3
 
 
-def test_a_folder_without_safetensors(cli: Cli, tmp_path: Path, checkpoint_folder: Path) -> None:
+def test_a_folder_without_safetensors(
+    search: Search, tmp_path: Path, checkpoint_folder: Path
+) -> None:
     broken = shutil.copytree(checkpoint_folder, tmp_path / "broken")
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
-    refused(cli, f"model.path={broken}", says=["no *.safetensors", "pytorch_model.bin"])
+    refused(search, f"model.path={broken}", says=["no *.safetensors", "pytorch_model.bin"])
 
 
 @pytest.mark.parametrize(
@@ -222,20 +224,22 @@ def test_a_folder_without_safetensors(cli: Cli, tmp_path: Path, checkpoint_folde
     ],
 )
 def test_architectures(
-    cli: Cli, tmp_path: Path, checkpoint_folder: Path, model_type: str, says: str
+    search: Search, tmp_path: Path, checkpoint_folder: Path, model_type: str, says: str
 ) -> None:
     other = shutil.copytree(checkpoint_folder, tmp_path / "other")
     (other / "config.json").write_text(json.dumps({"model_type": model_type}))
-    refused(cli, f"model.path={other}", says=[says])
+    refused(search, f"model.path={other}", says=[says])
 
 
-def test_remote_code_needed_but_off(cli: Cli, tmp_path: Path, checkpoint_folder: Path) -> None:
+def test_remote_code_needed_but_off(
+    search: Search, tmp_path: Path, checkpoint_folder: Path
+) -> None:
     other = shutil.copytree(checkpoint_folder, tmp_path / "other")
     (other / "config.json").write_text(
         json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}})
     )
     refused(
-        cli,
+        search,
         f"model.path={other}",
         says=[
             "model.trust_remote_code: false",
@@ -244,14 +248,14 @@ def test_remote_code_needed_but_off(cli: Cli, tmp_path: Path, checkpoint_folder:
     )
 
 
-def test_a_family_of_blocks_says_so(cli: Cli, tmp_path: Path) -> None:
+def test_a_family_of_blocks_says_so(search: Search, tmp_path: Path) -> None:
     tiny_model(tiny_config("starcoder2")).save_pretrained(tmp_path / "blocks")
     refused(
-        cli,
+        search,
         f"model.path={tmp_path}/blocks",
         says=["'starcoder2' is pruned by whole blocks only; use search.distribution=[1,0,0]"],
     )
-    outcome = cli(f"model.path={tmp_path}/blocks", "search.distribution=[1,0,0]")
+    outcome = search(f"model.path={tmp_path}/blocks", "search.distribution=[1,0,0]")
     assert outcome.status == 0, outcome.output
     assert (
         "architecture starcoder2 is outside the registry of families: it is pruned by whole "
@@ -260,29 +264,29 @@ def test_a_family_of_blocks_says_so(cli: Cli, tmp_path: Path) -> None:
     assert outcome.summary["ratio"] >= 0.25
 
 
-def test_token_ids_outside_the_vocabulary(cli: Cli, tmp_path: Path) -> None:
+def test_token_ids_outside_the_vocabulary(search: Search, tmp_path: Path) -> None:
     save_file({"input_ids": torch.full((24, 32), 500)}, tmp_path / "foreign.safetensors")
     refused(
-        cli,
+        search,
         f"calibration.path={tmp_path}/foreign.safetensors",
         says=["token id 500, outside the model's vocabulary 0..127"],
     )
 
 
-def test_text_without_tokenizer_or_words(cli: Cli, tmp_path: Path) -> None:
+def test_text_without_tokenizer_or_words(search: Search, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    refused(cli, "calibration=text", f"calibration.path={tmp_path}/empty.txt", says=["is empty"])
+    refused(search, "calibration=text", f"calibration.path={tmp_path}/empty.txt", says=["is empty"])
     (tmp_path / "words.txt").write_text("words " * 100)
     refused(
-        cli,
+        search,
         "calibration=text",
         f"calibration.path={tmp_path}/words.txt",
         says=["no usable tokenizer"],
     )
 
 
-def test_an_unreachable_target_keeps_everything(cli: Cli) -> None:
-    outcome = cli(
+def test_an_unreachable_target_keeps_everything(search: Search) -> None:
+    outcome = search(
         "search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24"
     )
     assert outcome.status == 2
@@ -295,7 +299,7 @@ def test_an_unreachable_target_keeps_everything(cli: Cli) -> None:
         (outcome.folder / name).exists()
         for name in ("shape.json", "pruning_config.json", "trajectory.png", "shape.png")
     )
-    again = cli(
+    again = search(
         "search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24"
     )
     assert again.status == 2
@@ -311,21 +315,21 @@ def _with_broken_weights(folder: Path, path: Path, change: object) -> Path:
 
 
 def test_a_model_that_gives_nan_stops_with_the_cause(
-    cli: Cli, tmp_path: Path, checkpoint_folder: Path
+    search: Search, tmp_path: Path, checkpoint_folder: Path
 ) -> None:
     broken = _with_broken_weights(
         checkpoint_folder,
         tmp_path / "nan",
         lambda weights: weights["model.norm.weight"].fill_(torch.nan),
     )
-    outcome = cli(f"model.path={broken}")
+    outcome = search(f"model.path={broken}")
     assert outcome.status == 1
     assert "the NLL of all 8 candidates is NaN or infinite" in outcome.output.replace("\n", " ")
     assert "Traceback" not in outcome.output
 
 
 def test_a_candidate_that_gives_nan_is_out(
-    cli: Cli, tmp_path: Path, checkpoint_folder: Path
+    search: Search, tmp_path: Path, checkpoint_folder: Path
 ) -> None:
     """Layer 1's MLP overflows unless its attention is there: with it removed, or in float16, that
     happens in real models.
@@ -335,7 +339,7 @@ def test_a_candidate_that_gives_nan_is_out(
         weights["model.layers.3.mlp.down_proj.weight"].fill_(torch.nan)
 
     broken = _with_broken_weights(checkpoint_folder, tmp_path / "one-nan", poison)
-    outcome = cli(
+    outcome = search(
         f"model.path={broken}",
         "search.importance=l1",
         "search.target_ratio=0.1",
@@ -350,7 +354,7 @@ def test_a_candidate_that_gives_nan_is_out(
         in outcome.output.replace("\n", " ")
     )
     assert (
-        cli(
+        search(
             f"model.path={broken}",
             "search.importance=l1",
             "search.target_ratio=0.1",
@@ -360,16 +364,16 @@ def test_a_candidate_that_gives_nan_is_out(
     )
 
 
-def test_a_folder_of_another_run(cli: Cli) -> None:
-    first = cli()
+def test_a_folder_of_another_run(search: Search) -> None:
+    first = search()
     text = (first.folder / "trajectory.jsonl").read_text()
-    outcome = cli("search.target_ratio=0.3", "calibration.batch_size=2")
+    outcome = search("search.target_ratio=0.3", "calibration.batch_size=2")
     assert outcome.status == 2
     assert "belongs to another run" in outcome.output.replace("\n", " ")
     assert "search.target_ratio: 0.25 there, 0.3 here" in outcome.output
     assert "calibration.batch_size: 4 there, 2 here" in outcome.output
     assert (first.folder / "trajectory.jsonl").read_text() == text
-    assert cli("resume=true", "search.target_ratio=0.3", bare=True).status == 2
+    assert search("resume=true", "search.target_ratio=0.3", bare=True).status == 2
 
 
 @pytest.mark.parametrize(
@@ -377,21 +381,21 @@ def test_a_folder_of_another_run(cli: Cli) -> None:
     [("tracking=server", "MLFLOW_TRACKING_URI"), ("store=postgresql", "MULTIPRUNER_STORE_URL")],
 )
 def test_a_url_that_should_be_in_the_environment(
-    cli: Cli, choice: str, variable: str, monkeypatch: pytest.MonkeyPatch
+    search: Search, choice: str, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(variable, raising=False)
-    outcome = cli(choice, bare=True)
+    outcome = search(choice, bare=True)
     assert outcome.status == 2
     assert f"empty; put it into the environment, as {variable}=" in outcome.output.replace(
         "\n", " "
     )
 
 
-def test_a_password_has_to_be_given_again(cli: Cli, tmp_path: Path) -> None:
+def test_a_password_has_to_be_given_again(search: Search, tmp_path: Path) -> None:
     """It is not saved, and the run must not go on with another store or server in silence."""
-    outcome = cli("tracking.uri=http://me:hunter2@127.0.0.1:9", "search.target_ratio=0.9")
+    outcome = search("tracking.uri=http://me:hunter2@127.0.0.1:9", "search.target_ratio=0.9")
     assert "http://me:***@127.0.0.1:9" in (outcome.folder / "config.yaml").read_text()
-    refused_again = cli("resume=true", bare=True)
+    refused_again = search("resume=true", bare=True)
     assert refused_again.status == 2
     assert (
         "tracking.uri: the run in output_dir used http://me:***@127.0.0.1:9, and passwords are "
@@ -399,27 +403,27 @@ def test_a_password_has_to_be_given_again(cli: Cli, tmp_path: Path) -> None:
     ) in refused_again.output.replace("\n", " ")
 
 
-def test_a_password_is_not_in_the_message_about_its_own_option(cli: Cli) -> None:
-    outcome = cli("store.url=[postgresql://me:hunter2@db/scores")
+def test_a_password_is_not_in_the_message_about_its_own_option(search: Search) -> None:
+    outcome = search("store.url=[postgresql://me:hunter2@db/scores")
     assert outcome.status == 2
     assert "hunter2" not in outcome.output
     assert "***" in outcome.output
 
 
-def test_a_folder_of_something_else(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_of_something_else(search: Search, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.tex").write_text("years of work")
-    refused(cli, says=["is not empty and not a run's folder (it has thesis.tex)"])
+    refused(search, says=["is not empty and not a run's folder (it has thesis.tex)"])
 
 
-def test_a_folder_in_use(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_in_use(search: Search, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run/.lock"):
-        refused(cli, says=["another process is at work in"])
+        refused(search, says=["another process is at work in"])
 
 
-def test_an_edited_trajectory(cli: Cli) -> None:
-    first = cli()
+def test_an_edited_trajectory(search: Search) -> None:
+    first = search()
     path = first.folder / "trajectory.jsonl"
     lines = path.read_text().splitlines()
     lines[1] = (
@@ -430,44 +434,44 @@ def test_an_edited_trajectory(cli: Cli) -> None:
         )
     )
     path.write_text("\n".join(lines) + "\n")
-    outcome = cli()
+    outcome = search()
     assert outcome.status == 2
     assert "step 2 of" in outcome.output
     path.write_text("not json\n")
-    assert "is damaged" in cli().output.replace("\n", " ")
+    assert "is damaged" in search().output.replace("\n", " ")
 
 
-def test_a_corrupt_store(cli: Cli, tmp_path: Path) -> None:
+def test_a_corrupt_store(search: Search, tmp_path: Path) -> None:
     (tmp_path / "scores.db").write_bytes(b"this is no database, whatever its name says" * 50)
-    refused(cli, says=["store.url:", "file is not a database", "give another store.url"])
+    refused(search, says=["store.url:", "file is not a database", "give another store.url"])
     with sqlite3.connect(tmp_path / "future.db") as store:
         store.execute("create table schema_version (version integer primary key)")
         store.execute("insert into schema_version values (99)")
     refused(
-        cli,
+        search,
         f"store.url=sqlite:///{tmp_path}/future.db",
         says=["has schema version 99, this program writes 1"],
     )
 
 
-def test_a_locked_store(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_store(search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.store.scores.SQLITE_TIMEOUT_S", 0.2)
-    cli()
+    search()
     with sqlite3.connect(tmp_path / "scores.db", isolation_level=None) as other:
         other.execute("begin exclusive")
-        outcome = cli("calibration.batch_size=2", folder="second")
+        outcome = search("calibration.batch_size=2", folder="second")
         assert outcome.status == 2
         assert "database is locked" in outcome.output
         assert "another process is writing to it" in outcome.output.replace("\n", " ")
         other.execute("rollback")
-    assert cli("calibration.batch_size=2", folder="second").status == 0
+    assert search("calibration.batch_size=2", folder="second").status == 0
 
 
-def test_a_full_disk(cli: Cli, tmp_path: Path) -> None:
+def test_a_full_disk(search: Search, tmp_path: Path) -> None:
     """The kernel refuses every write beyond a file size, as a full disk would; afterwards the same
     command goes on.
     """
-    whole = cli(folder="whole")
+    whole = search(folder="whole")
     journal = tmp_path / "run/trajectory.jsonl"
     limit = 2000
     assert (whole.folder / "trajectory.jsonl").stat().st_size > limit
@@ -482,14 +486,14 @@ def test_a_full_disk(cli: Cli, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "append", limited)
-        outcome = cli()
+        outcome = search()
     assert outcome.status == 1
     assert "No space left on device" in outcome.output
     assert (
         f"To go on: python -m pipelines.prune resume=true output_dir={outcome.folder}"
         in outcome.output.replace("\n", " ")
     )
-    resumed = cli()
+    resumed = search()
     assert resumed.status == 0
     assert resumed.trajectory == whole.trajectory
 
@@ -506,11 +510,11 @@ def test_a_really_full_device(tmp_path: Path) -> None:
     assert journal.lines == []
 
 
-def test_a_place_that_cannot_be_written(cli: Cli) -> None:
+def test_a_place_that_cannot_be_written(search: Search) -> None:
     """/proc is read-only for everyone, root included."""
-    outcome = cli("output_dir=/proc/nowhere")
+    outcome = search("output_dir=/proc/nowhere")
     assert outcome.status == 2
     assert "output_dir: cannot write to /proc/nowhere" in outcome.output
-    outcome = cli("store.url=sqlite:////proc/nowhere/scores.db")
+    outcome = search("store.url=sqlite:////proc/nowhere/scores.db")
     assert outcome.status == 2
     assert "store.url: sqlite:////proc/nowhere/scores.db" in outcome.output.replace("\n", "")

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from safetensors.numpy import save_file
 
-from pipelines.cli.launch import launch
-from pipelines.config.overrides import CONF
-from pipelines.config.schemas import register
-from pipelines.evaluate.__main__ import evaluate
 from pipelines.evaluate.harness import task_results
 from pipelines.evaluate.local_tasks import stock_tasks
-from pipelines.export.__main__ import export
-from pipelines.prune.__main__ import prune
 from pipelines.runs.saved_run import read_run
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.importance.channel_order import reorder
@@ -41,6 +33,9 @@ from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
 from tests.conftest import tokens
 from tests.documents import NUM_REQUESTS, TASKS, save_reader, save_tasks, sentence
+from tests.pipelines.command import Outcome, run_command
+from tests.pipelines.conftest import Cli
+from tests.tiny_search import places, tiny_search
 from workers.cluster.machine import LocalMachine
 from workers.evaluators.benchmarks import BenchmarkEvaluator
 from workers.tasks import BenchmarkSpec, WindowTask
@@ -59,65 +54,22 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-@dataclass
-class Evaluated:
-    status: int
-    output: str
-    folder: Path
-
-    @property
-    def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "evaluation.json").read_text())
-        return found
-
-    @property
-    def errors(self) -> list[str]:
-        return [
-            line.removeprefix("error: ")
-            for line in self.output.splitlines()
-            if line.startswith("error: ")
-        ]
-
-
-Evaluate = Callable[..., Evaluated]
+Evaluate = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path,
-    reader: Path,
-    data_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Evaluate:
-    """`run("model.path=...", folder="a")` runs the command in this process, with what it writes in
-    the test's folder.
-    """
-    monkeypatch.chdir(tmp_path)
-    mine = [f"evaluation.data_dir={data_dir}", "cluster=inline", "model.dtype=float32"]
-    mine += [
-        f"store.url=sqlite:///{tmp_path}/scores.db",
-        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-    ]
+def run(tmp_path: Path, data_dir: Path, cli: Cli) -> Evaluate:
+    """`run("model.path=...", folder="a")` evaluates, with what is not given from `mine`."""
+    mine = [f"evaluation.data_dir={data_dir}", "model.dtype=float32", *places(tmp_path)]
 
-    def call(*overrides: str, folder: str = "evaluation", bare: bool = False) -> Evaluated:
+    def call(*overrides: str, folder: str = "evaluation") -> Outcome:
         given = list(overrides)
-        if not any(word.startswith("output_dir=") for word in overrides):
-            given.append(f"output_dir={tmp_path / folder}")
         if not any(word.startswith(("evaluation.tasks=", "evaluation=")) for word in overrides):
             given.append(f"evaluation.tasks=[{','.join(TASKS)}]")
         names = {word.split("=")[0] for word in overrides}
         names |= {"store.url", "tracking.uri"} if "run" in names else set()  # those of the search
-        given += [word for word in ([] if bare else mine) if word.split("=")[0] not in names]
-        monkeypatch.setattr(sys, "argv", ["evaluate", *given])
-        capsys.readouterr()
-        status: Any = 0
-        try:
-            launch("evaluate", evaluate)
-        except SystemExit as stop:
-            status = stop.code
-        path = next(word.partition("=")[2] for word in given if word.startswith("output_dir="))
-        return Evaluated(int(status or 0), capsys.readouterr().out, Path(path))
+        given += [word for word in mine if word.split("=")[0] not in names]
+        return cli("evaluate", *given, folder=folder)
 
     return call
 
@@ -182,10 +134,10 @@ def test_equals_the_harness_alone(
         f"model.path={reader}", *QUICK, *TWO, f"store.url=sqlite:///{tmp_path}/two.db", folder="two"
     )
     assert (one.status, two.status) == (0, 0), one.output + two.output
-    assert one.report["tasks"] == alone
-    assert two.report["tasks"] == alone
-    assert two.report["num_evaluators"] == 2
-    assert two.report["answers"] == {"computed": NUM_REQUESTS, "reused": 0}
+    assert one.evaluation["tasks"] == alone
+    assert two.evaluation["tasks"] == alone
+    assert two.evaluation["num_evaluators"] == 2
+    assert two.evaluation["answers"] == {"computed": NUM_REQUESTS, "reused": 0}
 
 
 def test_nothing_is_computed_twice(
@@ -194,7 +146,7 @@ def test_nothing_is_computed_twice(
     """Killed in the middle and started again; again; with more documents."""
     model = (f"model.path={reader}", *QUICK, "evaluation.tasks=[piqa,arc_easy]")
     monkeypatch.setattr("pipelines.evaluate.harness.REQUESTS_PER_TASK", 4)
-    whole = run(*model, "store.url=sqlite:///whole.db", folder="whole").report
+    whole = run(*model, "store.url=sqlite:///whole.db", folder="whole").evaluation
     add_answers, calls = ScoreStore.add_answers, []
 
     def interrupted(store: ScoreStore, context: AnswerContext, answers: dict[str, Any]) -> None:
@@ -206,11 +158,13 @@ def test_nothing_is_computed_twice(
     monkeypatch.setattr(ScoreStore, "add_answers", interrupted)
     assert run(*model).status == 130
     monkeypatch.setattr(ScoreStore, "add_answers", add_answers)
-    resumed = run(*model).report
+    resumed = run(*model).evaluation
     assert resumed["answers"] == {"computed": 12 * 6 - 20, "reused": 20}
     assert resumed["tasks"] == whole["tasks"]
-    assert run(*model).report["answers"] == {"computed": 0, "reused": 72}
-    fewer = run(*model, "evaluation.limit=6", "evaluation.tasks=[arc_easy]", folder="fewer").report
+    assert run(*model).evaluation["answers"] == {"computed": 0, "reused": 72}
+    fewer = run(
+        *model, "evaluation.limit=6", "evaluation.tasks=[arc_easy]", folder="fewer"
+    ).evaluation
     assert fewer["answers"] == {"computed": 0, "reused": 24}, (
         "the first documents are cut at the same places"
     )
@@ -235,10 +189,10 @@ def test_perplexity_of_texts(run: Evaluate, reader: Path, tmp_path: Path) -> Non
     with torch.inference_mode():
         logits = Checkpoint(reader).load(dtype="float32")(windows).logits[:, :-1].double()
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-    assert outcome.report["perplexity"]["story"] == pytest.approx(math.exp(nll), rel=1e-5)
-    assert set(outcome.report["perplexity"]) == {"story", "rows"}
-    assert outcome.report["num_windows"]["story"] == len(windows)
-    assert outcome.report["tasks"] == {}
+    assert outcome.evaluation["perplexity"]["story"] == pytest.approx(math.exp(nll), rel=1e-5)
+    assert set(outcome.evaluation["perplexity"]) == {"story", "rows"}
+    assert outcome.evaluation["num_windows"]["story"] == len(windows)
+    assert outcome.evaluation["tasks"] == {}
     few = (
         "evaluation=perplexity",
         "evaluation.texts=[story.txt]",
@@ -246,7 +200,7 @@ def test_perplexity_of_texts(run: Evaluate, reader: Path, tmp_path: Path) -> Non
         "evaluation.max_windows=2",
         *QUICK,
     )
-    part = run(f"model.path={reader}", *few, folder="part").report
+    part = run(f"model.path={reader}", *few, folder="part").evaluation
     assert part["num_windows"] == {"story": 2}
     first = torch.nn.functional.cross_entropy(logits[:2].flatten(0, 1), windows[:2, 1:].flatten())
     assert part["perplexity"]["story"] == pytest.approx(math.exp(first), rel=1e-5)
@@ -257,33 +211,13 @@ def searched(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a search of the tiny reader, with a store and an MLflow of its own."""
     folder = tmp_path_factory.mktemp("searched")
     save_file({"input_ids": tokens(24, 32).numpy().astype(np.int64)}, folder / "tokens.safetensors")
-    words = [
-        "calibration=tokens",
-        f"calibration.path={folder}/tokens.safetensors",
-        "calibration.sequence_length=32",
-        "calibration.num_block_samples=8",
-    ]
-    words += [
-        "calibration.num_width_samples=6",
-        "calibration.num_heldout_samples=4",
-        "search.target_ratio=0.25",
-        "search.distribution=[40,40,20]",
-    ]
-    words += [
-        "search.mlp_group_channels=16",
-        "search.head_group_channels=16",
-        "cluster=inline",
-        f"model.path={reader}",
-        "model.dtype=float32",
-    ]
-    words += [
-        f"store.url=sqlite:///{folder}/scores.db",
-        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+    outcome = run_command(
+        "prune",
+        *tiny_search(reader, folder / "tokens.safetensors"),
+        *places(folder),
         f"output_dir={folder}/search",
-    ]
-    register()
-    with initialize_config_dir(str(CONF), version_base=None):
-        prune(compose("prune", overrides=words), words)
+    )
+    assert outcome.status == 0, outcome.output
     return folder / "search"
 
 
@@ -295,7 +229,7 @@ def test_a_search_and_its_dense_model_side_by_side(
     """
     outcome = run(f"run={searched}", f"output_dir={searched}", "evaluation.tasks=[piqa,arc_easy]")
     assert outcome.status == 0, outcome.output
-    report = outcome.report
+    report = outcome.evaluation
     summary = json.loads((searched / "summary.json").read_text())
     assert (report["shape"], report["ratio"]) == (summary["shape"], summary["ratio"])
     assert set(report["tasks"]["piqa"]) == {
@@ -329,7 +263,7 @@ def test_a_search_and_its_dense_model_side_by_side(
     store = f"store.url=sqlite:///{searched.parent}/scores.db"
     dense = run(
         f"model.path={reader}", *QUICK, "evaluation.tasks=[piqa,arc_easy]", store, folder="dense"
-    ).report
+    ).evaluation
     assert dense["answers"]["computed"] == 0, "the dense model's answers are there"
     assert dense["tasks"] == report["dense"]["tasks"]
     for word in ("piqa", "pruned", "stderr", "prefill"):
@@ -372,7 +306,7 @@ def test_shapes_share_nothing(run: Evaluate, searched: Path, tmp_path: Path) -> 
         *QUICK,
     )
     what += (f"store.url=sqlite:///{tmp_path}/alone.db",)
-    first = run(f"run={searched}", *what, folder="first").report
+    first = run(f"run={searched}", *what, folder="first").evaluation
     assert first["answers"]["reused"] == 0
     shorter = shutil.copytree(searched, tmp_path / "shorter", ignore=shutil.ignore_patterns(".*"))
     lines = (searched / "trajectory.jsonl").read_text().splitlines(keepends=True)
@@ -380,9 +314,9 @@ def test_shapes_share_nothing(run: Evaluate, searched: Path, tmp_path: Path) -> 
     (shorter / "summary.json").unlink()
     second = run(f"run={shorter}", *what, folder="second")
     assert "has not ended" in second.output
-    assert second.report["answers"]["reused"] == 0
-    assert second.report["answers"]["computed"] == first["answers"]["computed"]
-    assert second.report["perplexity"] != first["perplexity"]
+    assert second.evaluation["answers"]["reused"] == 0
+    assert second.evaluation["answers"]["computed"] == first["answers"]["computed"]
+    assert second.evaluation["perplexity"] != first["perplexity"]
 
 
 def test_a_shape_is_the_masked_model(reader: Path, searched: Path) -> None:
@@ -459,27 +393,27 @@ def lm_evals_own_command(
 
 
 def test_an_export(
-    run: Evaluate, searched: Path, reader: Path, data_dir: Path, tmp_path: Path
+    run: Evaluate, cli: Cli, searched: Path, reader: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     """Numbers of the folder are those of the search's shape and of lm-eval's own command; a folder
     that was changed is refused.
     """
-    overrides = [f"run={searched}", f"output_dir={tmp_path / 'export'}"]
-    with initialize_config_dir(str(CONF), version_base=None):
-        export(compose("export", overrides=overrides), overrides)
+    assert cli("export", f"run={searched}").status == 0
     what = ("evaluation.tasks=[piqa,arc_easy]",)
     alone = run(f"checkpoint={tmp_path / 'export'}", *QUICK, *what, folder="alone")
-    assert alone.report["dense"] is None
+    assert alone.evaluation["dense"] is None
     outcome = run(
         f"checkpoint={tmp_path / 'export'}", f"model.path={reader}", *what, folder="exported"
     )
     assert outcome.status == 0, outcome.output
-    searched_report = run(f"run={searched}", *QUICK, *what, folder="searched").report
-    assert outcome.report["tasks"] == searched_report["tasks"]
-    assert outcome.report["dense"] == searched_report["dense"]
-    assert outcome.report["shape"] == searched_report["shape"]
-    assert outcome.report["cost"]["ratio"]["num_parameters"] < 1
-    assert lm_evals_own_command(tmp_path / "export", data_dir, tmp_path) == alone.report["tasks"]
+    searched_report = run(f"run={searched}", *QUICK, *what, folder="searched").evaluation
+    assert outcome.evaluation["tasks"] == searched_report["tasks"]
+    assert outcome.evaluation["dense"] == searched_report["dense"]
+    assert outcome.evaluation["shape"] == searched_report["shape"]
+    assert outcome.evaluation["cost"]["ratio"]["num_parameters"] < 1
+    assert (
+        lm_evals_own_command(tmp_path / "export", data_dir, tmp_path) == alone.evaluation["tasks"]
+    )
     with (tmp_path / "export" / "config.json").open("a") as file:
         file.write("\n")
     refused = run(f"checkpoint={tmp_path / 'export'}", *what, folder="changed")

@@ -8,10 +8,7 @@ import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +16,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipelines.cli.launch import launch
-from pipelines.export.__main__ import export
 from pruning.costs.accounting import Accounting
 from pruning.export.authors_config import write_authors_config
 from pruning.export.manifest import check_folder
@@ -30,9 +25,7 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape, Removal
 from tests.conftest import tokens
-from tests.pipelines.conftest import Cli, Outcome
-
-Export = Callable[..., Outcome]
+from tests.pipelines.conftest import Cli, Search
 
 REMOVALS = [
     Removal("attention", 0, 0),
@@ -43,28 +36,9 @@ REMOVALS = [
 
 
 @pytest.fixture
-def exporting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Export:
-    """`exporting("run=DIR", folder="a")` runs the command."""
-
-    def run(*overrides: str, folder: str = "exported") -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["export", f"output_dir={tmp_path / folder}", *overrides])
-        capsys.readouterr()
-        status: Any = 0
-        try:
-            launch("export", export)
-        except SystemExit as stop:
-            status = stop.code
-        return Outcome(int(status or 0), capsys.readouterr().out, tmp_path / folder)
-
-    return run
-
-
-@pytest.fixture
-def searched(cli: Cli) -> Path:
+def searched(search: Search) -> Path:
     """The folder of a search of the tiny model."""
-    outcome = cli()
+    outcome = search()
     assert outcome.status == 0, outcome.output
     return outcome.folder
 
@@ -83,8 +57,8 @@ def masked_logits(run: Path, checkpoint_folder: Path) -> torch.Tensor:
         return model(tokens(), use_cache=False).logits
 
 
-def test_a_search_is_exported(searched: Path, exporting: Export, checkpoint_folder: Path) -> None:
-    outcome = exporting(f"run={searched}")
+def test_a_search_is_exported(searched: Path, cli: Cli, checkpoint_folder: Path) -> None:
+    outcome = cli("export", f"run={searched}")
     assert outcome.status == 0, outcome.output
     assert "verified; README.md there says how to open it" in outcome.output
     manifest = check_folder(outcome.folder)
@@ -115,10 +89,11 @@ def test_a_search_is_exported(searched: Path, exporting: Export, checkpoint_fold
 
 
 def test_a_shape_file_is_exported_in_the_order_beside_it(
-    searched: Path, exporting: Export, checkpoint_folder: Path
+    searched: Path, cli: Cli, checkpoint_folder: Path
 ) -> None:
-    first = exporting(f"run={searched}", folder="first")
-    second = exporting(
+    first = cli("export", f"run={searched}", folder="first")
+    second = cli(
+        "export",
         f"shape={searched / 'shape.json'}",
         f"model={checkpoint_folder}",
         "max_shard_gb=0.00002",
@@ -134,7 +109,7 @@ def test_a_shape_file_is_exported_in_the_order_beside_it(
 
 
 def test_a_configuration_of_the_authors_is_exported(
-    exporting: Export, checkpoint_folder: Path, tmp_path: Path
+    cli: Cli, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
     geometry = Accounting(Checkpoint(checkpoint_folder).config()).geometry
     shape = ModelShape.parse("0x48 3x0 3x32 2x48")
@@ -142,7 +117,8 @@ def test_a_configuration_of_the_authors_is_exported(
         shape, geometry.dense, REMOVALS, channels_per_kv_head=geometry.channels_per_kv_head
     )
     (tmp_path / "pruning_config.json").write_text(json.dumps(config))
-    outcome = exporting(
+    outcome = cli(
+        "export",
         f"shape={tmp_path / 'pruning_config.json'}",
         f"model.path={checkpoint_folder}",
         "importance=l1",
@@ -157,24 +133,20 @@ def test_a_configuration_of_the_authors_is_exported(
     assert check_folder(outcome.folder)["channel_order"] == order.fingerprint
 
 
-def test_a_search_that_was_stopped_is_exported_as_far_as_it_came(
-    searched: Path, exporting: Export
-) -> None:
+def test_a_search_that_was_stopped_is_exported_as_far_as_it_came(searched: Path, cli: Cli) -> None:
     (searched / "summary.json").unlink()
     lines = (searched / "trajectory.jsonl").read_text().splitlines(keepends=True)
     (searched / "trajectory.jsonl").write_text("".join(lines[:2]) + lines[2][:30])
-    outcome = exporting(f"run={searched}")
+    outcome = cli("export", f"run={searched}")
     assert outcome.status == 0, outcome.output
     assert "has not ended: this is its shape after 2 steps" in outcome.output
     assert check_folder(outcome.folder)["shape"] == json.loads(lines[1])["shape"]
 
 
-def test_without_output_dir_it_goes_into_the_folder_of_the_search(
-    searched: Path, exporting: Export
-) -> None:
-    assert exporting(f"run={searched}", "output_dir=null").status == 0
+def test_without_output_dir_it_goes_into_the_folder_of_the_search(searched: Path, cli: Cli) -> None:
+    assert cli("export", f"run={searched}", "output_dir=null").status == 0
     check_folder(searched / "transformers")
-    again = exporting(f"run={searched}", "output_dir=null")
+    again = cli("export", f"run={searched}", "output_dir=null")
     assert again.errors == [
         (
             f"error: output_dir: {searched / 'transformers'} is there already and not empty; give "
@@ -183,8 +155,8 @@ def test_without_output_dir_it_goes_into_the_folder_of_the_search(
     ]
 
 
-def test_all_mistakes_at_once(exporting: Export) -> None:
-    outcome = exporting("format=onnx", "dtype=int4", "max_shard_gb=0", "tokenizer_gguf=x.gguf")
+def test_all_mistakes_at_once(cli: Cli) -> None:
+    outcome = cli("export", "format=onnx", "dtype=int4", "max_shard_gb=0", "tokenizer_gguf=x.gguf")
     assert outcome.status == 2
     assert [error.split(":")[1].strip() for error in outcome.errors] == [
         "format",
@@ -239,7 +211,7 @@ def test_all_mistakes_at_once(exporting: Export) -> None:
 )
 def test_mistakes(
     searched: Path,
-    exporting: Export,
+    cli: Cli,
     checkpoint_folder: Path,
     tmp_path: Path,
     overrides: list[str],
@@ -257,7 +229,7 @@ def test_mistakes(
         places[name] = str(tmp_path / f"{name}.json")
     for name, place in places.items():
         overrides = [override.replace(f"={name}", f"={place}") for override in overrides]
-    outcome = exporting(*overrides)
+    outcome = cli("export", *overrides)
     assert outcome.status == 2
     assert len(outcome.errors) == 1
     assert re.search(message, outcome.errors[0]), outcome.errors
@@ -265,31 +237,31 @@ def test_mistakes(
 
 
 def test_a_model_that_has_changed_since(
-    searched: Path, exporting: Export, checkpoint_folder: Path, tmp_path: Path
+    searched: Path, cli: Cli, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(checkpoint_folder, moved)
     config = (searched / "config.yaml").read_text().replace(str(checkpoint_folder), str(moved))
     (searched / "config.yaml").write_text(config)
-    assert exporting(f"run={searched}", folder="first").status == 0, (
+    assert cli("export", f"run={searched}", folder="first").status == 0, (
         "the same bytes elsewhere are the same model"
     )
     tensors = bytearray((moved / "model.safetensors").read_bytes())
     tensors[-1] ^= 1
     (moved / "model.safetensors").write_bytes(tensors)
-    outcome = exporting(f"run={searched}", folder="second")
+    outcome = cli("export", f"run={searched}", folder="second")
     assert outcome.status == 2
     assert "is not the model that the search" in outcome.errors[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX")
 def test_a_disk_that_fills_up_leaves_nothing(
-    searched: Path, exporting: Export, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    searched: Path, cli: Cli, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The room is measured before; here it is taken afterwards."""
     monkeypatch.setattr("pruning.export.folder._check_room", lambda *_: None)
     (small_disk / "filler").write_bytes(b"0" * (1024 * 1024 - 60_000))
-    outcome = exporting(f"run={searched}", f"output_dir={small_disk / 'exported'}")
+    outcome = cli("export", f"run={searched}", f"output_dir={small_disk / 'exported'}")
     assert outcome.status == 1
     assert "No space left on device" in outcome.errors[0]
     assert [path.name for path in small_disk.iterdir()] == ["filler"]

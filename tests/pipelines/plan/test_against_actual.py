@@ -11,7 +11,8 @@ from pipelines.plan import against_actual as forecast
 from pipelines.plan.against_actual import beside_plan_row
 from pipelines.plan.estimate import measured_tflops
 from pruning.search.stages import StageName
-from tests.pipelines.conftest import Cli, Outcome
+from tests.pipelines.command import Outcome
+from tests.pipelines.conftest import Search
 from tests.pipelines.plan.test_plan import planning, read
 
 __all__ = ["planning"]
@@ -30,8 +31,8 @@ def counted(outcome: Outcome) -> dict[str, dict[str, int]]:
     }
 
 
-def test_a_search_says_what_was_planned_and_what_it_took(cli: Cli) -> None:
-    outcome = cli()
+def test_a_search_says_what_was_planned_and_what_it_took(search: Search) -> None:
+    outcome = search()
     plan, taken = outcome.summary["plan"], outcome.summary["taken"]
     assert {name: taken[name] for name in ("steps", "evaluations")} == counted(outcome)
     for name in ("steps", "evaluations"):
@@ -45,15 +46,17 @@ def test_a_search_says_what_was_planned_and_what_it_took(cli: Cli) -> None:
     low, high = plan["steps"]["mlp_channels"].values()
     assert f"took {taken['steps']['mlp_channels']}, {taken['evaluations']['mlp_channels']}" in line
     assert f"planned {low} to {high}, " in line or f"planned {low}, " in line
-    again = cli()
+    again = search()
     assert again.summary["plan"] == plan
     assert again.summary["taken"] == taken | {"tflops_per_evaluator": None}, (
         "its scores came from the store, so its time says nothing"
     )
 
 
-def test_the_ranges_are_those_of_the_plan(cli: Cli, arguments: list[str], planning: Any) -> None:
-    searched = cli("search=shortgpt", "search.distribution=[1,0,0]")
+def test_the_ranges_are_those_of_the_plan(
+    search: Search, arguments: list[str], planning: Any
+) -> None:
+    searched = search("search=shortgpt", "search.distribution=[1,0,0]")
     planned = read(planning(*arguments, "search=shortgpt", "search.distribution=[1,0,0]"))
     for name in ("steps", "evaluations", "flops"):
         assert searched.summary["plan"][name] == planned[name]
@@ -62,8 +65,8 @@ def test_the_ranges_are_those_of_the_plan(cli: Cli, arguments: list[str], planni
     assert "mlp channels: steps" not in searched.output
 
 
-def test_a_target_that_is_not_reached(cli: Cli) -> None:
-    outcome = cli(
+def test_a_target_that_is_not_reached(search: Search) -> None:
+    outcome = search(
         "search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24"
     )
     assert outcome.status == 2
@@ -72,12 +75,14 @@ def test_a_target_that_is_not_reached(cli: Cli) -> None:
     assert "planned impossible" in outcome.output
 
 
-def test_statistics_never_make_a_search_fail(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_never_make_a_search_fail(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(forecast, "search_plan", broken)
-    outcome = cli()
+    outcome = search()
     assert outcome.status == 0, outcome.output
     assert outcome.summary["plan"] is outcome.summary["taken"] is None
     assert "the plan cannot be set beside what the search took: division by zero" in outcome.output

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli.launch import launch
-from pipelines.config.grid import as_grid
-from pipelines.plan.__main__ import plan
 from pipelines.plan.estimate import measured_tflops
 from pruning.errors import InputError
 from tests.conftest import ROOT
-from tests.pipelines.conftest import Cli, Outcome
+from tests.pipelines.command import Outcome
+from tests.pipelines.conftest import Cli, Search
 
 LLAMA_2 = {"model_type": "llama", "vocab_size": 32000, "tie_word_embeddings": False}
 SIZES = {
@@ -40,38 +38,19 @@ Planning = Callable[..., Outcome]
 
 
 @pytest.fixture
-def planning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Planning:
+def planning(tmp_path: Path, cli: Cli) -> Planning:
     def run(*overrides: str, model: str = "7B") -> Outcome:
         folder = tmp_path / model
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(LLAMA_2 | SIZES[model]))
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [
-                "plan",
-                f"model.path={folder}",
-                "calibration=alpaca",
-                f"output_dir={tmp_path / 'plan'}",
-                *overrides,
-            ],
-        )
-        capsys.readouterr()
-        status: Any = 0
-        try:
-            launch("plan", plan, prepare=as_grid)
-        except SystemExit as stop:
-            status = stop.code
-        return Outcome(int(status or 0), capsys.readouterr().out, tmp_path / "plan")
+        return cli("plan", f"model.path={folder}", "calibration=alpaca", *overrides)
 
     return run
 
 
 def read(outcome: Outcome) -> dict[str, Any]:
     assert outcome.status == 0, outcome.output
-    data: dict[str, Any] = json.loads((outcome.folder / "plan.json").read_text())
+    data: dict[str, Any] = outcome.read("plan.json")
     return data
 
 
@@ -223,15 +202,15 @@ def test_every_command_collects_its_garbage(path: Path) -> None:
     assert "launch(" in path.read_text() or "all_imported()" in path.read_text()
 
 
-def test_the_rate_of_an_earlier_search(cli: Cli, planning: Planning) -> None:
-    searched = cli()
+def test_the_rate_of_an_earlier_search(search: Search, planning: Planning) -> None:
+    searched = search()
     assert searched.status == 0, searched.output
     tflops = measured_tflops(searched.folder)
     assert tflops > 0
     found = read(planning(f"rate_of={searched.folder}"))
     assert found["tflops_per_evaluator"] == tflops
     assert found["hours"] > 0
-    again = cli(folder="again")
+    again = search(folder="again")
     with pytest.raises(InputError, match="took scores from the store"):
         measured_tflops(again.folder)
 

@@ -16,14 +16,16 @@ from pruning.export.exported_checkpoint import open_export
 from pruning.importance.channel_order import reorder
 from pruning.scoring.masking import masked
 from tests.conftest import tokens
-from tests.pipelines.conftest import Cli
+from tests.pipelines.conftest import Search
 from tests.pruning.models.test_baichuan import CONFIG, save
 
 
-def test_pruned_and_exported(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_and_exported(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     model = save(tmp_path / "tiny-baichuan")
-    outcome = cli(f"model.path={model}", "search.importance=l1", "export=transformers")
+    outcome = search(f"model.path={model}", "search.importance=l1", "export=transformers")
     assert outcome.status == 0, outcome.output
     assert set(outcome.summary["steps"]) == {"block", "mlp_channels", "attention_heads"}
     assert outcome.summary["model"] == "tiny-baichuan"
@@ -46,11 +48,11 @@ def test_pruned_and_exported(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
         )
 
 
-def test_alibi_is_refused(cli: Cli, tmp_path: Path) -> None:
+def test_alibi_is_refused(search: Search, tmp_path: Path) -> None:
     larger = {name: value for name, value in CONFIG.items() if name != "max_position_embeddings"}
     (tmp_path / "larger").mkdir()
     (tmp_path / "larger" / "config.json").write_text(json.dumps(larger))
-    outcome = cli(f"model.path={tmp_path / 'larger'}")
+    outcome = search(f"model.path={tmp_path / 'larger'}")
     assert outcome.status == 2
     [error] = outcome.errors
     assert (

@@ -19,22 +19,21 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines.cli.launch import launch
-from pipelines.prune.__main__ import prune
 from pipelines.runs.journal import Journal
 from pruning.costs.accounting import Accounting
 from pruning.export.authors_config import read_authors_config
 from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape, Removal
 from tests.conftest import ROOT
-from tests.pipelines.conftest import Cli, without_times
+from tests.pipelines.command import without_times
+from tests.pipelines.conftest import Cli, Search
 from workers.cluster.machine import LocalMachine
 from workers.evaluators import shapes as evaluator
 from workers.pool.ray_pool import RayPool
 
 
-def test_the_output_folder_holds_what_is_promised(cli: Cli, checkpoint_folder: Path) -> None:
-    outcome = cli()
+def test_the_output_folder_holds_what_is_promised(search: Search, checkpoint_folder: Path) -> None:
+    outcome = search()
     assert outcome.status == 0, outcome.output
     folder, summary = outcome.folder, outcome.summary
     lines = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
@@ -96,34 +95,34 @@ def test_the_output_folder_holds_what_is_promised(cli: Cli, checkpoint_folder: P
         assert text in outcome.output
 
 
-def test_the_same_command_again_scores_nothing(cli: Cli) -> None:
-    first = cli()
+def test_the_same_command_again_scores_nothing(search: Search) -> None:
+    first = search()
     assert first.summary["evaluations"]["scored"] > 0
-    again, elsewhere = cli(), cli(folder="other")
+    again, elsewhere = search(), search(folder="other")
     assert again.summary["evaluations"]["scored"] == 0
     assert again.trajectory == elsewhere.trajectory
     assert elsewhere.summary["evaluations"]["scored"] == 0
     assert (first.folder / "trajectory.jsonl").read_text().count("\n") == len(first.trajectory)
 
 
-def test_another_target_pays_only_for_what_is_new(cli: Cli) -> None:
+def test_another_target_pays_only_for_what_is_new(search: Search) -> None:
     short, long = (
-        cli("search.distribution=[1,0,0]", folder="short"),
-        cli("search.distribution=[1,0,0]", "search.target_ratio=0.4", folder="long"),
+        search("search.distribution=[1,0,0]", folder="short"),
+        search("search.distribution=[1,0,0]", "search.target_ratio=0.4", folder="long"),
     )
     assert long.trajectory[: len(short.trajectory)] == short.trajectory
     new = len(long.trajectory) - len(short.trajectory)
     assert 0 < long.summary["evaluations"]["scored"] <= 2 * 8 * new + 6
 
 
-def test_resume_takes_the_saved_settings(cli: Cli) -> None:
-    whole = cli()
+def test_resume_takes_the_saved_settings(search: Search) -> None:
+    whole = search()
     text = (whole.folder / "trajectory.jsonl").read_text()
     lines = text.splitlines(keepends=True)
     (whole.folder / "trajectory.jsonl").write_text(
         "".join(lines[:3]) + lines[3][:40]
     )  # the last line was cut short by a crash
-    resumed = cli("resume=true", bare=True)
+    resumed = search("resume=true", bare=True)
     assert resumed.status == 0, resumed.output
     assert "going on after step 3" in resumed.output
     assert (whole.folder / "trajectory.jsonl").read_text().startswith("".join(lines[:3]))
@@ -135,11 +134,13 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_driver_killed_and_started_again(tmp_path: Path, arguments: list[str], cli: Cli) -> None:
+def test_a_driver_killed_and_started_again(
+    tmp_path: Path, arguments: list[str], search: Search
+) -> None:
     """SIGKILL in the middle: the same command goes on, scores nothing that is stored, and ends with
     the same bytes.
     """
-    whole = cli(f"store.url=sqlite:///{tmp_path}/whole.db", folder="whole")
+    whole = search(f"store.url=sqlite:///{tmp_path}/whole.db", folder="whole")
     command = [sys.executable, "-m", "pipelines.prune", *arguments, f"output_dir={tmp_path}/run"]
     process = subprocess.Popen(
         command,
@@ -164,7 +165,7 @@ def test_a_driver_killed_and_started_again(tmp_path: Path, arguments: list[str],
         total = store.execute("select count(*) from scores").fetchone()[0]
     done = len(journal.read_text().splitlines())
     assert 2 <= done < len(whole.trajectory), "the kill came too late to show anything"
-    resumed = cli()
+    resumed = search()
     assert resumed.status == 0, resumed.output
     assert resumed.trajectory == whole.trajectory
     assert resumed.summary["evaluations"]["scored"] == total - stored
@@ -172,10 +173,10 @@ def test_a_driver_killed_and_started_again(tmp_path: Path, arguments: list[str],
 
 
 def test_the_summary_says_that_batches_were_halved(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
+    search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Last digits may then differ, so whoever compares runs must be able to see it."""
-    assert cli(folder="whole").summary["oom_splits"] == 0
+    assert search(folder="whole").summary["oom_splits"] == 0
     run_prefix = evaluator.run_prefix
 
     def short_of_memory(
@@ -186,22 +187,22 @@ def test_the_summary_says_that_batches_were_halved(
         return run_prefix(model, family, geometry, base, input_ids_BT)
 
     monkeypatch.setattr(evaluator, "run_prefix", short_of_memory)
-    halved = cli("store.url=sqlite:///halved.db", folder="halved")
+    halved = search("store.url=sqlite:///halved.db", folder="halved")
     assert halved.status == 0, halved.output
     assert halved.summary["oom_splits"] == halved.summary["halved_tasks"] > 0
     assert "scoring them in two halves" in halved.output
 
 
 def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(
-    cli: Cli, tmp_path: Path, small_disk: Path
+    search: Search, tmp_path: Path, small_disk: Path
 ) -> None:
     """The run's folder is on it: whichever file is the first that does not fit, nothing that was
     written is lost.
     """
-    whole = cli(folder="whole")
+    whole = search(folder="whole")
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (1024 * 1024 - 48 * 1024))
-    stopped = cli(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
+    stopped = search(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
     assert stopped.status == 1, stopped.output
     assert "No space left on device" in stopped.output
     assert "Everything computed so far is kept" in stopped.output
@@ -209,7 +210,7 @@ def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(
     kept = (small_disk / "run/trajectory.jsonl").read_text().splitlines()
     assert len(kept) > 0
     filler.unlink()
-    resumed = cli(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
+    resumed = search(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
     assert resumed.status == 0, resumed.output
     assert without_times(small_disk / "run/trajectory.jsonl") == whole.trajectory
     assert (small_disk / "run/trajectory.jsonl").read_text().splitlines()[: len(kept) - 1] == kept[
@@ -230,10 +231,10 @@ def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("all_at_once")
 @pytest.mark.parametrize("num_evaluators", [1, 2, 3])
 def test_any_number_of_evaluators_gives_the_same_bytes(
-    cli: Cli, tmp_path: Path, local_cluster: LocalMachine, num_evaluators: int
+    search: Search, tmp_path: Path, local_cluster: LocalMachine, num_evaluators: int
 ) -> None:
-    inline = cli(folder="inline")
-    local = cli(
+    inline = search(folder="inline")
+    local = search(
         "cluster=local",
         f"cluster.num_evaluators={num_evaluators}",
         f"store.url=sqlite:///{tmp_path}/local.db",
@@ -248,7 +249,7 @@ def test_any_number_of_evaluators_gives_the_same_bytes(
 @pytest.mark.ray
 @pytest.mark.usefixtures("all_at_once")
 def test_an_evaluator_killed_in_the_middle_of_a_step(
-    cli: Cli, tmp_path: Path, local_cluster: LocalMachine
+    search: Search, tmp_path: Path, local_cluster: LocalMachine
 ) -> None:
     import psutil
 
@@ -267,7 +268,7 @@ def test_an_evaluator_killed_in_the_middle_of_a_step(
     killed: list[int] = []
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    outcome = cli("cluster=local", "cluster.num_evaluators=2")
+    outcome = search("cluster=local", "cluster.num_evaluators=2")
     killer.join(10)
     assert outcome.status == 0, outcome.output
     assert len(killed) == 1
@@ -275,16 +276,16 @@ def test_an_evaluator_killed_in_the_middle_of_a_step(
     assert outcome.summary["faults"] == {"evaluator lost": 1}
     assert (
         outcome.trajectory
-        == cli(f"store.url=sqlite:///{tmp_path}/inline.db", folder="inline").trajectory
+        == search(f"store.url=sqlite:///{tmp_path}/inline.db", folder="inline").trajectory
     )
 
 
 @pytest.mark.data
-def test_the_reference_trajectory_by_the_command(cli: Cli, shared: Path) -> None:
+def test_the_reference_trajectory_by_the_command(search: Search, shared: Path) -> None:
     """The issue's own settings on the small real model: removals and final configuration as the
     authors' program has them.
     """
-    outcome = cli(
+    outcome = search(
         f"model.path={shared}/models/stories260K",
         "model.dtype=float32",
         "calibration=tokens",
@@ -337,14 +338,9 @@ def test_it_runs_from_any_folder_as_a_module(tmp_path: Path, arguments: list[str
 
 
 def test_interrupted_without_an_output_dir(
-    arguments: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dated folder is in no command, so it is said, with the command that goes on."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prune", *arguments])
     append = Journal.append
 
     def interrupted(self: Journal, line: dict[str, Any]) -> None:
@@ -352,18 +348,16 @@ def test_interrupted_without_an_output_dir(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "append", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        launch("prune", prune)
+    stopped = cli("prune", *arguments, folder=None)
     monkeypatch.setattr(Journal, "append", append)
-    assert stopped.value.code == 130
+    assert stopped.status == 130
     [folder] = (tmp_path / "outputs").glob("*/*/")
-    *_, said, command = capsys.readouterr().out.strip().splitlines()
+    *_, said, command = stopped.output.strip().splitlines()
     assert said == "error: interrupted"
     assert command == (
         "  Everything computed so far is kept. To go on: python -m pipelines.prune "
         f"resume=true output_dir={folder}"
     )
     monkeypatch.chdir("/")
-    monkeypatch.setattr(sys, "argv", ["prune", *command.split()[-2:]])
-    launch("prune", prune)
+    assert cli("prune", *command.split()[-2:], folder=None).status == 0
     assert json.loads((folder / "summary.json").read_text())["ratio"] >= 0.25

@@ -19,7 +19,8 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import FAMILIES
 from pruning.search.fixed import random_path
 from pruning.shape import ModelShape, Removal
-from tests.pipelines.conftest import Cli, Outcome, without_times
+from tests.pipelines.command import Outcome, without_times
+from tests.pipelines.conftest import Search
 from workers.cluster.machine import LocalMachine
 from workers.pool.ray_pool import RayPool
 
@@ -43,9 +44,9 @@ def removed(outcome: Outcome) -> list[Removal]:
 
 
 def test_shortgpt_removes_whole_layers_by_their_influence(
-    cli: Cli, checkpoint_folder: Path, token_file: Path
+    search: Search, checkpoint_folder: Path, token_file: Path
 ) -> None:
-    outcome = cli("search=shortgpt", BLOCKS)
+    outcome = search("search=shortgpt", BLOCKS)
     found = removed(outcome)
     model = Checkpoint(checkpoint_folder).load(dtype="float32")
     ids = torch.tensor(load_file(token_file)["input_ids"][:8])
@@ -67,9 +68,9 @@ def test_shortgpt_removes_whole_layers_by_their_influence(
     assert "shape.png, block_influence.json" in outcome.output
 
 
-def test_random_goes_in_the_drawn_order(cli: Cli, tmp_path: Path) -> None:
+def test_random_goes_in_the_drawn_order(search: Search, tmp_path: Path) -> None:
     short, long, other = (
-        cli(
+        search(
             "search=random",
             BLOCKS,
             f"search.target_ratio={ratio}",
@@ -98,9 +99,9 @@ def test_random_goes_in_the_drawn_order(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("kept", [1, 2])
-def test_resumed_after_any_step(cli: Cli, control: str, kept: int) -> None:
+def test_resumed_after_any_step(search: Search, control: str, kept: int) -> None:
     """Inside a layer too. What was measured before is read, or measured again if it is gone."""
-    whole = cli(control, BLOCKS, "search.target_ratio=0.45")
+    whole = search(control, BLOCKS, "search.target_ratio=0.45")
     assert whole.status == 0, whole.output
     text = (whole.folder / "trajectory.jsonl").read_text()
     influence = whole.folder / "block_influence.json"
@@ -109,7 +110,7 @@ def test_resumed_after_any_step(cli: Cli, control: str, kept: int) -> None:
     (whole.folder / "trajectory.jsonl").write_text("".join(lines[:kept]) + lines[kept][:40])
     if kept == 2:
         influence.unlink(missing_ok=True)
-    resumed = cli("resume=true", bare=True)
+    resumed = search("resume=true", bare=True)
     assert resumed.status == 0, resumed.output
     assert f"going on after step {kept}" in resumed.output
     before = whole.folder.parent / "before.jsonl"
@@ -119,8 +120,8 @@ def test_resumed_after_any_step(cli: Cli, control: str, kept: int) -> None:
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_the_journal_of_another_path_is_refused(cli: Cli, control: str) -> None:
-    whole = cli(control, BLOCKS)
+def test_the_journal_of_another_path_is_refused(search: Search, control: str) -> None:
+    whole = search(control, BLOCKS)
     lines = [
         json.loads(line) for line in (whole.folder / "trajectory.jsonl").read_text().splitlines()
     ]
@@ -129,7 +130,7 @@ def test_the_journal_of_another_path_is_refused(cli: Cli, control: str) -> None:
     (whole.folder / "trajectory.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines)
     )
-    again = cli(control, BLOCKS)
+    again = search(control, BLOCKS)
     assert again.status == 2
     assert "step 1 of" in again.errors[0]
     assert "does not follow from its settings" in again.errors[0]
@@ -138,15 +139,15 @@ def test_the_journal_of_another_path_is_refused(cli: Cli, control: str) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("control", CONTROLS)
 def test_two_evaluators_give_the_same_bytes(
-    cli: Cli,
+    search: Search,
     tmp_path: Path,
     local_cluster: LocalMachine,
     monkeypatch: pytest.MonkeyPatch,
     control: str,
 ) -> None:
     monkeypatch.setattr(RayPool, "wait", lambda self: iter([None for _ in self.describe()]))
-    inline = cli(control, BLOCKS, folder="inline")
-    local = cli(
+    inline = search(control, BLOCKS, folder="inline")
+    local = search(
         control,
         BLOCKS,
         "cluster=local",
@@ -165,9 +166,9 @@ def test_two_evaluators_give_the_same_bytes(
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_the_result_is_exported(cli: Cli, control: str) -> None:
+def test_the_result_is_exported(search: Search, control: str) -> None:
     """The export opens itself in a fresh process and compares its logits."""
-    outcome = cli(control, BLOCKS, "export=transformers")
+    outcome = search(control, BLOCKS, "export=transformers")
     assert outcome.status == 0, outcome.output
     manifest = json.loads((outcome.folder / "transformers/multipruner.json").read_text())
     assert (
@@ -177,32 +178,35 @@ def test_the_result_is_exported(cli: Cli, control: str) -> None:
     assert outcome.summary["shape"] in json.dumps(manifest)
 
 
-def test_blockpruner_is_the_greedy_search_of_blocks(cli: Cli) -> None:
-    named, spelt = cli("search=blockpruner", BLOCKS, folder="named"), cli(BLOCKS, folder="spelt")
+def test_blockpruner_is_the_greedy_search_of_blocks(search: Search) -> None:
+    named, spelt = (
+        search("search=blockpruner", BLOCKS, folder="named"),
+        search(BLOCKS, folder="spelt"),
+    )
     assert named.trajectory == spelt.trajectory
     assert named.summary["identity"] == spelt.summary["identity"]
 
 
-def test_folders_from_before_there_was_a_choice_belong_to_the_greedy_search(cli: Cli) -> None:
-    identity = cli().summary["identity"]
+def test_folders_from_before_there_was_a_choice_belong_to_the_greedy_search(search: Search) -> None:
+    identity = search().summary["identity"]
     assert not {"search.strategy", "search.seed"} & set(identity)
-    refused = cli("search=random", BLOCKS)
+    refused = search("search=random", BLOCKS)
     assert refused.status == 2
     assert "search.strategy: None there, random here" in refused.output
 
 
-def test_the_seed_has_a_default(cli: Cli) -> None:
+def test_the_seed_has_a_default(search: Search) -> None:
     by_group, by_hand = (
-        cli("search=random", BLOCKS, folder="group"),
-        cli("search.strategy=random", BLOCKS, folder="hand"),
+        search("search=random", BLOCKS, folder="group"),
+        search("search.strategy=random", BLOCKS, folder="hand"),
     )
     assert by_group.summary["identity"] == by_hand.summary["identity"]
     assert by_hand.summary["identity"]["search.seed"] == 42
 
 
-def test_portable_keeps_the_first_and_the_last_layer(cli: Cli) -> None:
+def test_portable_keeps_the_first_and_the_last_layer(search: Search) -> None:
     for control in CONTROLS:
-        outcome = cli(
+        outcome = search(
             control,
             BLOCKS,
             "search.layout=portable",
@@ -248,7 +252,7 @@ def test_portable_keeps_the_first_and_the_last_layer(cli: Cli) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_settings_that_do_not_go_together(cli: Cli, overrides: list[str], says: Any) -> None:
-    outcome = cli(*overrides)
+def test_settings_that_do_not_go_together(search: Search, overrides: list[str], says: Any) -> None:
+    outcome = search(*overrides)
     assert outcome.status == 2, outcome.output
     assert says.replace("40, 40, 20", "40.0, 40.0, 20.0") in outcome.output.replace("\n", " ")

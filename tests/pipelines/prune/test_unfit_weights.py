@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.cli.launch import launch
-from pipelines.config.grid import as_grid
-from pipelines.evaluate.__main__ import evaluate
-from pipelines.export.__main__ import export
-from pipelines.prune.__main__ import prune
-from pipelines.sweep.__main__ import sweep
 from pruning.errors import InputError
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import FAMILIES
 from tests.conftest import tiny_config, tiny_model
+from tests.pipelines.conftest import Cli
 
 Weights = dict[str, torch.Tensor]
 Change = Callable[[Path, Weights], object]
@@ -140,27 +134,24 @@ def test_what_fits_is_taken(model_type: str, tied: bool, tmp_path: Path) -> None
         Checkpoint(tmp_path / "base").check_weights()
 
 
-COMMANDS: Mapping[str, tuple[Any, Callable[[list[str], Path, Path], list[str]]]] = {
-    "prune": (prune, lambda words, model, _: [*words, f"model.path={model}"]),
-    "sweep": (
-        sweep,
-        lambda words, model, _: as_grid(
-            [*words, f"model.path={model}", "search.target_ratio=[0.1,0.2]"]
-        ),
-    ),
-    "evaluate": (
-        evaluate,
-        lambda _, model, tmp: [
-            f"model.path={model}",
-            "cluster=inline",
-            f"store.url=sqlite:///{tmp}/s.db",
-            "evaluation=full",
-        ],
-    ),
-    "export": (
-        export,
-        lambda _, model, tmp: [f"model.path={model}", f"shape={tmp}/shape.json", "importance=l1"],
-    ),
+COMMANDS: Mapping[str, Callable[[list[str], Path, Path], list[str]]] = {
+    "prune": lambda words, model, _: [*words, f"model.path={model}"],
+    "sweep": lambda words, model, _: [
+        *words,
+        f"model.path={model}",
+        "search.target_ratio=[0.1,0.2]",
+    ],
+    "evaluate": lambda _, model, tmp: [
+        f"model.path={model}",
+        "cluster=inline",
+        f"store.url=sqlite:///{tmp}/s.db",
+        "evaluation=full",
+    ],
+    "export": lambda _, model, tmp: [
+        f"model.path={model}",
+        f"shape={tmp}/shape.json",
+        "importance=l1",
+    ],
 }
 
 
@@ -177,26 +168,18 @@ def test_models_of_another_kind(checkpoint_folder: Path, tmp_path: Path, model_t
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_them(
     command: str,
+    cli: Cli,
     unfit: Callable[[Change], Path],
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    job, words = COMMANDS[command]
     (tmp_path / "shape.json").write_text(json.dumps([{"kv_heads": 3, "mlp_channels": 40}] * 4))
     monkeypatch.setattr(
         Checkpoint, "fingerprint", lambda _: pytest.fail("it reads every byte of the weights")
     )
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [command, *words(arguments, unfit(shortened), tmp_path), f"output_dir={tmp_path}/out"],
-    )
-    with pytest.raises(SystemExit) as stopped:
-        launch(command, job)
-    output = capsys.readouterr().out
-    assert stopped.value.code == 2, output
-    assert "model.layers.1.mlp.up_proj.weight is [40, 48], expected [48, 48]" in output
-    assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1
-    assert not (tmp_path / "out").exists()
+    outcome = cli(command, *COMMANDS[command](arguments, unfit(shortened), tmp_path))
+    assert outcome.status == 2, outcome.output
+    assert "model.layers.1.mlp.up_proj.weight is [40, 48], expected [48, 48]" in outcome.output
+    assert len(outcome.errors) == 1
+    assert not outcome.folder.exists()

@@ -12,7 +12,7 @@ import pytest
 from pruning.export.manifest import check_folder
 from tests.conftest import tiny_config, tiny_model
 from tests.documents import save_reader, save_tasks
-from tests.pipelines.conftest import Cli
+from tests.pipelines.conftest import Search
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def whole(tmp_path: Path) -> list[str]:
 
 
 def test_search_evaluation_export(
-    cli: Cli, whole: list[str], monkeypatch: pytest.MonkeyPatch
+    search: Search, whole: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = cli(*whole)
+    outcome = search(*whole)
     assert outcome.status == 0, outcome.output
     report = json.loads((outcome.folder / "evaluation.json").read_text())
     manifest = check_folder(outcome.folder / "transformers")
@@ -46,7 +46,7 @@ def test_search_evaluation_export(
     monkeypatch.setattr(
         "pipelines.prune.pipeline.export_run", lambda *_: pytest.fail("it is there already")
     )
-    again = cli(*whole)
+    again = search(*whole)
     assert again.status == 0, again.output
     assert json.loads((outcome.folder / "evaluation.json").read_text())["answers"] == {
         "computed": 0,
@@ -72,17 +72,17 @@ def test_search_evaluation_export(
     ids=["task", "format", "data", "window", "cost"],
 )
 def test_what_would_fail_after_the_search_fails_before_it(
-    cli: Cli, whole: list[str], override: str, message: str
+    search: Search, whole: list[str], override: str, message: str
 ) -> None:
-    outcome = cli(*whole, override)
+    outcome = search(*whole, override)
     assert outcome.status == 2
     assert message in outcome.errors[0]
     assert not outcome.folder.exists()
 
 
-def test_a_format_that_cannot_hold_the_model(cli: Cli, tmp_path: Path) -> None:
+def test_a_format_that_cannot_hold_the_model(search: Search, tmp_path: Path) -> None:
     tiny_model(tiny_config("qwen3")).save_pretrained(tmp_path / "qwen3")
-    outcome = cli(f"model.path={tmp_path / 'qwen3'}", "export=gguf")
+    outcome = search(f"model.path={tmp_path / 'qwen3'}", "export=gguf")
     assert outcome.status == 2
     assert "transformers" in outcome.errors[0], "it names a format that can"
     assert not outcome.folder.exists()

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from pipelines.cli.launch import launch, listed_in
-from pipelines.report.__main__ import report
 from pruning.shape import ModelShape, Removal
-from tests.pipelines.conftest import Outcome
 
 LAYERS, HEADS, CHANNELS = 4, 2, 8
 STAGE = {
@@ -153,23 +148,3 @@ def figures(page: Path) -> dict[str, Any]:
     assert found
     data: dict[str, Any] = json.loads(found[1])
     return data
-
-
-def report_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    """`run(*words)` is the command with `output_dir=tmp_path/report`."""
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(
-            sys, "argv", ["report", *map(str, words), f"output_dir={tmp_path}/report"]
-        )
-        capsys.readouterr()
-        status: Any = 0
-        try:
-            launch("report", report, prepare=listed_in("runs"))
-        except SystemExit as stop:
-            status = stop.code
-        return Outcome(int(status or 0), capsys.readouterr().out, tmp_path / "report")
-
-    return run

@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from pipelines.report.analysis import (
     pareto_groups,
 )
 from pipelines.report.data import ReportRun, num_stderrs, read_runs
+from pipelines.tracking.tracker import Tracker
 from pruning.errors import InputError
-from tests.pipelines.conftest import Cli, Outcome
-from tests.pipelines.report.reports import Step, an_evaluation, figures, report_command, write_run
+from tests.pipelines.command import Outcome
+from tests.pipelines.conftest import Cli, Search
+from tests.pipelines.report.reports import Step, an_evaluation, figures, write_run
 
 A1: Step = (
     "attention:1",
@@ -50,11 +53,8 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return report_command(tmp_path, monkeypatch, capsys)
+def command(cli: Cli) -> Command:
+    return partial(cli, "report")
 
 
 def pair(
@@ -450,7 +450,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_real_searches_without_their_model(
-    cli: Cli, command: Command, tmp_path: Path, checkpoint_folder: Path
+    search: Search, command: Command, tmp_path: Path, checkpoint_folder: Path
 ) -> None:
     """Three calibration sets, two distributions, and a search that was stopped; then the model goes
     away.
@@ -459,11 +459,11 @@ def test_real_searches_without_their_model(
     shutil.copytree(checkpoint_folder, model)
     given = f"model.path={model}"
     one, more = (
-        cli(given, folder="one"),
-        cli(given, "search.distribution=[1,0,0]", "search.target_ratio=0.2", folder="more"),
+        search(given, folder="one"),
+        search(given, "search.distribution=[1,0,0]", "search.target_ratio=0.2", folder="more"),
     )
-    other = cli(given, "calibration.num_block_samples=3", folder="other")
-    stopped = cli(
+    other = search(given, "calibration.num_block_samples=3", folder="other")
+    stopped = search(
         given, "calibration.num_block_samples=5", "search.distribution=[1,0,0]", folder="stopped"
     )
     shutil.rmtree(model)
@@ -504,7 +504,10 @@ def test_mlflow_that_is_away_costs_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that is gone is not made again; a server that is away is asked once."""
-    monkeypatch.setattr("pipelines.report.__main__._MLFLOW_TIMEOUT_S", 0.5)
+    finish = Tracker.finish
+    monkeypatch.setattr(
+        Tracker, "finish", lambda self, **options: finish(self, **(options | {"timeout_s": 0.5}))
+    )
     paths = [
         write_run(
             tmp_path / "gone", [A1], settings={"tracking.uri": f"sqlite:///{tmp_path}/gone.db"}

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,19 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from pipelines.cli.launch import launch
 from pipelines.config.overrides import CONF
 from pipelines.config.plan import PlanConfig
 from pipelines.config.prune import PruneConfig
 from pipelines.config.reproduce import ReproduceConfig
 from pipelines.config.schemas import register
-from pipelines.prune.__main__ import prune
-from pipelines.reproduce.__main__ import reproduce
 from pipelines.reproduce.counts import count_checks
 from pruning.costs.accounting import Accounting
 from pruning.export.authors_config import read_authors_config
 from pruning.shape import ModelShape
 from tests.documents import save_reader, save_tasks
+from tests.pipelines.command import Outcome, run_command
+from tests.pipelines.conftest import Cli
+from tests.tiny_search import places, tiny_search
 
 NAMES = [
     f"{folder}/{path.stem}"
@@ -39,51 +37,17 @@ NAMES = [
 MULTIPRUNER = [name for name in NAMES if name.startswith("multipruner/")]
 
 
-@dataclass
-class Reproduced:
-    status: int
-    output: str
-    folder: Path
-
-    @property
-    def verdict(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "verdict.json").read_text())
-        return found
-
-    def outside(self) -> list[str]:
-        return [
-            check["quantity"] for check in self.verdict["checks"] if check["verdict"] == "outside"
-        ]
-
-
-Reproduce = Callable[..., Reproduced]
+Reproduce = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Reproduce:
-    """`run("experiment=...", folder="a")` runs the command in this process, with what it writes in
-    the test's folder.
-    """
-    monkeypatch.chdir(tmp_path)
+def run(cli: Cli) -> Reproduce:
+    return partial(cli, "reproduce")
 
-    def call(*overrides: str, folder: str = "reproduced") -> Reproduced:
-        output_dir = (
-            []
-            if any(word.startswith("record=") for word in overrides)
-            else [f"output_dir={tmp_path / folder}"]
-        )
-        monkeypatch.setattr(sys, "argv", ["reproduce", *overrides, *output_dir])
-        capsys.readouterr()
-        status: Any = 0
-        try:
-            launch("reproduce", reproduce)
-        except SystemExit as stop:
-            status = stop.code
-        return Reproduced(int(status or 0), capsys.readouterr().out, tmp_path / folder)
 
-    return call
+def outside(outcome: Outcome) -> list[str]:
+    checks = outcome.read("verdict.json")["checks"]
+    return [check["quantity"] for check in checks if check["verdict"] == "outside"]
 
 
 @cache
@@ -164,8 +128,8 @@ def test_the_run_without_a_published_distribution() -> None:
 def test_a_wrong_figure_is_outside(run: Reproduce, override: str, quantities: list[str]) -> None:
     outcome = run("experiment=multipruner/llama2_7b_22", override)
     assert outcome.status == 1
-    assert set(quantities) <= set(outcome.outside())
-    assert outcome.verdict["verdict"] == "outside"
+    assert set(quantities) <= set(outside(outcome))
+    assert outcome.read("verdict.json")["verdict"] == "outside"
     [error] = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: outside the tolerance: ")
     assert all(quantity in error for quantity in quantities)
@@ -175,9 +139,9 @@ def test_within(run: Reproduce) -> None:
     outcome = run("experiment=multipruner/qwen1_5_7b_22")
     assert outcome.status == 0, outcome.output
     assert (
-        outcome.verdict["num_within"],
-        outcome.verdict["num_outside"],
-        outcome.verdict["num_not_checked"],
+        outcome.read("verdict.json")["num_within"],
+        outcome.read("verdict.json")["num_outside"],
+        outcome.read("verdict.json")["num_not_checked"],
     ) == (12, 0, 0)
     assert "published with target_ratio 0.22" in outcome.output
     assert "12 within, 0 outside, 0 not checked" in outcome.output
@@ -272,76 +236,59 @@ def first_run(folder: Path, family: str, data_dir: Path) -> Path:
     (folder / "story.txt").write_text(
         "the old cat sees a small red bird under the big tree with water and fish " * 60
     )
-    words = [
-        "calibration=text",
-        f"calibration.path={folder}/story.txt",
-        "calibration.sequence_length=64",
-        "calibration.num_block_samples=4",
-    ]
-    words += [
-        "calibration.num_width_samples=4",
-        "calibration.num_heldout_samples=2",
-        "search.target_ratio=0.25",
-        "search.distribution=[40,40,20]",
-    ]
-    words += [
-        "search.mlp_group_channels=16",
-        "search.head_group_channels=16",
-        "search.importance=l1",
-        f"model.path={model}",
-        "model.dtype=float32",
-    ]
-    words += [
-        "cluster=inline",
-        f"store.url=sqlite:///{folder}/scores.db",
-        f"tracking.uri=sqlite:///{folder}/mlflow.db",
-        f"output_dir={folder}/run",
-    ]
-    words += [
+    outcome = run_command(
+        "prune",
+        *tiny_search(
+            model,
+            folder / "story.txt",
+            "calibration=text",
+            "calibration.sequence_length=64",
+            "calibration.num_block_samples=4",
+            "calibration.num_width_samples=4",
+            "calibration.num_heldout_samples=2",
+            "search.importance=l1",
+        ),
+        *places(folder),
         "evaluation=zero_shot",
         "evaluation.cost=false",
         "evaluation.tasks=[piqa,arc_easy]",
         f"evaluation.data_dir={data_dir}",
-    ]
-    words += [f"evaluation.texts=[{folder}/story.txt]", "evaluation.sequence_length=64"]
-    register()
-    with initialize_config_dir(str(CONF), version_base=None):
-        prune(compose("prune", overrides=words), words)
+        f"evaluation.texts=[{folder}/story.txt]",
+        "evaluation.sequence_length=64",
+        f"output_dir={folder}/run",
+    )
+    assert outcome.status == 0, outcome.output
     return folder
 
 
 @pytest.fixture
 def recorded(run: Reproduce, first: Path, own_conf: Path) -> Path:
     """The experiment's file."""
-    outcome = run(f"record={first}/run", "record_as=mine/tiny")
+    outcome = run(f"record={first}/run", "record_as=mine/tiny", folder=None)
     assert outcome.status == 0, outcome.output
     assert "experiment=mine/tiny mode=search" in outcome.output
     return own_conf / "experiment" / "mine" / "tiny.yaml"
 
 
-def places(folder: Path) -> tuple[str, ...]:
-    return (
-        "cluster=inline",
-        f"store.url=sqlite:///{folder}/scores.db",
-        f"tracking.uri=sqlite:///{folder}/mlflow.db",
-        "experiment=mine/tiny",
-    )
+def recorded_in(folder: Path) -> tuple[str, ...]:
+    """The experiment, with the store and the MLflow of this folder."""
+    return ("experiment=mine/tiny", *places(folder))
 
 
 def test_a_run_reproduces_itself(
     run: Reproduce, recorded: Path, first: Path, tmp_path: Path
 ) -> None:
     """In all three modes, with a store of its own; the same command again computes nothing."""
-    where = places(tmp_path)
+    where = recorded_in(tmp_path)
     for mode in ("counts", "shape", "search"):
         outcome = run(*where, f"mode={mode}", folder=mode)
         assert outcome.status == 0, outcome.output
         assert {
             check["verdict"]
-            for check in outcome.verdict["checks"]
+            for check in outcome.read("verdict.json")["checks"]
             if "average" not in check["quantity"]
         } == {"within"}
-        quantities = {check["quantity"] for check in outcome.verdict["checks"]}
+        quantities = {check["quantity"] for check in outcome.read("verdict.json")["checks"]}
         assert {"parameters, dense", "parameters, pruned", "ratio"} <= quantities
         if mode != "counts":
             assert {
@@ -351,13 +298,13 @@ def test_a_run_reproduces_itself(
             } <= quantities
             differences = [
                 check["difference"]
-                for check in outcome.verdict["checks"]
+                for check in outcome.read("verdict.json")["checks"]
                 if "perplexity" in check["quantity"]
             ]
             assert differences == pytest.approx([0, 0], abs=1e-6)
         if mode == "search":
-            assert outcome.verdict["divergence"] is None
-            assert outcome.verdict["layers"] == []
+            assert outcome.read("verdict.json")["divergence"] is None
+            assert outcome.read("verdict.json")["layers"] == []
             assert {"order of all removals", "layers whose shape differs"} <= quantities
             again = run(*where, "mode=search", folder=mode)
             assert again.status == 0, again.output
@@ -379,15 +326,15 @@ def test_a_run_reproduces_itself(
 def test_a_shape_file(run: Reproduce, recorded: Path, first: Path, tmp_path: Path) -> None:
     """The authors' own format, with figures that another shape has."""
     shutil.copy(first / "run" / "pruning_config.json", tmp_path / "pruning_config.json")
-    outcome = run(*places(first), "mode=shape", f"shape={tmp_path}/pruning_config.json")
+    outcome = run(*recorded_in(first), "mode=shape", f"shape={tmp_path}/pruning_config.json")
     assert outcome.status == 0, outcome.output
     layers = json.loads((first / "run" / "shape.json").read_text())
     layers["layers"][0] = {"kv_heads": 3, "mlp_channels": 16}
     (tmp_path / "other.json").write_text(json.dumps(layers))
-    other = run(*places(first), "mode=shape", f"shape={tmp_path}/other.json", folder="other")
+    other = run(*recorded_in(first), "mode=shape", f"shape={tmp_path}/other.json", folder="other")
     assert other.status == 1
-    assert "parameters, pruned" in other.outside()
-    refused = run(*places(first), "mode=shape", f"shape={tmp_path}/other.json")
+    assert "parameters, pruned" in outside(other)
+    refused = run(*recorded_in(first), "mode=shape", f"shape={tmp_path}/other.json")
     assert refused.status == 2, "the folder is of the first shape"
     assert "belongs to another run" in refused.output
 
@@ -401,13 +348,13 @@ def test_a_perturbed_figure(run: Reproduce, recorded: Path, first: Path, mode: s
     expected = yaml.safe_load(recorded.read_text())["expected"]
     perplexity = expected["pruned"]["perplexity"]["story"]
     outcome = run(
-        *places(first),
+        *recorded_in(first),
         f"mode={mode}",
         f"expected.pruned.perplexity.story={perplexity * 1.02}",
         "expected.pruned.accuracy.piqa=1.5",
     )
     assert outcome.status == 1, outcome.output
-    assert outcome.outside() == ["pruned: perplexity, story", "pruned: accuracy, piqa"]
+    assert outside(outcome) == ["pruned: perplexity, story", "pruned: accuracy, piqa"]
 
 
 @pytest.mark.parametrize("first", ["llama"], indirect=True)
@@ -417,7 +364,7 @@ def test_a_wider_tolerance(run: Reproduce, recorded: Path, first: Path) -> None:
         f"expected.pruned.perplexity.story={perplexity * 1.02}",
         "expected.tolerance.perplexity=0.05",
     )
-    assert run(*places(first), "mode=shape", *given).status == 0
+    assert run(*recorded_in(first), "mode=shape", *given).status == 0
 
 
 @pytest.mark.parametrize("first", ["llama"], indirect=True)
@@ -434,10 +381,10 @@ def test_where_a_search_goes_another_way(
         if f"{candidate['kind']}:{candidate['layer']}" != taken
     )
     wrong = [steps[0], f"{other['kind']}:{other['layer']}", *steps[2:]]
-    outcome = run(*places(first), "mode=search", f"expected.steps=[{','.join(wrong)}]")
+    outcome = run(*recorded_in(first), "mode=search", f"expected.steps=[{','.join(wrong)}]")
     assert outcome.status == 1
-    assert outcome.outside() == ["order of all removals"]
-    divergence = outcome.verdict["divergence"]
+    assert outside(outcome) == ["order of all removals"]
+    divergence = outcome.read("verdict.json")["divergence"]
     assert (divergence["step"], divergence["expected"], divergence["taken"]) == (2, wrong[1], taken)
     assert divergence["nll_difference"] == pytest.approx(other["nll"] - line["nll"])
     assert (
@@ -458,23 +405,23 @@ def test_where_only_the_order_of_blocks_is_known(
     )
     lists = ["expected.steps=null", f"expected.removed_mlp={mlp}".replace(" ", "")]
     right = run(
-        *places(first),
+        *recorded_in(first),
         "mode=search",
         *lists,
         f"expected.removed_attention={attention}".replace(" ", ""),
     )
     assert right.status == 0, right.output
     more = run(
-        *places(first),
+        *recorded_in(first),
         "mode=search",
         *lists,
         f"expected.removed_attention={[*attention, 9]}".replace(" ", ""),
     )
-    assert more.outside() == ["attention blocks in the order that they went"]
+    assert outside(more) == ["attention blocks in the order that they went"]
     assert "first divergence: the search ended before attention:9 was removed" in more.output
     dense = 3 * 48
-    shape = run(*places(first), "mode=search", f"expected.shape=3x48*{dense // 36}")
-    assert "layers whose shape differs" in shape.outside()
+    shape = run(*recorded_in(first), "mode=search", f"expected.shape=3x48*{dense // 36}")
+    assert "layers whose shape differs" in outside(shape)
     assert "layers differ (KV heads x MLP channels): layer" in shape.output
 
 
@@ -513,7 +460,8 @@ def test_where_only_the_order_of_blocks_is_known(
     ids=lambda value: " ".join(value)[:70] if isinstance(value, tuple) else "",
 )
 def test_bad_input(run: Reproduce, overrides: tuple[str, ...], messages: list[str]) -> None:
-    outcome = run(*overrides)
+    folder = None if any(word.startswith("record=") for word in overrides) else "reproduce"
+    outcome = run(*overrides, folder=folder)
     assert outcome.status == 2, outcome.output
     for message in messages:
         assert message in outcome.output.replace("\n", " ")

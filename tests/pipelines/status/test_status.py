@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from pipelines.cli.console import console
 from pipelines.runs.folder import RunFolder
-from pipelines.status import __main__ as module
-from pipelines.status.__main__ import main, read_status
+from pipelines.status.__main__ import read_status
 from pipelines.status.status_file import FILE, Heartbeat
 from pruning.errors import InputError, TargetNotReached
-from tests.pipelines.conftest import Cli
+from tests.pipelines.conftest import Cli, Search
 from workers.pool.faults import Fault, FaultLog
 from workers.pool.protocol import EvaluatorState
 from workers.pool.task_times import TaskTimeModel
@@ -48,14 +48,11 @@ class FakePool:
         ]
 
 
-def show(
-    *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
-    monkeypatch.setattr(sys, "argv", ["status", *arguments])
-    monkeypatch.setattr(module.console, "_width", 160)
-    capsys.readouterr()
-    main()
-    return capsys.readouterr().out
+@pytest.fixture
+def show(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`show(FOLDER, "--json")` is what the command prints."""
+    monkeypatch.setattr(console, "_width", 160)
+    return lambda *words: cli("status", *words, folder=None).output
 
 
 @pytest.fixture
@@ -75,12 +72,8 @@ def running(tmp_path: Path) -> tuple[RunFolder, Heartbeat]:
     return folder, heartbeat
 
 
-def test_a_running_search(
-    running: tuple[RunFolder, Heartbeat],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    text = show(str(running[0].path), monkeypatch=monkeypatch, capsys=capsys)
+def test_a_running_search(running: tuple[RunFolder, Heartbeat], show: Callable[..., str]) -> None:
+    text = show(running[0].path)
     for words in (
         "running", "12 (mlp_channels): ratio 8.50% of 20.00%, perplexity 17.250", ("2.50 candidates/s, 1 h 01 min left"),
         "1,234 scored, 56 from the store, 7 lost", "working", "gpu-node (10.0.0.2)", "4242", ("cuda NVIDIA H100 5"), ("block batch 3: mlp 7"),
@@ -90,14 +83,8 @@ def test_a_running_search(
         assert words in text, text
 
 
-def test_for_programs(
-    running: tuple[RunFolder, Heartbeat],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    data: dict[str, Any] = json.loads(
-        show(str(running[0].path), "--json", monkeypatch=monkeypatch, capsys=capsys)
-    )
+def test_for_programs(running: tuple[RunFolder, Heartbeat], show: Callable[..., str]) -> None:
+    data: dict[str, Any] = json.loads(show(running[0].path, "--json"))
     assert data["alive"] is True
     assert data["faults"] == {"node lost": 1}
     assert data["lost_evaluations"] == 7
@@ -114,24 +101,18 @@ def test_for_programs(
 
 
 def test_a_driver_that_is_gone(
-    running: tuple[RunFolder, Heartbeat],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    running: tuple[RunFolder, Heartbeat], show: Callable[..., str]
 ) -> None:
     folder, _ = running
     file = folder.path / FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | {"updated": time.time() - 100}))
     assert read_status(folder.path)["alive"], "silent, but it holds the folder"
-    assert "has said nothing for 1 min 40 s" in show(
-        str(folder.path), monkeypatch=monkeypatch, capsys=capsys
-    )
+    assert "has said nothing for 1 min 40 s" in show(folder.path)
     folder.release()
-    text = show(str(folder.path), monkeypatch=monkeypatch, capsys=capsys)
+    text = show(folder.path)
     assert "interrupted: its driver" in text
     assert "the same command with this output_dir goes on" in text
-    assert show(str(folder.path), "--watch", monkeypatch=monkeypatch, capsys=capsys), (
-        "nothing to wait for"
-    )
+    assert show(folder.path, "--watch"), "nothing to wait for"
 
 
 def test_looking_does_not_take_the_folder(running: tuple[RunFolder, Heartbeat]) -> None:
@@ -162,11 +143,9 @@ def test_how_a_search_ends(tmp_path: Path, error: BaseException | None, state: s
     assert (status["state"], status["alive"]) == (state, False)
 
 
-def test_a_whole_run(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    outcome = cli()
-    text = show(str(outcome.folder), monkeypatch=monkeypatch, capsys=capsys)
+def test_a_whole_run(search: Search, show: Callable[..., str]) -> None:
+    outcome = search()
+    text = show(outcome.folder)
     assert "finished: target reached" in text
     last = json.loads((outcome.folder / "trajectory.jsonl").read_text().splitlines()[-1])
     assert (
@@ -196,15 +175,9 @@ def test_a_sweep_shows_the_point_at_work(tmp_path: Path) -> None:
     assert read_status(tmp_path / "one")["state"] == "finished"
 
 
-def test_no_run_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_run_there(tmp_path: Path, cli: Cli) -> None:
     with pytest.raises(InputError, match=r"output_dir: no status.json in"):
         read_status(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["status", str(tmp_path)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    assert "give the output_dir of a search that has started" in capsys.readouterr().out.replace(
-        "\n", " "
-    )
+    outcome = cli("status", tmp_path, folder=None)
+    assert outcome.status == 2
+    assert "give the output_dir of a search that has started" in outcome.output.replace("\n", " ")

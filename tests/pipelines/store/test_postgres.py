@@ -17,7 +17,7 @@ import pytest
 from pipelines.errors import StoreUnavailable
 from pipelines.store.scores import BatchScore, ScoreStore
 from pruning.errors import InputError
-from tests.pipelines.conftest import Cli
+from tests.pipelines.conftest import Search
 from tests.pipelines.store.test_store import CONTEXT, write_at_once
 from tests.postgres import PASSWORD, PostgresServer, postgres
 
@@ -264,23 +264,23 @@ def test_faults_that_waiting_does_not_mend(
 
 def test_the_command(
     postgres: PostgresServer,
-    cli: Cli,
+    search: Search,
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     given = [*(word for word in arguments if not word.startswith("store.url=")), "store=postgresql"]
     monkeypatch.delenv("MULTIPRUNER_STORE_URL", raising=False)
-    refused = cli(*given, bare=True)
+    refused = search(*given, bare=True)
     assert refused.status == 2
     assert (
         "error: store.url: empty; put it into the environment, as "
         "MULTIPRUNER_STORE_URL=postgresql://"
     ) in refused.output
     monkeypatch.setenv("MULTIPRUNER_STORE_URL", postgres.new_database())
-    first = cli(*given, bare=True)
+    first = search(*given, bare=True)
     assert first.status == 0, first.output
-    again = cli(*given, folder="again", bare=True)
+    again = search(*given, folder="again", bare=True)
     assert again.trajectory == first.trajectory
     assert again.summary["evaluations"]["scored"] == 0
     shown = first.output + again.output

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,12 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipelines.cli.launch import launch
 from pipelines.config.grid import as_grid, points_of
-from pipelines.plan.__main__ import plan
-from pipelines.prune.__main__ import prune
-from pipelines.sweep.__main__ import sweep
 from pruning.errors import InputError
 from tests.conftest import ROOT
 from tests.documents import save_reader, save_tasks
-from tests.pipelines.conftest import Outcome, without_times
+from tests.pipelines.command import Outcome, without_times
+from tests.pipelines.conftest import Cli
 from workers.cluster.placement import Placement
 
 TARGETS = (0.10, 0.14, 0.18, 0.22, 0.26, 0.30, 0.34)
@@ -39,36 +37,23 @@ def base(arguments: list[str]) -> list[str]:
     return [word for word in arguments if not word.startswith("search.target_ratio")]
 
 
+Sweep = Callable[..., Outcome]
+
+
 @pytest.fixture
-def run_sweep(
-    base: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Any:
+def run_sweep(base: list[str], cli: Cli) -> Sweep:
+    """Of the tiny model; `command="prune"` is one search with the same options."""
+
     def run(
-        *words: str,
-        folder: str = "sweep",
-        bare: bool = False,
-        job: Any = sweep,
-        name: str = "sweep",
+        *words: str, folder: str = "sweep", bare: bool = False, command: str = "sweep"
     ) -> Outcome:
-        monkeypatch.setattr(
-            sys, "argv", [name, *([] if bare else base), f"output_dir={tmp_path / folder}", *words]
-        )
-        capsys.readouterr()
-        try:
-            launch(name, job, prepare=list if job is prune else as_grid)
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        return Outcome(status, capsys.readouterr().out, tmp_path / folder)
+        return cli(command, *([] if bare else base), *words, folder=folder)
 
     return run
 
 
 def report_of(outcome: Outcome) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((outcome.folder / "sweep.json").read_text())
+    data: dict[str, Any] = outcome.read("sweep.json")
     return data
 
 
@@ -77,7 +62,7 @@ def rows_in_store(path: Path) -> int:
         return int(store.execute("select count(*) from scores").fetchone()[0])
 
 
-def test_seven_targets_pay_for_their_trunk_once(run_sweep: Any, tmp_path: Path) -> None:
+def test_seven_targets_pay_for_their_trunk_once(run_sweep: Sweep, tmp_path: Path) -> None:
     """Must equal seven separate searches to the byte, at a fraction of their block evaluations."""
     outcome = run_sweep(SEVEN, "search.distribution=[70,20,10]")
     assert outcome.status == 0, outcome.output
@@ -93,8 +78,7 @@ def test_seven_targets_pay_for_their_trunk_once(run_sweep: Any, tmp_path: Path) 
             "search.distribution=[70,20,10]",
             f"store.url=sqlite:///{store}",
             folder=f"alone_{target}",
-            job=prune,
-            name="prune",
+            command="prune",
         )
         assert alone.status == 0, alone.output
         separate += alone.summary["evaluations"]["scored"]
@@ -116,7 +100,7 @@ def test_seven_targets_pay_for_their_trunk_once(run_sweep: Any, tmp_path: Path) 
     assert paid < separate
     with Image.open(outcome.folder / "sweep.png") as picture:
         assert min(picture.size) > 300
-    run_sweep(SEVEN, "search.distribution=[70,20,10]", folder="plan", job=plan, name="plan")
+    run_sweep(SEVEN, "search.distribution=[70,20,10]", folder="plan", command="plan")
     planned = json.loads((tmp_path / "plan/plan.json").read_text())["evaluations"]
     for stage, counts in report["evaluations"].items():
         evaluations = counts["new"] / 2  # batches of each candidate
@@ -127,7 +111,7 @@ def test_seven_targets_pay_for_their_trunk_once(run_sweep: Any, tmp_path: Path) 
 
 
 def test_the_longest_trunk_runs_first_and_the_table_keeps_the_order_of_the_grid(
-    run_sweep: Any,
+    run_sweep: Sweep,
 ) -> None:
     outcome = run_sweep("search.target_ratio=[0.1,0.2,0.15]")
     started = [
@@ -141,7 +125,7 @@ def test_the_longest_trunk_runs_first_and_the_table_keeps_the_order_of_the_grid(
     ]
 
 
-def test_a_grid_over_everything(run_sweep: Any, token_file: Path, tmp_path: Path) -> None:
+def test_a_grid_over_everything(run_sweep: Sweep, token_file: Path, tmp_path: Path) -> None:
     """Strategies, orders of channels and two calibration files, on one pool: the same as alone."""
     other = tmp_path / "other.safetensors"
     other.write_bytes(_other_tokens(token_file))
@@ -167,8 +151,7 @@ def test_a_grid_over_everything(run_sweep: Any, token_file: Path, tmp_path: Path
             "search.target_ratio=0.2",
             store,
             folder=f"alone_{point['name']}",
-            job=prune,
-            name="prune",
+            command="prune",
         )
         assert (
             without_times(outcome.folder / point["folder"] / "trajectory.jsonl") == alone.trajectory
@@ -193,7 +176,7 @@ def _other_tokens(path: Path) -> bytes:
     return bytes(save({"input_ids": load(path.read_bytes())["input_ids"][::-1].copy()}))
 
 
-def test_strategies_are_files_of_a_group(run_sweep: Any) -> None:
+def test_strategies_are_files_of_a_group(run_sweep: Sweep) -> None:
     outcome = run_sweep(
         "search=[blockpruner,shortgpt,random]",
         "search.distribution=[1,0,0]",
@@ -208,7 +191,7 @@ def test_strategies_are_files_of_a_group(run_sweep: Any) -> None:
     ]
 
 
-def test_best_and_front(run_sweep: Any) -> None:
+def test_best_and_front(run_sweep: Sweep) -> None:
     report = report_of(run_sweep(SEVEN, "max_perplexity_ratio=100"))
     points = {point["name"]: point for point in report["points"]}
     value = {
@@ -227,7 +210,7 @@ def test_best_and_front(run_sweep: Any) -> None:
     assert (strict["best"] is None) == all(perplexity > dense for _, perplexity in value.values())
 
 
-def test_a_point_that_fails_does_not_stop_the_others(run_sweep: Any) -> None:
+def test_a_point_that_fails_does_not_stop_the_others(run_sweep: Sweep) -> None:
     outcome = run_sweep("search.target_ratio=[0.2,0.9,0.3]")
     assert outcome.status == 1
     assert {point["name"]: point["status"] for point in report_of(outcome)["points"]} == {
@@ -243,7 +226,7 @@ def test_a_point_that_fails_does_not_stop_the_others(run_sweep: Any) -> None:
 
 
 def test_a_sweep_killed_in_its_third_point_and_started_again(
-    run_sweep: Any, base: list[str], tmp_path: Path
+    run_sweep: Sweep, base: list[str], tmp_path: Path
 ) -> None:
     """The same table as of a sweep that nobody disturbed, and nothing is scored twice."""
     whole = run_sweep(SEVEN, f"store.url=sqlite:///{tmp_path}/whole.db", folder="whole")
@@ -310,7 +293,7 @@ def _without_process(point: dict[str, Any]) -> dict[str, Any]:
     } | evaluations
 
 
-def test_a_parent_run_and_a_run_for_each_point(run_sweep: Any, tmp_path: Path) -> None:
+def test_a_parent_run_and_a_run_for_each_point(run_sweep: Sweep, tmp_path: Path) -> None:
     outcome = run_sweep("search.target_ratio=[0.1,0.2,0.3]")
     report, client = report_of(outcome), MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     parent = client.get_run(report["tracking"]["run_id"])
@@ -331,7 +314,7 @@ def test_a_parent_run_and_a_run_for_each_point(run_sweep: Any, tmp_path: Path) -
 
 
 def test_points_are_evaluated_and_exported_once(
-    run_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data = save_reader(tmp_path / "reader"), save_tasks(tmp_path / "data", 4)
     words = (
@@ -362,7 +345,7 @@ def test_points_are_evaluated_and_exported_once(
     assert run_sweep(*words).status == 0
 
 
-def test_more_points_later(run_sweep: Any, tmp_path: Path) -> None:
+def test_more_points_later(run_sweep: Sweep, tmp_path: Path) -> None:
     run_sweep("search.target_ratio=[0.1,0.3]")
     before = rows_in_store(tmp_path / "scores.db")
     outcome = run_sweep("search.target_ratio=[0.1,0.2,0.3]")
@@ -441,7 +424,7 @@ def test_more_points_later(run_sweep: Any, tmp_path: Path) -> None:
     ],
 )
 def test_bad_grids_are_refused_before_anything_starts(
-    run_sweep: Any, words: tuple[str, ...], message: str
+    run_sweep: Sweep, words: tuple[str, ...], message: str
 ) -> None:
     outcome = run_sweep(*words)
     assert outcome.status == 2, outcome.output
@@ -494,7 +477,7 @@ def test_flags_stay_behind_the_grid() -> None:
     ]
 
 
-def test_a_damaged_point_is_searched_again(run_sweep: Any) -> None:
+def test_a_damaged_point_is_searched_again(run_sweep: Sweep) -> None:
     before = report_of(run_sweep("search.target_ratio=[0.1,0.2,0.3]"))
     folder = run_sweep("resume=true", bare=True).folder
     (folder / "target_ratio_0.1/trajectory.jsonl").unlink()
@@ -507,7 +490,7 @@ def test_a_damaged_point_is_searched_again(run_sweep: Any) -> None:
 
 
 def test_other_settings_in_the_folder_of_a_sweep_are_refused_before_anything_is_written(
-    run_sweep: Any,
+    run_sweep: Sweep,
 ) -> None:
     record = run_sweep("search.target_ratio=[0.1,0.2]").folder / "run.json"
     before = record.read_text()
@@ -520,7 +503,7 @@ def test_other_settings_in_the_folder_of_a_sweep_are_refused_before_anything_is_
 
 
 def test_a_sweep_goes_on_from_anywhere_and_its_folder_holds_no_password(
-    run_sweep: Any, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_sweep: Sweep, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 0.1)
     monkeypatch.chdir(token_file.parent)
@@ -547,7 +530,7 @@ def test_a_sweep_goes_on_from_anywhere_and_its_folder_holds_no_password(
 
 
 def test_it_goes_on_with_its_own_files_from_anywhere(
-    run_sweep: Any, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_sweep: Sweep, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Store and tracking by default lie under the folder that the first command was given in, of
     the sweep and of each of its points.
@@ -574,7 +557,7 @@ def test_it_goes_on_with_its_own_files_from_anywhere(
 
 
 def test_evaluators_have_the_memory_that_the_longest_sequences_take(
-    run_sweep: Any, monkeypatch: pytest.MonkeyPatch
+    run_sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = []
 

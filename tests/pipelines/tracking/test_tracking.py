@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from pipelines.config.redaction import masked_url, without_secrets
 from pipelines.tracking.tracker import TokenDataset, Tracker
-from tests.pipelines.conftest import Cli
+from tests.pipelines.conftest import Search
 
 
 def only_run(tmp_path: Path) -> tuple[MlflowClient, object]:
@@ -25,8 +25,8 @@ def only_run(tmp_path: Path) -> tuple[MlflowClient, object]:
     return client, run
 
 
-def test_a_run_is_described_in_full(cli: Cli, tmp_path: Path) -> None:
-    outcome = cli()
+def test_a_run_is_described_in_full(search: Search, tmp_path: Path) -> None:
+    outcome = search()
     client, run = only_run(tmp_path)
     lines = [
         json.loads(line) for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()
@@ -81,12 +81,12 @@ def test_a_run_is_described_in_full(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_resuming_goes_on_in_the_same_run_and_sends_no_point_twice(
-    cli: Cli, tmp_path: Path
+    search: Search, tmp_path: Path
 ) -> None:
-    cli()
+    search()
     path = tmp_path / "run/trajectory.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
-    outcome = cli("resume=true", bare=True)
+    outcome = search("resume=true", bare=True)
     client, run = only_run(tmp_path)
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "prune/perplexity")
@@ -95,18 +95,18 @@ def test_resuming_goes_on_in_the_same_run_and_sends_no_point_twice(
 
 
 def test_a_server_that_is_away_costs_nothing(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The search ends as ever and says what to do; once MLflow is back, resuming sends everything."""
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 1.0)
     started = time.monotonic()
-    outcome = cli("tracking.uri=http://127.0.0.1:9")
+    outcome = search("tracking.uri=http://127.0.0.1:9")
     assert outcome.status == 0, outcome.output
     assert time.monotonic() - started < 60
     assert "the search goes on, sending is tried again" in outcome.output
     assert "resume=true with this output_dir sends it again" in outcome.output
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 60.0)
-    again = cli("resume=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", bare=True)
+    again = search("resume=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", bare=True)
     assert again.status == 0, again.output
     client, run = only_run(tmp_path)
     assert [
@@ -115,14 +115,14 @@ def test_a_server_that_is_away_costs_nothing(
 
 
 def test_a_server_that_never_answers_slows_no_step(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
+    search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes connections and says nothing, as one that is overloaded."""
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         started = time.monotonic()
-        outcome = cli(f"tracking.uri=http://127.0.0.1:{server.getsockname()[1]}")
+        outcome = search(f"tracking.uri=http://127.0.0.1:{server.getsockname()[1]}")
         assert outcome.status == 0, outcome.output
         assert time.monotonic() - started < 60, "the search waited for MLflow"
     for thread in threading.enumerate():
@@ -187,17 +187,19 @@ def test_passwords_are_masked() -> None:
 
 
 def test_a_password_is_nowhere_in_what_a_run_leaves(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Searched for in every file of the folder and in all output, while the server that it is for
     refuses connections.
     """
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 3.0)
-    outcome = cli("tracking.uri=http://me:hunter2@127.0.0.1:9")
+    outcome = search("tracking.uri=http://me:hunter2@127.0.0.1:9")
     assert outcome.status == 0, outcome.output
     assert "127.0.0.1:9" in outcome.output
     assert "hunter2" not in outcome.output
     for path in outcome.folder.iterdir():
         assert b"hunter2" not in path.read_bytes(), path.name
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 60.0)
-    assert cli("resume=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", bare=True).status == 0
+    assert (
+        search("resume=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", bare=True).status == 0
+    )

@@ -1,0 +1,39 @@
+"""The options of a search of the tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SETTINGS = {
+    "model.dtype": "float32",
+    "calibration": "tokens",
+    "calibration.num_block_samples": "8",
+    "calibration.num_width_samples": "6",
+    "calibration.num_heldout_samples": "4",
+    "calibration.sequence_length": "32",
+    "calibration.batch_size": "4",
+    "search.target_ratio": "0.25",
+    "search.distribution": "[40,40,20]",
+    "search.mlp_group_channels": "16",
+    "search.head_group_channels": "16",
+}
+"""All three stages: about ten steps in a second."""
+
+
+def tiny_search(checkpoint: Path, token_file: Path, *changes: str) -> list[str]:
+    """`changes` take the place of the options with the same name."""
+    options = (
+        SETTINGS
+        | {"model.path": str(checkpoint), "calibration.path": str(token_file)}
+        | dict(change.split("=", 1) for change in changes)
+    )
+    return [f"{name}={value}" for name, value in options.items()]
+
+
+def places(folder: Path) -> list[str]:
+    """Evaluators in the process of the command; store and MLflow in this folder."""
+    return [
+        "cluster=inline",
+        f"store.url=sqlite:///{folder}/scores.db",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+    ]
