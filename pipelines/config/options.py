@@ -2,9 +2,9 @@
 
 Types and allowed values are those of the schemas; defaults are what `conf/` composes to. The
 meaning is the comment above an option, or behind it, in the file of `conf/` that introduces it: for
-a command's own options conf/COMMAND.yaml, for those of a group a file that extends no other of the
-group. Fields that no file sets (those of `expected`) are described in the docstring of their
-schema.
+a command's own options conf/COMMAND.yaml or a file that it extends, for those of a group a file
+that extends no other. Fields that no file sets (those of `expected`) are described in the docstring
+of their schema.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -186,20 +186,23 @@ def _options(
 
 def _texts(command: str, schema: type, prefix: str) -> dict[str, str]:
     if not prefix:
-        return comments(CONF / f"{command}.yaml")
+        path = CONF / f"{command}.yaml"
+        return described_in([*_extended(path), path])
     group = CONF / prefix.rstrip(".")
-    return introduced_in(group) if group.is_dir() else _described(schema)
+    if not group.is_dir():
+        return _described(schema)
+    return described_in([path for path in sorted(group.glob("*.yaml")) if not _extended(path)])
 
 
-def introduced_in(group: Path) -> dict[str, str]:
-    """The comments of the files of a group that extend no other of it.
+def described_in(paths: Iterable[Path]) -> dict[str, str]:
+    """The comments of several files.
 
     Raises:
         ValueError: an option is described in two of them.
     """
     found: dict[str, str] = {}
-    for path in sorted(group.glob("*.yaml")):
-        texts = {} if _extended(path) else comments(path)
+    for path in paths:
+        texts = comments(path)
         if twice := sorted(found.keys() & texts):
             raise ValueError(f"{path}: {', '.join(twice)}: described in another file as well")
         found |= texts
@@ -216,9 +219,10 @@ def _described(schema: type) -> dict[str, str]:
 
 
 def _extended(path: Path) -> list[Path]:
-    """The files of its group that a file extends directly."""
+    """The files that a file extends directly, its schema aside."""
     names = yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", [])
-    return [path.with_name(f"{name}.yaml") for name in names if name not in ("schema", "_self_")]
+    paths = [path.parent / f"{name}.yaml" for name in names if isinstance(name, str)]
+    return [path for path in paths if path.is_file()]
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from omegaconf import OmegaConf
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.grid import points_of
+from pipelines.config.options import COMMANDS
 from pipelines.config.overrides import CONF, option_names
 from pipelines.config.prune import PruneConfig
 from pipelines.config.schemas import register
 from pipelines.config.sweep import SweepConfig
 from tests.conftest import ROOT
 
-FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+FILES = sorted(
+    path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name != "base"
+)
 NEEDS_FILE = {"text", "tokens"}
 ENVIRONMENT = {
     "MULTIPRUNER_STORE_URL": "postgresql://me@db/scores",
@@ -42,6 +45,35 @@ def test_every_choice_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
             return
         config = PruneConfig.of(compose("prune", overrides=[f"{file.parent}={file.stem}", *needed]))
     assert config.problems() == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_hydra_only_composes(command: str) -> None:
+    """Without logs, folders and a working directory of its own: runs have their own."""
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        hydra = compose(command, return_hydra_config=True).hydra
+    assert hydra.job_logging.root is None
+    assert hydra.hydra_logging.root is None
+    assert hydra.output_subdir is None
+    assert (hydra.run.dir, hydra.sweep.dir, hydra.job.chdir) == (".", "outputs/multirun", False)
+
+
+def test_files_of_groups_and_experiments_lie_over_what_the_commands_share() -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        given = ["search=shortgpt", "calibration=alpaca", "experiment=multipruner/llama2_7b_22"]
+        both = [compose(command, overrides=given) for command in ("prune", "reproduce")]
+        cluster = compose("prune", overrides=["evaluation=full", "cluster=ray"])
+    for config in both:
+        assert config.search.strategy == "block_influence"  # of the file of the group
+        assert list(config.search.distribution) == [44, 52, 4]  # of the experiment
+        assert config.calibration.source == "alpaca"
+        assert config.model.path == "meta-llama/Llama-2-7b-hf"
+    assert list(both[1].evaluation.texts) == ["wikitext2"]
+    assert not both[1].evaluation.cost
+    assert list(cluster.evaluation.texts) == ["wikitext2"]
+    assert cluster.cluster.stall_timeout_s == 1800
 
 
 def test_experiments_say_how_to_run_them() -> None:

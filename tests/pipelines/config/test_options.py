@@ -13,7 +13,7 @@ from pipelines.config.options import (
     choices_of,
     chosen_by,
     comments,
-    introduced_in,
+    described_in,
     options_of,
     shown,
     title,
@@ -21,7 +21,7 @@ from pipelines.config.options import (
 from pipelines.config.overrides import CONF, option_names
 from pipelines.config.schemas import register
 
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+GROUPS = sorted(chosen_by("prune").keys() - {"experiment"})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -95,12 +95,22 @@ def test_the_meaning_is_the_comment_above_an_option_else_behind_it(tmp_path: Pat
 
 
 def test_an_option_of_a_group_is_described_once(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("defaults: [schema, _self_]\none: 1 # here\n")
-    (tmp_path / "b.yaml").write_text("defaults: [a, _self_]\none: 2 # why two\n")
-    assert introduced_in(tmp_path) == {"one": "here"}
-    (tmp_path / "c.yaml").write_text("defaults: [schema, _self_]\none: 3 # and there\n")
-    with pytest.raises(ValueError, match="one: described in another file as well"):
-        introduced_in(tmp_path)
+    (tmp_path / "a.yaml").write_text("one: 1 # here\n")
+    (tmp_path / "b.yaml").write_text("one: 2\ntwo: 3 # there\n")
+    assert described_in([tmp_path / "a.yaml", tmp_path / "b.yaml"]) == {
+        "one": "here",
+        "two": "there",
+    }
+    (tmp_path / "c.yaml").write_text("one: 3 # and there\n")
+    with pytest.raises(ValueError, match="c.yaml: one: described in another file as well"):
+        described_in([tmp_path / "a.yaml", tmp_path / "c.yaml"])
+
+
+def test_a_choice_that_extends_another_may_say_why_it_differs() -> None:
+    """As cluster=ray does of a time that it sets: the meaning stays that of the first file."""
+    assert "machines" in comments(CONF / "cluster/ray.yaml")["stall_timeout_s"]
+    of_prune = {option.name: option for option in options_of("prune")}
+    assert of_prune["cluster.stall_timeout_s"].meaning.startswith("Seconds")
 
 
 def test_values_are_shown_as_one_writes_them() -> None:
