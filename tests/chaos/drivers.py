@@ -22,7 +22,7 @@ import psutil
 
 from tests.chaos.leaks import wait_until
 from tests.conftest import ROOT
-from tests.pipelines.conftest import without_times
+from tests.pipelines.command import without_times
 
 _START_TIMEOUT_S = 300.0
 _GONE_TIMEOUT_S = 180.0

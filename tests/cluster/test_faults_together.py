@@ -38,7 +38,7 @@ from tests.cluster.command import Command, Status, at_work, tasks_in_flight
 from tests.cluster.mlflow_server import MlflowServer
 from tests.cluster.traces import Traces
 from tests.cluster.workload import make_workload
-from tests.pipelines.conftest import without_times
+from tests.pipelines.command import without_times
 from tests.postgres import PostgresServer
 from tests.ray_nodes import RayNode, RayNodes, new_token
 
