@@ -38,6 +38,9 @@ gpu-test: setup ## The tests of scoring on a GPU
 	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu \
 	  tests/workers tests/pruning/search/test_golden.py $(ARGS)
 
+short-tiers: setup ## The next three targets in a few minutes each (needs PostgreSQL)
+	$(BIN)/python -m pytest -m short_tier -s tests/cluster tests/chaos tests/soak $(ARGS)
+
 cluster-test: setup ## A search on four nodes that loses everything once (15 minutes, PostgreSQL)
 	$(BIN)/python -m pytest -m cluster -s tests/cluster $(ARGS)
 
@@ -99,6 +102,6 @@ stack-stop: ## Stop that stack; scores, runs and outputs stay
 clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
-.PHONY: help setup prune mlflow test gpu-test cluster-test chaos soak gguf-test
+.PHONY: help setup prune mlflow test gpu-test short-tiers cluster-test chaos soak gguf-test
 .PHONY: vllm-test bench reproduce lint type format image
 .PHONY: stack-env stack stack-prune stack-stop clean

@@ -39,7 +39,7 @@ layers, then the head.
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What to search: options of the command, and how long one core is expected to be busy with it."""
+    """What to search: options of the command, and how long one core should be busy with it."""
 
     options: tuple[str, ...]
     seconds: float
