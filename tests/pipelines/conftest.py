@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipelines.cli import launch
 from pipelines.config import grid, overrides
@@ -15,10 +16,29 @@ from tests.pipelines.command import Outcome, run_command
 from tests.tiny_search import places, tiny_search
 
 
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow without runs. Making its tables takes a second, which is most of what a
+    search of the tiny model takes.
+    """
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def arguments(tmp_path: Path, checkpoint_folder: Path, token_file: Path) -> list[str]:
+def store_and_tracking(tmp_path: Path, empty_mlflow: Path) -> list[str]:
+    """Both in the folder of the test, and evaluators in the process of the command."""
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    return places(tmp_path)
+
+
+@pytest.fixture
+def arguments(
+    checkpoint_folder: Path, token_file: Path, store_and_tracking: list[str]
+) -> list[str]:
     """A search of the tiny model in all three stages: about ten steps in a second."""
-    return [*tiny_search(checkpoint_folder, token_file), *places(tmp_path)]
+    return [*tiny_search(checkpoint_folder, token_file), *store_and_tracking]
 
 
 @pytest.fixture

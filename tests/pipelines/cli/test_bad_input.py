@@ -391,8 +391,9 @@ def test_a_url_that_should_be_in_the_environment(
     )
 
 
-def test_a_password_has_to_be_given_again(search: Search, tmp_path: Path) -> None:
+def test_a_password_has_to_be_given_again(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not saved, and the run must not go on with another store or server in silence."""
+    monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 0.1)
     outcome = search("tracking.uri=http://me:hunter2@127.0.0.1:9", "search.target_ratio=0.9")
     assert "http://me:***@127.0.0.1:9" in (outcome.folder / "config.yaml").read_text()
     refused_again = search("resume=true", bare=True)

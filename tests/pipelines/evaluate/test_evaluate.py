@@ -58,9 +58,9 @@ Evaluate = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(tmp_path: Path, data_dir: Path, cli: Cli) -> Evaluate:
+def run(data_dir: Path, cli: Cli, store_and_tracking: list[str]) -> Evaluate:
     """`run("model.path=...", folder="a")` evaluates, with what is not given from `mine`."""
-    mine = [f"evaluation.data_dir={data_dir}", "model.dtype=float32", *places(tmp_path)]
+    mine = [f"evaluation.data_dir={data_dir}", "model.dtype=float32", *store_and_tracking]
 
     def call(*overrides: str, folder: str = "evaluation") -> Outcome:
         given = list(overrides)

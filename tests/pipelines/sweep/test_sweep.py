@@ -584,16 +584,16 @@ def test_evaluators_have_the_memory_that_the_longest_sequences_take(
     assert max(ids.shape[1] for ids in spec.token_sets.values()) == 32
 
 
-def test_hydras_own_multirun_shares_the_store(base: list[str], tmp_path: Path) -> None:
-    words = [
+def test_hydras_own_multirun_shares_the_store(cli: Cli, base: list[str], tmp_path: Path) -> None:
+    outcome = cli(
+        "prune",
+        "--multirun",
         *base,
         "search.target_ratio=0.3,0.1",
         f"output_dir={tmp_path}/multi/${{search.target_ratio}}",
         f"hydra.sweep.dir={tmp_path}/multirun",
-    ]
-    command = [sys.executable, "-m", "pipelines.prune", "--multirun", *words]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    )
+    assert outcome.status == 0, outcome.output
     first, second = (
         json.loads((tmp_path / "multi" / target / "summary.json").read_text())
         for target in ("0.3", "0.1")
