@@ -21,6 +21,7 @@ from pruning.costs.accounting import Accounting
 from pruning.export.folder import Export, write_export
 from pruning.importance.channel_order import channel_order
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import LayerShape, ModelShape
 
 ALLOWANCE_BYTES = 500_000_000
@@ -105,7 +106,7 @@ def export(folder: Path, target: Path) -> Footprint:
     narrowed = LayerShape(geometry.kv_heads // 2, geometry.mlp_channels // 2)
     layers = [narrowed if index % 2 else full for index, full in enumerate(accounting.dense.layers)]
     layers[0], layers[2] = LayerShape(0, geometry.mlp_channels), LayerShape(geometry.kv_heads, 0)
-    order = channel_order(checkpoint.load(dtype="float32"), accounting.family, geometry, "l1")
+    order = channel_order(LoadedModel.of(checkpoint.load(dtype="float32")), "l1")
     gc.collect()
     described = {"model": {"name": "random", "hub_id": None}}
     write_export(

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
 from pruning.calibration.token_sets import TokenSet
-from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import Importance, channel_order, reorder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
@@ -33,11 +33,10 @@ def run(*, dtype: str = "auto", num_windows: int = 8) -> Report:
     text, calibration = subject.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
     wikitext = subject.wikitext(checkpoint, num_windows, SEQUENCE_LENGTH)
     sets = {text: calibration} | ({} if wikitext is None else {"WikiText-2": wikitext})
-    accounting = Accounting(checkpoint.config())
-    rows = [_row("dense", checkpoint.load(dtype=dtype), accounting, 0.0, sets)]
+    rows = [_row("dense", LoadedModel.of(checkpoint.load(dtype=dtype)), 0.0, sets)]
     for importance in ORDERS:
-        model = sorted_model(checkpoint, accounting, importance, calibration, dtype)
-        rows += [_row(importance, model, accounting, share, sets) for share in SHARES]
+        dense = sorted_model(checkpoint, importance, calibration, dtype)
+        rows += [_row(importance, dense, share, sets) for share in SHARES]
     settings = {
         "model": subject.MODEL,
         "dtype": dtype,
@@ -54,18 +53,13 @@ def run(*, dtype: str = "auto", num_windows: int = 8) -> Report:
 
 
 def sorted_model(
-    checkpoint: Checkpoint,
-    accounting: Accounting,
-    importance: Importance,
-    calibration: TokenSet,
-    dtype: str,
-) -> PreTrainedModel:
+    checkpoint: Checkpoint, importance: Importance, calibration: TokenSet, dtype: str
+) -> LoadedModel:
     """A fresh copy of the model with its weights in that order."""
-    model = checkpoint.load(dtype=dtype)
+    dense = LoadedModel.of(checkpoint.load(dtype=dtype))
     batches = (torch.from_numpy(batch) for batch in calibration.batches(BATCH_SIZE))
-    order = channel_order(model, accounting.family, accounting.geometry, importance, batches)
-    reorder(model, accounting.family, accounting.geometry, order)
-    return model
+    reorder(dense, channel_order(dense, importance, batches))
+    return dense
 
 
 def narrowed(dense: ModelShape, share: float) -> ModelShape:
@@ -87,18 +81,12 @@ def perplexity(model: PreTrainedModel, tokens: TokenSet) -> float:
     return math.exp(total / (tokens.num_sequences * (tokens.sequence_length - 1)))
 
 
-def _row(
-    name: str,
-    model: PreTrainedModel,
-    accounting: Accounting,
-    share: float,
-    sets: dict[str, TokenSet],
-) -> tuple[str, ...]:
-    with masked(model, accounting.family, accounting.geometry, narrowed(accounting.dense, share)):
+def _row(name: str, dense: LoadedModel, share: float, sets: dict[str, TokenSet]) -> tuple[str, ...]:
+    with masked(dense, narrowed(dense.geometry.dense, share)):
         return (
             name,
             f"{share:.1%}",
-            *(f"{perplexity(model, tokens):,.1f}" for tokens in sets.values()),
+            *(f"{perplexity(dense.model, tokens):,.1f}" for tokens in sets.values()),
         )
 
 

@@ -95,15 +95,15 @@ def measure(num_candidates: int) -> Footprint:
     evaluator = Evaluator(EvaluatorSpec(checkpoint, "float32", sets, NUM_SEQUENCES))
     loaded_bytes = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # from here on the kernel keeps a new peak
-    order = ChannelOrder.as_stored(evaluator.geometry)
+    order = ChannelOrder.as_stored(evaluator.dense.geometry)
     evaluator.set_order(order)
     sorted_bytes = psutil.Process().memory_info().rss
-    candidates = block_removals(evaluator.geometry)[:num_candidates]
+    candidates = block_removals(evaluator.dense.geometry)[:num_candidates]
     result = evaluator.run(
-        ScoreTask("block", 0, evaluator.geometry.dense.text, candidates, order.fingerprint)
+        ScoreTask("block", 0, evaluator.dense.geometry.dense.text, candidates, order.fingerprint)
     )
     assert isinstance(result, ScoreResult)
-    model_bytes = sum(parameter.nbytes for parameter in evaluator.model.parameters())
+    model_bytes = sum(parameter.nbytes for parameter in evaluator.dense.model.parameters())
     return Footprint(
         model_bytes, loaded_bytes, sorted_bytes, _peak_bytes(), len(candidates), result.seconds
     )

@@ -13,12 +13,13 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
 from pruning.models.dtypes import resolve_dtype
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
 from pruning.search.greedy import GreedySearch
@@ -52,10 +53,10 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     accounting = Accounting(checkpoint.config())
     candidates = block_candidates(accounting)
     with _one_thread():
-        model = checkpoint.load(dtype=dtype)
+        dense = LoadedModel.of(checkpoint.load(dtype=dtype))
         input_ids_BT = torch.from_numpy(tokens.input_ids)
-        sequence_nll(model, input_ids_BT)  # the first forward of a process is slower
-        rounds = [measure(model, accounting, candidates, input_ids_BT) for _ in range(num_rounds)]
+        sequence_nll(dense.model, input_ids_BT)  # the first forward of a process is slower
+        rounds = [measure(dense, candidates, input_ids_BT) for _ in range(num_rounds)]
     settings = {
         "model": subject.MODEL,
         "dtype, threads": f"{dtype}, 1",
@@ -68,25 +69,17 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
 
 
 def measure(
-    model: PreTrainedModel,
-    accounting: Accounting,
-    candidates: Sequence[ModelShape],
-    input_ids_BT: torch.Tensor,
+    dense: LoadedModel, candidates: Sequence[ModelShape], input_ids_BT: torch.Tensor
 ) -> Round:
-    """One round: the two ways take turns candidate by candidate, so that what else the machine does
-    meets both alike.
+    """One round: the two ways are interleaved candidate by candidate, so that background load
+    affects both equally.
     """
-    family, geometry = accounting.family, accounting.geometry
-    prefix, reused_s = _timed(
-        partial(run_prefix, model, family, geometry, accounting.dense, input_ids_BT)
-    )
+    prefix, reused_s = _timed(partial(run_prefix, dense, dense.geometry.dense, input_ids_BT))
     whole_s = 0.0
     for candidate in candidates:
-        reused, seconds = _timed(
-            partial(score_candidates, model, family, geometry, prefix, [candidate])
-        )
+        reused, seconds = _timed(partial(score_candidates, dense, prefix, [candidate]))
         reused_s += seconds
-        whole, seconds = _timed(partial(_score_whole, model, accounting, candidate, input_ids_BT))
+        whole, seconds = _timed(partial(_score_whole, dense, candidate, input_ids_BT))
         whole_s += seconds
         assert torch.equal(whole, reused[0]), (
             f"{candidate.text}: {whole.tolist()} from the embedding up, {reused[0].tolist()} "
@@ -171,13 +164,10 @@ def _report(settings: dict[str, str], rounds: Sequence[Round], allowed: float) -
 
 
 def _score_whole(
-    model: PreTrainedModel,
-    accounting: Accounting,
-    candidate: ModelShape,
-    input_ids_BT: torch.Tensor,
+    dense: LoadedModel, candidate: ModelShape, input_ids_BT: torch.Tensor
 ) -> torch.Tensor:
-    with masked(model, accounting.family, accounting.geometry, candidate):
-        return sequence_nll(model, input_ids_BT)
+    with masked(dense, candidate):
+        return sequence_nll(dense.model, input_ids_BT)
 
 
 def _timed(call: Callable[[], T]) -> tuple[T, float]:

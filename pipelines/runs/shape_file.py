@@ -12,6 +12,7 @@ from pruning.errors import InputError
 from pruning.export.authors_config import read_authors_config
 from pruning.importance.channel_order import ChannelOrder, Importance, channel_order
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
 
 
@@ -60,9 +61,9 @@ def order_of(
             "importance=l1 (the published order) or none (as stored), or run= instead of shape="
         )
     if importance == "l1" and narrowed:
-        model = checkpoint.load(dtype=checkpoint.stored_dtype())
-        order = channel_order(model, accounting.family, geometry, cast("Importance", importance))
-        del model
+        dense = LoadedModel.of(checkpoint.load(dtype=checkpoint.stored_dtype()))
+        order = channel_order(dense, cast("Importance", importance))
+        del dense
         gc.collect()  # modules refer to one another; the export loads the model again
         return order
     return ChannelOrder.as_stored(geometry)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from pruning.canonical_json import dump_json
 from pruning.export import configuration_decilm, modeling_decilm, modeling_pruned
 from pruning.export.llama_like import llama_problems, rope_parameters
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.export.transformers import copy_tokenizer
 from pruning.models.families import Family
@@ -69,14 +69,14 @@ def problems(
     return llama_problems(config, "decilm")
 
 
-def write(folder: Path, subject: Subject, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+def write(folder: Path, source: ExportSource, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """Writes configuration, code, weights and tokenizer; returns the number of values in the
     weights, zeros that fill up heads included.
     """
-    model, geometry = subject.model, subject.geometry
-    layers = layers_of(subject.shape, subject.family)
+    model, geometry = source.dense.model, source.dense.geometry
+    layers = layers_of(source.shape, source.dense.family)
     (folder / "config.json").write_text(
-        dump_json(decilm_config(model.config, geometry, layers, subject.dtype)), encoding="utf-8"
+        dump_json(decilm_config(model.config, geometry, layers, source.dtype)), encoding="utf-8"
     )
     for path in CODE:
         code = path.read_text(encoding="utf-8").replace(
@@ -85,11 +85,11 @@ def write(folder: Path, subject: Subject, *, max_shard_bytes: int = MAX_SHARD_BY
         (folder / path.name).write_text(code, encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    copy_tokenizer(subject.tokenizer_folder, folder)
+    copy_tokenizer(source.tokenizer_folder, folder)
     return write_shards(
         folder,
-        lambda: _tensors(subject, layers),
-        dtype=subject.dtype,
+        lambda: _tensors(source, layers),
+        dtype=source.dtype,
         max_shard_bytes=max_shard_bytes,
     )
 
@@ -175,12 +175,12 @@ def _kv_heads(number: int, layer: PrunedLayer, geometry: Geometry) -> int:
 
 
 def _tensors(
-    subject: Subject, layers: tuple[PrunedLayer, ...]
+    source: ExportSource, layers: tuple[PrunedLayer, ...]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    prefix, geometry = subject.family.layers + ".", subject.geometry
+    prefix, geometry = source.dense.family.layers + ".", source.dense.geometry
     if not layers[0].kv_heads:
-        yield from _zero_attention(f"{prefix}0.", subject.model.config, geometry)
-    for name, tensor in pruned_tensors(subject.model, subject.family, geometry, layers):
+        yield from _zero_attention(f"{prefix}0.", source.dense.model.config, geometry)
+    for name, tensor in pruned_tensors(source.dense, layers):
         number, _, inside = name.removeprefix(prefix).partition(".")
         if name.startswith(prefix) and inside.startswith("self_attn."):
             layer = layers[int(number)]

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ExportError, InputError
 from pruning.export import decilm, gguf, transformers
 from pruning.export.manifest import BAD, UNVERIFIED, VERIFIED, write_manifest
 from pruning.export.model_card import model_card
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer
 from pruning.export.verify_gguf import PACKAGE, has_llama_cpp, verify_gguf
 from pruning.export.verify_transformers import TOLERANCES, passed, probe_tokens, verify_export
@@ -26,6 +26,7 @@ from pruning.importance.channel_order import ChannelOrder, reorder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import Family
 from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 
@@ -162,28 +163,26 @@ def _check_room(export: Export, parent: Path) -> None:
 
 def _write(export: Export, folder: Path) -> dict[str, Any]:
     form, accounting, shape = FORMATS[export.format], export.accounting, export.shape
-    family, geometry = accounting.family, accounting.geometry
     stored = export.checkpoint.stored_dtype()
     dtype = stored if export.dtype == "auto" else export.dtype
-    model = export.checkpoint.load(dtype=stored)
-    reorder(model, family, geometry, export.order)
-    tokens = probe_tokens(
-        model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or 48
-    )
-    logits = _masked_logits(model, family, geometry, shape, tokens)
+    dense = LoadedModel.of(export.checkpoint.load(dtype=stored))
+    config = dense.model.config
+    reorder(dense, export.order)
+    tokens = probe_tokens(config.vocab_size, getattr(config, "max_position_embeddings", None) or 48)
+    logits = _masked_logits(dense, shape, tokens)
     num_values = form.write(
         folder,
-        Subject(model, family, geometry, shape, export.checkpoint.folder, getattr(torch, dtype)),
+        ExportSource(dense, shape, export.checkpoint.folder, getattr(torch, dtype)),
         **export.options,
     )
-    del model
+    del dense
     gc.collect()  # modules refer to one another; the fresh process needs the room
     description: dict[str, Any] = {
         "format": export.format,
         **export.description,
         "dtype": dtype,
         "shape": shape.text,
-        "layers": [asdict(layer) for layer in form.layers_of(shape, family)],
+        "layers": [asdict(layer) for layer in form.layers_of(shape, accounting.family)],
         "ratio": accounting.ratio(shape),
         "num_parameters": {
             "dense": accounting.num_dense_parameters,
@@ -218,13 +217,7 @@ def _verified(
 
 
 @torch.inference_mode()
-def _masked_logits(
-    model: PreTrainedModel,
-    family: Family,
-    geometry: Geometry,
-    shape: ModelShape,
-    tokens: torch.Tensor,
-) -> torch.Tensor:
-    with masked(model, family, geometry, shape):
-        logits: torch.Tensor = model(tokens, use_cache=False).logits
+def _masked_logits(dense: LoadedModel, shape: ModelShape, tokens: torch.Tensor) -> torch.Tensor:
+    with masked(dense, shape):
+        logits: torch.Tensor = dense.model(tokens, use_cache=False).logits
     return logits

@@ -24,7 +24,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from pruning.errors import InputError
 from pruning.export.gguf_tokenizer import Field, tokenizer_fields
 from pruning.export.llama_like import llama_problems, rope_parameters
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.models.families import Family
 from pruning.models.geometry import Geometry
@@ -108,12 +108,12 @@ def file_name(dtype: torch.dtype) -> str:
     return f"model-{FILE_TYPES[dtype][0]}.gguf"
 
 
-def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None) -> int:
+def write(folder: Path, source: ExportSource, *, tokenizer_gguf: Path | None = None) -> int:
     """Writes the file, one tensor at a time.
 
     Args:
         tokenizer_gguf: a GGUF of the dense model, whose tokenizer is copied; without one it is made
-            from the files in `subject.tokenizer_folder`.
+            from the files in `source.tokenizer_folder`.
 
     Returns:
         Number of values in the file, zeros that fill it up included.
@@ -121,20 +121,20 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
     Raises:
         InputError: the tokenizer cannot be told to llama.cpp.
     """
-    config, geometry = subject.model.config, subject.geometry
-    layers = layers_of(subject.shape, subject.family)
-    vocabulary = tokenizer_fields(subject.tokenizer_folder, config.vocab_size, tokenizer_gguf)
+    config, geometry = source.dense.model.config, source.dense.geometry
+    layers = layers_of(source.shape, source.dense.family)
+    vocabulary = tokenizer_fields(source.tokenizer_folder, config.vocab_size, tokenizer_gguf)
     entries = [
-        *_pruned(subject, layers),
+        *_pruned(source, layers),
         *_stand_ins(layers, config.hidden_size, geometry),
         *_rotary_factors(config, geometry),
     ]
-    writer = GGUFWriter(folder / file_name(subject.dtype), ARCHITECTURE)
+    writer = GGUFWriter(folder / file_name(source.dtype), ARCHITECTURE)
     _add_settings(writer, config, geometry, layers)
-    writer.add_file_type(FILE_TYPES[subject.dtype][1])
+    writer.add_file_type(FILE_TYPES[source.dtype][1])
     _add_fields(writer, vocabulary)
     for entry in entries:
-        stored = _stored_type(entry, subject.dtype)
+        stored = _stored_type(entry, source.dtype)
         num_bytes = math.prod(entry.shape) * stored.itemsize
         writer.add_tensor_info(
             entry.name, entry.shape, np.dtype(np.float32), num_bytes, FILE_TYPES[stored][2]
@@ -144,7 +144,7 @@ def write(folder: Path, subject: Subject, *, tokenizer_gguf: Path | None = None)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for entry in entries:
-            writer.write_tensor_data(_values(entry, _stored_type(entry, subject.dtype)))
+            writer.write_tensor_data(_values(entry, _stored_type(entry, source.dtype)))
     finally:
         writer.close()
     return sum(math.prod(entry.shape) for entry in entries)
@@ -160,10 +160,10 @@ def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     )
 
 
-def _pruned(subject: Subject, layers: tuple[PrunedLayer, ...]) -> Iterator[Entry]:
+def _pruned(source: ExportSource, layers: tuple[PrunedLayer, ...]) -> Iterator[Entry]:
     """The pruned model's tensors, which are views of the dense model's."""
-    prefix, geometry = subject.family.layers + ".", subject.geometry
-    for name, tensor in pruned_tensors(subject.model, subject.family, geometry, layers):
+    prefix, geometry = source.dense.family.layers + ".", source.dense.geometry
+    for name, tensor in pruned_tensors(source.dense, layers):
         module, _, kind = name.rpartition(".")
         if not name.startswith(prefix):
             yield Entry(f"{_OUTSIDE[module]}.{kind}", tensor, tuple(tensor.shape))

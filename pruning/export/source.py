@@ -8,26 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from pruning.models.families import Family
-from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subject:
-    """A dense model, sorted, with what describes it.
+class ExportSource:
+    """What every format writes.
 
     Args:
-        model: weights as they are stored; writers cast one tensor at a time.
+        dense: sorted, with weights as they are stored; writers cast one tensor at a time.
+        shape: what remains of it.
         tokenizer_folder: the dense checkpoint's folder.
         dtype: of the tensors that are written.
     """
 
-    model: PreTrainedModel
-    family: Family
-    geometry: Geometry
+    dense: LoadedModel
     shape: ModelShape
     tokenizer_folder: Path
     dtype: torch.dtype

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from pruning.errors import InputError
-from pruning.models.families import Cut, Family, cut_views
+from pruning.models.families import Cut, cut_views
 from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import LayerShape, ModelShape
 
 
@@ -63,7 +63,7 @@ def pruned_layers(shape: ModelShape, *, pair: bool) -> tuple[PrunedLayer, ...]:
 
 
 def pruned_tensors(
-    model: PreTrainedModel, family: Family, geometry: Geometry, layers: Sequence[PrunedLayer]
+    loaded: LoadedModel, layers: Sequence[PrunedLayer]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of every tensor of the pruned model, layer by layer, cut from a dense, sorted
     one.
@@ -75,6 +75,7 @@ def pruned_tensors(
     Raises:
         ValueError: a block is narrowed in a family that is pruned by whole blocks only.
     """
+    family, geometry = loaded.family, loaded.geometry
     dense = geometry.dense.layers[0]
     if not family.prunes_widths and any(
         layer.kv_heads not in (0, dense.kv_heads)
@@ -85,7 +86,7 @@ def pruned_tensors(
     prefix = family.layers + "."
     inside: list[dict[str, torch.Tensor]] = [{} for _ in range(geometry.num_layers)]
     seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in loaded.model.state_dict(keep_vars=True).items():
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
@@ -95,24 +96,21 @@ def pruned_tensors(
         else:
             yield name, tensor
     for number, layer in enumerate(layers):
-        for rest, tensor in _tensors_of(layer, inside, model, family, geometry):
+        for rest, tensor in _tensors_of(layer, inside, loaded):
             yield f"{prefix}{number}.{rest}", tensor
 
 
 def _tensors_of(
-    layer: PrunedLayer,
-    inside: Sequence[dict[str, torch.Tensor]],
-    model: PreTrainedModel,
-    family: Family,
-    geometry: Geometry,
+    layer: PrunedLayer, inside: Sequence[dict[str, torch.Tensor]], loaded: LoadedModel
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Attention, MLP and their norms each from the dense layer that they come from; the rest from
     `layer.source`.
     """
+    family, layers = loaded.family, loaded.layers
     attention, mlp = (family.attention, *family.attention_norms), (family.mlp, *family.mlp_norms)
     for source in sorted({layer.source, layer.attention, layer.mlp} - {None}):  # type: ignore[type-var]
         assert source is not None
-        module = family.decoder_layers(model)[source]
+        module = layers[source]
         for rest, tensor in inside[source].items():
             if _belongs(rest, attention):
                 wanted, block, cuts = (
@@ -132,7 +130,7 @@ def _tensors_of(
                         tensor,
                         module.get_submodule(block),
                         cuts,
-                        geometry,
+                        loaded.geometry,
                         layer,
                     ),
                 )

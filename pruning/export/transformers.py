@@ -23,10 +23,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from pruning.errors import InputError
 from pruning.export import modeling_pruned
 from pruning.export.modeling_pruned import PrunedLayers
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.models.families import FAMILIES, Family
 from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
 from pruning.models.shards import MAX_SHARD_BYTES, write_shards
 from pruning.shape import ModelShape
 
@@ -151,23 +152,23 @@ def problems(
     return []
 
 
-def write(folder: Path, subject: Subject, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+def write(folder: Path, source: ExportSource, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """Writes configuration, code, weights and tokenizer; returns the number of values in the
     weights.
     """
-    model, family, geometry = subject.model, subject.family, subject.geometry
-    layers = layers_of(subject.shape, family)
-    config = pruned_config(model.config, family, geometry, layers)
-    config.dtype = subject.dtype
+    dense, model = source.dense, source.dense.model
+    layers = layers_of(source.shape, dense.family)
+    config = pruned_config(model.config, dense.family, dense.geometry, layers)
+    config.dtype = source.dtype
     config.save_pretrained(folder)
     (folder / CODE).write_text(source_code(model.config.model_type), encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    copy_tokenizer(subject.tokenizer_folder, folder)
+    copy_tokenizer(source.tokenizer_folder, folder)
     return write_shards(
         folder,
-        lambda: pruned_tensors(model, family, geometry, layers),
-        dtype=subject.dtype,
+        lambda: pruned_tensors(dense, layers),
+        dtype=source.dtype,
         max_shard_bytes=max_shard_bytes,
     )
 
@@ -179,23 +180,20 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def pruned_model(
-    model: PreTrainedModel, family: Family, geometry: Geometry, shape: ModelShape
-) -> PreTrainedModel:
+def pruned_model(dense: LoadedModel, shape: ModelShape) -> PreTrainedModel:
     """The pruned model of a dense, sorted one, as it will be when its folder is opened.
 
     Its tensors are views of the dense model's, so that no second copy is made; nothing may change
     the dense model afterwards.
     """
-    layers = layers_of(shape, family)
-    config = pruned_config(model.config, family, geometry, layers)
+    model = dense.model
+    layers = layers_of(shape, dense.family)
+    config = pruned_config(model.config, dense.family, dense.geometry, layers)
     with torch.device("meta"):
         pruned: PreTrainedModel = _classes(model.config.model_type)[2]._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-    tensors = {
-        name: tensor.detach() for name, tensor in pruned_tensors(model, family, geometry, layers)
-    }
+    tensors = {name: tensor.detach() for name, tensor in pruned_tensors(dense, layers)}
     missing, unexpected = pruned.load_state_dict(tensors, strict=False, assign=True)
     pruned.tie_weights()
     _check_names(pruned, missing, unexpected)

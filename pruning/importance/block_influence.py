@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from pruning.canonical_json import dump_json
 from pruning.errors import ScoringError
-from pruning.models.families import Family
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import Removal
 
 SOURCE = (
@@ -93,9 +92,7 @@ class BlockInfluence:
 
 
 @torch.inference_mode()
-def layer_similarity(
-    model: PreTrainedModel, family: Family, input_ids_BT: torch.Tensor
-) -> LayerSimilarity:
+def layer_similarity(loaded: LoadedModel, input_ids_BT: torch.Tensor) -> LayerSimilarity:
     """Runs a dense model on one batch without padding.
 
     Cosines are computed in float32 and added in float64.
@@ -111,7 +108,7 @@ def layer_similarity(
         sums.append(float(cosine_BT.double().sum()))
 
     with ExitStack() as hooks:
-        for layer in family.decoder_layers(model):
+        for layer in loaded.layers:
             hooks.callback(layer.register_forward_hook(add, with_kwargs=True).remove)
-        model.base_model(input_ids=input_ids_BT, use_cache=False)
+        loaded.model.base_model(input_ids=input_ids_BT, use_cache=False)
     return LayerSimilarity(tuple(sums), input_ids_BT.numel())

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
 
-from pruning.models.families import Cut, Family, blocks
+from pruning.models.families import Cut, Family
 from pruning.models.geometry import Geometry, Part
+from pruning.models.loaded_model import LoadedModel
 
 Importance = Literal["activation", "l1", "none"]
 
@@ -73,11 +73,7 @@ class ChannelOrder:
 
 @torch.inference_mode()
 def channel_order(
-    model: PreTrainedModel,
-    family: Family,
-    geometry: Geometry,
-    importance: Importance,
-    batches: Iterable[torch.Tensor] = (),
+    loaded: LoadedModel, importance: Importance, batches: Iterable[torch.Tensor] = ()
 ) -> ChannelOrder:
     """The order of a dense model as stored. Equal importances keep their stored order.
 
@@ -85,15 +81,16 @@ def channel_order(
     (METHOD: "Beyond the paper") multiplies the norm of each column of `down_proj` and `o_proj` with
     the norm of what flows into it over `batches` (int64 [B, T] each).
     """
+    family, geometry = loaded.family, loaded.geometry
     if importance == "none" or not family.prunes_widths:
         return ChannelOrder.as_stored(geometry)
     if importance == "l1":
         scores = [
             (_l1_of_kv_heads(attention, family, geometry), _l1_of_channels(mlp, family, geometry))
-            for attention, mlp in blocks(model, family)
+            for attention, mlp in loaded.blocks
         ]
     else:
-        scores = _activation_scores(model, family, geometry, batches)
+        scores = _activation_scores(loaded, batches)
     return ChannelOrder(
         np.stack([_descending(heads) for heads, _ in scores]),
         np.stack([_descending(channels) for _, channels in scores]),
@@ -101,16 +98,15 @@ def channel_order(
 
 
 @torch.inference_mode()
-def reorder(
-    model: PreTrainedModel, family: Family, geometry: Geometry, order: ChannelOrder
-) -> None:
+def reorder(loaded: LoadedModel, order: ChannelOrder) -> None:
     """Sorts the weights of a dense model in place, one parameter at a time.
 
     The model computes the same function.
     """
+    family, geometry = loaded.family, loaded.geometry
     if not family.prunes_widths:
         return
-    for index, (attention, mlp) in enumerate(blocks(model, family)):
+    for index, (attention, mlp) in enumerate(loaded.blocks):
         for block, cuts in ((attention, family.attention_cuts), (mlp, family.mlp_cuts)):
             for cut in cuts:
                 _permute(
@@ -149,12 +145,12 @@ def _row_norms(
 
 
 def _activation_scores(
-    model: PreTrainedModel, family: Family, geometry: Geometry, batches: Iterable[torch.Tensor]
+    loaded: LoadedModel, batches: Iterable[torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    columns = (_column_cut(family.attention_cuts), _column_cut(family.mlp_cuts))
+    columns = (_column_cut(loaded.family.attention_cuts), _column_cut(loaded.family.mlp_cuts))
     modules = [
         block.get_submodule(cut.module)
-        for pair in blocks(model, family)
+        for pair in loaded.blocks
         for block, cut in zip(pair, columns, strict=True)
     ]
     squares: list[torch.Tensor | None] = [None] * len(modules)
@@ -171,13 +167,13 @@ def _activation_scores(
             )
             hooks.callback(handle.remove)
         for batch in batches:
-            model.base_model(input_ids=batch, use_cache=False)
+            loaded.model.base_model(input_ids=batch, use_cache=False)
     scores = []
     for module, square in zip(modules, squares, strict=True):
         assert square is not None
         assert isinstance(module.weight, torch.Tensor)
         scores.append(square.sqrt() * module.weight.double().norm(dim=0).cpu())
-    heads = [score.view(geometry.kv_heads, -1).mean(dim=1) for score in scores[0::2]]
+    heads = [score.view(loaded.geometry.kv_heads, -1).mean(dim=1) for score in scores[0::2]]
     return list(zip(heads, scores[1::2], strict=True))
 
 

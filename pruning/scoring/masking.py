@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pruning.models.families import Cut, Family, blocks, cut_views
+from pruning.models.families import Cut, Family, cut_views
 from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import LayerShape, ModelShape
 
 
@@ -50,9 +51,7 @@ class NarrowedProjection(nn.Module):
 
 
 @contextmanager
-def masked(
-    model: nn.Module, family: Family, geometry: Geometry, shape: ModelShape
-) -> Iterator[None]:
+def masked(loaded: LoadedModel, shape: ModelShape) -> Iterator[None]:
     """Makes a dense, sorted model compute as `shape` while the context is open. Nothing is copied.
 
     On the way out, by an exception too, every module and parameter is back in place: the same
@@ -61,16 +60,16 @@ def masked(
     Raises:
         ValueError: the shape narrows a block of a family that is pruned by whole blocks only.
     """
+    family, geometry, layers = loaded.family, loaded.geometry, loaded.layers
     full = geometry.dense
     with ExitStack() as undo:
-        layers = family.decoder_layers(model)
-        for index, (attention, mlp) in enumerate(blocks(model, family)):
+        for index, (attention, mlp) in enumerate(loaded.blocks):
             kept, dense = shape.layers[index], full.layers[index]
             if kept.kv_heads == 0:
                 _replace_module(undo, layers[index], family.attention, RemovedAttention())
             elif kept.kv_heads < dense.kv_heads:
                 _narrow(undo, attention, family.attention_cuts, geometry, kept, dense)
-                set_head_counts(attention, family, geometry, kept, undo)
+                _set_head_counts(undo, attention, family, geometry, kept)
             if kept.mlp_channels == 0:
                 _replace_module(undo, layers[index], family.mlp, RemovedMLP())
             elif kept.mlp_channels < dense.mlp_channels:
@@ -78,12 +77,8 @@ def masked(
         yield
 
 
-def set_head_counts(
-    attention: nn.Module,
-    family: Family,
-    geometry: Geometry,
-    layer: LayerShape,
-    undo: ExitStack | None = None,
+def _set_head_counts(
+    undo: ExitStack, attention: nn.Module, family: Family, geometry: Geometry, layer: LayerShape
 ) -> None:
     """Tells an attention module how many heads it has left, for the families that read it from
     attributes instead of from the tensors.
@@ -133,7 +128,6 @@ def _replace_module(undo: ExitStack, parent: nn.Module, path: str, module: nn.Mo
     parent.set_submodule(path, module)
 
 
-def _set(undo: ExitStack | None, target: Any, name: str, value: Any) -> None:
-    if undo is not None:
-        undo.callback(setattr, target, name, getattr(target, name))
+def _set(undo: ExitStack, target: Any, name: str, value: Any) -> None:
+    undo.callback(setattr, target, name, getattr(target, name))
     setattr(target, name, value)

@@ -18,8 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from pruning.models.families import Family
-from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 
@@ -80,35 +79,25 @@ class Prefix:
 
 
 @torch.inference_mode()
-def run_prefix(
-    model: PreTrainedModel,
-    family: Family,
-    geometry: Geometry,
-    base: ModelShape,
-    input_ids_BT: torch.Tensor,
-) -> Prefix:
+def run_prefix(loaded: LoadedModel, base: ModelShape, input_ids_BT: torch.Tensor) -> Prefix:
     """Runs the current shape once, and keeps what each layer returned, for all candidates that are
     one removal away from it.
     """
     outputs: list[Any] = []
-    with masked(model, family, geometry, base), ExitStack() as hooks:
-        for layer in family.decoder_layers(model):
+    with masked(loaded, base), ExitStack() as hooks:
+        for layer in loaded.layers:
             hooks.callback(
                 layer.register_forward_hook(
                     lambda _module, _inputs, output: outputs.append(output)
                 ).remove
             )
-        model.base_model(input_ids=input_ids_BT, use_cache=False)
+        loaded.model.base_model(input_ids=input_ids_BT, use_cache=False)
     return Prefix(base, input_ids_BT, tuple(outputs))
 
 
 @torch.inference_mode()
 def score_candidates(
-    model: PreTrainedModel,
-    family: Family,
-    geometry: Geometry,
-    prefix: Prefix,
-    candidates: Sequence[ModelShape],
+    loaded: LoadedModel, prefix: Prefix, candidates: Sequence[ModelShape]
 ) -> torch.Tensor:
     """NLL of each candidate on the batch of `prefix`.
 
@@ -123,11 +112,8 @@ def score_candidates(
     rows = []
     for candidate in candidates:
         unchanged = prefix.layer_outputs[: prefix.base.first_difference(candidate)]
-        with (
-            masked(model, family, geometry, candidate),
-            _replayed(family.decoder_layers(model), unchanged),
-        ):
-            rows.append(sequence_nll(model, prefix.input_ids_BT))
+        with masked(loaded, candidate), _replayed(loaded.layers, unchanged):
+            rows.append(sequence_nll(loaded.model, prefix.input_ids_BT))
     return (
         torch.stack(rows) if rows else torch.empty(0, len(prefix.input_ids_BT), dtype=torch.float64)
     )

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder, reorder
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
 from workers.evaluators.device import Device, out_of_memory
@@ -166,10 +166,10 @@ def load_model(device: Device, spec: BenchmarkSpec) -> PreTrainedModel:
         return model
     from pruning.export.transformers import pruned_model
 
-    accounting = Accounting(model.config, trust_remote_code=spec.checkpoint.trust_remote_code)
+    dense = LoadedModel.of(model)
     if spec.order is not None:
-        reorder(model, accounting.family, accounting.geometry, spec.order)
-    return pruned_model(model, accounting.family, accounting.geometry, ModelShape.parse(spec.shape))
+        reorder(dense, spec.order)
+    return pruned_model(dense, ModelShape.parse(spec.shape))
 
 
 def _harness_model(model: PreTrainedModel, spec: BenchmarkSpec) -> Any:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import torch
 
-from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.block_influence import LayerSimilarity, layer_similarity
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import Prefix, run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape
@@ -51,11 +51,7 @@ class Evaluator:
     ) -> None:
         self.spec = spec
         self._device = Device(spec.num_threads, num_gpus)
-        self.model = self._device.load(spec.checkpoint, spec.dtype)
-        accounting = Accounting(
-            self.model.config, trust_remote_code=spec.checkpoint.trust_remote_code
-        )
-        self.family, self.geometry = accounting.family, accounting.geometry
+        self.dense = LoadedModel.of(self._device.load(spec.checkpoint, spec.dtype))
         self._order: ChannelOrder | None = None
         self._prefix: tuple[object, Prefix] | None = None
         self._check_family()
@@ -70,12 +66,7 @@ class Evaluator:
         if self._order is not None and self._order.fingerprint == order.fingerprint:
             return
         self._prefix = None  # it may be views of weights that move now
-        reorder(
-            self.model,
-            self.family,
-            self.geometry,
-            order if self._order is None else order.after(self._order),
-        )
+        reorder(self.dense, order if self._order is None else order.after(self._order))
         self._order = order
 
     def run(self, task: Task) -> Result:
@@ -102,12 +93,9 @@ class Evaluator:
         ]
         ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
         try:
-            nll, oom_split = (
-                score_candidates(
-                    self.model, self.family, self.geometry, self._prefix_of(task, base), candidates
-                ),
-                False,
-            )
+            # No name for the prefix here: this frame would hold it while the halves are scored.
+            nll = score_candidates(self.dense, self._prefix_of(task, base), candidates)
+            oom_split = False
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -150,10 +138,8 @@ class Evaluator:
         halves = []
         try:
             for half_BT in tokens_BT.split((len(tokens_BT) + 1) // 2):
-                prefix = run_prefix(self.model, self.family, self.geometry, base, half_BT)
-                halves.append(
-                    score_candidates(self.model, self.family, self.geometry, prefix, candidates)
-                )
+                prefix = run_prefix(self.dense, base, half_BT)
+                halves.append(score_candidates(self.dense, prefix, candidates))
                 del prefix
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -175,16 +161,8 @@ class Evaluator:
         """The prefix of the last task is kept: the next one is often for the same batch."""
         if self._prefix is None or self._prefix[0] != task.prefix_key:
             self._prefix = None  # the old one goes before the new one comes
-            self._prefix = (
-                task.prefix_key,
-                run_prefix(
-                    self.model,
-                    self.family,
-                    self.geometry,
-                    base,
-                    self._batch(task.set_name, task.batch),
-                ),
-            )
+            tokens_BT = self._batch(task.set_name, task.batch)
+            self._prefix = (task.prefix_key, run_prefix(self.dense, base, tokens_BT))
         return self._prefix[1]
 
     def _find_order(self, task: OrderTask) -> ChannelOrder:
@@ -193,14 +171,14 @@ class Evaluator:
             # a search before this one sorted them; sums over channels in another order have other
             # last digits
         ):
-            self.set_order(ChannelOrder.as_stored(self.geometry))
+            self.set_order(ChannelOrder.as_stored(self.dense.geometry))
         num_batches = -(-len(self.spec.token_sets[task.set_name]) // self.spec.batch_size)
         batches = (self._batch(task.set_name, index) for index in range(num_batches))
-        return channel_order(self.model, self.family, self.geometry, task.importance, batches)
+        return channel_order(self.dense, task.importance, batches)
 
     def _find_influence(self, task: InfluenceTask) -> LayerSimilarity:
         self._check_order(task.order)
-        return layer_similarity(self.model, self.family, self._batch(task.set_name, task.batch))
+        return layer_similarity(self.dense, self._batch(task.set_name, task.batch))
 
     def _check_order(self, asked: str) -> None:
         if self._order is None or asked != self._order.fingerprint:
@@ -220,25 +198,22 @@ class Evaluator:
         """Scores two small shapes of this very model both ways, since families outside the registry
         were found by their layout alone.
         """
-        dense = self.geometry.dense
-        last = len(dense.layers) - 1
-        without_last = ModelShape((*dense.layers[:last], LayerShape(0, 0)))
+        full = self.dense.geometry.dense
+        without_last = ModelShape((*full.layers[:-1], LayerShape(0, 0)))
         tokens = self._batch(next(iter(self.spec.token_sets)), 0)[:1, :8]
         try:
-            with masked(self.model, self.family, self.geometry, without_last):
-                whole = sequence_nll(self.model, tokens)
-            prefix = run_prefix(self.model, self.family, self.geometry, dense, tokens)
-            reused = score_candidates(
-                self.model, self.family, self.geometry, prefix, [without_last]
-            )[0]
+            with masked(self.dense, without_last):
+                direct = sequence_nll(self.dense.model, tokens)
+            prefix = run_prefix(self.dense, full, tokens)
+            reused = score_candidates(self.dense, prefix, [without_last])[0]
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise InputError(
-                f"model: blocks of architecture {self.family.model_type!r} cannot be taken out "
-                f"one by one: {error}"
+                f"model: blocks of architecture {self.dense.family.model_type!r} cannot be taken "
+                f"out one by one: {error}"
             ) from error
-        if not torch.equal(whole, reused) and not (whole.isnan() & reused.isnan()).all():
+        if not torch.equal(direct, reused) and not (direct.isnan() & reused.isnan()).all():
             raise InputError(
-                f"model: with architecture {self.family.model_type!r}, running only the layers "
-                "above a change gives another result than running all "
-                f"({reused.item()} against {whole.item()}), so its candidates cannot be scored"
+                f"model: with architecture {self.dense.family.model_type!r}, running only the "
+                "layers above a change gives another result than running all "
+                f"({reused.item()} against {direct.item()}), so its candidates cannot be scored"
             )

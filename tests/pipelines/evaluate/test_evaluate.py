@@ -28,6 +28,7 @@ from pipelines.runs.saved_run import read_run
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.importance.channel_order import reorder
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
@@ -326,14 +327,11 @@ def test_a_shape_is_the_masked_model(reader: Path, searched: Path) -> None:
         BenchmarkSpec(past.checkpoint, "float32", past.shape.text, past.order)
     )
     answers = evaluator.run(WindowTask.of(windows.numpy())).answers
-    model, family, geometry = (
-        past.checkpoint.load(dtype="float32"),
-        past.accounting.family,
-        past.accounting.geometry,
-    )
-    reorder(model, family, geometry, past.order)
-    with masked(model, family, geometry, ModelShape.parse(past.shape.text)):
-        assert list(answers) == pytest.approx(sequence_nll(model, windows).tolist(), rel=1e-5)
+    dense = LoadedModel.of(past.checkpoint.load(dtype="float32"))
+    reorder(dense, past.order)
+    with masked(dense, ModelShape.parse(past.shape.text)):
+        expected = sequence_nll(dense.model, windows).tolist()
+    assert list(answers) == pytest.approx(expected, rel=1e-5)
 
 
 def lm_evals_own_command(

@@ -22,6 +22,7 @@ from pruning.export.manifest import check_folder
 from pruning.export.transformers import register
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape, Removal
 from tests.conftest import tokens
@@ -44,17 +45,11 @@ def searched(search: Search) -> Path:
 
 
 def masked_logits(run: Path, checkpoint_folder: Path) -> torch.Tensor:
-    checkpoint = Checkpoint(checkpoint_folder)
-    model, accounting = checkpoint.load(dtype="float32"), Accounting(checkpoint.config())
-    reorder(
-        model,
-        accounting.family,
-        accounting.geometry,
-        ChannelOrder.load(run / "channel_order.safetensors"),
-    )
+    dense = LoadedModel.of(Checkpoint(checkpoint_folder).load(dtype="float32"))
+    reorder(dense, ChannelOrder.load(run / "channel_order.safetensors"))
     shape = ModelShape.from_json(json.loads((run / "shape.json").read_text()))
-    with torch.inference_mode(), masked(model, accounting.family, accounting.geometry, shape):
-        return model(tokens(), use_cache=False).logits
+    with torch.inference_mode(), masked(dense, shape):
+        return dense.model(tokens(), use_cache=False).logits
 
 
 def test_a_search_is_exported(searched: Path, cli: Cli, checkpoint_folder: Path) -> None:
@@ -125,11 +120,8 @@ def test_a_configuration_of_the_authors_is_exported(
     )
     assert outcome.status == 0, outcome.output
     assert check_folder(outcome.folder)["shape"] == shape.text
-    checkpoint = Checkpoint(checkpoint_folder)
-    accounting = Accounting(checkpoint.config())
-    order = channel_order(
-        checkpoint.load(dtype="float32"), accounting.family, accounting.geometry, "l1"
-    )
+    dense = LoadedModel.of(Checkpoint(checkpoint_folder).load(dtype="float32"))
+    order = channel_order(dense, "l1")
     assert check_folder(outcome.folder)["channel_order"] == order.fingerprint
 
 

@@ -14,6 +14,7 @@ import torch
 from pipelines.runs.saved_run import read_run
 from pruning.export.exported_checkpoint import open_export
 from pruning.importance.channel_order import reorder
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from tests.conftest import tokens
 from tests.pipelines.conftest import Search
@@ -30,19 +31,19 @@ def test_pruned_and_exported(
     assert set(outcome.summary["steps"]) == {"block", "mlp_channels", "attention_heads"}
     assert outcome.summary["model"] == "tiny-baichuan"
     run = read_run(str(outcome.folder))
-    dense = run.checkpoint.load(dtype="float32")
-    reorder(dense, run.accounting.family, run.accounting.geometry, run.order)
+    dense = LoadedModel.of(run.checkpoint.load(dtype="float32"))
+    reorder(dense, run.order)
     exported, manifest = open_export(str(outcome.folder / "transformers"))
     assert manifest["verification"]["difference"] < 1e-4, (
         "in a fresh process, with stock transformers"
     )
     with (
         torch.inference_mode(),
-        masked(dense, run.accounting.family, run.accounting.geometry, run.shape),
+        masked(dense, run.shape),
     ):
         torch.testing.assert_close(
             exported.load(dtype="float32")(tokens()).logits,
-            dense(tokens()).logits,
+            dense.model(tokens()).logits,
             atol=1e-4,
             rtol=0,
         )

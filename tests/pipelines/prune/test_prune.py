@@ -179,12 +179,10 @@ def test_the_summary_says_that_batches_were_halved(
     assert search(folder="whole").summary["oom_splits"] == 0
     run_prefix = evaluator.run_prefix
 
-    def short_of_memory(
-        model: Any, family: Any, geometry: Any, base: Any, input_ids_BT: torch.Tensor
-    ) -> Any:
+    def short_of_memory(dense: Any, base: Any, input_ids_BT: torch.Tensor) -> Any:
         if len(input_ids_BT) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run_prefix(model, family, geometry, base, input_ids_BT)
+        return run_prefix(dense, base, input_ids_BT)
 
     monkeypatch.setattr(evaluator, "run_prefix", short_of_memory)
     halved = search("store.url=sqlite:///halved.db", folder="halved")

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from pipelines.runs.saved_run import read_run
 from pruning.importance.block_influence import BlockInfluence, layer_similarity
 from pruning.models.checkpoint import Checkpoint
-from pruning.models.families import FAMILIES
+from pruning.models.loaded_model import LoadedModel
 from pruning.search.fixed import random_path
 from pruning.shape import ModelShape, Removal
 from tests.pipelines.command import Outcome, without_times
@@ -48,11 +48,9 @@ def test_shortgpt_removes_whole_layers_by_their_influence(
 ) -> None:
     outcome = search("search=shortgpt", BLOCKS)
     found = removed(outcome)
-    model = Checkpoint(checkpoint_folder).load(dtype="float32")
+    dense = LoadedModel.of(Checkpoint(checkpoint_folder).load(dtype="float32"))
     ids = torch.tensor(load_file(token_file)["input_ids"][:8])
-    influence = BlockInfluence.of(
-        [layer_similarity(model, FAMILIES["llama"], batch) for batch in ids.split(4)]
-    )
+    influence = BlockInfluence.of([layer_similarity(dense, batch) for batch in ids.split(4)])
     assert BlockInfluence.load(outcome.folder / "block_influence.json").values == pytest.approx(
         influence.values, rel=1e-5
     )

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from pruning.costs.accounting import Accounting
 from pruning.export.authors_config import read_authors_config
 from pruning.models.families import FAMILIES
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
@@ -55,7 +56,7 @@ def test_flops_against_torch(model_type: str, shape: ModelShape) -> None:
     with (
         torch.inference_mode(),
         FlopCounterMode(display=False) as counter,
-        masked(model, accounting.family, accounting.geometry, shape),
+        masked(LoadedModel.of(model), shape),
     ):
         model(ids, use_cache=False)
     query_channels = (

@@ -27,6 +27,7 @@ from pruning.costs.measured import (
 from pruning.errors import InputError, ScoringError
 from pruning.export.transformers import pruned_model
 from pruning.models.families import FAMILIES
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
 
@@ -44,11 +45,9 @@ def pair(
     model_type: str, shape: ModelShape = SHAPE, **changes: object
 ) -> tuple[dict[Role, PreTrainedModel], Accounting]:
     config = tiny_config(model_type, **changes)
-    dense, accounting = tiny_model(config), Accounting(config)
-    return {
-        "dense": dense,
-        "pruned": pruned_model(dense, accounting.family, accounting.geometry, shape),
-    }, accounting
+    dense = tiny_model(config)
+    pruned = pruned_model(LoadedModel.of(dense), shape)
+    return {"dense": dense, "pruned": pruned}, Accounting(config)
 
 
 @pytest.fixture(scope="module")

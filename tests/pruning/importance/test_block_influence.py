@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from pruning.costs.accounting import Accounting
 from pruning.errors import ScoringError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity, layer_similarity
 from pruning.importance.channel_order import channel_order, reorder
-from pruning.models.families import FAMILIES
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import Removal
 from tests.conftest import tiny_config, tiny_model, tokens
 
@@ -46,30 +45,20 @@ def in_double(model: nn.Module, ids: torch.Tensor) -> list[float]:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 def test_it_is_one_minus_the_mean_cosine(family: str) -> None:
     model, ids = tiny_model(tiny_config(family)), tokens(6, 24)
-    found = BlockInfluence.of(
-        [layer_similarity(model, FAMILIES[family], batch) for batch in ids.split(2)]
-    )
-    assert not any(layer._forward_hooks for layer in FAMILIES[family].decoder_layers(model))
+    dense = LoadedModel.of(model)
+    found = BlockInfluence.of([layer_similarity(dense, batch) for batch in ids.split(2)])
+    assert not any(layer._forward_hooks for layer in dense.layers)
     assert len(found.values) == 4
     assert len(set(found.values)) == 4
     assert found.values == pytest.approx(in_double(model, ids), abs=1e-6)
 
 
 def test_sorting_the_weights_changes_no_more_than_the_last_digits() -> None:
-    config = tiny_config("llama")
-    model, ids = tiny_model(config), tokens(4, 24)
-    accounting = Accounting(config)
-    before = layer_similarity(model, accounting.family, ids)
-    assert layer_similarity(model, accounting.family, ids) == before, "the same bits again"
-    reorder(
-        model,
-        accounting.family,
-        accounting.geometry,
-        channel_order(model, accounting.family, accounting.geometry, "l1"),
-    )
-    assert layer_similarity(model, accounting.family, ids).cosine_sums == pytest.approx(
-        before.cosine_sums, rel=1e-6
-    )
+    dense, ids = LoadedModel.of(tiny_model(tiny_config("llama"))), tokens(4, 24)
+    before = layer_similarity(dense, ids)
+    assert layer_similarity(dense, ids) == before, "the same bits again"
+    reorder(dense, channel_order(dense, "l1"))
+    assert layer_similarity(dense, ids).cosine_sums == pytest.approx(before.cosine_sums, rel=1e-6)
 
 
 def test_whole_layers_go_in_ascending_order_and_ties_to_the_lower() -> None:

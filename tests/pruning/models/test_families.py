@@ -17,7 +17,8 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
-from pruning.models.families import FAMILIES, blocks, family_of
+from pruning.models.families import FAMILIES, family_of
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape, Removal
@@ -31,14 +32,21 @@ TOLERANCE = 1e-5
 
 
 class Subject(NamedTuple):
-    model: PreTrainedModel
+    dense: LoadedModel
     accounting: Accounting
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.dense.model
+
+    def copied(self) -> LoadedModel:
+        return LoadedModel.of(copy.deepcopy(self.dense.model))
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def subject(request: pytest.FixtureRequest) -> Subject:
     config = tiny_config(request.param)
-    return Subject(tiny_model(config), Accounting(config))
+    return Subject(LoadedModel.of(tiny_model(config)), Accounting(config))
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -47,22 +55,17 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_masked_equals_removed(subject: Subject) -> None:
-    model, (family, geometry) = (
-        subject.model,
-        (subject.accounting.family, subject.accounting.geometry),
-    )
-    with masked(model, family, geometry, HARD):
+    model = subject.model
+    with masked(subject.dense, HARD):
         seen = logits(model)
-    removed = pruned_model(model, family, geometry, HARD)
+    removed = pruned_model(subject.dense, HARD)
     assert (seen - logits(model)).abs().max() > 0.01, "the mask changes nothing"
     torch.testing.assert_close(seen, logits(removed), atol=TOLERANCE, rtol=0)
 
 
 def test_reordering_keeps_the_function(subject: Subject) -> None:
-    model, (family, geometry) = (
-        copy.deepcopy(subject.model),
-        (subject.accounting.family, subject.accounting.geometry),
-    )
+    dense = subject.copied()
+    model, geometry = dense.model, dense.geometry
     generator = np.random.default_rng(0)
     order = ChannelOrder(
         np.stack([generator.permutation(geometry.kv_heads) for _ in range(4)]).astype(np.int32),
@@ -70,7 +73,7 @@ def test_reordering_keeps_the_function(subject: Subject) -> None:
     )
     before = logits(model)
     weights = [parameter.clone() for parameter in model.parameters()]
-    reorder(model, family, geometry, order)
+    reorder(dense, order)
     assert any(
         not torch.equal(was, now) for was, now in zip(weights, model.parameters(), strict=True)
     )
@@ -78,18 +81,15 @@ def test_reordering_keeps_the_function(subject: Subject) -> None:
 
 
 def test_leaving_a_mask_restores_everything(subject: Subject) -> None:
-    model, (family, geometry) = (
-        subject.model,
-        (subject.accounting.family, subject.accounting.geometry),
-    )
+    model = subject.model
     before, parameters = (
         logits(model),
         {name: id(parameter) for name, parameter in model.named_parameters()},
     )
     modules = {name: id(module) for name, module in model.named_modules()}
-    with masked(model, family, geometry, HARD):
+    with masked(subject.dense, HARD):
         pass
-    with pytest.raises(KeyboardInterrupt), masked(model, family, geometry, HARD):
+    with pytest.raises(KeyboardInterrupt), masked(subject.dense, HARD):
         raise KeyboardInterrupt
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
     assert {name: id(module) for name, module in model.named_modules()} == modules
@@ -101,7 +101,7 @@ def test_predicted_equals_counted(subject: Subject) -> None:
     assert accounting.num_parameters(accounting.dense) == sum(
         parameter.numel() for parameter in model.parameters()
     )
-    pruned = pruned_model(model, accounting.family, accounting.geometry, HARD)
+    pruned = pruned_model(subject.dense, HARD)
     counted = sum(parameter.numel() for parameter in pruned.parameters())
     assert accounting.num_stored_parameters(HARD) == counted
     layers = accounting.family.decoder_layers(model)
@@ -118,22 +118,17 @@ def test_predicted_equals_counted(subject: Subject) -> None:
 
 
 def test_prefix_reuse_is_bit_identical(subject: Subject) -> None:
-    model, (family, geometry) = (
-        subject.model,
-        (subject.accounting.family, subject.accounting.geometry),
-    )
+    dense = subject.dense
     base = ModelShape.dense(4, 3, 48).without(Removal("mlp", 1, 0))
     candidates = [base.without(Removal("attention", layer, 0)) for layer in range(4)]
     candidates += [base.without(Removal("mlp_channels", layer, 32)) for layer in (0, 2, 3)] + [
         base.without(Removal("attention_heads", 3, 1)),
         base,
     ]
-    reused = score_candidates(
-        model, family, geometry, run_prefix(model, family, geometry, base, tokens()), candidates
-    )
+    reused = score_candidates(dense, run_prefix(dense, base, tokens()), candidates)
     for candidate, nll in zip(candidates, reused, strict=True):
-        with masked(model, family, geometry, candidate):
-            assert torch.equal(nll, sequence_nll(model, tokens())), candidate.text
+        with masked(dense, candidate):
+            assert torch.equal(nll, sequence_nll(dense.model, tokens())), candidate.text
 
 
 def test_nll_against_logits_in_double(subject: Subject) -> None:
@@ -156,12 +151,9 @@ def test_nll_against_logits_in_double(subject: Subject) -> None:
 
 
 def test_nothing_is_copied_by_a_mask(subject: Subject) -> None:
-    model, (family, geometry) = (
-        subject.model,
-        (subject.accounting.family, subject.accounting.geometry),
-    )
+    model = subject.model
     storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    with masked(model, family, geometry, HARD):
+    with masked(subject.dense, HARD):
         assert {
             parameter.untyped_storage().data_ptr() for parameter in model.parameters()
         } <= storages
@@ -170,18 +162,16 @@ def test_nothing_is_copied_by_a_mask(subject: Subject) -> None:
 @pytest.mark.parametrize("importance", ["l1", "activation"])
 def test_orders_sort_by_importance(subject: Subject, importance: str) -> None:
     """Channels and heads whose weights are scaled down come last."""
-    model, (family, geometry) = (
-        copy.deepcopy(subject.model),
-        (subject.accounting.family, subject.accounting.geometry),
-    )
+    dense = subject.copied()
+    family, geometry = dense.family, dense.geometry
     weak_channels, weak_head = [3, 11, 40], 1
-    for attention, mlp in blocks(model, family):
+    for attention, mlp in dense.blocks:
         for block, cuts in ((attention, family.attention_cuts), (mlp, family.mlp_cuts)):
             for cut in cuts:
                 _scale_down(
                     block.get_submodule(cut.module), cut, geometry, weak_channels, weak_head
                 )
-    order = channel_order(model, family, geometry, importance, [tokens()])  # type: ignore[arg-type]
+    order = channel_order(dense, importance, [tokens()])  # type: ignore[arg-type]
     for layer in range(geometry.num_layers):
         assert set(order.mlp_channels[layer, -3:]) == set(weak_channels)
         assert order.kv_heads[layer, -1] == weak_head
@@ -209,8 +199,8 @@ def test_l1_of_heads_counts_shared_rows_per_query() -> None:
     once for each query head that shares them.
     """
     config = tiny_config("qwen2")
-    model, accounting = tiny_model(config), Accounting(config)
-    attention = model.model.layers[2].self_attn
+    dense = LoadedModel.of(tiny_model(config))
+    attention, _ = dense.blocks[2]
     rows = [
         projection.weight.abs().sum(dim=1)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -223,7 +213,7 @@ def test_l1_of_heads_counts_shared_rows_per_query() -> None:
                 shared = rows[1][head * 8 + channel] + rows[2][head * 8 + channel]
                 channels.append(rows[0][(head * 2 + query) * 8 + channel] + shared)
         expected.append(sum(channels) / len(channels))
-    order = channel_order(model, accounting.family, accounting.geometry, "l1")
+    order = channel_order(dense, "l1")
     assert order.kv_heads[2].tolist() == sorted(range(3), key=lambda head: -expected[head])
 
 
@@ -234,32 +224,22 @@ def test_other_architectures_prune_by_blocks(model_type: str) -> None:
         **({"num_key_value_heads": 6} if model_type in ("gpt2", "gpt_neox") else {}),
         **_own(model_type),
     )
-    model, accounting = tiny_model(config), Accounting(config)
-    assert not accounting.family.prunes_widths
-    base = accounting.dense
+    dense = LoadedModel.of(tiny_model(config))
+    assert not dense.family.prunes_widths
+    assert Accounting(config).family == dense.family, "found alike with and without weights"
+    base = dense.geometry.dense
     candidates = [
         base.without(Removal("attention", 0, 0)),
         base.without(Removal("mlp", 2, 0)),
         base.without(Removal("attention", 3, 0)),
     ]
-    reused = score_candidates(
-        model,
-        accounting.family,
-        accounting.geometry,
-        run_prefix(model, accounting.family, accounting.geometry, base, tokens()),
-        candidates,
-    )
+    reused = score_candidates(dense, run_prefix(dense, base, tokens()), candidates)
     for candidate, nll in zip(candidates, reused, strict=True):
-        with masked(model, accounting.family, accounting.geometry, candidate):
-            assert torch.equal(nll, sequence_nll(model, tokens()))
+        with masked(dense, candidate):
+            assert torch.equal(nll, sequence_nll(dense.model, tokens()))
     with (
         pytest.raises(ValueError, match="whole blocks only"),
-        masked(
-            model,
-            accounting.family,
-            accounting.geometry,
-            base.without(Removal("mlp_channels", 0, 8)),
-        ),
+        masked(dense, base.without(Removal("mlp_channels", 0, 8))),
     ):
         pass
 

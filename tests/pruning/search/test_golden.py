@@ -14,6 +14,7 @@ from pruning.costs.accounting import Accounting
 from pruning.export.authors_config import write_authors_config
 from pruning.importance.channel_order import channel_order, reorder
 from pruning.models.find import find_checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.nll import run_prefix, score_candidates
 from pruning.search.greedy import GreedySearch
 from pruning.search.stages import make_stages
@@ -32,8 +33,8 @@ def test_the_reference_trajectory(shared: Path, device: str) -> None:
     )
     model = find_checkpoint(str(shared / "models/stories260K")).load(dtype="float32", device=device)
     accounting = Accounting(model.config)
-    family, geometry = accounting.family, accounting.geometry
-    reorder(model, family, geometry, channel_order(model, family, geometry, "l1"))
+    dense = LoadedModel.of(model)
+    reorder(dense, channel_order(dense, "l1"))
     search = GreedySearch(
         accounting,
         make_stages(
@@ -52,14 +53,9 @@ def test_the_reference_trajectory(shared: Path, device: str) -> None:
         sequences = 16 if reference["stage"] == "block" else 8
         nll = torch.zeros(len(candidates), dtype=torch.float64)
         for start in range(0, sequences, 2):
-            prefix = run_prefix(model, family, geometry, search.shape, ids[start : start + 2])
-            nll += score_candidates(
-                model,
-                family,
-                geometry,
-                prefix,
-                [search.shape.without(candidate) for candidate in candidates],
-            ).sum(dim=1)
+            prefix = run_prefix(dense, search.shape, ids[start : start + 2])
+            shapes = [search.shape.without(candidate) for candidate in candidates]
+            nll += score_candidates(dense, prefix, shapes).sum(dim=1)
         scores = dict(zip(candidates, (nll / (sequences * 255)).tolist(), strict=True))
         for candidate, expected in zip(candidates, reference["candidates"], strict=True):
             assert math.exp(scores[candidate]) == pytest.approx(expected[-1], rel=1e-4)

@@ -57,7 +57,7 @@ def full_gpu() -> Iterator[None]:
 
 def evaluator_of(spec: EvaluatorSpec) -> Evaluator:
     evaluator = Evaluator(spec, num_gpus=1)
-    evaluator.set_order(ChannelOrder.as_stored(evaluator.geometry))
+    evaluator.set_order(ChannelOrder.as_stored(evaluator.dense.geometry))
     return evaluator
 
 
@@ -65,9 +65,9 @@ def score(evaluator: Evaluator, batch: int = 0) -> ScoreResult:
     task = ScoreTask(
         "block",
         batch,
-        evaluator.geometry.dense.text,
+        evaluator.dense.geometry.dense.text,
         CANDIDATES,
-        ChannelOrder.as_stored(evaluator.geometry).fingerprint,
+        ChannelOrder.as_stored(evaluator.dense.geometry).fingerprint,
     )
     result = evaluator.run(task)
     assert isinstance(result, ScoreResult)
@@ -79,16 +79,11 @@ def test_a_reused_prefix_changes_no_bit(spec: EvaluatorSpec, dtype: str) -> None
     evaluator = evaluator_of(replace(spec, dtype=dtype))
     assert evaluator.describe().device == f"cuda {torch.cuda.get_device_name()}"
     batch_BT = torch.tensor(spec.token_sets["block"][:4], device="cuda")
-    dense = evaluator.geometry.dense
+    dense = evaluator.dense.geometry.dense
     reused = score(evaluator).nll
     for candidate, row in zip(CANDIDATES, reused, strict=True):
-        with masked(
-            evaluator.model,
-            evaluator.family,
-            evaluator.geometry,
-            dense if candidate is None else dense.without(candidate),
-        ):
-            assert sequence_nll(evaluator.model, batch_BT).tolist() == list(row)
+        with masked(evaluator.dense, dense if candidate is None else dense.without(candidate)):
+            assert sequence_nll(evaluator.dense.model, batch_BT).tolist() == list(row)
     assert score(evaluator_of(replace(spec, dtype=dtype))).nll == reused, (
         "another evaluator has the same bits"
     )

@@ -58,10 +58,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> EvaluatorSpec:
 
 
 def score(evaluator: Evaluator) -> ScoreResult:
-    order = ChannelOrder.as_stored(evaluator.geometry)
+    order = ChannelOrder.as_stored(evaluator.dense.geometry)
     evaluator.set_order(order)
     result = evaluator.run(
-        ScoreTask("block", 0, evaluator.geometry.dense.text, CANDIDATES, order.fingerprint)
+        ScoreTask("block", 0, evaluator.dense.geometry.dense.text, CANDIDATES, order.fingerprint)
     )
     assert isinstance(result, ScoreResult)
     return result
@@ -191,13 +191,15 @@ def test_a_model_that_accelerate_spreads_has_the_same_scores(wide: EvaluatorSpec
         "lm_head": "cpu",
     }
     dispatch_model(
-        spread.model,
+        spread.dense.model,
         places | {f"model.layers.{layer}": "cpu" for layer in range(4)},
         force_hooks=True,
     )
-    assert hasattr(spread.model.model.layers[1], "_hf_hook")
+    assert hasattr(spread.dense.model.model.layers[1], "_hf_hook")
     assert score(spread).nll == score(plain).nll
-    assert hasattr(spread.model.model.layers[1], "_hf_hook"), "layers are back with their hooks"
+    assert hasattr(spread.dense.model.model.layers[1], "_hf_hook"), (
+        "layers are back with their hooks"
+    )
 
 
 def test_a_node_that_does_not_see_the_checkpoint(wide: EvaluatorSpec, tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_a_node_that_does_not_see_the_checkpoint(wide: EvaluatorSpec, tmp_path: 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_model_over_two_gpus(wide: EvaluatorSpec) -> None:
     evaluator = Evaluator(wide)
-    assert len({parameter.device for parameter in evaluator.model.parameters()}) > 1
+    assert len({parameter.device for parameter in evaluator.dense.model.parameters()}) > 1
     assert score(evaluator).nll == [
         pytest.approx(row, rel=1e-3) for row in score(Evaluator(wide)).nll
     ]

@@ -454,7 +454,7 @@ def test_a_caller_that_stops_listening_loses_no_evaluator(
 
 def test_a_task_for_another_order_is_refused(spec: EvaluatorSpec) -> None:
     evaluator = Evaluator(spec)
-    stored = ChannelOrder.as_stored(evaluator.geometry)
+    stored = ChannelOrder.as_stored(evaluator.dense.geometry)
     evaluator.set_order(stored)
     evaluator.set_order(stored)
     with pytest.raises(ValueError, match="the task is for channel order other"):
@@ -497,9 +497,10 @@ def test_sorting_never_reaches_the_checkpoint_on_disk(spec: EvaluatorSpec) -> No
     evaluator = Evaluator(spec)
     order = evaluator.run(OrderTask("l1"))
     assert isinstance(order, ChannelOrder)
-    stored = [parameter.clone() for parameter in evaluator.model.parameters()]
+    stored = [parameter.clone() for parameter in evaluator.dense.model.parameters()]
     evaluator.set_order(order)
     assert any(
-        (was != now).any() for was, now in zip(stored, evaluator.model.parameters(), strict=True)
+        (was != now).any()
+        for was, now in zip(stored, evaluator.dense.model.parameters(), strict=True)
     ), "nothing was sorted"
     assert spec.checkpoint.fingerprint() == before
