@@ -1,4 +1,4 @@
-"""What is left of a model: the one representation of a pruned model, and the key of every score."""
+"""What remains of a model: the one representation of a pruned model, and the key of every score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ heads.
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """KV heads and MLP channels left in one layer; 0 means that the block is gone."""
+    """KV heads and MLP channels that remain in one layer; 0 means that the block is gone."""
 
     kv_heads: int
     mlp_channels: int
@@ -33,17 +33,17 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One step of a search: in `layer`, only `left` KV heads (attention kinds) or MLP channels (MLP
-    kinds) stay.
+    """One step of a search: in `layer`, only `remaining` KV heads (attention kinds) or MLP channels
+    (MLP kinds) stay.
     """
 
     kind: Kind
     layer: int
-    left: int
+    remaining: int
 
     def __post_init__(self) -> None:
-        if self.kind in ("attention", "mlp") and self.left != 0:
-            raise ValueError(f"removing the {self.kind} block leaves 0, not {self.left}")
+        if self.kind in ("attention", "mlp") and self.remaining != 0:
+            raise ValueError(f"removing the {self.kind} block leaves 0, not {self.remaining}")
 
     @property
     def unit(self) -> Literal["kv_heads", "mlp_channels"]:
@@ -51,17 +51,17 @@ class Removal:
         return "kv_heads" if self.kind in ("attention", "attention_heads") else "mlp_channels"
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "layer": self.layer, self.unit: self.left}
+        return {"kind": self.kind, "layer": self.layer, self.unit: self.remaining}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Removal:
-        left = data["kv_heads"] if "kv_heads" in data else data["mlp_channels"]
-        return cls(data["kind"], data["layer"], left)
+        remaining = data["kv_heads"] if "kv_heads" in data else data["mlp_channels"]
+        return cls(data["kind"], data["layer"], remaining)
 
     def __str__(self) -> str:
         if self.kind in ("attention", "mlp"):
             return f"{self.kind} block of layer {self.layer}"
-        return f"{self.kind} of layer {self.layer} to {self.left}"
+        return f"{self.kind} of layer {self.layer} to {self.remaining}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,11 @@ class ModelShape:
         """
         before = self.layers[removal.layer]
         current = getattr(before, removal.unit)
-        if not removal.left < current:
+        if not removal.remaining < current:
             raise ValueError(
                 f"{removal} takes nothing away: layer {removal.layer} has {current} {removal.unit}"
             )
-        after = replace(before, **{removal.unit: removal.left})
+        after = replace(before, **{removal.unit: removal.remaining})
         return ModelShape((*self.layers[: removal.layer], after, *self.layers[removal.layer + 1 :]))
 
     def first_difference(self, other: ModelShape) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pruning.calibration.build import make_calibration
-from pruning.calibration.recipe import Recipe
 from pruning.calibration.sources import wikitext_text
+from pruning.calibration.spec import CalibrationSpec
 from pruning.calibration.token_sets import TokenSet
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.find import find_checkpoint
@@ -35,15 +35,13 @@ def calibration(
     """
     alpaca = _shared("alpaca.jsonl")
     if alpaca is None:
-        recipe = Recipe("pydoc", 0, num_sequences, 0, sequence_length)
+        spec = CalibrationSpec("pydoc", 0, num_sequences, 0, sequence_length)
     else:
         num_rows = num_sequences * sequence_length // _TOKENS_PER_ROW
-        recipe = Recipe("alpaca", num_rows, num_rows, 0, sequence_length, path=str(alpaca))
-    width = make_calibration(
-        recipe, subject.tokenizer, vocab_size=subject.config().vocab_size
-    ).width
+        spec = CalibrationSpec("alpaca", num_rows, num_rows, 0, sequence_length, path=str(alpaca))
+    width = make_calibration(spec, subject.tokenizer, vocab_size=subject.config().vocab_size).width
     assert width.num_sequences >= num_sequences
-    return recipe.source, TokenSet(width.input_ids[:num_sequences])
+    return spec.source, TokenSet(width.input_ids[:num_sequences])
 
 
 def wikitext(subject: Checkpoint, num_sequences: int, sequence_length: int) -> TokenSet | None:

@@ -64,7 +64,7 @@ def launch(
 
 
 def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
-    """`experiment=[a,b]` would lay one file over the other, without a word."""
+    """`experiment=[a,b]` would silently lay one file over the other."""
     groups = {word: word.partition("=")[0].lstrip("+") for word in arguments if "=[" in word}
     lists = {word: group for word, group in groups.items() if (CONF / group).is_dir()}
     if lists:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines.config.redaction import masked_url
-from pruning.calibration.recipe import SOURCES
+from pruning.calibration.spec import SOURCES
 from pruning.errors import InputError
 from pruning.importance.channel_order import Importance
 from pruning.models.dtypes import DTYPES

@@ -13,7 +13,7 @@ from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import find_placement, gpus_per_evaluator, open_pool
 from pipelines.runs.folder import RunFolder
 from pruning.calibration.build import make_calibration
-from pruning.calibration.recipe import Recipe, Source
+from pruning.calibration.spec import CalibrationSpec, Source
 from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
@@ -216,7 +216,7 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         None,
     )
     calibration = known or make_calibration(
-        _recipe(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size
+        _calibration_spec(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size
     )
     fingerprint = same_model[0].fingerprint if same_model else checkpoint.fingerprint()
     return PruneJob(
@@ -235,9 +235,9 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     )
 
 
-def _recipe(config: PruneConfig) -> Recipe:
+def _calibration_spec(config: PruneConfig) -> CalibrationSpec:
     calibration = config.calibration
-    return Recipe(
+    return CalibrationSpec(
         source=cast("Source", calibration.source),
         num_block_samples=calibration.num_block_samples,
         num_width_samples=calibration.num_width_samples,

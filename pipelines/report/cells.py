@@ -44,7 +44,7 @@ def removal(removed: Removal) -> str:
     if removed.kind in ("attention", "mlp"):
         return f"{block_name} block of layer {removed.layer}"
     return (
-        f"{block_name} of layer {removed.layer} to {removed.left} "
+        f"{block_name} of layer {removed.layer} to {removed.remaining} "
         f"{'KV heads' if removed.unit == 'kv_heads' else 'channels'}"
     )
 

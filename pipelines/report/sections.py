@@ -424,7 +424,7 @@ def stability(runs: Runs) -> Section | None:
 
 
 def left(runs: Runs) -> Section:
-    """What is left after each step, and every step as a table."""
+    """The structure that remains after each step, and every step as a table."""
     parts: list[Part] = [
         Text(
             "Black: the block is gone. Almost white: nothing is missing. The dotted line is "
@@ -452,7 +452,7 @@ def left(runs: Runs) -> Section:
             ),
             Folded(f"All {len(run.steps)} steps of {run.key}", (_steps(run),)),
         ]
-    return Section("left", "What is left", tuple(parts))
+    return Section("left", "Remaining structure", tuple(parts))
 
 
 def _steps(run: ReportRun) -> Table:

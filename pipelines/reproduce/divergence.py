@@ -16,11 +16,11 @@ _BLOCKS = {"attention": "removed_attention", "mlp": "removed_mlp"}
 
 
 def removal_text(removal: Removal) -> str:
-    """One removal as `expected.steps` lists it: kind, layer, and for widths what is left, such as
+    """One removal as `expected.steps` lists it: kind, layer, and for widths what remains, such as
     `attention:25`, `mlp_channels:3:9984`.
     """
-    left = "" if removal.kind in _BLOCKS else f":{removal.left}"
-    return f"{removal.kind}:{removal.layer}{left}"
+    remaining = "" if removal.kind in _BLOCKS else f":{removal.remaining}"
+    return f"{removal.kind}:{removal.layer}{remaining}"
 
 
 def trajectory_checks(expected: ExpectedConfig, lines: Lines) -> list[Check]:

@@ -114,7 +114,7 @@ class RunFolder:
         return self.write_with(name, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def write_with(self, name: str, writer: Any) -> Path:
-        """Lets `writer(path)` make a file beside its place, then moves it there."""
+        """Lets `writer(path)` write a temporary file, then renames it atomically."""
         path = self.path / name
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".") as scratch:
             temporary = Path(scratch) / name

@@ -40,7 +40,7 @@ LOCK_TIMEOUT_S = 5
 _LIBPQ: Mapping[str, object] = {
     "application_name": "multipruner",
     "connect_timeout": 5,
-    # A connection whose other end vanished without a word, such as a machine that lost its power,
+    # A connection whose other end vanished silently, such as a machine that lost its power,
     # is noticed within 20 s.
     "keepalives_idle": 5,
     "keepalives_interval": 5,

@@ -14,15 +14,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import PreTrainedTokenizerBase
 
-from pruning.calibration.recipe import Recipe
 from pruning.calibration.sources import required_path, running_text, source_rows
+from pruning.calibration.spec import CalibrationSpec
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
 
 
 def make_calibration(
-    recipe: Recipe, tokenizer: Callable[[], PreTrainedTokenizerBase], *, vocab_size: int
+    spec: CalibrationSpec, tokenizer: Callable[[], PreTrainedTokenizerBase], *, vocab_size: int
 ) -> Calibration:
     """Builds the three sets.
 
@@ -33,14 +33,12 @@ def make_calibration(
         InputError: missing or unreadable data, too little of it, or token ids outside the
             vocabulary.
     """
-    if recipe.source == "tokens":
-        calibration = _from_tokens(recipe)
+    if spec.source == "tokens":
+        calibration = _from_tokens(spec)
     else:
-        text = running_text(recipe)
+        text = running_text(spec)
         calibration = (
-            _from_rows(recipe, tokenizer())
-            if text is None
-            else _from_text(recipe, tokenizer(), *text)
+            _from_rows(spec, tokenizer()) if text is None else _from_text(spec, tokenizer(), *text)
         )
     for name, tokens in calibration.sets().items():
         low, high = int(tokens.input_ids.min()), int(tokens.input_ids.max())
@@ -53,8 +51,8 @@ def make_calibration(
     return calibration
 
 
-def _from_tokens(recipe: Recipe) -> Calibration:
-    path = required_path(recipe, "a safetensors file with input_ids [sequences, length]")
+def _from_tokens(spec: CalibrationSpec) -> Calibration:
+    path = required_path(spec, "a safetensors file with input_ids [sequences, length]")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -67,40 +65,40 @@ def _from_tokens(recipe: Recipe) -> Calibration:
             f"calibration.path: {path} must hold integer input_ids [sequences, length]; it holds "
             f"{_describe(tensors)}"
         )
-    if input_ids.shape[1] < recipe.sequence_length:
+    if input_ids.shape[1] < spec.sequence_length:
         raise InputError(
-            f"calibration.sequence_length: {recipe.sequence_length}, but the sequences in {path} "
+            f"calibration.sequence_length: {spec.sequence_length}, but the sequences in {path} "
             f"have {input_ids.shape[1]} tokens"
         )
-    ids = input_ids[:, : recipe.sequence_length].astype(np.int64)
-    needed = max(recipe.num_block_samples, recipe.num_width_samples)
+    ids = input_ids[:, : spec.sequence_length].astype(np.int64)
+    needed = max(spec.num_block_samples, spec.num_width_samples)
     if len(ids) < needed:
         raise InputError(f"calibration: {needed} sequences asked for, {path} has {len(ids)}")
-    spare = ids[needed : needed + recipe.num_heldout_samples]
+    spare = ids[needed : needed + spec.num_heldout_samples]
     return Calibration(
-        TokenSet(ids[: recipe.num_block_samples]),
-        TokenSet(ids[: recipe.num_width_samples]),
+        TokenSet(ids[: spec.num_block_samples]),
+        TokenSet(ids[: spec.num_width_samples]),
         TokenSet(spare) if len(spare) else None,
     )
 
 
 def _from_text(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, text: str, heldout_text: str
+    spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, text: str, heldout_text: str
 ) -> Calibration:
     """Sequences drawn from running text: first those of the width stages, then those of the block
     stage, from what is left.
     """
-    sequences = text_windows(tokenizer, text, recipe.sequence_length)
-    width, block = recipe.num_width_samples, recipe.num_block_samples
+    sequences = text_windows(tokenizer, text, spec.sequence_length)
+    width, block = spec.num_width_samples, spec.num_block_samples
     if len(sequences) < width + block:
         raise InputError(
-            f"calibration: {width} + {block} sequences of {recipe.sequence_length} tokens asked "
+            f"calibration: {width} + {block} sequences of {spec.sequence_length} tokens asked "
             "for (num_width_samples + num_block_samples), the "
             f"text gives {len(sequences)}. Ask for fewer or shorter sequences, or give more text"
         )
-    drawn = random.Random(recipe.seed).sample(range(len(sequences)), width + block)
-    heldout = text_windows(tokenizer, heldout_text, recipe.sequence_length)[
-        : recipe.num_heldout_samples
+    drawn = random.Random(spec.seed).sample(range(len(sequences)), width + block)
+    heldout = text_windows(tokenizer, heldout_text, spec.sequence_length)[
+        : spec.num_heldout_samples
     ]
     return Calibration(
         TokenSet(sequences[drawn[width:]]),
@@ -109,33 +107,32 @@ def _from_text(
     )
 
 
-def _from_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Calibration:
+def _from_rows(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Calibration:
     """Rows drawn as published: seed once, first the rows of the width stages, then, from all rows
     again, those of the block stage.
     """
-    rows, heldout_rows = source_rows(recipe)
-    generator = random.Random(recipe.seed)
+    rows, heldout_rows = source_rows(spec)
+    generator = random.Random(spec.seed)
     sets = []
     for name, count in (
-        ("num_width_samples", recipe.num_width_samples),
-        ("num_block_samples", recipe.num_block_samples),
+        ("num_width_samples", spec.num_width_samples),
+        ("num_block_samples", spec.num_block_samples),
     ):
         if count > len(rows):
             raise InputError(
-                f"calibration.{name}: {count}, but {recipe.source} has {len(rows)} rows to draw "
-                "from"
+                f"calibration.{name}: {count}, but {spec.source} has {len(rows)} rows to draw from"
             )
         chosen = [rows[index] for index in generator.sample(range(len(rows)), count)]
-        sequences = text_windows(tokenizer, "\n\n".join(chosen), recipe.sequence_length)
+        sequences = text_windows(tokenizer, "\n\n".join(chosen), spec.sequence_length)
         if not len(sequences):
             raise InputError(
                 f"calibration.{name}: {count} rows are shorter than one sequence of "
-                f"{recipe.sequence_length} tokens. "
+                f"{spec.sequence_length} tokens. "
                 "Ask for more rows or a smaller calibration.sequence_length"
             )
         sets.append(TokenSet(sequences))
-    heldout = text_windows(tokenizer, "\n\n".join(heldout_rows), recipe.sequence_length)[
-        : recipe.num_heldout_samples
+    heldout = text_windows(tokenizer, "\n\n".join(heldout_rows), spec.sequence_length)[
+        : spec.num_heldout_samples
     ]
     return Calibration(
         block=sets[1], width=sets[0], heldout=TokenSet(heldout) if len(heldout) else None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pruning.calibration.recipe import Recipe
+from pruning.calibration.spec import CalibrationSpec
 from pruning.errors import InputError
 
 
@@ -51,39 +51,39 @@ def wikitext_text(raw: str) -> str:
     return "\n\n".join(line if line.strip() else "" for line in raw.splitlines(keepends=True))
 
 
-def running_text(recipe: Recipe) -> tuple[str, str] | None:
+def running_text(spec: CalibrationSpec) -> tuple[str, str] | None:
     """(text to calibrate on, text held out), or None when the source is rows."""
-    if recipe.source == "pydoc":
+    if spec.source == "pydoc":
         return _split_text("\n\n".join(text for _, text in sorted(_pydoc_topics().items())))
-    if recipe.source == "wikitext2":
-        if recipe.path is not None:
-            return _split_text(wikitext_text(_read_text(recipe.path)))
+    if spec.source == "wikitext2":
+        if spec.path is not None:
+            return _split_text(wikitext_text(_read_text(spec.path)))
         train, test = (
             _hub_dataset("Salesforce/wikitext", name="wikitext-2-raw-v1", split=split)["text"]
             for split in ("train", "test")
         )
         return "\n\n".join(train), "\n\n".join(test)
-    if recipe.source == "text":
-        path = required_path(recipe, "a text file, or a .jsonl file with one row a line")
+    if spec.source == "text":
+        path = required_path(spec, "a text file, or a .jsonl file with one row a line")
         return None if path.suffix == ".jsonl" else _split_text(_read_text(str(path)))
     return None
 
 
-def source_rows(recipe: Recipe) -> tuple[list[str], list[str]]:
+def source_rows(spec: CalibrationSpec) -> tuple[list[str], list[str]]:
     """(rows to draw from, rows held out)."""
-    if recipe.source == "alpaca":
-        return _alpaca(recipe)
-    if recipe.path is not None:
-        rows = _read_jsonl(Path(recipe.path).expanduser(), recipe.column or "text")
+    if spec.source == "alpaca":
+        return _alpaca(spec)
+    if spec.path is not None:
+        rows = _read_jsonl(Path(spec.path).expanduser(), spec.column or "text")
         cut = len(rows) - max(1, len(rows) // 10)
         return rows[:cut], rows[cut:]
-    if recipe.source == "c4":
+    if spec.source == "c4":
         files = {
             "train": "en/c4-train.00000-of-01024.json.gz",
             "validation": "en/c4-validation.00000-of-00008.json.gz",
         }
         pair = [
-            _hub_rows("allenai/c4", data_files=files, split=split, column=recipe.column or "text")
+            _hub_rows("allenai/c4", data_files=files, split=split, column=spec.column or "text")
             for split in files
         ]
     else:
@@ -94,25 +94,25 @@ def source_rows(recipe: Recipe) -> tuple[list[str], list[str]]:
                 "ptb-text-only/ptb_text_only",
                 revision="refs/convert/parquet",
                 split=split,
-                column=recipe.column or "sentence",
+                column=spec.column or "sentence",
             )
             for split in ("train", "test")
         ]
     return pair[0], pair[1]
 
 
-def _alpaca(recipe: Recipe) -> tuple[list[str], list[str]]:
+def _alpaca(spec: CalibrationSpec) -> tuple[list[str], list[str]]:
     """The published split: a fifth of the rows is the test part, its first half is drawn from, its
     second half is held out here.
     """
     import datasets
 
-    column = recipe.column or "text"
-    if recipe.path is None:
+    column = spec.column or "text"
+    if spec.path is None:
         rows = _hub_dataset("tatsu-lab/alpaca", split="train")
     else:
         rows = datasets.Dataset.from_dict(
-            {column: _read_jsonl(Path(recipe.path).expanduser(), column)}
+            {column: _read_jsonl(Path(spec.path).expanduser(), column)}
         )
     test = rows.train_test_split(test_size=0.2, seed=42)["test"]
     halves = test.train_test_split(test_size=0.5, seed=42)
@@ -194,17 +194,17 @@ def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]
     return [row for row in rows if row]
 
 
-def required_path(recipe: Recipe, what: str) -> Path:
+def required_path(spec: CalibrationSpec, what: str) -> Path:
     """The path that a source needs.
 
     Raises:
         InputError: none is given, or it is not there.
     """
-    if recipe.path is None:
-        raise InputError(f"calibration.path: missing; calibration={recipe.source} needs {what}")
-    path = Path(recipe.path).expanduser()
+    if spec.path is None:
+        raise InputError(f"calibration.path: missing; calibration={spec.source} needs {what}")
+    path = Path(spec.path).expanduser()
     if not path.is_file():
         raise InputError(
-            f"calibration.path: no file {recipe.path}; calibration={recipe.source} needs {what}"
+            f"calibration.path: no file {spec.path}; calibration={spec.source} needs {what}"
         )
     return path

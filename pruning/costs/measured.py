@@ -1,5 +1,5 @@
-"""What a model costs and how fast it is, measured: dense and pruned take turns in one process, so
-that what else the machine does meets both alike.
+"""What a model costs and how fast it is, measured: runs of the dense and the pruned model are
+interleaved in one process, so that background load affects both equally.
 
 Shape letters: B sequences of a batch, T tokens of the prompt.
 """

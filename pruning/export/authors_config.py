@@ -75,9 +75,9 @@ def write_authors_config(
     for removal in removals:
         heads, channels = widths[removal.layer]
         if removal.kind == "attention_heads":
-            widths[removal.layer] = (removal.left, channels)
+            widths[removal.layer] = (removal.remaining, channels)
         elif removal.kind == "mlp_channels":
-            widths[removal.layer] = (heads, removal.left)
+            widths[removal.layer] = (heads, removal.remaining)
     config = {
         "pruned_attn_idx": [removal.layer for removal in removals if removal.kind == "attention"],
         "pruned_mlp_idx": [removal.layer for removal in removals if removal.kind == "mlp"],

@@ -35,8 +35,8 @@ ARCHITECTURE = "deci"
 CHANNEL_STEP = 32
 """MLPs are filled up with zero channels, which add nothing, to a multiple of this: no quantized
 type of llama.cpp has smaller blocks, and llama-quantize refuses files with other widths. It is also
-the width of the zero MLP of a layer that has attention only: without one, llama.cpp forgets that
-layer's attention without a word.
+the width of the zero MLP of a layer that has attention only: without one, llama.cpp silently
+forgets that layer's attention.
 """
 
 FILE_TYPES = {

@@ -1,5 +1,5 @@
-"""What is exported, whatever the format: a dense model in its channel order, and the shape that is
-left of it.
+"""What is exported, whatever the format: a dense model in its channel order, and the shape that
+remains of it.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def _cut(
     geometry: Geometry,
     layer: PrunedLayer,
 ) -> torch.Tensor:
-    """What is left of one tensor of a block."""
+    """What remains of one tensor of a block."""
     dense = geometry.dense.layers[0]
     kept = LayerShape(layer.kv_heads or dense.kv_heads, layer.mlp_channels or dense.mlp_channels)
     module, _, kind = name.rpartition(".")

@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 
 from pruning.canonical_json import dump_json
 from pruning.errors import InputError
-from pruning.models.cache import made_once
+from pruning.models.cache import build_once
 from pruning.models.shards import write_shards
 
 MODEL_TYPE = "baichuan"
@@ -82,7 +82,7 @@ def converted(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], cac
     Not for models with ALiBi.
     """
     target = cache / f"{folder.name}-{_key(folder, weights)}"
-    return made_once(target, lambda scratch: _write(folder, raw, weights, scratch))
+    return build_once(target, lambda scratch: _write(folder, raw, weights, scratch))
 
 
 def _write(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], target: Path) -> None:

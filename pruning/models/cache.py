@@ -1,4 +1,4 @@
-"""Converted models on disk: made once, whole or not at all, whichever process is first."""
+"""Converted models on disk: built once, whole or not at all, whichever process is first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
-    """`folder`, which `write(scratch)` fills beside its place if it is not there yet."""
+def build_once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `write` if it is not there yet: `write` gets a temporary folder beside it,
+    which is then renamed atomically.
+    """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from pruning.errors import InputError
-from pruning.models.cache import cache_folder, made_once
+from pruning.models.cache import build_once, cache_folder
 
 _PACKAGE = "package:"
 
@@ -49,7 +49,7 @@ def converted_gguf(path: Path) -> Path:
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return made_once(
+    return build_once(
         cache_folder() / f"{path.stem}-{digest}", lambda scratch: _convert_gguf(path, scratch)
     )
 
@@ -77,8 +77,8 @@ def _rotary_factor(path: Path) -> float | None:
     """By how much a Gemma 3 stretches the positions of its full attention; None: not at all.
 
     Raises:
-        InputError: another family scales its rotary embedding, which transformers would leave out
-            without a word.
+        InputError: another family scales its rotary embedding, which transformers would silently
+            leave out.
     """
     from gguf import GGUFReader  # only a conversion needs it
 

@@ -13,13 +13,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, PreTrainedTokenizerFast
 
 from pruning.calibration.build import make_calibration
-from pruning.calibration.recipe import Recipe
 from pruning.calibration.sources import wikitext_text
+from pruning.calibration.spec import CalibrationSpec
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
 
-RECIPE = Recipe(
+SPEC = CalibrationSpec(
     "text", num_block_samples=5, num_width_samples=3, num_heldout_samples=2, sequence_length=16
 )
 
@@ -34,13 +34,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None, vocab_size: int = 96
+    spec: CalibrationSpec, tokenizer: PreTrainedTokenizerFast | None = None, vocab_size: int = 96
 ) -> Calibration:
     def no_tokenizer() -> PreTrainedTokenizerFast:
         raise AssertionError("this source needs no tokenizer")
 
     return make_calibration(
-        recipe, (lambda: tokenizer) if tokenizer else no_tokenizer, vocab_size=vocab_size
+        spec, (lambda: tokenizer) if tokenizer else no_tokenizer, vocab_size=vocab_size
     )
 
 
@@ -52,7 +52,7 @@ def write_text(path: Path, characters: int = 400) -> Path:
 
 
 def test_pydoc_is_always_there(tokenizer: PreTrainedTokenizerFast) -> None:
-    made = make(replace(RECIPE, source="pydoc", sequence_length=100), tokenizer)
+    made = make(replace(SPEC, source="pydoc", sequence_length=100), tokenizer)
     assert made.block.input_ids.shape == (5, 100)
     assert made.width.input_ids.shape == (3, 100)
     assert made.heldout is not None
@@ -60,7 +60,7 @@ def test_pydoc_is_always_there(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_sets_do_not_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    made = make(replace(RECIPE, path=str(write_text(tmp_path / "a.txt"))), tokenizer)
+    made = make(replace(SPEC, path=str(write_text(tmp_path / "a.txt"))), tokenizer)
     rows = [tuple(row) for tokens in made.sets().values() for row in tokens.input_ids]
     assert len(set(rows)) == len(rows) == 10
 
@@ -75,17 +75,17 @@ def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
     assert windows.shape == (9, 8)
     assert (windows[:, 0] == 2).all()
     assert gemma.decode(windows[:, 1:].flatten()) == ("words of text" * 5)[:63]
-    made = make(replace(RECIPE, path=str(write_text(tmp_path / "a.txt"))), gemma)
+    made = make(replace(SPEC, path=str(write_text(tmp_path / "a.txt"))), gemma)
     assert [sorted(set(tokens.input_ids[:, 0])) for tokens in made.sets().values()] == [[2]] * 3
     assert not any((tokens.input_ids[:, 1:] == 2).any() for tokens in made.sets().values())
 
 
 def test_the_seed_decides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    recipe = replace(RECIPE, path=str(write_text(tmp_path / "a.txt")))
+    spec = replace(SPEC, path=str(write_text(tmp_path / "a.txt")))
     one, same, other = (
-        make(recipe, tokenizer),
-        make(recipe, tokenizer),
-        make(replace(recipe, seed=1), tokenizer),
+        make(spec, tokenizer),
+        make(spec, tokenizer),
+        make(replace(spec, seed=1), tokenizer),
     )
     assert one.block.fingerprint == same.block.fingerprint != other.block.fingerprint
 
@@ -116,13 +116,13 @@ def test_alpaca_as_published(
     block rows; joined, one text, cut.
     """
     rows = [f"row {number} of the instructions" for number in range(400)]
-    recipe = replace(
-        RECIPE, source="alpaca", num_block_samples=20, num_width_samples=10, sequence_length=32
+    spec = replace(
+        SPEC, source="alpaca", num_block_samples=20, num_width_samples=10, sequence_length=32
     )
     if local:
         path = tmp_path / "alpaca.jsonl"
         path.write_text("".join(json.dumps({"text": row, "output": "x"}) + "\n" for row in rows))
-        recipe = replace(recipe, path=str(path))
+        spec = replace(spec, path=str(path))
     else:
         asked = []
         monkeypatch.setattr(
@@ -131,7 +131,7 @@ def test_alpaca_as_published(
                 asked.append((path, options)) or Dataset.from_dict({"text": rows})
             ),
         )
-    made = make(recipe, tokenizer)
+    made = make(spec, tokenizer)
     if not local:
         assert asked == [("tatsu-lab/alpaca", {"split": "train"})]
     test = Dataset.from_dict({"text": rows}).train_test_split(test_size=0.2, seed=42)["test"]
@@ -185,9 +185,7 @@ def test_hub_datasets(
         )
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    made = make(
-        replace(RECIPE, source=source, num_block_samples=20, num_width_samples=10), tokenizer
-    )  # type: ignore[arg-type]
+    made = make(replace(SPEC, source=source, num_block_samples=20, num_width_samples=10), tokenizer)  # type: ignore[arg-type]
     assert asked == calls
     assert made.heldout is not None
     text = "".join(chr(31 + token) for token in made.heldout.input_ids.flatten())
@@ -204,17 +202,17 @@ def test_rows_of_a_local_jsonl(tmp_path: Path, tokenizer: PreTrainedTokenizerFas
         "".join(json.dumps({"body": f"row number {number}"}) + "\n" for number in range(50))
     )
     made = make(
-        replace(RECIPE, path=str(path), column="body", num_block_samples=20, num_width_samples=10),
+        replace(SPEC, path=str(path), column="body", num_block_samples=20, num_width_samples=10),
         tokenizer,
     )
     assert made.block.num_sequences > made.width.num_sequences > 0
     with pytest.raises(InputError, match=r"line 1 of .* has no field 'text' \(it has: body\)"):
-        make(replace(RECIPE, path=str(path)), tokenizer)
+        make(replace(SPEC, path=str(path)), tokenizer)
 
 
 def test_tokens(token_file: Path) -> None:
     made = make(
-        replace(RECIPE, source="tokens", path=str(token_file), sequence_length=32), vocab_size=128
+        replace(SPEC, source="tokens", path=str(token_file), sequence_length=32), vocab_size=128
     )
     assert (made.block.num_sequences, made.width.num_sequences) == (5, 3)
     np.testing.assert_array_equal(made.block.input_ids[:3], made.width.input_ids)
@@ -231,12 +229,12 @@ def test_bad_input(tmp_path: Path, token_file: Path, tokenizer: PreTrainedTokeni
     short.write_text("too short")
     save_file({"input_ids": np.zeros((3, 32), dtype=np.float32)}, floats)
     broken.write_bytes(b"not safetensors")
-    tokens = replace(RECIPE, source="tokens", path=str(token_file), sequence_length=32)
-    for recipe, message in (
-        (replace(RECIPE, path=str(tmp_path / "none.txt")), "calibration.path: no file .*none.txt"),
-        (replace(RECIPE, path=None), "calibration.path: missing"),
-        (replace(RECIPE, path=str(empty)), "is empty"),
-        (replace(RECIPE, path=str(short)), r"3 \+ 5 sequences of 16 tokens asked for .* gives 0"),
+    tokens = replace(SPEC, source="tokens", path=str(token_file), sequence_length=32)
+    for spec, message in (
+        (replace(SPEC, path=str(tmp_path / "none.txt")), "calibration.path: no file .*none.txt"),
+        (replace(SPEC, path=None), "calibration.path: missing"),
+        (replace(SPEC, path=str(empty)), "is empty"),
+        (replace(SPEC, path=str(short)), r"3 \+ 5 sequences of 16 tokens asked for .* gives 0"),
         (
             replace(tokens, path=str(floats)),
             r"integer input_ids .* holds input_ids \[3, 32\] float32",
@@ -249,7 +247,7 @@ def test_bad_input(tmp_path: Path, token_file: Path, tokenizer: PreTrainedTokeni
         (replace(tokens, num_block_samples=25), "25 sequences asked for, .* has 24"),
     ):
         with pytest.raises(InputError, match=message):
-            make(recipe, tokenizer, vocab_size=128)
+            make(spec, tokenizer, vocab_size=128)
     with pytest.raises(InputError, match=r"token id 1?\d\d, outside the model's vocabulary 0..63"):
         make(tokens, vocab_size=64)
 
@@ -257,11 +255,11 @@ def test_bad_input(tmp_path: Path, token_file: Path, tokenizer: PreTrainedTokeni
 def test_rows_too_few_or_too_short(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "abc"}\n' * 30)
-    recipe = replace(RECIPE, path=str(path))
+    spec = replace(SPEC, path=str(path))
     with pytest.raises(InputError, match="num_width_samples: 200, but text has 27 rows"):
-        make(replace(recipe, num_width_samples=200), tokenizer)
+        make(replace(spec, num_width_samples=200), tokenizer)
     with pytest.raises(InputError, match="3 rows are shorter than one sequence of 160 tokens"):
-        make(replace(recipe, sequence_length=160), tokenizer)
+        make(replace(spec, sequence_length=160), tokenizer)
 
 
 def test_hub_away(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -276,4 +274,4 @@ def test_hub_away(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenize
             r".*calibration=pydoc"
         ),
     ):
-        make(replace(RECIPE, source="c4"), tokenizer)
+        make(replace(SPEC, source="c4"), tokenizer)

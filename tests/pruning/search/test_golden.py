@@ -74,7 +74,7 @@ def test_the_reference_trajectory(shared: Path, device: str) -> None:
 
 
 def _as_reference(removal: Removal) -> list[object]:
-    """[kind, layer] of a block, [kind, layer, channels left] of a width; heads are counted in query
+    """[kind, layer] of a block, [kind, layer, remaining channels] of a width; heads are counted in query
     channels there.
     """
     if removal.kind in ("attention", "mlp"):
@@ -82,5 +82,5 @@ def _as_reference(removal: Removal) -> list[object]:
     return [
         removal.kind,
         removal.layer,
-        removal.left * 16 if removal.kind == "attention_heads" else removal.left,
+        removal.remaining * 16 if removal.kind == "attention_heads" else removal.remaining,
     ]

@@ -49,7 +49,7 @@ def walk(search: GreedySearch, seed: int) -> dict[StageName, tuple[int, int]]:
                 candidate: candidate.layer for candidate in candidates
             }  # uses up one layer after the other
         elif taste == 2:
-            scores = {candidate: -candidate.left for candidate in candidates}  # spreads evenly
+            scores = {candidate: -candidate.remaining for candidate in candidates}  # spreads evenly
         elif taste == 3:
             scores = {
                 candidate: (candidate.kind == "mlp") + score for candidate, score in scores.items()

@@ -12,7 +12,7 @@ SOURCES: tuple[str, ...] = get_args(Source)
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class CalibrationSpec:
     """How to make a calibration set.
 
     For running text (`pydoc`, `wikitext2`, a text file) and `tokens`, a sample is one sequence. For
