@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import GemmaTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pruning.calibration.token_sets import Tokens
+from pruning.models.families import begins_with_bos
 
 
 def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Tokens:
     """A text tokenized as a whole and cut into windows; the tail is dropped (METHOD: "Calibration
     sets as published").
 
-    Gemma's each begin with BOS: it has never seen a text without, and its perplexity on one is
-    several times that on the same text behind BOS.
+    Where a family has never seen a text without BOS, such as Gemma, each window begins with it:
+    perplexity on one without is several times as high.
 
     Returns:
         int64 [windows, length]; no windows if the text is too short.
     """
-    if isinstance(tokenizer, GemmaTokenizer):
+    if begins_with_bos(tokenizer):
         return np.insert(
             _cut(_tokenize(tokenizer, text, add_special_tokens=False), length - 1),
             0,

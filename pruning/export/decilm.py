@@ -23,6 +23,7 @@ from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.export.transformers import copy_tokenizer
 from pruning.models.families import Family
 from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
 from pruning.models.shards import MAX_SHARD_BYTES, write_shards
 from pruning.shape import ModelShape
 
@@ -31,6 +32,8 @@ CODE = tuple(
     for module in (configuration_decilm, modeling_decilm, modeling_pruned)
 )
 """The files of code that go into the folder."""
+
+MODEL_TYPE = configuration_decilm.DeciLMConfig.model_type
 
 CHANNEL_STEP = 256
 """`ffn_mult` can only say multiples of this many MLP channels: whoever reads it rounds up."""
@@ -61,23 +64,20 @@ def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:  # 
 
 def problems(
     config: PretrainedConfig,
-    family: Family,  # noqa: ARG001 - all formats are called alike
-    geometry: Geometry,  # noqa: ARG001
+    family: Family,
+    geometry: Geometry,  # noqa: ARG001 - all formats are called alike
     shape: ModelShape,  # noqa: ARG001
 ) -> list[str]:
     """What this format cannot express, from the configuration alone. Every shape can be."""
-    return llama_problems(config, "decilm")
+    return llama_problems(config, family, "decilm")
 
 
 def write(folder: Path, source: ExportSource, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """Writes configuration, code, weights and tokenizer; returns the number of values in the
     weights, zeros that fill up heads included.
     """
-    model, geometry = source.dense.model, source.dense.geometry
-    layers = layers_of(source.shape, source.dense.family)
-    (folder / "config.json").write_text(
-        dump_json(decilm_config(model.config, geometry, layers, source.dtype)), encoding="utf-8"
-    )
+    model, layers = source.dense.model, layers_of(source.shape, source.dense.family)
+    (folder / "config.json").write_text(dump_json(decilm_config(source, layers)), encoding="utf-8")
     for path in CODE:
         code = path.read_text(encoding="utf-8").replace(
             "from pruning.export.", "from ."
@@ -94,19 +94,15 @@ def write(folder: Path, source: ExportSource, *, max_shard_bytes: int = MAX_SHAR
     )
 
 
-def decilm_config(
-    config: PretrainedConfig,
-    geometry: Geometry,
-    layers: tuple[PrunedLayer, ...],
-    dtype: torch.dtype,
-) -> dict[str, Any]:
+def decilm_config(source: ExportSource, layers: tuple[PrunedLayer, ...]) -> dict[str, Any]:
     """What `config.json` says."""
+    config, geometry = source.dense.model.config, source.dense.geometry
     rope = rope_parameters(config)
     scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
     configuration, modeling = CODE[0].stem, CODE[1].stem
     return {
         "architectures": ["DeciLMForCausalLM"],
-        "model_type": "nemotron-nas",
+        "model_type": MODEL_TYPE,
         "auto_map": {
             "AutoConfig": f"{configuration}.DeciLMConfig",
             "AutoModel": f"{modeling}.DeciLMModel",
@@ -115,14 +111,14 @@ def decilm_config(
         "num_hidden_layers": len(layers),
         "head_dim": geometry.head_dim,
         "attention_bias": getattr(config, "attention_bias", False),
-        "qkv_bias": _has_qkv_bias(config),
+        "qkv_bias": source.dense.family.has_qkv_bias(config),
         "mlp_bias": getattr(config, "mlp_bias", False),
         "rope_parameters": rope,
         "rope_theta": rope[
             "rope_theta"
         ],  # these two for programs that do not know `rope_parameters` yet
         "rope_scaling": None if rope["rope_type"] == "default" else scaling,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(source.dtype).removeprefix("torch."),
         **{name: getattr(config, name, None) for name in _SHARED},
         "block_configs": [
             _block(number, layer, geometry, config.hidden_size)
@@ -133,7 +129,7 @@ def decilm_config(
 
 def register() -> None:
     """Lets AutoConfig, AutoModel and AutoModelForCausalLM open such folders without their code."""
-    AutoConfig.register("nemotron-nas", configuration_decilm.DeciLMConfig, exist_ok=True)
+    AutoConfig.register(MODEL_TYPE, configuration_decilm.DeciLMConfig, exist_ok=True)
     AutoModel.register(
         configuration_decilm.DeciLMConfig, modeling_decilm.DeciLMModel, exist_ok=True
     )
@@ -179,7 +175,7 @@ def _tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     prefix, geometry = source.dense.family.layers + ".", source.dense.geometry
     if not layers[0].kv_heads:
-        yield from _zero_attention(f"{prefix}0.", source.dense.model.config, geometry)
+        yield from _zero_attention(f"{prefix}0.", source.dense)
     for name, tensor in pruned_tensors(source.dense, layers):
         number, _, inside = name.removeprefix(prefix).partition(".")
         if name.startswith(prefix) and inside.startswith("self_attn."):
@@ -228,10 +224,9 @@ def _spread(
     )
 
 
-def _zero_attention(
-    layer: str, config: PretrainedConfig, geometry: Geometry
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _zero_attention(layer: str, dense: LoadedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """An attention block that adds nothing; its norm is there to be read."""
+    config, geometry = dense.model.config, dense.geometry
     hidden, query = config.hidden_size, geometry.kv_heads * geometry.channels_per_kv_head
     yield f"{layer}input_layernorm.weight", torch.ones(hidden)
     for projection, rows in (
@@ -240,12 +235,8 @@ def _zero_attention(
         ("v_proj", geometry.head_dim),
     ):
         yield f"{layer}self_attn.{projection}.weight", torch.zeros(rows, hidden)
-        if _has_qkv_bias(config):
+        if dense.family.has_qkv_bias(config):
             yield f"{layer}self_attn.{projection}.bias", torch.zeros(rows)
     yield f"{layer}self_attn.o_proj.weight", torch.zeros(hidden, query)
     if getattr(config, "attention_bias", False):
         yield f"{layer}self_attn.o_proj.bias", torch.zeros(hidden)
-
-
-def _has_qkv_bias(config: PretrainedConfig) -> bool:
-    return config.model_type == "qwen2" or getattr(config, "attention_bias", False)

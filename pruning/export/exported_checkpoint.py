@@ -45,7 +45,7 @@ class ExportedCheckpoint(Checkpoint):
         dense = dense_type(model_type)
         if dense is not None:
             register_family(dense)
-        elif model_type == "nemotron-nas":
+        elif model_type == decilm.MODEL_TYPE:
             decilm.register()
         elif model_type not in CONFIG_MAPPING_NAMES:
             raise InputError(

@@ -82,12 +82,12 @@ def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:  # 
 
 def problems(
     config: PretrainedConfig,
-    family: Family,  # noqa: ARG001 - all formats are called alike
-    geometry: Geometry,  # noqa: ARG001
+    family: Family,
+    geometry: Geometry,  # noqa: ARG001 - all formats are called alike
     shape: ModelShape,  # noqa: ARG001
 ) -> list[str]:
     """What this format cannot express, from the configuration alone. Every shape can be."""
-    return llama_problems(config, "gguf")
+    return llama_problems(config, family, "gguf")
 
 
 def tokenizer_problems(

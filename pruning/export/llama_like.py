@@ -6,25 +6,23 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-MODEL_TYPES = ("llama", "mistral", "qwen2")
+from pruning.models.families import FAMILIES, Family
+
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
-def llama_problems(config: PretrainedConfig, format_name: str) -> list[str]:
+def llama_problems(config: PretrainedConfig, family: Family, format_name: str) -> list[str]:
     """What of a dense model cannot be told in a format made for Llama; one message each, empty if
     nothing.
 
     Norms, activation, rotary embedding and the reach of attention are the model's, so no shape
     makes a difference to them.
     """
-    if config.model_type not in MODEL_TYPES:
-        known = ", ".join(MODEL_TYPES)
+    if not family.computes_as_llama:
+        known = ", ".join(name for name, other in FAMILIES.items() if other.computes_as_llama)
         return [
-            (
-                f"format: {format_name} holds models of {known}, not of {config.model_type!r}, "
-                "which "
-                "computes otherwise. Use format=transformers"
-            )
+            f"format: {format_name} holds models of {known}, not of {family.model_type!r}, which "
+            "computes otherwise. Use format=transformers"
         ]
     found: list[str] = []
     if config.hidden_act != "silu":
@@ -44,10 +42,8 @@ def llama_problems(config: PretrainedConfig, format_name: str) -> list[str]:
             f"{rope['partial_rotary_factor']})"
         )
     return [
-        (
-            f"format: {format_name} cannot express {what} of this {config.model_type}. Use "
-            "format=transformers"
-        )
+        f"format: {format_name} cannot express {what} of this {family.model_type}. Use "
+        "format=transformers"
         for what in found
     ]
 

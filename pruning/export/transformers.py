@@ -72,12 +72,8 @@ _registered: dict[str, _Classes] = {}
 
 
 def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:
-    """The layers that are written.
-
-    Half layers are paired in the families of the registry, whose blocks are known to follow one
-    another.
-    """
-    return pruned_layers(shape, pair=family.model_type in FAMILIES)
+    """The layers that are written; half layers are paired where blocks follow one another."""
+    return pruned_layers(shape, pair=family.sequential)
 
 
 def pruned_config(

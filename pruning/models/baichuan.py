@@ -25,8 +25,6 @@ from pruning.errors import InputError
 from pruning.models.cache import build_once
 from pruning.models.shards import write_shards
 
-MODEL_TYPE = "baichuan"
-
 _VOCABULARY_OF_2 = 125696
 _SAME = (
     "vocab_size",
@@ -46,6 +44,11 @@ _SAME = (
 _FILES = ("tokenizer.model", "special_tokens_map.json", "generation_config.json")
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _MERGED, _HEAD, _BUFFERS = "self_attn.W_pack.weight", "lm_head.weight", ".rotary_emb."
+
+
+def is_baichuan(raw: Mapping[str, Any]) -> bool:
+    """Whether that is the `config.json` of a Baichuan checkpoint."""
+    return raw.get("model_type") == "baichuan"
 
 
 def llama_config(raw: Mapping[str, Any]) -> LlamaConfig:

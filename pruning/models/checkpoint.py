@@ -60,7 +60,7 @@ class Checkpoint:
         """
         raw = read_json(self.folder / "config.json")
         model_type = raw.get("model_type")
-        is_baichuan = model_type == baichuan.MODEL_TYPE
+        is_baichuan = baichuan.is_baichuan(raw)
         if (
             not self.trust_remote_code
             and model_type not in CONFIG_MAPPING_NAMES

@@ -1,16 +1,17 @@
-"""Where attention, MLP and their projections live, per `config.model_type`.
+"""What is special about each family of models, per `config.model_type`.
 
 All knowledge of model families is in this file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pruning.errors import InputError
@@ -32,14 +33,37 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class GGUFGaps:
+    """What transformers does not read from the GGUFs of a family.
+
+    Args:
+        architecture: the file's `general.architecture`.
+        fill: adds it to the configuration that transformers made, given the factor by which the
+            file stretches positions linearly (None: it does not).
+    """
+
+    architecture: str
+    fill: Callable[[PretrainedConfig, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
-    """How one family of decoder-only models is laid out.
+    """One family of decoder-only models: how it is laid out, and what else is special about it.
 
     Paths are relative to the model, the layer, or the block.
 
-    `head_counts` are attributes of the attention module that hold head counts which its forward
-    reads; most families infer them from the tensors. Norms are those of the layer that serve one
-    block only.
+    Args:
+        head_counts: attributes of the attention module that hold head counts which its forward
+            reads; most families infer them from the tensors.
+        attention_norms: those of the layer that serve the attention block only; `mlp_norms` alike.
+        sequential: the MLP reads the residual stream after the attention has added to it; None is
+            known of a family outside the registry.
+        computes_as_llama: norms, projections and rotary embedding are Llama's, so that formats of
+            other programs that are made for Llama (`decilm`, `gguf`) hold it.
+        always_qkv_bias: q, k and v have biases whatever the configuration says.
+        bos_tokenizer: class of the family's tokenizers, where its models have never seen a text
+            without BOS, so that each window of text begins with it.
+        gguf_gaps: None where transformers reads all but scaled rotary embeddings.
     """
 
     model_type: str
@@ -60,6 +84,11 @@ class Family:
     head_counts: tuple[Literal["num_attention_heads", "num_key_value_heads"], ...] = ()
     attention_norms: tuple[str, ...] = ("input_layernorm",)
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    sequential: bool = True
+    computes_as_llama: bool = False
+    always_qkv_bias: bool = False
+    bos_tokenizer: str | None = None
+    gguf_gaps: GGUFGaps | None = None
 
     @property
     def prunes_widths(self) -> bool:
@@ -71,23 +100,36 @@ class Family:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    def has_qkv_bias(self, config: PretrainedConfig) -> bool:
+        return self.always_qkv_bias or bool(getattr(config, "attention_bias", False))
 
-_GATED_NORMS = {
-    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
-    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-}
+
+def _fill_gemma3(config: PretrainedConfig, rotary_factor: float | None) -> None:
+    """As llama.cpp has it: attention is scaled by the size of a head, but in the 27B, which has 62
+    layers; positions are stretched in full attention only.
+    """
+    config.query_pre_attn_scalar = (
+        config.hidden_size // config.num_attention_heads
+        if config.num_hidden_layers == 62
+        else config.head_dim
+    )
+    if rotary_factor is not None:
+        config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": rotary_factor}
+
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        Family("llama"),
-        Family("mistral"),
-        Family("qwen2"),
+        Family("llama", computes_as_llama=True),
+        Family("mistral", computes_as_llama=True),
+        Family("qwen2", computes_as_llama=True, always_qkv_bias=True),
         Family("qwen3"),
         Family(
             "gemma3_text",
-            attention_norms=_GATED_NORMS["attention_norms"],
-            mlp_norms=_GATED_NORMS["mlp_norms"],
+            attention_norms=("input_layernorm", "post_attention_layernorm"),
+            mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+            bos_tokenizer="GemmaTokenizer",
+            gguf_gaps=GGUFGaps("gemma3", _fill_gemma3),
         ),
         Family(
             "olmo2",
@@ -142,7 +184,17 @@ def family_of(config: PretrainedConfig, model: nn.Module) -> Family:
                 for layer in module
             )
             if len(attention) == len(mlp) == 1 and alike:
-                return Family(config.model_type, path, attention[0], mlp[0], (), (), (), (), ())
+                return Family(
+                    config.model_type,
+                    path,
+                    attention[0],
+                    mlp[0],
+                    attention_cuts=(),
+                    mlp_cuts=(),
+                    attention_norms=(),
+                    mlp_norms=(),
+                    sequential=False,
+                )
     raise InputError(
         "model: cannot find one attention and one MLP in each layer of architecture "
         f"{config.model_type!r}. "
@@ -171,6 +223,20 @@ def require_causal_lm(config: PretrainedConfig) -> None:
             f"Pruned at all granularities: {', '.join(sorted(FAMILIES))}; other causal language "
             "models by whole blocks"
         )
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether each window of text begins with BOS. The tokenizer tells, which a pruned model has
+    from its dense one.
+    """
+    classes = {kind.__name__ for kind in type(tokenizer).__mro__}
+    return any(family.bos_tokenizer in classes for family in FAMILIES.values())
+
+
+def gguf_gaps(architecture: str) -> GGUFGaps | None:
+    """Those of the family whose GGUFs say that `general.architecture`."""
+    gaps = (family.gguf_gaps for family in FAMILIES.values() if family.gguf_gaps is not None)
+    return next((gap for gap in gaps if gap.architecture == architecture), None)
 
 
 def blocks(model: PreTrainedModel | nn.Module, family: Family) -> list[tuple[nn.Module, nn.Module]]:

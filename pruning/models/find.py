@@ -58,7 +58,7 @@ def find_checkpoint(
     if config_only:
         return found
     raw = read_json(folder / "config.json")
-    is_baichuan = raw.get("model_type") == baichuan.MODEL_TYPE
+    is_baichuan = baichuan.is_baichuan(raw)
     if is_baichuan:
         baichuan.refuse_alibi(raw, folder)
     if not local.is_dir():

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pruning.errors import InputError
 from pruning.models.cache import build_once, cache_folder
+from pruning.models.families import GGUFGaps, gguf_gaps
 
 _PACKAGE = "package:"
 
@@ -55,7 +56,7 @@ def converted_gguf(path: Path) -> Path:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
-    rotary_factor = _rotary_factor(path)
+    gaps, rotary_factor = _gaps(path)
     model: Any = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
@@ -67,52 +68,34 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    if model.config.model_type == "gemma3_text":
-        _complete_gemma3(model.config, rotary_factor)
+    if gaps is not None:
+        gaps.fill(model.config, rotary_factor)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _rotary_factor(path: Path) -> float | None:
-    """By how much a Gemma 3 stretches the positions of its full attention; None: not at all.
+def _gaps(path: Path) -> tuple[GGUFGaps | None, float | None]:
+    """What transformers does not read from the file, and the factor by which the file stretches
+    positions linearly (None: it does not).
 
     Raises:
-        InputError: another family scales its rotary embedding, which transformers would silently
-            leave out.
+        InputError: its rotary embedding is scaled in a way that transformers would silently leave
+            out.
     """
     from gguf import GGUFReader  # only a conversion needs it
 
     reader = GGUFReader(path)
-    family = reader.fields["general.architecture"].contents()
+    architecture = reader.fields["general.architecture"].contents()
+    gaps = gguf_gaps(architecture)
     kind, factor = (
-        reader.fields.get(f"{family}.rope.scaling.{name}") for name in ("type", "factor")
+        reader.fields.get(f"{architecture}.rope.scaling.{name}") for name in ("type", "factor")
     )
-    if (
-        kind is not None
-        and kind.contents() == "linear"
-        and family == "gemma3"
-        and factor is not None
-    ):
-        return float(factor.contents())
-    if (kind is not None and kind.contents() != "none") or any(
-        tensor.name.startswith("rope_") for tensor in reader.tensors
-    ):
+    scaling = "none" if kind is None else kind.contents()
+    if scaling == "linear" and factor is not None and gaps is not None:
+        return gaps, float(factor.contents())
+    if scaling != "none" or any(tensor.name.startswith("rope_") for tensor in reader.tensors):
         raise InputError(
             f"model.path: {path} scales its rotary embedding, which cannot be converted; use the "
             "model's safetensors"
         )
-    return None
-
-
-def _complete_gemma3(config: PretrainedConfig, rotary_factor: float | None) -> None:
-    """What transformers does not read, as llama.cpp has it.
-
-    Attention is scaled by the size of a head, but in the 27B, which has 62 layers.
-    """
-    config.query_pre_attn_scalar = (
-        config.hidden_size // config.num_attention_heads
-        if config.num_hidden_layers == 62
-        else config.head_dim
-    )
-    if rotary_factor is not None:
-        config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": rotary_factor}
+    return gaps, None

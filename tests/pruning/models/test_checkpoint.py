@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pruning.errors import InputError
 from pruning.models.cache import cache_folder
 from pruning.models.dtypes import resolve_dtype
+from pruning.models.families import gguf_gaps
 from pruning.models.find import find_checkpoint
-from pruning.models.gguf_source import _complete_gemma3
 from tests.conftest import tiny_config, tiny_model, tokens
 from tests.pruning.export.gguf_models import VOCAB, add_sizes, write_gemma3
 from tests.pruning.export.llama_cpp import ask, needs_llama_cpp
@@ -199,7 +199,9 @@ def test_gguf_of_gemma3_27b() -> None:
         num_attention_heads=3,
         query_pre_attn_scalar=256,
     )
-    _complete_gemma3(config, 8.0)
+    gaps = gguf_gaps("gemma3")
+    assert gaps is not None
+    gaps.fill(config, 8.0)
     assert config.query_pre_attn_scalar == 16
     assert config.rope_parameters["full_attention"]["factor"] == 8
     assert config.rope_parameters["sliding_attention"]["rope_type"] == "default"

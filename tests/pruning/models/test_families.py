@@ -5,6 +5,7 @@ A new one is in the parametrization as soon as it is in the registry.
 
 from __future__ import annotations
 
+import ast
 import copy
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape, Removal
-from tests.conftest import tiny_config, tiny_model, tokens
+from tests.conftest import ROOT, tiny_config, tiny_model, tokens
 
 # Every difficulty at once: layer 0 without attention, a layer without MLP, narrowed MLPs, fewer KV
 # groups, a layer cut in both.
@@ -258,3 +259,89 @@ def test_what_cannot_be_pruned(model_type: str) -> None:
             config,
             torch.nn.Module() if model_type == "t5" else AutoModelForCausalLM.from_config(config),
         )
+
+
+STEMS = ("baichuan", "gemma", "llama", "mistral", "olmo", "phi3", "qwen")
+OWN_FAMILY = {"models/families.py", "models/baichuan.py"}
+NAMES_FAMILIES = OWN_FAMILY | {
+    # DeciLM is Llama with other blocks; these two are copied into exports, where they stand alone.
+    "export/configuration_decilm.py",
+    "export/modeling_decilm.py",
+    # Names of llama.cpp's tokenizers, which happen to be those of families.
+    "export/gguf_tokenizer.py",
+    # A rotary scaling has that name.
+    "export/llama_like.py",
+}
+REGISTRIES = {
+    "CONFIG_MAPPING",
+    "CONFIG_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "_registered",
+}
+
+
+def compared_types(tree: ast.AST) -> list[int]:
+    """Lines that compare a model type with anything but the formats that this project writes, or
+    look it up in anything but a registry of transformers.
+    """
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            about = any(side.endswith(("model_type", "model_type')")) for side in sides)
+            if about and sides[-1] not in REGISTRIES | {"decilm.MODEL_TYPE"}:
+                lines.append(node.lineno)
+    return lines
+
+
+def named_families(tree: ast.AST) -> list[str]:
+    """Families that code names: classes that it imports, and strings but for docstrings and
+    messages, which have spaces.
+    """
+    found = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers")
+        for alias in node.names
+    ]
+    found += [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
+    ]
+    return [name for name in found if name.lower().startswith(STEMS)]
+
+
+def test_what_is_special_about_a_family_is_in_one_place() -> None:
+    root = ROOT / "pruning"
+    compared, named = {}, {}
+    for path in sorted(root.rglob("*.py")):
+        name, tree = path.relative_to(root).as_posix(), ast.parse(path.read_text())
+        if name not in OWN_FAMILY:
+            compared[name] = compared_types(tree)
+        if name not in NAMES_FAMILIES:
+            named[name] = named_families(tree)
+    assert len(named) > 40
+    assert {name: lines for name, lines in compared.items() if lines} == {}
+    assert {name: found for name, found in named.items() if found} == {}
+    assert all(family.startswith(STEMS) for family in FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if config.model_type == 'other': pass",
+        "if raw.get('model_type') == OTHER: pass",
+        "if 'other' != family.model_type: pass",
+        "if config.model_type in TYPES: pass",
+    ],
+)
+def test_the_check_sees_comparisons(code: str) -> None:
+    assert compared_types(ast.parse(code)) == [1]
+
+
+@pytest.mark.parametrize(
+    "code", ["from transformers import GemmaTokenizer", "TYPES = ('qwen2',)", "f('gemma3_text')"]
+)
+def test_the_check_sees_names(code: str) -> None:
+    assert len(named_families(ast.parse(code))) == 1
