@@ -23,3 +23,8 @@ class ScoringError(RuntimeError):
 
 class ExportError(RuntimeError):
     """A folder was written and does not compute what the masked model does."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

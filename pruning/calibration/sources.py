@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.calibration.spec import CalibrationSpec
-from pruning.errors import InputError
+from pruning.errors import InputError, first_line
 
 
 def measured_text(name: str, *, option: str, folder: Path | None = None) -> str:
@@ -135,7 +135,6 @@ def _hub_dataset(path: str, *, option: str = "calibration", **options: Any) -> A
     try:
         return datasets.load_dataset(path, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         local = (
             "calibration.path=FILE, or use calibration=pydoc, which needs no network"
             if option == "calibration"
@@ -143,7 +142,7 @@ def _hub_dataset(path: str, *, option: str = "calibration", **options: Any) -> A
         )
         raise InputError(
             f"{option}: dataset {path!r} is neither in the local cache nor to be had from the "
-            f"hub ({reason}). Give a local copy with {local}"
+            f"hub ({first_line(error)}). Give a local copy with {local}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Dense models in: a folder, a hub id, or a GGUF file, found, checked, fingerprinted and loaded.
+"""A dense model on disk: its configuration, weights and tokenizer, checked, and what it loads as.
 
 Safetensors only; remote code only when asked for.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-import math
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,22 +23,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
-from transformers.utils.logging import (
-    disable_progress_bar,
-    get_verbosity,
-    set_verbosity,
-    set_verbosity_error,
-)
+from transformers.utils.logging import disable_progress_bar
 
-from pruning.errors import InputError
-from pruning.models import baichuan
-from pruning.models.meta_model import meta_model
+from pruning.errors import InputError, first_line
+from pruning.models import baichuan, stored_weights
+from pruning.models.stored_json import read_json
 
 disable_progress_bar()  # one bar is shown, that of the search
-
-_INDEX = "model.safetensors.index.json"
-_NUM_NAMED = 3
-"""Tensors that a message names; of more it says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +47,8 @@ class Checkpoint:
                 quantized weights.
         """
         raw = read_json(self.folder / "config.json")
-        model_type = raw.get("model_type")
-        is_baichuan = baichuan.is_baichuan(raw)
-        if (
-            not self.trust_remote_code
-            and model_type not in CONFIG_MAPPING_NAMES
-            and not is_baichuan
-        ):
-            if "auto_map" in raw:
-                raise InputError(
-                    f"model.trust_remote_code: false, but {self.folder} needs its own code "
-                    f"(auto_map in config.json, model_type {model_type!r}). "
-                    "Read that code, then pass model.trust_remote_code=true if you trust it"
-                )
-            raise InputError(
-                f"model.path: {self.folder} has the unknown architecture {model_type!r} "
-                "(model_type in config.json)"
-            )
-        if raw.get("quantization_config"):
-            raise InputError(
-                f"model.path: the weights in {self.folder} are quantized, which cannot be cut; "
-                "use the unquantized model"
-            )
-        if is_baichuan:
+        _refuse(raw, self.folder, trust_remote_code=self.trust_remote_code)
+        if baichuan.is_baichuan(raw):
             return baichuan.llama_config(raw)
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -95,111 +62,18 @@ class Checkpoint:
         return config
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files.
-
-        Raises:
-            InputError: there are none.
-        """
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files:
-            others = sorted(
-                path.name
-                for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
-                for path in self.folder.glob(pattern)
-            )
-            instead = (
-                (
-                    f" (it has {', '.join(others[:3])}, which could run code when opened: convert "
-                    "them to safetensors first)"
-                )
-                if others
-                else ""
-            )
-            raise InputError(f"model.path: no *.safetensors in {self.folder}{instead}")
-        return files
-
-    def check_weights(self) -> None:
-        """Compares the headers of the weight files with the model that the configuration describes,
-        under the names that transformers gives the tensors. No weight is read: it would fill up
-        what is missing with random numbers.
-
-        Raises:
-            InputError: a tensor is missing or has another shape, or a file is missing or damaged.
-        """
-        config = self.config()
-        kind: Any = type(meta_model(config, trust_remote_code=self.trust_remote_code))
-        verbosity = get_verbosity()
-        set_verbosity_error()  # it has a table for everybody, and here is one message
-        try:
-            model, found = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=self._headers(),
-                device_map="meta",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        finally:
-            set_verbosity(verbosity)
-        other = {
-            name: f"is {list(theirs)}" for name, theirs, _ in found["mismatched_keys"]
-        } | dict.fromkeys(found["missing_keys"], "is missing")
-        wrong = [
-            f"{name} {other[name]}, expected {list(tensor.shape)}"
-            for name, tensor in model.state_dict().items()
-            if name in other
-        ]
-        if wrong:
-            more = f"; and {len(wrong) - _NUM_NAMED} more" if len(wrong) > _NUM_NAMED else ""
-            raise InputError(
-                f"model.path: the weights in {self.folder} do not fit its config.json: "
-                f"{'; '.join(wrong[:_NUM_NAMED])}{more}. "
-                "Use weights and config.json of one model, or download both again"
-            )
-
-    def _headers(self) -> dict[str, torch.Tensor]:
-        """Every tensor of the files that transformers loads, without its values."""
-        index, single = self.folder / _INDEX, self.folder / "model.safetensors"
-        files = (
-            sorted({self.folder / name for name in read_json(index)["weight_map"].values()})
-            if index.is_file()
-            else self.weight_files()
-        )
-        headers: dict[str, torch.Tensor] = {}
-        for path in [single] if single.is_file() else files:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    headers |= {
-                        name: torch.empty(file.get_slice(name).get_shape(), device="meta")
-                        for name in file.keys()  # noqa: SIM118 - it is no mapping
-                    }
-            except (OSError, SafetensorError) as error:
-                raise InputError(
-                    f"model.path: cannot read {path}: {first_line(error)}; download it again"
-                ) from error
-        return headers
+        """See `stored_weights.weight_files`."""
+        return stored_weights.weight_files(self.folder)
 
     def stored_dtype(self) -> str:
-        """The type that most values of the weights are stored in: `float32`, `bfloat16` or
-        `float16`.
+        """See `stored_weights.stored_dtype`."""
+        return stored_weights.stored_dtype(self.folder)
 
-        Raises:
-            InputError: it is another one.
-        """
-        values: Counter[str] = Counter()
-        for path in self.weight_files():
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    tensor = file.get_slice(name)
-                    values[tensor.get_dtype()] += math.prod(tensor.get_shape())
-        [(most, _)] = values.most_common(1) or [("none", 0)]
-        names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-        if most not in names:
-            raise InputError(
-                f"model.path: the weights in {self.folder} are stored as {most}; expected one of "
-                f"{', '.join(names)}"
-            )
-        return names[most]
+    def check_weights(self) -> None:
+        """Compares weights and configuration; see `stored_weights.check_weights`."""
+        stored_weights.check_weights(
+            self.folder, self.config(), trust_remote_code=self.trust_remote_code
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the configuration and of every weight file, 32 hexadecimal
@@ -212,22 +86,17 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer in the folder.
+
+        Raises:
+            InputError: there is none that can be opened here.
+        """
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
         except (OSError, ValueError) as error:
-            if (self.folder / "tokenizer.model").is_file() and importlib.util.find_spec(
-                "sentencepiece"
-            ) is None:
-                raise InputError(
-                    f"model.path: the tokenizer.model in {self.folder} needs a package: pip "
-                    "install sentencepiece"
-                ) from error
-            raise InputError(
-                f"model.path: {self.folder} has no usable tokenizer: {first_line(error)} "
-                "calibration=tokens needs none"
-            ) from error
+            raise InputError(f"model.path: {_why_no_tokenizer(self.folder, error)}") from error
         return tokenizer
 
     def load(
@@ -260,19 +129,32 @@ class Checkpoint:
         return model
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: it cannot be read.
+def _refuse(raw: Mapping[str, Any], folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuses a `config.json` that transformers cannot open, or only with code that is not trusted,
+    and one of quantized weights.
     """
-    try:
-        data: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"model.path: cannot read {path}: {error}") from error
-    return data
+    model_type = raw.get("model_type")
+    known = model_type in CONFIG_MAPPING_NAMES or baichuan.is_baichuan(raw)
+    if not known and not trust_remote_code and "auto_map" in raw:
+        raise InputError(
+            f"model.trust_remote_code: false, but {folder} needs its own code "
+            f"(auto_map in config.json, model_type {model_type!r}). "
+            "Read that code, then pass model.trust_remote_code=true if you trust it"
+        )
+    if not known and not trust_remote_code:
+        raise InputError(
+            f"model.path: {folder} has the unknown architecture {model_type!r} "
+            "(model_type in config.json)"
+        )
+    if raw.get("quantization_config"):
+        raise InputError(
+            f"model.path: the weights in {folder} are quantized, which cannot be cut; use the "
+            "unquantized model"
+        )
 
 
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _why_no_tokenizer(folder: Path, error: Exception) -> str:
+    lacks_package = importlib.util.find_spec("sentencepiece") is None
+    if lacks_package and (folder / "tokenizer.model").is_file():
+        return f"the tokenizer.model in {folder} needs a package: pip install sentencepiece"
+    return f"{folder} has no usable tokenizer: {first_line(error)} calibration=tokens needs none"

@@ -7,11 +7,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from pruning.errors import InputError
+from pruning.errors import InputError, first_line
 from pruning.models import baichuan
 from pruning.models.cache import cache_folder
-from pruning.models.checkpoint import Checkpoint, first_line, read_json
+from pruning.models.checkpoint import Checkpoint
 from pruning.models.gguf_source import converted_gguf, gguf_source
+from pruning.models.stored_json import read_json
 
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 

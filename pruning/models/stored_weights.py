@@ -1,0 +1,141 @@
+"""The safetensors files of a folder: which there are, what their headers say, and whether that is
+what a configuration describes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig
+from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
+
+from pruning.errors import InputError, first_line
+from pruning.models.meta_model import meta_model
+from pruning.models.shards import INDEX
+from pruning.models.stored_json import read_json
+
+_SINGLE = "model.safetensors"
+_CODE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+"""Weights that could run code when opened."""
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_NUM_NAMED = 3
+"""Tensors that a message names; of more it says how many."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, sorted by name.
+
+    Raises:
+        InputError: there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    others = sorted(path.name for pattern in _CODE for path in folder.glob(pattern))
+    instead = (
+        f" (it has {', '.join(others[:3])}, which could run code when opened: convert them to "
+        "safetensors first)"
+        if others
+        else ""
+    )
+    raise InputError(f"model.path: no *.safetensors in {folder}{instead}")
+
+
+def stored_dtype(folder: Path) -> str:
+    """The type that most values of the weights are stored in: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        InputError: it is another one.
+    """
+    values: Counter[str] = Counter()
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(name)
+                values[tensor.get_dtype()] += math.prod(tensor.get_shape())
+    [(most, _)] = values.most_common(1) or [("none", 0)]
+    if most not in _DTYPES:
+        raise InputError(
+            f"model.path: the weights in {folder} are stored as {most}; expected one of "
+            f"{', '.join(_DTYPES)}"
+        )
+    return _DTYPES[most]
+
+
+def check_weights(folder: Path, config: PretrainedConfig, *, trust_remote_code: bool) -> None:
+    """Compares the headers of the weight files with the model that the configuration describes,
+    under the names that transformers gives the tensors. No weight is read: it would fill up what
+    is missing with random numbers.
+
+    Raises:
+        InputError: a tensor is missing or has another shape, or a file is missing or damaged.
+    """
+    model, found = _loaded_without_values(folder, config, trust_remote_code=trust_remote_code)
+    other = {
+        name: f"is {list(theirs)}" for name, theirs, _ in found["mismatched_keys"]
+    } | dict.fromkeys(found["missing_keys"], "is missing")
+    wrong = [
+        f"{name} {other[name]}, expected {list(tensor.shape)}"
+        for name, tensor in model.state_dict().items()
+        if name in other
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _NUM_NAMED} more" if len(wrong) > _NUM_NAMED else ""
+        raise InputError(
+            f"model.path: the weights in {folder} do not fit its config.json: "
+            f"{'; '.join(wrong[:_NUM_NAMED])}{more}. "
+            "Use weights and config.json of one model, or download both again"
+        )
+
+
+def _loaded_without_values(
+    folder: Path, config: PretrainedConfig, *, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The model on the meta device, and what transformers says of the tensors that it was given."""
+    kind: Any = type(meta_model(config, trust_remote_code=trust_remote_code))
+    verbosity = get_verbosity()
+    set_verbosity_error()  # it has a table for everybody, and here is one message
+    try:
+        model, found = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=_headers(folder),
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        set_verbosity(verbosity)
+    return model, found
+
+
+def _headers(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the files that transformers loads, without its values."""
+    headers: dict[str, torch.Tensor] = {}
+    for path in _loaded_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                headers |= {
+                    name: torch.empty(file.get_slice(name).get_shape(), device="meta")
+                    for name in file.keys()  # noqa: SIM118 - not a mapping
+                }
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"model.path: cannot read {path}: {first_line(error)}; download it again"
+            ) from error
+    return headers
+
+
+def _loaded_files(folder: Path) -> list[Path]:
+    """Those that transformers loads: one, else those of the index, else all."""
+    index, single = folder / INDEX, folder / _SINGLE
+    if index.is_file():
+        files = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    else:
+        files = weight_files(folder)
+    return [single] if single.is_file() else files
