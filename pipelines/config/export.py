@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Self
 
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines.config.groups import ModelConfig, checked, not_allowed, one_of
+from pipelines.config.overrides import CONF
 from pruning.export import FORMAT_NAMES
 from pruning.models.dtypes import DTYPES
 
@@ -32,6 +33,16 @@ class ExportConfig:
     def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
         """See `checked`; `given` are the names of the options that the command gives."""
         return checked(cls, config, lambda typed: typed.problems(given))
+
+    @classmethod
+    def of_run(cls, run: str, format_name: str) -> Self:
+        """An export of a search's folder into itself, with the defaults of conf/export.yaml."""
+        defaults = OmegaConf.load(CONF / "export.yaml")
+        assert isinstance(defaults, DictConfig)
+        values = {
+            field.name: defaults[field.name] for field in fields(cls) if field.name in defaults
+        }
+        return cls(**values | {"run": run, "format": format_name})
 
     def problems(self, given: Sequence[str]) -> list[str]:
         found = not_allowed(self)

@@ -17,7 +17,13 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.groups import EvaluationConfig
 from pipelines.evaluate.answers import Answerer, progress_size
 from pipelines.evaluate.benchmarks import Benchmarks, average, open_benchmarks
-from pipelines.evaluate.models import Subject, Subjects, find_subjects, window_length
+from pipelines.evaluate.models import (
+    WINDOW_TOKENS,
+    Subject,
+    Subjects,
+    find_subjects,
+    window_length,
+)
 from pipelines.evaluators import find_placement, gpus_per_evaluator, local_session, open_pool
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.costs.measured import SpeedComparison, SpeedSettings
@@ -110,7 +116,7 @@ def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterat
     subjects = subjects or find_subjects(config, on_gpu=on_gpu)
     batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
     problems = problems_of_cost(evaluation, subjects.models)
-    length, placement = 2048, None
+    length, placement = WINDOW_TOKENS, None
     try:
         length = window_length(evaluation.sequence_length, subjects.models)
         placement = find_placement(cluster, machine, _needed_bytes(subjects, batch_size, length))

@@ -19,12 +19,16 @@ from pruning.errors import InputError
 from pruning.export.exported_checkpoint import open_export
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape
 from workers.tasks import BenchmarkSpec
 
 log = logging.getLogger(__name__)
+
+WINDOW_TOKENS = 2048
+"""Length of a window of text, as the papers measure perplexity, where no other is asked for."""
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -127,7 +131,7 @@ def find_subjects(config: EvaluateConfig, *, on_gpu: bool) -> Subjects:
     if config.checkpoint is not None:
         return _of_export(config, config.checkpoint, on_gpu=on_gpu)
     dense = _dense_model(config, on_gpu=on_gpu)
-    return Subjects(_name(config.model.path), config.model.path, (dense,), None, None)
+    return Subjects(display_name(config.model.path), config.model.path, (dense,), None, None)
 
 
 def _of_run(config: EvaluateConfig, path: str) -> Subjects:
@@ -210,7 +214,8 @@ def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> Subject:
 
 
 def window_length(wanted: int | None, models: Sequence[Subject]) -> int:
-    """Tokens of a window of text: what was asked for, else 2,048 or the context if that is smaller.
+    """Tokens of a window of text: what was asked for, else `WINDOW_TOKENS`, or the context if that
+    is smaller.
 
     Raises:
         InputError: more than a model's context.
@@ -221,8 +226,4 @@ def window_length(wanted: int | None, models: Sequence[Subject]) -> int:
             f"evaluation.sequence_length: {wanted}, above this model's context of "
             f"{min(contexts)} tokens"
         )
-    return wanted or min([2048, *contexts])
-
-
-def _name(path: str) -> str:
-    return path.rstrip("/").split("/")[-1].removesuffix(".gguf")
+    return wanted or min([WINDOW_TOKENS, *contexts])

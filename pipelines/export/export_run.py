@@ -19,6 +19,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.folder import Export, check_target, write_export
 from pruning.export.manifest import FILE, check_folder
+from pruning.models.display_name import display_name
 from pruning.models.gguf_source import gguf_source
 from pruning.shape import ModelShape
 
@@ -125,7 +126,7 @@ def dense_model(
     nothing.
     """
     local = path.startswith("package:") or Path(path).expanduser().exists()
-    name = path.rstrip("/").split("/")[-1].removesuffix(".gguf")
+    name = display_name(path)
     return {
         "name": name,
         "hub_id": None if local else path,

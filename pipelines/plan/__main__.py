@@ -33,6 +33,7 @@ from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.search.plan import SearchPlan
@@ -156,7 +157,7 @@ def _report(
         else config.tflops_per_evaluator
     )
     report = {
-        "model": config.model.path.rstrip("/").split("/")[-1],
+        "model": display_name(config.model.path),
         "num_parameters": accounting.num_dense_parameters,
         "target_ratio": config.search.target_ratio,
         **found.to_json(),

@@ -86,16 +86,4 @@ def finish(config: PruneConfig, folder: RunFolder) -> None:
     if config.export is not None:
         run = read_run(path)
         if not is_exported(run, folder.path / config.export):
-            export_run(
-                run,
-                ExportConfig(
-                    run=path,
-                    shape=None,
-                    importance=None,
-                    format=config.export,
-                    dtype="auto",
-                    max_shard_gb=5,
-                    tokenizer_gguf=None,
-                    output_dir=None,
-                ),
-            )
+            export_run(run, ExportConfig.of_run(path, config.export))

@@ -33,6 +33,7 @@ from pruning.canonical_json import dump_json
 from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
 from pruning.importance.channel_order import ChannelOrder
+from pruning.models.display_name import display_name
 from pruning.scoring.nll import perplexity
 from pruning.search.stages import token_set_of
 from pruning.shape import ModelShape
@@ -103,7 +104,7 @@ class SearchRun:
 
     @property
     def model_name(self) -> str:
-        return self.job.config.model.path.rstrip("/").split("/")[-1].removesuffix(".gguf")
+        return display_name(self.job.config.model.path)
 
     def go(self) -> dict[str, Any]:
         """Runs until the target is met; returns the summary.

@@ -55,6 +55,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape
@@ -206,7 +207,7 @@ def _conclude(
     Raises:
         Failed: a check is.
     """
-    expected, name = config.figures, config.model.path.rstrip("/").split("/")[-1]
+    expected, name = config.figures, display_name(config.model.path)
     summary = summed_up(checks)
     report = (
         {
@@ -316,7 +317,7 @@ def _subjects(
         order,
     )
     models = (dense, pruned) if config.evaluation.dense else (pruned,)
-    name = config.model.path.rstrip("/").split("/")[-1]
+    name = display_name(config.model.path)
     return Subjects(name, config.model.path, models, shape.text, accounting.ratio(shape))
 
 

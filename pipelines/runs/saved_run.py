@@ -20,6 +20,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
 from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape
 
@@ -47,7 +48,7 @@ class SavedRun:
 
     @property
     def model_name(self) -> str:
-        return str(self.config.model.path).rstrip("/").split("/")[-1].removesuffix(".gguf")
+        return display_name(self.config.model.path)
 
     @property
     def fingerprint(self) -> str:

@@ -30,6 +30,6 @@ class CalibrationSpec:
     num_width_samples: int
     num_heldout_samples: int
     sequence_length: int
-    seed: int = 42
+    seed: int
     path: str | None = None
     column: str | None = None

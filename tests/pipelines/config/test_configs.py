@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.export import ExportConfig
 from pipelines.config.grid import points_of
 from pipelines.config.options import COMMANDS
 from pipelines.config.overrides import CONF, option_names
 from pipelines.config.prune import PruneConfig
 from pipelines.config.schemas import register
 from pipelines.config.sweep import SweepConfig
+from pruning.models.shards import MAX_SHARD_BYTES
 from tests.conftest import ROOT
 
 FILES = sorted(
@@ -74,6 +77,17 @@ def test_files_of_groups_and_experiments_lie_over_what_the_commands_share() -> N
     assert not both[1].evaluation.cost
     assert list(cluster.evaluation.texts) == ["wikitext2"]
     assert cluster.cluster.stall_timeout_s == 1800
+
+
+def test_an_export_after_a_search_has_the_defaults_of_the_command() -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        asked = compose("export", overrides=["run=DIR", "format=gguf"])
+    config = ExportConfig.of_run("DIR", "gguf")
+    assert config.problems([]) == []
+    names = {field.name for field in fields(ExportConfig)} - {"model"}
+    assert {name: getattr(config, name) for name in names} == {name: asked[name] for name in names}
+    assert config.max_shard_gb * 1e9 == MAX_SHARD_BYTES, "Python callers have the same one"
 
 
 def test_experiments_say_how_to_run_them() -> None:

@@ -20,7 +20,12 @@ from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
 
 SPEC = CalibrationSpec(
-    "text", num_block_samples=5, num_width_samples=3, num_heldout_samples=2, sequence_length=16
+    "text",
+    num_block_samples=5,
+    num_width_samples=3,
+    num_heldout_samples=2,
+    sequence_length=16,
+    seed=42,
 )
 
 
