@@ -1,5 +1,5 @@
 """What the order of channels decides: the same share of MLP channels removed from every layer,
-without a search (METHOD: "Beyond the paper").
+without a search (docs/concepts/method.md, "The order of channels").
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _TOKENS_PER_TASK = 2048
 """Windows that are shorter than this run together, up to so many tokens."""
 
 FIVE_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
-"""The papers' average is over these (METHOD: "Published results")."""
+"""The papers' average is over these (docs/concepts/method.md, "Published settings")."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,8 @@ class CalibrationSpec:
 
     For running text (`pydoc`, `wikitext2`, a text file) and `tokens`, a sample is one sequence. For
     rows (`alpaca`, `c4`, `ptb`, JSONL) it is one row: the drawn rows are joined with two newlines,
-    tokenized as one text and cut into sequences (METHOD: "Calibration sets as published").
+    tokenized as one text and cut into sequences (docs/concepts/method.md, "Calibration as
+    published").
 
     Args:
         path: the file of `text` and `tokens`; for the named datasets a local copy to use instead of

@@ -12,8 +12,8 @@ from pruning.models.families import begins_with_bos
 
 
 def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Tokens:
-    """A text tokenized as a whole and cut into windows; the tail is dropped (METHOD: "Calibration
-    sets as published").
+    """A text tokenized as a whole and cut into windows; the tail is dropped
+    (docs/concepts/method.md, "Calibration as published").
 
     Where a family has never seen a text without BOS, such as Gemma, each window begins with it:
     perplexity on one without is several times as high.

@@ -33,9 +33,10 @@ class _Block:
 class Accounting:
     """What a shape of one model costs.
 
-    Counts follow the published convention (METHOD: "Parameter accounting"): a removed block takes
-    its projections with it, but the norm of its residual branch still counts, so that ratios
-    compare with the paper's. `num_stored_parameters` is the true count without those norms.
+    Counts follow the published convention (docs/concepts/method.md, "Parameter accounting"): a
+    removed block takes its projections with it, but the norm of its residual branch still counts,
+    so that ratios compare with the paper's. `num_stored_parameters` is the true count without those
+    norms.
 
     Args:
         config: configuration of the dense model.

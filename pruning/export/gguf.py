@@ -2,8 +2,8 @@
 counts and MLP widths differ per layer.
 
 Names and meanings of the fields are those of llama.cpp's `gguf-py/gguf/constants.py`; how its
-`deci` graph treats absent blocks was measured (FORMATS, section 3) and decides what stands in for
-them here.
+`deci` graph treats absent blocks was measured (docs/concepts/formats.md, "GGUF") and decides what
+stands in for them here.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def pruned_layers(shape: ModelShape, *, pair: bool) -> tuple[PrunedLayer, ...]:
     Args:
         pair: an attention block whose MLP is gone and the next MLP block whose attention is gone
             become one layer, which is the same function where each block adds to the residual
-            stream before the next one reads it (FORMATS: "Rules for every export").
+            stream before the next one reads it (docs/concepts/formats.md, "Rules for every
+            format").
 
     Raises:
         InputError: nothing is left.

@@ -77,9 +77,10 @@ def channel_order(
 ) -> ChannelOrder:
     """The order of a dense model as stored. Equal importances keep their stored order.
 
-    `l1` is the published one (METHOD: "Weight reordering"): of the weights alone. `activation`
-    (METHOD: "Beyond the paper") multiplies the norm of each column of `down_proj` and `o_proj` with
-    the norm of what flows into it over `batches` (int64 [B, T] each).
+    `l1` is the published one (docs/concepts/method.md, "Weight reordering"): of the weights alone.
+    `activation` (docs/concepts/method.md, "The order of channels") multiplies the norm of each
+    column of `down_proj` and `o_proj` with the norm of what flows into it over `batches` (int64
+    [B, T] each).
     """
     family, geometry = loaded.family, loaded.geometry
     if importance == "none" or not family.prunes_widths:

@@ -126,7 +126,8 @@ def sequence_nll(
     """Next-token NLL in nats of each sequence under the model as it stands.
 
     Logits are computed in the model's dtype by its own head, a chunk of tokens at a time, and cast
-    to float32 before the loss (METHOD: "Score"); the tokens' losses are added in float64.
+    to float32 before the loss (docs/concepts/method.md, "Score"); the tokens' losses are added in
+    float64.
 
     Returns:
         [B] float64, the sum over T - 1 predicted tokens.

@@ -1,5 +1,5 @@
-"""The three-stage greedy search (METHOD: "The three stages"), and searches whose path is known
-before. They propose and observe; they never evaluate.
+"""The three-stage greedy search (docs/concepts/method.md, "The three stages"), and searches whose
+path is known before. They propose and observe; they never evaluate.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class GreedySearch:
 
 
 def is_portable(removal: Removal, num_layers: int) -> bool:
-    """Every runtime wants attention in the first layer and an MLP in the last (FORMATS: "DeciLM
-    folder", "GGUF").
+    """Every runtime wants attention in the first layer and an MLP in the last
+    (docs/concepts/formats.md, "DeciLM folder" and "GGUF").
     """
     return not (removal.kind == "attention" and removal.layer == 0) and not (
         removal.kind == "mlp" and removal.layer == num_layers - 1

@@ -25,7 +25,7 @@ look at scores (`FixedSearch`).
 
 
 PORTABLE_CHANNELS = 256
-"""Portable widths are multiples of it (FORMATS: "DeciLM folder")."""
+"""Portable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
 
 
 @dataclass(frozen=True, slots=True)

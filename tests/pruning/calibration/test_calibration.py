@@ -117,8 +117,8 @@ def test_batches() -> None:
 def test_alpaca_as_published(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
-    """METHOD: a fifth with seed 42, its first half; random.seed(42), then the width rows, then the
-    block rows; joined, one text, cut.
+    """docs/concepts/method.md, "Calibration as published": a fifth with seed 42, its first half;
+    random.seed(42), then the width rows, then the block rows; joined, one text, cut.
     """
     rows = [f"row {number} of the instructions" for number in range(400)]
     spec = replace(

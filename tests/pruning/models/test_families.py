@@ -196,8 +196,8 @@ def _scale_down(module, cut, geometry, channels, head) -> None:
 
 
 def test_l1_of_heads_counts_shared_rows_per_query() -> None:
-    """METHOD: a KV group's importance is the mean over its channels of |q| + |k| + |v|, k and v
-    once for each query head that shares them.
+    """docs/concepts/method.md, "Weight reordering": a KV group's importance is the mean over its
+    channels of |q| + |k| + |v|, k and v once for each query head that shares them.
     """
     config = tiny_config("qwen2")
     dense = LoadedModel.of(tiny_model(config))

@@ -21,7 +21,7 @@ LLAMA_2_7B = {
 
 
 def test_the_published_shape_of_llama_2_7b() -> None:
-    """9 attention and 1 MLP block, 55 MLP groups and 23 heads: METHOD's counts of its evaluations."""
+    """9 attention and 1 MLP block, 55 MLP groups and 23 heads."""
     accounting = Accounting(
         AutoConfig.for_model(
             "llama", num_key_value_heads=32, tie_word_embeddings=False, **LLAMA_2_7B
