@@ -249,7 +249,7 @@ def _flat(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> list[Field]:
-    """Numbers of the special tokens, whether text begins or ends with them, and the chat template."""
+    """Numbers of the special tokens, whether text begins or ends with them, and the template."""
     numbers = {
         Keys.Tokenizer.BOS_ID: tokenizer.bos_token_id,
         Keys.Tokenizer.EOS_ID: tokenizer.eos_token_id,

@@ -16,16 +16,17 @@ model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
 ```
 
-`trust_remote_code=True` runs `modeling_pruned.py` of this folder, about a hundred lines: stock classes assume that all layers are alike. The
-tokenizer has no code, but it asks for the model's configuration first. Where
-the Python package `multipruner` is installed, call `pruning.export.transformers.register()` instead, and no code of the folder is run.
+`trust_remote_code=True` runs `modeling_pruned.py` of this folder, about a hundred lines: stock
+classes assume that all layers are alike. The tokenizer has no code, but it asks for the model's
+configuration first. Where the Python package `multipruner` is installed, call
+`pruning.export.transformers.register()` instead, and no code of the folder is run.
 
 - lm-eval: `lm_eval --model hf --model_args pretrained={folder},trust_remote_code=True --tasks piqa`
 - vLLM, llama.cpp: export the same run with `format=decilm` or `format=gguf`.""",
     "decilm": """\
 - vLLM (its own implementation of DeciLM): `vllm serve {folder} --trust-remote-code`
-- transformers: `AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)`, which runs the files of code in this folder, and the same for
-  `AutoTokenizer`.""",
+- transformers: `AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)`, which
+  runs the files of code in this folder, and the same for `AutoTokenizer`.""",
     "gguf": """\
 - llama.cpp: `llama-cli --model {folder}/{gguf} --prompt "Once upon a time"`
 - smaller: `llama-quantize {folder}/{gguf} model-Q4_K_M.gguf Q4_K_M`""",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 
 def build_once(folder: Path, write: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `write` if it is not there yet: `write` gets a temporary folder beside it,
-    which is then renamed atomically.
+    """`folder`, filled by `write` if it is not there yet.
+
+    `write` gets a temporary folder beside it, which is then renamed atomically.
     """
     if folder.is_dir():
         return folder

@@ -1,11 +1,8 @@
-"""DeciLM folders: what vLLM's loader reads, field by field, and what stock transformers computes."""
+"""DeciLM folders: what vLLM's loader reads, field by field, and what transformers computes."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +18,12 @@ from pruning.export.decilm import register, write
 from pruning.export.source import ExportSource
 from pruning.export.verify_transformers import probe_tokens
 from pruning.models.loaded_model import LoadedModel
-from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model
 from tests.pruning.export.gguf_models import LLAMA3_ROPE
-from tests.pruning.export.test_export import HARD, TOLERANCE
+from tests.pruning.export.sources import masked_logits
+from tests.pruning.export.stock_checks import TOLERANCE, check_opened, opened_by_stock
+from tests.pruning.export.test_export import HARD
 
 # Four KV heads of two query heads: three of them need a fourth of zeros, and one MLP is a multiple
 # of 256.
@@ -45,15 +43,6 @@ def source_of(name: str, folder: Path) -> ExportSource:
     model_type, shape, changes = SOURCES[name]
     config = tiny_config(model_type, num_hidden_layers=6, **changes)
     return ExportSource(LoadedModel.of(tiny_model(config)), shape, folder, torch.float32)
-
-
-def masked_logits(source: ExportSource, ids: torch.Tensor) -> torch.Tensor:
-    with (
-        torch.inference_mode(),
-        masked(source.dense, source.shape),
-    ):
-        logits: torch.Tensor = source.dense.model(ids, use_cache=False).logits
-    return logits.contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -76,40 +65,17 @@ def results(
     folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """What a fresh process without our packages finds."""
-    root = tmp_path_factory.mktemp("modules")
-    environment = os.environ | {
-        "HF_MODULES_CACHE": str(root),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    script = Path(__file__).with_name("stock.py")
-    done = subprocess.run(
-        [sys.executable, "-I", script, *map(str, folders.values())],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {name: found[str(folder)] for name, folder in folders.items()}
+    return opened_by_stock(folders.values(), tmp_path_factory.mktemp("modules"))
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_stock_transformers_opens_and_generates(
     results: dict[str, dict[str, Any]], name: str
 ) -> None:
-    found = results[name]
-    assert found["logits"] <= TOLERANCE
-    assert found["eager"] <= TOLERANCE
-    for way in ("greedy", "left_padded", "left_padded_row", "beam", "static_cache"):
-        assert found[way] <= 1e-4, way
-    assert found["saved_again"] <= TOLERANCE
-    assert found["base_model"] == 0
-    assert (found["class"], found["config"]) == ("DeciLMForCausalLM", "DeciLMConfig")
-    assert {"configuration_decilm.py", "modeling_decilm.py", "modeling_pruned.py"} <= set(
-        found["files"]
-    )
+    code = {"configuration_decilm.py", "modeling_decilm.py", "modeling_pruned.py"}
+    check_opened(results[name], code=code)
+    assert results[name]["class"] == "DeciLMForCausalLM"
+    assert results[name]["config"] == "DeciLMConfig"
 
 
 def as_vllm_reads(raw: Any) -> dict[str, tuple[int, ...]]:

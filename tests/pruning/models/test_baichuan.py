@@ -238,7 +238,7 @@ def test_quantized_weights(folder: Path) -> None:
 
 @pytest.mark.parametrize("dummy_prefix", [False, True])
 def test_tokenizer(folder: Path, dummy_prefix: bool) -> None:
-    """SentencePiece's own pieces, with no token in front, and without the tokenizer's remote code."""
+    """SentencePiece's own pieces, no token in front, none of the tokenizer's remote code."""
     sentencepiece = pytest.importorskip("sentencepiece")
     text = folder / "corpus.txt"
     text.write_text("the old cat sees a small red bird\nunder the big tree with 1234 fish\n" * 50)

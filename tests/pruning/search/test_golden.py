@@ -1,4 +1,4 @@
-"""The authors' own program on a small real model: every removal, and every candidate's perplexity."""
+"""The authors' own program on a small real model: every removal, every candidate's perplexity."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_the_reference_trajectory(shared: Path, device: str) -> None:
 
 
 def _as_reference(removal: Removal) -> list[object]:
-    """[kind, layer] of a block, [kind, layer, remaining channels] of a width; heads are counted in query
-    channels there.
+    """[kind, layer] of a block, [kind, layer, remaining channels] of a width; heads are counted in
+    query channels there.
     """
     if removal.kind in ("attention", "mlp"):
         return [removal.kind, removal.layer]
