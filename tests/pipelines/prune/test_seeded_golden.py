@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.conftest import Cli
+from tests.pipelines.conftest import Search
 from tests.seeded_model import golden, save_seeded, save_tokens
 
 
-def test_the_command_finds_what_the_authors_program_found(cli: Cli, tmp_path: Path) -> None:
+def test_the_command_finds_what_the_authors_program_found(search: Search, tmp_path: Path) -> None:
     settings = golden()["settings"]
-    outcome = cli(
+    outcome = search(
         f"model.path={save_seeded(tmp_path / 'seeded-llama')}",
         f"model.dtype={settings['dtype']}",
         "calibration=tokens",

@@ -13,16 +13,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.cli import launch
-from pipelines.evaluate import evaluate
-from pipelines.export import export
-from pipelines.status import main as status
+from pipelines.status.__main__ import main as status
 from pruning.export.manifest import check_folder
 from tests.conftest import ROOT
-from tests.pipelines.conftest import Cli
-from tests.pipelines.reports import report_command
+from tests.pipelines.conftest import Cli, Search
 from tests.seeded_model import save_seeded, save_tokens
-from workers import evaluator
+from workers.evaluators import shapes as evaluator
 
 EARLIER = ROOT / "tests/data/run_of_0_1_0"
 
@@ -66,13 +62,15 @@ def earlier(tmp_path: Path, tracked: tuple[Path, str]) -> Earlier:
     return put
 
 
-def test_a_search_that_was_killed_goes_on(earlier: Earlier, cli: Cli, tracked: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_was_killed_goes_on(
+    earlier: Earlier, search: Search, tracked: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Removals as 0.1.0 made them; numbers to 1e-6, since other processors round otherwise."""
     anew = "the channel order is read, not found anew"
     monkeypatch.setattr(evaluator, "channel_order", lambda *_: pytest.fail(anew))
     folder = earlier("stopped")
     before, scores = (folder / "trajectory.jsonl").read_bytes(), stored_scores(folder)
-    outcome = cli("resume=true", f"output_dir={folder}", "cluster=inline", bare=True)
+    outcome = search("resume=true", f"output_dir={folder}", "cluster=inline", bare=True)
     assert outcome.status == 0, outcome.output
     assert "going on after step 4, ratio 25.95 %" in outcome.output
     assert (folder / "trajectory.jsonl").read_bytes().startswith(before)
@@ -88,20 +86,25 @@ def test_a_search_that_was_killed_goes_on(earlier: Earlier, cli: Cli, tracked: t
     assert (run.info.status, run.data.metrics["prune/ratio"]) == ("FINISHED", lines[-1]["ratio"])
 
 
-def test_a_search_that_has_ended_has_nothing_left_to_do(earlier: Earlier, cli: Cli) -> None:
+def test_a_search_that_has_ended_has_nothing_left_to_do(earlier: Earlier, search: Search) -> None:
     folder = earlier("ended")
-    outcome = cli("resume=true", f"output_dir={folder}", "cluster=inline", bare=True)
+    outcome = search("resume=true", f"output_dir={folder}", "cluster=inline", bare=True)
     assert outcome.status == 0, outcome.output
-    for name in ("trajectory.jsonl", "channel_order.safetensors", "shape.json", "pruning_config.json"):
+    for name in (
+        "trajectory.jsonl",
+        "channel_order.safetensors",
+        "shape.json",
+        "pruning_config.json",
+    ):
         assert (folder / name).read_bytes() == (EARLIER / "ended" / name).read_bytes()
     assert_same_result(folder)
 
 
-def test_it_is_exported(earlier: Earlier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_exported(earlier: Earlier, cli: Cli) -> None:
     folder = earlier("ended")
-    monkeypatch.setattr(sys, "argv", ["export", f"run={folder}", "format=transformers"])
-    launch("export", export)
-    assert "verified; README.md there says how to open it" in capsys.readouterr().out
+    outcome = cli("export", f"run={folder}", "format=transformers", folder=None)
+    assert outcome.status == 0, outcome.output
+    assert "verified; README.md there says how to open it" in outcome.output
     manifest, lines = check_folder(folder / "transformers"), read_lines(EARLIER / "ended")
     names = ("evaluation.json", "summary.json", "run.json")
     evaluation, summary, record = (read(EARLIER / "ended" / name) for name in names)
@@ -114,12 +117,13 @@ def test_it_is_exported(earlier: Earlier, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize("state", ["stopped", "ended"])
-def test_it_is_evaluated(earlier: Earlier, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+def test_it_is_evaluated(earlier: Earlier, cli: Cli, state: str) -> None:
     folder = earlier(state)
     cost = ["evaluation=none", "evaluation.cost=true", "evaluation.cost_prompt_tokens=4"]
     rounds = ["evaluation.cost_new_tokens=2", "evaluation.cost_rounds=1"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", f"run={folder}", *cost, *rounds, "cluster=inline"])
-    launch("evaluate", evaluate)
+    words = (f"run={folder}", *cost, *rounds, "cluster=inline")
+    outcome = cli("evaluate", *words, folder=None)
+    assert outcome.status == 0, outcome.output
     found, last = read(folder / "evaluation.json"), read_lines(EARLIER / state)[-1]
     assert (found["shape"], found["ratio"]) == (last["shape"], last["ratio"])
     if state == "ended":
@@ -127,9 +131,9 @@ def test_it_is_evaluated(earlier: Earlier, monkeypatch: pytest.MonkeyPatch, stat
         assert found["cost"]["pruned"]["num_parameters"] == stored
 
 
-def test_both_are_reported(earlier: Earlier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_are_reported(earlier: Earlier, cli: Cli) -> None:
     folders = [earlier("stopped"), earlier("ended")]
-    outcome = report_command(tmp_path, monkeypatch, capsys)(*folders, "log_to_mlflow=false")
+    outcome = cli("report", *folders, "log_to_mlflow=false")
     assert outcome.status == 0, outcome.output
     page = (outcome.folder / "report.html").read_text()
     for words in (
@@ -144,11 +148,20 @@ def test_both_are_reported(earlier: Earlier, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ("stopped", ("interrupted", "2 (block): ratio 22.89% of 40.00%", "54 scored, 0 from the store")),
+        (
+            "stopped",
+            ("interrupted", "2 (block): ratio 22.89% of 40.00%", "54 scored, 0 from the store"),
+        ),
         ("ended", ("finished: target reached", "14 (attention_heads): ratio 41.21% of 40.00%")),
     ],
 )
-def test_its_status_is_shown(earlier: Earlier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: str, words: tuple[str, ...]) -> None:
+def test_its_status_is_shown(
+    earlier: Earlier,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+    words: tuple[str, ...],
+) -> None:
     monkeypatch.setattr(sys, "argv", ["status", str(earlier(state))])
     status()
     output = " ".join(capsys.readouterr().out.split())
@@ -161,7 +174,12 @@ def assert_same_result(folder: Path) -> None:
     assert reference.keys() <= summary.keys()
     assert reference["identity"].items() <= summary["identity"].items()
     names = ("status", "model", "strategy", "target_ratio", "ratio", "steps", "shape", "dtype")
-    costs = ("num_parameters", "num_stored_parameters", "flops_per_token", "kv_cache_bytes_per_token")
+    costs = (
+        "num_parameters",
+        "num_stored_parameters",
+        "flops_per_token",
+        "kv_cache_bytes_per_token",
+    )
     for name in (*names, *costs, "calibration", "context_length"):
         assert summary[name] == reference[name], name
     assert summary["perplexity"].keys() == reference["perplexity"].keys()
@@ -173,7 +191,9 @@ def decided(line: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """What a step did, in the fields that its reference has."""
     fields = {name: line[name] for name in reference if name not in (*_TIMES, *_MEASURED)}
     names = ("kind", "layer", "kv_heads", "mlp_channels")
-    candidates = [{name: each[name] for name in names if name in each} for each in line["candidates"]]
+    candidates = [
+        {name: each[name] for name in names if name in each} for each in line["candidates"]
+    ]
     return fields | {"candidates": candidates}
 
 

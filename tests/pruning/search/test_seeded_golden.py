@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from pruning.accounting import Accounting
-from pruning.checkpoint import find_checkpoint
-from pruning.families import Geometry, blocks
-from pruning.importance import channel_order, reorder
-from pruning.scoring import run_prefix, score_candidates, sequence_nll
-from pruning.search import GreedySearch, make_stages
-from pruning.shape import Removal, write_authors_config
+from pruning.costs.accounting import Accounting
+from pruning.export.authors_config import write_authors_config
+from pruning.importance.channel_order import channel_order, reorder
+from pruning.models.find import find_checkpoint
+from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
+from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
+from pruning.shape import Removal
 from tests.seeded_model import golden, save_seeded, weights
 
 TOLERANCE = 5e-6
@@ -37,8 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(checkpoint: Path) -> PreTrainedModel:
-    return find_checkpoint(str(checkpoint)).load(dtype="float32")
+def dense(checkpoint: Path) -> LoadedModel:
+    return LoadedModel.of(find_checkpoint(str(checkpoint)).load(dtype="float32"))
 
 
 def test_the_weights_are_those_that_the_reference_had() -> None:
@@ -48,7 +50,8 @@ def test_the_weights_are_those_that_the_reference_had() -> None:
     assert digest.hexdigest() == golden()["weights_sha256"]
 
 
-def test_parameters_and_perplexity_of_the_dense_model(model: PreTrainedModel) -> None:
+def test_parameters_and_perplexity_of_the_dense_model(dense: LoadedModel) -> None:
+    model = dense.model
     accounting = Accounting(model.config)
     ids = torch.tensor(golden()["input_ids"])
     assert accounting.num_dense_parameters == golden()["total_params"]
@@ -57,32 +60,29 @@ def test_parameters_and_perplexity_of_the_dense_model(model: PreTrainedModel) ->
     assert math.exp(nll) == pytest.approx(golden()["dense_perplexity"], rel=1e-6)
 
 
-def test_the_published_order_of_kv_heads(model: PreTrainedModel) -> None:
-    accounting = Accounting(model.config)
-    order = channel_order(model, accounting.family, accounting.geometry, "l1")
+def test_the_published_order_of_kv_heads(dense: LoadedModel) -> None:
+    order = channel_order(dense, "l1")
     assert order.kv_heads.tolist() == golden()["kv_order"]
 
 
-def test_every_query_head_of_a_group_counts(model: PreTrainedModel) -> None:
+def test_every_query_head_of_a_group_counts(dense: LoadedModel) -> None:
     """Which the trajectory does not show: the recipe has one factor for both heads of a group."""
-    accounting = Accounting(model.config)
-    family, geometry = accounting.family, accounting.geometry
+    geometry = dense.geometry
     assert geometry.queries_per_kv_head == 2
     for number, head in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):  # always in another group than before
         rows = slice(head * geometry.head_dim, (head + 1) * geometry.head_dim)
-        for attention, _ in blocks(model, family):
+        for attention, _ in dense.blocks:
             q_proj = attention.get_submodule("q_proj")
             assert isinstance(q_proj, torch.nn.Linear)
             q_proj.weight[rows] *= 100 ** (number + 1)
-        order = channel_order(model, family, geometry, "l1")
+        order = channel_order(dense, "l1")
         assert order.kv_heads[:, 0].tolist() == [head // 2] * geometry.num_layers
 
 
-def test_the_reference_trajectory(model: PreTrainedModel) -> None:
+def test_the_reference_trajectory(dense: LoadedModel) -> None:
     settings = golden()["settings"]
-    accounting = Accounting(model.config)
-    family, geometry = accounting.family, accounting.geometry
-    reorder(model, family, geometry, channel_order(model, family, geometry, "l1"))
+    accounting, geometry = Accounting(dense.model.config), dense.geometry
+    reorder(dense, channel_order(dense, "l1"))
     stages = make_stages(
         accounting,
         target_ratio=settings["target_ratio_percent"] / 100,
@@ -97,7 +97,7 @@ def test_the_reference_trajectory(model: PreTrainedModel) -> None:
         named = [_as_reference(candidate, geometry) for candidate in candidates]
         assert named == [candidate[:-1] for candidate in reference["candidates"]]
 
-        nll = _nll(model, accounting, search, reference["stage"])
+        nll = _nll(dense, search, reference["stage"])
         assert nll.exp().tolist() == pytest.approx(expected, rel=TOLERANCE)
 
         step = search.observe(dict(zip(candidates, nll.tolist(), strict=True)))
@@ -110,27 +110,29 @@ def test_the_reference_trajectory(model: PreTrainedModel) -> None:
         assert 100 * step.ratio == pytest.approx(reference["ratio_percent"], rel=1e-12)
     assert search.done
     removals, width = [step.removal for step in search.steps], geometry.channels_per_kv_head
-    ours = write_authors_config(search.shape, accounting.dense, removals, channels_per_kv_head=width)
+    ours = write_authors_config(
+        search.shape, accounting.dense, removals, channels_per_kv_head=width
+    )
     assert ours == golden()["final"]
 
 
-def _nll(model: PreTrainedModel, accounting: Accounting, search: GreedySearch, stage: str) -> torch.Tensor:
+def _nll(dense: LoadedModel, search: GreedySearch, stage: str) -> torch.Tensor:
     """Mean NLL in nats per token of each candidate of the next step, float64 [candidates]."""
-    family, geometry, settings = accounting.family, accounting.geometry, golden()["settings"]
+    settings = golden()["settings"]
     ids = torch.tensor(golden()["input_ids"])
     ids = ids[: settings["rows_block" if stage == "block" else "rows_width"]]
     shapes = [search.shape.without(candidate) for candidate in search.propose()]
     nll = torch.zeros(len(shapes), dtype=torch.float64)
     for batch in ids.split(settings["batch_size"]):
-        prefix = run_prefix(model, family, geometry, search.shape, batch)
-        nll += score_candidates(model, family, geometry, prefix, shapes).sum(dim=1)
+        prefix = run_prefix(dense, search.shape, batch)
+        nll += score_candidates(dense, prefix, shapes).sum(dim=1)
     return nll / (ids.shape[0] * (ids.shape[1] - 1))
 
 
 def _as_reference(removal: Removal, geometry: Geometry) -> list[Any]:
-    """[kind, layer] of a block, [kind, layer, channels left] of a width; heads in query channels."""
+    """[kind, layer] of a block, [kind, layer, channels] of a width; heads in query channels."""
     if removal.kind in ("attention", "mlp"):
         return [removal.kind, removal.layer]
     is_heads = removal.kind == "attention_heads"
-    left = removal.left * (geometry.channels_per_kv_head if is_heads else 1)
+    left = removal.remaining * (geometry.channels_per_kv_head if is_heads else 1)
     return [removal.kind, removal.layer, left]
