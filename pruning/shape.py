@@ -65,6 +65,22 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """Another size of one block, smaller or larger: what is measured around a shape.
+
+    Args:
+        unit: the field of `LayerShape` that `size` is for.
+    """
+
+    layer: int
+    unit: Literal["kv_heads", "mlp_channels"]
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.unit} of layer {self.layer} at {self.size}"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """The shape of every layer, in order.
 
@@ -91,6 +107,18 @@ class ModelShape:
             )
         after = replace(before, **{removal.unit: removal.remaining})
         return ModelShape((*self.layers[: removal.layer], after, *self.layers[removal.layer + 1 :]))
+
+    def resized(self, resize: Resize) -> ModelShape:
+        """This shape with another size of one block."""
+        changed = replace(self.layers[resize.layer], **{resize.unit: resize.size})
+        before, after = self.layers[: resize.layer], self.layers[resize.layer + 1 :]
+        return ModelShape((*before, changed, *after))
+
+    def changed(self, change: Removal | Resize | None) -> ModelShape:
+        """This shape after a candidate's change; None is the shape itself."""
+        if change is None:
+            return self
+        return self.resized(change) if isinstance(change, Resize) else self.without(change)
 
     def first_difference(self, other: ModelShape) -> int:
         """Index of the first layer in which the two differ; the number of layers when they are

@@ -1,0 +1,194 @@
+"""Allocation in rounds: measure the neighbours of a shape, solve, measure what was solved, keep
+what is best; again around that, until a round gains less than its standard error.
+
+Like `GreedySearch` it proposes and observes, and never evaluates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pruning.errors import ScoringError
+from pruning.search.allocation import (
+    Block,
+    Limit,
+    Sensitivities,
+    Solution,
+    neighbours,
+    resized,
+    solve,
+)
+from pruning.shape import ModelShape
+
+Scores = tuple[float, ...]
+"""Score of one shape on each sequence of the selection text: KL in nats per token."""
+
+MOVES = (8, 16, 32, None)
+"""A solution is made for each of these bounds on changed blocks, since changes add up best where
+few are made, and the one that measures best is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Shapes to score, all near `base`: no order between them, any evaluator any of them."""
+
+    base: ModelShape
+    shapes: tuple[ModelShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round came to.
+
+    Args:
+        table: sensitivities around the shape that it began with.
+        solutions: with their measured change of score, in the order of `MOVES`, no shape twice.
+        gain: of the best solution over the base, nats per token, with its paired standard error
+            over the sequences.
+    """
+
+    table: Sensitivities
+    solutions: tuple[tuple[Solution, float], ...]
+    shape: ModelShape
+    gain: float
+    gain_stderr: float
+
+
+class AllocationSearch:
+    """Proposes waves of shapes and learns their scores.
+
+    Args:
+        start: a shape that keeps every limit, such as the uniform one.
+        group: MLP channels of one step; the first round looks two steps up and down.
+        heads: whether KV heads may go.
+
+    Example:
+        >>> while (wave := search.propose()) is not None:                 # doctest: +SKIP
+        ...     search.observe({shape: score(shape) for shape in wave.shapes})
+    """
+
+    def __init__(
+        self,
+        dense: ModelShape,
+        start: ModelShape,
+        limits: Sequence[Limit],
+        *,
+        group: int,
+        heads: bool = True,
+        max_rounds: int = 3,
+    ) -> None:
+        self.dense, self.shape, self.limits = dense, start, tuple(limits)
+        self.group, self.heads, self.max_rounds = group, heads, max_rounds
+        self.rounds: list[Round] = []
+        self._scores: dict[ModelShape, Scores] = {}
+        self._solutions: tuple[Solution, ...] | None = None
+        self._done = max_rounds == 0
+
+    @property
+    def done(self) -> bool:
+        return self._done
+
+    def propose(self) -> Wave | None:
+        """What is to be scored next; None when the search is over. Nothing is asked twice."""
+        if self._done:
+            return None
+        if self._solutions is None:
+            wanted = [self.shape, *self._neighbour_shapes().values()]
+        else:
+            wanted = [solution.shape for solution in self._solutions]
+        return Wave(self.shape, tuple(dict.fromkeys(s for s in wanted if s not in self._scores)))
+
+    def observe(self, scores: Mapping[ModelShape, Scores]) -> None:
+        """Takes the scores of a wave, in which a shape with a score that is not finite is out.
+
+        Raises:
+            KeyError: a shape of the wave has no score.
+            ScoringError: the base of the first round has no finite score.
+        """
+        wave = self.propose()
+        assert wave is not None
+        self._scores |= {shape: scores[shape] for shape in wave.shapes}
+        if not all(map(math.isfinite, self._scores[self.shape])):
+            raise ScoringError(
+                "the score of the shape that allocation starts from is NaN or infinite: try "
+                "model.dtype=float32, and check the dense perplexity"
+            )
+        if self._solutions is None:
+            self._solutions = self._solve()
+            if not self._solutions:
+                self._done = True
+            elif all(solution.shape in self._scores for solution in self._solutions):
+                self._conclude()
+        else:
+            self._conclude()
+
+    def _neighbour_shapes(self) -> dict[tuple[Block, int], ModelShape]:
+        reach = (2, 1, -1, -2) if len(self.rounds) < 2 else (1, -1)
+        sizes = neighbours(
+            self.shape,
+            self.dense,
+            channel_steps=[self.group * step for step in reach],
+            head_steps=(1, -1) if self.heads else (),
+        )
+        return {
+            (block, size): resized(self.shape, block, size)
+            for block, found in sizes.items()
+            for size in found
+        }
+
+    def _table(self) -> Sensitivities:
+        base = _mean(self._scores[self.shape])
+        changes: dict[Block, dict[int, float]] = {}
+        for (block, size), shape in self._neighbour_shapes().items():
+            layer, unit = block
+            own = int(getattr(self.shape.layers[layer], unit))
+            changes.setdefault(block, {own: 0.0})[size] = _mean(self._scores[shape]) - base
+        return Sensitivities(self.shape, changes)
+
+    def _solve(self) -> tuple[Solution, ...]:
+        self._current = self._table()
+        found: dict[ModelShape, Solution] = {}
+        for moves in MOVES:
+            solution = solve(self._current, self.limits, max_moves=moves)
+            if solution.shape != self.shape:
+                found.setdefault(solution.shape, solution)
+        return tuple(found.values())
+
+    def _conclude(self) -> None:
+        assert self._solutions is not None
+        base = self._scores[self.shape]
+        measured = [
+            (solution, _mean(self._scores[solution.shape]) - _mean(base))
+            for solution in self._solutions
+        ]
+        finite = [pair for pair in measured if math.isfinite(pair[1])]
+        best, change = min(finite, key=lambda pair: pair[1], default=(None, math.inf))
+        differences = [] if best is None else _differences(self._scores[best.shape], base)
+        stderr = _stderr(differences)
+        better = best is not None and change < 0
+        self.shape = best.shape if best is not None and better else self.shape
+        self.rounds.append(
+            Round(self._current, tuple(measured), self.shape, -change if better else 0.0, stderr)
+        )
+        self._solutions = None
+        self._done = not better or -change < stderr or len(self.rounds) >= self.max_rounds
+
+
+def _mean(scores: Scores) -> float:
+    """Rounded once, so that its bits depend on neither order nor Python."""
+    return math.fsum(scores) / len(scores)
+
+
+def _differences(mine: Scores, theirs: Scores) -> list[float]:
+    return [first - second for first, second in zip(mine, theirs, strict=True)]
+
+
+def _stderr(values: Sequence[float]) -> float:
+    """Standard error of the mean; infinite for fewer than two values."""
+    count = len(values)
+    if count < 2:
+        return math.inf
+    mean = math.fsum(values) / count
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)

@@ -1,0 +1,204 @@
+"""The integer program against brute force, and rounds on an objective that is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.search.allocation import (
+    Block,
+    Limit,
+    Sensitivities,
+    neighbours,
+    resized,
+    size_of,
+    solve,
+)
+from pruning.search.rounds import AllocationSearch
+from pruning.search.uniform import uniform_shape
+from pruning.shape import ModelShape
+from tests.conftest import tiny_config
+
+BASE = ModelShape.parse("2x40*3")
+DENSE = ModelShape.parse("3x48*3")
+
+
+@pytest.fixture(scope="module")
+def accounting() -> Accounting:
+    return Accounting(tiny_config("llama"))
+
+
+def table_of(seed: int) -> Sensitivities:
+    """Random changes of six blocks at two to four sizes each."""
+    draw = np.random.Generator(np.random.Philox(seed))
+    sizes = neighbours(BASE, DENSE, channel_steps=(8, -8, -16), head_steps=(1, -1, -2))
+    return Sensitivities(
+        BASE,
+        {
+            block: {size_of(BASE, block): 0.0}
+            | {size: float(draw.normal(size_of(BASE, block) - size, 5)) for size in found}
+            for block, found in sizes.items()
+        },
+    )
+
+
+def channels(shape: ModelShape) -> float:
+    return float(sum(layer.mlp_channels for layer in shape.layers))
+
+
+def heads(shape: ModelShape) -> float:
+    return float(sum(layer.kv_heads for layer in shape.layers))
+
+
+def best_by_trying(table: Sensitivities, limits: list[Limit], max_moves: int | None) -> float:
+    least = math.inf
+    blocks = list(table.changes)
+    for sizes in itertools.product(*(table.changes[block] for block in blocks)):
+        shape, total, moves = table.base, 0.0, 0
+        for block, size in zip(blocks, sizes, strict=True):
+            shape = resized(shape, block, size)
+            total += table.changes[block][size]
+            moves += size != size_of(table.base, block)
+        if all(limit.cost(shape) <= limit.most for limit in limits) and (
+            max_moves is None or moves <= max_moves
+        ):
+            least = min(least, total)
+    return least
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("max_moves", [None, 2])
+@pytest.mark.parametrize("two", [False, True])
+def test_solutions_are_optimal(seed: int, max_moves: int | None, two: bool) -> None:
+    table = table_of(seed)
+    limits = [Limit("channels", channels, 112)] + ([Limit("heads", heads, 5)] if two else [])
+    solution = solve(table, limits, max_moves=max_moves)
+    assert all(limit.cost(solution.shape) <= limit.most for limit in limits)
+    assert solution.predicted == pytest.approx(best_by_trying(table, limits, max_moves), abs=1e-9)
+
+
+def test_a_limit_out_of_reach_is_named_with_how_far_sizes_go() -> None:
+    reachable, hopeless = Limit("channels", channels, 112), Limit("heads", heads, -1)
+    with pytest.raises(InputError, match=r"heads: -1 is out of reach; .* comes to 0;"):
+        solve(table_of(0), [reachable, hopeless])
+
+
+def test_limits_that_only_together_are_out_of_reach_are_named_together() -> None:
+    limits = [Limit("channels", channels, 112), Limit("heads", heads, 5)]
+    with pytest.raises(InputError, match="at most 1 changed blocks keeps all of channels, heads"):
+        solve(table_of(0), limits, max_moves=1)
+
+
+def test_a_size_without_a_finite_score_is_never_chosen() -> None:
+    table = table_of(1)
+    block: Block = (0, "mlp_channels")
+    changes = dict.fromkeys(table.changes[block], math.nan) | {size_of(BASE, block): 0.0}
+    broken = Sensitivities(BASE, dict(table.changes) | {block: changes})
+    assert size_of(solve(broken, [Limit("channels", channels, 112)]).shape, block) == 40
+
+
+def toy(weights: np.ndarray) -> Callable[[ModelShape], tuple[float, ...]]:
+    """A score on four sequences: squares of what is gone, weighted by layer, plus what couples
+    neighbouring layers, so that changes do not quite add up."""
+
+    def score(shape: ModelShape) -> tuple[float, ...]:
+        gone = np.array([48 - layer.mlp_channels for layer in shape.layers]) / 48
+        coupled = 0.05 * float((gone[1:] * gone[:-1]).sum())
+        value = float((weights * gone**2).sum()) + coupled
+        value += 3.0 * sum(3 - layer.kv_heads for layer in shape.layers)
+        return tuple(value * factor for factor in (0.9, 1.0, 1.1, 1.0))
+
+    return score
+
+
+def run(search: AllocationSearch, score: Callable[[ModelShape], tuple[float, ...]]) -> list[str]:
+    asked: list[str] = []
+    while (wave := search.propose()) is not None:
+        asked += [shape.text for shape in wave.shapes]
+        search.observe({shape: score(shape) for shape in wave.shapes})
+    return asked
+
+
+def test_rounds_find_what_the_sensitivities_say() -> None:
+    weights = np.array([8.0, 1.0, 1.0, 8.0])
+    dense, start = ModelShape.parse("3x48*4"), ModelShape.parse("3x32*4")
+    search = AllocationSearch(
+        dense, start, [Limit("channels", channels, 128)], group=4, max_rounds=6
+    )
+    asked = run(search, toy(weights))
+    assert len(asked) == len(set(asked)), "nothing is asked twice"
+    widths = [layer.mlp_channels for layer in search.shape.layers]
+    assert sum(widths) <= 128
+    assert widths[0] > widths[1]
+    assert widths[3] > widths[2]
+    assert [layer.kv_heads for layer in search.shape.layers] == [3, 3, 3, 3]
+    every = itertools.product(range(16, 49, 4), repeat=4)
+    shapes = [ModelShape.parse(" ".join(f"3x{w}" for w in row)) for row in every if sum(row) <= 128]
+    best = min(sum(toy(weights)(shape)) for shape in shapes)
+    assert sum(toy(weights)(search.shape)) == pytest.approx(best, rel=0.02)
+    assert all(later.gain >= 0 for later in search.rounds)
+
+
+def test_rounds_are_deterministic() -> None:
+    weights = np.array([2.0, 1.0, 3.0, 8.0])
+    dense, start = ModelShape.parse("3x48*4"), ModelShape.parse("3x32*4")
+    limits = [Limit("channels", channels, 128)]
+    first, second = (
+        run(AllocationSearch(dense, start, limits, group=8), toy(weights)) for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_round_that_gains_nothing_ends_the_search() -> None:
+    dense, start = ModelShape.parse("3x48*4"), ModelShape.parse("3x32*4")
+    search = AllocationSearch(dense, start, [Limit("channels", channels, 128)], group=8)
+    run(search, toy(np.ones(4)))
+    assert search.shape == start
+    assert len(search.rounds) <= 1
+
+
+@pytest.mark.parametrize("target", [0.05, 0.1, 0.15])
+def test_uniform_is_even_and_meets_its_target(accounting: Accounting, target: float) -> None:
+    shape = uniform_shape(accounting, target_ratio=target, group=4)
+    widths = [layer.mlp_channels for layer in shape.layers]
+    assert accounting.ratio(shape) >= target
+    assert widths[0] == widths[-1] == 48
+    inner = widths[1:-1]
+    assert max(inner) - min(inner) <= 4
+    more = [
+        resized(shape, (index, "mlp_channels"), width + 4)
+        for index, width in enumerate(widths)
+        if width == min(inner)
+    ]
+    assert all(accounting.ratio(each) < target for each in more), "it removes no more than asked"
+    one = uniform_shape(accounting, target_ratio=target, group=4, whole_ends=False, one_width=True)
+    assert len({layer.mlp_channels for layer in one.layers}) == 1
+
+
+def test_uniform_says_how_far_it_goes(accounting: Accounting) -> None:
+    with pytest.raises(InputError, match=r"search.target_ratio: 0.9; MLPs of 4 channels in 2 of 4"):
+        uniform_shape(accounting, target_ratio=0.9, group=4)
+
+
+def test_uniform_of_a_published_size() -> None:
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    )
+    accounting = Accounting(config)
+    shape = uniform_shape(accounting, target_ratio=0.2, group=64)
+    assert 0.2 <= accounting.ratio(shape) < 0.2015
+    assert {layer.mlp_channels for layer in shape.layers} == {1536, 1024, 960}
