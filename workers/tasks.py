@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pruning.calibration.token_sets import Tokens
+from pruning.compensation.statistics import LayerOrder, LayerStatistics
 from pruning.costs.measured import Role, SpeedComparison, SpeedSettings
 from pruning.importance.block_influence import LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder, Importance
 from pruning.models.checkpoint import Checkpoint
-from pruning.shape import Removal
+from pruning.shape import Removal, Resize
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +82,31 @@ class SpeedSpec:
         return spec.num_threads
 
 
+ScoreKind = Literal["nll", "kl"]
+"""Of the next tokens, or the divergence from the dense model's distributions."""
+
+Candidate = Removal | Resize | None
+"""What a candidate changes of the current shape; None is that shape itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """NLL of some candidates on one batch: a pure function of its fields, safe to repeat anywhere.
+    """Scores of some candidates on one batch: a pure function of its fields, safe to repeat
+    anywhere.
 
     Args:
         set_name: of `EvaluatorSpec.token_sets`.
-        base: canonical text of the shape that the candidates are removed from.
-        candidates: what each takes away; None scores `base` itself.
+        base: canonical text of the shape that the candidates differ from.
+        candidates: what each changes; None scores `base` itself.
         order: fingerprint of the channel order that the shapes refer to.
     """
 
     set_name: str
     batch: int
     base: str
-    candidates: tuple[Removal | None, ...]
+    candidates: tuple[Candidate, ...]
     order: str
+    kind: ScoreKind = "nll"
 
     @property
     def prefix_key(self) -> tuple[str, int, str]:
@@ -128,6 +138,33 @@ class OrderTask:
 
     def __str__(self) -> str:
         return f"channel order by {self.importance}"
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsTask:
+    """Gram matrices of some layers of the dense model as stored, from a whole calibration set."""
+
+    layers: tuple[int, ...]
+    set_name: str = "width"
+
+    @property
+    def num_evaluations(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return f"statistics of layers {self.layers[0]} to {self.layers[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsResult:
+    """Those of the task's layers, and the tokens that they were summed over.
+
+    `orders` is the order `activation` of each of them.
+    """
+
+    layers: Mapping[int, LayerStatistics]
+    orders: Mapping[int, LayerOrder]
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +292,13 @@ class SpeedTask:
 
 
 AnswerTask = RequestTask | WindowTask
-Task = ScoreTask | OrderTask | InfluenceTask | RequestTask | WindowTask | SpeedTask
+Task = ScoreTask | OrderTask | StatisticsTask | InfluenceTask | RequestTask | WindowTask | SpeedTask
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
     """`nll` [candidates][sequences] in nats summed over the `num_tokens` predicted tokens of each
-    sequence.
+    sequence; of a task of kind `kl` the divergence.
 
     Args:
         seconds: that the evaluator took.
@@ -294,7 +331,9 @@ class AnswerResult:
     num_truncated: int = 0
 
 
-Result = ScoreResult | ChannelOrder | LayerSimilarity | AnswerResult | SpeedComparison
+Result = (
+    ScoreResult | ChannelOrder | StatisticsResult | LayerSimilarity | AnswerResult | SpeedComparison
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ def _seconds(pool: Pool, tasks: list[ScoreTask]) -> float:
         assert isinstance(result, ScoreResult)
         for candidate, nll in zip(task.candidates, result.nll, strict=True):
             base = ModelShape.parse(task.base)
-            shape = base if candidate is None else base.without(candidate)
+            shape = base.changed(candidate)
             assert _known.setdefault((task.batch, shape.text), nll) == nll, (
                 f"{candidate} on batch {task.batch}: two answers"
             )

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from pipelines.store.scores import BatchScore, Context, ScoreStore
 from pruning.calibration.token_sets import Calibration, SetName
-from pruning.shape import ModelShape, Removal
+from pruning.shape import ModelShape
 from workers.pool.protocol import Pool
-from workers.tasks import ScoreResult, ScoreTask
+from workers.tasks import Candidate, ScoreResult, ScoreTask
 
 
 class OnEvaluation(Protocol):
@@ -22,10 +22,6 @@ class OnEvaluation(Protocol):
     """
 
     def __call__(self, candidates: float, *, scored: bool) -> None: ...
-
-
-Candidate = Removal | None
-"""What a candidate takes away from the current shape; None is that shape itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +98,7 @@ class Scorer:
     ) -> dict[Candidate, ShapeScore]:
         """Scores every candidate on every batch of a set."""
         context, num_batches = self._contexts[set_name], self._num_batches[set_name]
-        digests = {
-            candidate: (base if candidate is None else base.without(candidate)).digest
-            for candidate in candidates
-        }
+        digests = {candidate: base.changed(candidate).digest for candidate in candidates}
         known = self.store.lookup(context, digests.values())
         missing = {
             batch: [

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from pruning.compensation.least_squares import prepared
 from pruning.costs.accounting import Accounting
 from pruning.errors import ExportError, InputError
 from pruning.export import decilm, gguf, transformers
@@ -22,7 +23,7 @@ from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer
 from pruning.export.verify_gguf import PACKAGE, has_llama_cpp, verify_gguf
 from pruning.export.verify_transformers import TOLERANCES, passed, probe_tokens, verify_export
-from pruning.importance.channel_order import ChannelOrder, reorder
+from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import Family
 from pruning.models.geometry import Geometry
@@ -167,7 +168,7 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     dtype = stored if export.dtype == "auto" else export.dtype
     dense = LoadedModel.of(export.checkpoint.load(dtype=stored))
     config = dense.model.config
-    reorder(dense, export.order)
+    dense = prepared(dense, export.order)
     tokens = probe_tokens(config.vocab_size, getattr(config, "max_position_embeddings", None) or 48)
     logits = _masked_logits(dense, shape, tokens)
     num_values = form.write(

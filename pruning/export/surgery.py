@@ -8,12 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from pruning.errors import InputError
-from pruning.models.families import Cut, cut_views
-from pruning.models.geometry import Geometry
-from pruning.models.loaded_model import LoadedModel
+from pruning.models.loaded_model import BlockName, LoadedModel
 from pruning.shape import LayerShape, ModelShape
 
 
@@ -107,53 +104,43 @@ def _tensors_of(
     """Attention, MLP and their norms each from the dense layer that they come from; the rest from
     `layer.source`.
     """
-    family, layers = loaded.family, loaded.layers
+    family = loaded.family
     attention, mlp = (family.attention, *family.attention_norms), (family.mlp, *family.mlp_norms)
     for source in sorted({layer.source, layer.attention, layer.mlp} - {None}):  # type: ignore[type-var]
         assert source is not None
-        module = layers[source]
         for rest, tensor in inside[source].items():
             if _belongs(rest, attention):
-                wanted, block, cuts = (
-                    layer.attention == source,
-                    family.attention,
-                    family.attention_cuts,
-                )
+                if layer.attention == source:
+                    yield rest, _cut(rest, tensor, loaded, source, "attention", layer)
             elif _belongs(rest, mlp):
-                wanted, block, cuts = layer.mlp == source, family.mlp, family.mlp_cuts
-            else:
-                wanted, block, cuts = layer.source == source, "", ()
-            if wanted:
-                yield (
-                    rest,
-                    _cut(
-                        rest.removeprefix(block + "."),
-                        tensor,
-                        module.get_submodule(block),
-                        cuts,
-                        loaded.geometry,
-                        layer,
-                    ),
-                )
+                if layer.mlp == source:
+                    yield rest, _cut(rest, tensor, loaded, source, "mlp", layer)
+            elif layer.source == source:
+                yield rest, tensor
 
 
 def _cut(
     name: str,
     tensor: torch.Tensor,
-    block: nn.Module,
-    cuts: Sequence[Cut],
-    geometry: Geometry,
+    loaded: LoadedModel,
+    source: int,
+    block: BlockName,
     layer: PrunedLayer,
 ) -> torch.Tensor:
-    """What remains of one tensor of a block."""
-    dense = geometry.dense.layers[0]
+    """What remains of one tensor of a block of the dense layer `source`."""
+    family, dense = loaded.family, loaded.geometry.dense.layers[source]
+    path, cuts = (
+        (family.attention, family.attention_cuts)
+        if block == "attention"
+        else (family.mlp, family.mlp_cuts)
+    )
     kept = LayerShape(layer.kv_heads or dense.kv_heads, layer.mlp_channels or dense.mlp_channels)
-    module, _, kind = name.rpartition(".")
+    module, _, kind = name.removeprefix(path + ".").rpartition(".")
     for cut in cuts:
         if cut.module == module and (kind == "weight" or cut.dim == 0):
             parts = [
                 weight if kind == "weight" else bias
-                for weight, bias in cut_views(cut, block, geometry, kept, dense)
+                for weight, bias in loaded.remaining(source, block, cut, kept)
             ]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=cut.dim)  # type: ignore[return-value,arg-type]
     return tensor

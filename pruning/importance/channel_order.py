@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -26,16 +27,45 @@ Importance = Literal["activation", "l1", "none"]
 _Indices = npt.NDArray[np.int32]
 
 
+STATISTICS = "statistics.safetensors"
+"""Lies beside the order of a run that compensates."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationSource:
+    """What narrowed blocks are compensated from (`pruning.compensation`).
+
+    Args:
+        path: of the statistics; every machine that computes reads it there.
+        statistics: their fingerprint.
+        ridge: see `pruning.compensation.least_squares`.
+    """
+
+    path: str
+    statistics: str
+    ridge: float
+
+    @property
+    def text(self) -> str:
+        """What decides every refitted weight, besides the order."""
+        return f"least_squares {self.statistics} {self.ridge!r}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelOrder:
-    """For each layer the KV heads and the MLP channels in descending importance.
+    """For each layer the KV heads and the MLP channels in descending importance: how the weights
+    are prepared before a shape is laid over them.
 
     `kv_heads` [layers, KV heads] and `mlp_channels` [layers, channels] are int32: entry i is the
     index, in the dense checkpoint, of what becomes the i-th.
+
+    Args:
+        compensation: what repairs narrowed blocks; None: nothing does.
     """
 
     kv_heads: _Indices
     mlp_channels: _Indices
+    compensation: CompensationSource | None = None
 
     @classmethod
     def as_stored(cls, geometry: Geometry) -> ChannelOrder:
@@ -47,12 +77,14 @@ class ChannelOrder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over both tables, 32 hexadecimal digits."""
+        """SHA-256 over both tables and the compensation, 32 hexadecimal digits."""
         digest = hashlib.sha256()
         for table in (self.kv_heads, self.mlp_channels):
             digest.update(
                 str(table.shape).encode() + np.ascontiguousarray(table, dtype="<i4").tobytes()
             )
+        if self.compensation is not None:
+            digest.update(self.compensation.text.encode())
         return digest.hexdigest()[:32]
 
     def after(self, current: ChannelOrder) -> ChannelOrder:
@@ -63,12 +95,27 @@ class ChannelOrder:
         )
 
     def save(self, path: Path) -> None:
-        save_file({"kv_heads": self.kv_heads, "mlp_channels": self.mlp_channels}, path)
+        source = self.compensation
+        made_of = None
+        if source is not None:
+            made_of = {"statistics": source.statistics, "ridge": repr(source.ridge)}
+        tensors = {"kv_heads": self.kv_heads, "mlp_channels": self.mlp_channels}
+        save_file(tensors, path, metadata=made_of)
 
     @classmethod
     def load(cls, path: Path) -> ChannelOrder:
+        """The statistics of one that compensates lie beside it."""
         tensors = load_file(path)
-        return cls(tensors["kv_heads"], tensors["mlp_channels"])
+        with safe_open(path, framework="numpy") as file:
+            made_of = file.metadata() or {}
+        source = None
+        if "statistics" in made_of:
+            source = CompensationSource(
+                str(path.absolute().with_name(STATISTICS)),
+                made_of["statistics"],
+                float(made_of["ridge"]),
+            )
+        return cls(tensors["kv_heads"], tensors["mlp_channels"], source)
 
 
 @torch.inference_mode()
@@ -93,8 +140,8 @@ def channel_order(
     else:
         scores = _activation_scores(loaded, batches)
     return ChannelOrder(
-        np.stack([_descending(heads) for heads, _ in scores]),
-        np.stack([_descending(channels) for _, channels in scores]),
+        np.stack([descending(heads) for heads, _ in scores]),
+        np.stack([descending(channels) for _, channels in scores]),
     )
 
 
@@ -148,7 +195,7 @@ def _row_norms(
 def _activation_scores(
     loaded: LoadedModel, batches: Iterable[torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    columns = (_column_cut(loaded.family.attention_cuts), _column_cut(loaded.family.mlp_cuts))
+    columns = (column_cut(loaded.family.attention_cuts), column_cut(loaded.family.mlp_cuts))
     modules = [
         block.get_submodule(cut.module)
         for pair in loaded.blocks
@@ -178,7 +225,8 @@ def _activation_scores(
     return list(zip(heads, scores[1::2], strict=True))
 
 
-def _column_cut(cuts: tuple[Cut, ...]) -> Cut:
+def column_cut(cuts: tuple[Cut, ...]) -> Cut:
+    """The projection back into the residual stream, of which columns are cut."""
     return next(cut for cut in cuts if cut.dim == 1)
 
 
@@ -186,12 +234,13 @@ def _row_order(cut: Cut, geometry: Geometry, order: ChannelOrder, layer: int) ->
     dense = geometry.dense.layers[0]
     pieces, offset = [], 0
     for part in cut.parts:
-        pieces.append(_part_order(part, geometry, order, layer) + offset)
+        pieces.append(part_order(part, geometry, order, layer) + offset)
         offset += geometry.size(part, dense)
     return torch.cat(pieces)
 
 
-def _part_order(part: Part, geometry: Geometry, order: ChannelOrder, layer: int) -> torch.Tensor:
+def part_order(part: Part, geometry: Geometry, order: ChannelOrder, layer: int) -> torch.Tensor:
+    """Where the rows or columns of one part lie in the dense checkpoint, in this order."""
     if part in ("gate", "up", "down"):
         return torch.tensor(order.mlp_channels[layer], dtype=torch.int64)
     width = geometry.channels_per_kv_head if part == "q" else geometry.head_dim
@@ -208,7 +257,8 @@ def _permute(module: nn.Module, cut: Cut, indices: torch.Tensor) -> None:
             parameter.copy_(parameter.index_select(dim, indices.to(parameter.device)))
 
 
-def _descending(scores: torch.Tensor) -> _Indices:
+def descending(scores: torch.Tensor) -> _Indices:
+    """Indices by descending score; equal ones keep their order."""
     return torch.sort(scores, descending=True, stable=True).indices.numpy().astype(np.int32)
 
 

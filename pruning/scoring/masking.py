@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pruning.models.families import Cut, Family, cut_views
+from pruning.models.families import Family
 from pruning.models.geometry import Geometry
-from pruning.models.loaded_model import LoadedModel
+from pruning.models.loaded_model import BlockName, LoadedModel
 from pruning.shape import LayerShape, ModelShape
 
 
@@ -52,7 +52,8 @@ class NarrowedProjection(nn.Module):
 
 @contextmanager
 def masked(loaded: LoadedModel, shape: ModelShape) -> Iterator[None]:
-    """Makes a dense, sorted model compute as `shape` while the context is open. Nothing is copied.
+    """Makes a dense, sorted model compute as `shape` while the context is open. Nothing is copied,
+    but for projections that are compensated.
 
     On the way out, by an exception too, every module and parameter is back in place: the same
     objects, so logits are bit-equal to before.
@@ -63,17 +64,17 @@ def masked(loaded: LoadedModel, shape: ModelShape) -> Iterator[None]:
     family, geometry, layers = loaded.family, loaded.geometry, loaded.layers
     full = geometry.dense
     with ExitStack() as undo:
-        for index, (attention, mlp) in enumerate(loaded.blocks):
+        for index, (attention, _) in enumerate(loaded.blocks):
             kept, dense = shape.layers[index], full.layers[index]
             if kept.kv_heads == 0:
                 _replace_module(undo, layers[index], family.attention, RemovedAttention())
             elif kept.kv_heads < dense.kv_heads:
-                _narrow(undo, attention, family.attention_cuts, geometry, kept, dense)
+                _narrow(undo, loaded, index, "attention", kept)
                 _set_head_counts(undo, attention, family, geometry, kept)
             if kept.mlp_channels == 0:
                 _replace_module(undo, layers[index], family.mlp, RemovedMLP())
             elif kept.mlp_channels < dense.mlp_channels:
-                _narrow(undo, mlp, family.mlp_cuts, geometry, kept, dense)
+                _narrow(undo, loaded, index, "mlp", kept)
         yield
 
 
@@ -100,19 +101,21 @@ def _set_head_counts(
 
 
 def _narrow(
-    undo: ExitStack,
-    block: nn.Module,
-    cuts: tuple[Cut, ...],
-    geometry: Geometry,
-    kept: LayerShape,
-    dense: LayerShape,
+    undo: ExitStack, loaded: LoadedModel, layer: int, block_name: BlockName, kept: LayerShape
 ) -> None:
+    family = loaded.family
+    path, cuts = (
+        (family.attention, family.attention_cuts)
+        if block_name == "attention"
+        else (family.mlp, family.mlp_cuts)
+    )
+    block = loaded.layers[layer].get_submodule(path)
     if not cuts:
         raise ValueError(
             "this family is pruned by whole blocks only: its widths cannot be narrowed"
         )
     for cut in cuts:
-        views = cut_views(cut, block, geometry, kept, dense)
+        views = loaded.remaining(layer, block_name, cut, kept)
         if len(views) > 1:
             _replace_module(undo, block, cut.module, NarrowedProjection(views))
             continue

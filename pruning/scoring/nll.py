@@ -28,6 +28,11 @@ CPU is fastest near 128.
 """
 
 
+def chunk_tokens(device: torch.device) -> int:
+    """Tokens whose logits exist at one time on a device."""
+    return HEAD_CHUNK_TOKENS.get(device.type, min(HEAD_CHUNK_TOKENS.values()))
+
+
 class ReplayedLayer(nn.Module):
     """Stands where an unchanged layer was and returns what that layer returned.
 
@@ -112,7 +117,7 @@ def score_candidates(
     rows = []
     for candidate in candidates:
         unchanged = prefix.layer_outputs[: prefix.base.first_difference(candidate)]
-        with masked(loaded, candidate), _replayed(loaded.layers, unchanged):
+        with masked(loaded, candidate), replayed(loaded.layers, unchanged):
             rows.append(sequence_nll(loaded.model, prefix.input_ids_BT))
     return (
         torch.stack(rows) if rows else torch.empty(0, len(prefix.input_ids_BT), dtype=torch.float64)
@@ -134,16 +139,14 @@ def sequence_nll(
     """
     outputs = model.base_model(input_ids=input_ids_BT, use_cache=False)
     hidden_BTD = outputs.last_hidden_state[:, :-1]
-    chunk = head_chunk_tokens or HEAD_CHUNK_TOKENS.get(
-        hidden_BTD.device.type, min(HEAD_CHUNK_TOKENS.values())
-    )
+    chunk = head_chunk_tokens or chunk_tokens(hidden_BTD.device)
     targets_BT = input_ids_BT[:, 1:].to(hidden_BTD.device)
     # One row of contiguous tokens: a strided slice of several sequences would make the matrix
     # product copy the head's weights for each.
     rows = zip(
         hidden_BTD.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True
     )
-    with _head_alone(model, outputs):
+    with head_alone(model, outputs):
         nll = [
             _token_nll(model(inputs_embeds=hidden[None], use_cache=False).logits[0], targets)
             for hidden, targets in rows
@@ -157,7 +160,8 @@ def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _replayed(layers: nn.ModuleList, outputs: Sequence[Any]) -> Iterator[None]:
+def replayed(layers: nn.ModuleList, outputs: Sequence[Any]) -> Iterator[None]:
+    """The lowest layers hand out what they returned before, while the context is open."""
     with ExitStack() as undo:
         for index, output in enumerate(outputs):
             undo.callback(layers.__setitem__, index, layers[index])
@@ -166,7 +170,10 @@ def _replayed(layers: nn.ModuleList, outputs: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _head_alone(model: PreTrainedModel, outputs: ModelOutput) -> Iterator[None]:
+def head_alone(model: PreTrainedModel, outputs: ModelOutput) -> Iterator[None]:
+    """The model is its own head while the context is open: it takes hidden states as
+    `inputs_embeds`.
+    """
     name = model.base_model_prefix
     decoder = getattr(model, name)
     try:

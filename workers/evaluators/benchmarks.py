@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pruning.compensation.least_squares import prepared
 from pruning.errors import InputError
-from pruning.importance.channel_order import ChannelOrder, reorder
+from pruning.importance.channel_order import ChannelOrder
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
@@ -168,7 +169,7 @@ def load_model(device: Device, spec: BenchmarkSpec) -> PreTrainedModel:
 
     dense = LoadedModel.of(model)
     if spec.order is not None:
-        reorder(dense, spec.order)
+        dense = prepared(dense, spec.order)
     return pruned_model(dense, ModelShape.parse(spec.shape))
 
 

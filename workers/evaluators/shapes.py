@@ -8,14 +8,18 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
+from pruning.compensation.least_squares import compensation_of
+from pruning.compensation.statistics import collect_statistics, layer_order
 from pruning.errors import InputError
 from pruning.importance.block_influence import LayerSimilarity, layer_similarity
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.loaded_model import LoadedModel
+from pruning.scoring.kl import DenseOutputs, dense_outputs, divergence
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import Prefix, run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape
@@ -28,6 +32,8 @@ from workers.tasks import (
     Result,
     ScoreResult,
     ScoreTask,
+    StatisticsResult,
+    StatisticsTask,
     Task,
 )
 
@@ -54,6 +60,7 @@ class Evaluator:
         self.dense = LoadedModel.of(self._device.load(spec.checkpoint, spec.dtype))
         self._order: ChannelOrder | None = None
         self._prefix: tuple[object, Prefix] | None = None
+        self._dense_outputs: tuple[torch.Tensor, DenseOutputs] | None = None
         self._check_family()
         if order is not None:
             self.set_order(order)
@@ -65,8 +72,10 @@ class Evaluator:
         """Sorts the weights, from whatever order they are in. Asking for that one does nothing."""
         if self._order is not None and self._order.fingerprint == order.fingerprint:
             return
-        self._prefix = None  # it may be views of weights that move now
+        # They may be views of weights that move now.
+        self._prefix = self._dense_outputs = None
         reorder(self.dense, order if self._order is None else order.after(self._order))
+        self.dense = replace(self.dense, compensation=compensation_of(order, self.dense.geometry))
         self._order = order
 
     def run(self, task: Task) -> Result:
@@ -80,6 +89,8 @@ class Evaluator:
                 return self._score(task)
             case OrderTask():
                 return self._find_order(task)
+            case StatisticsTask():
+                return self._find_statistics(task)
             case InfluenceTask():
                 return self._find_influence(task)
         raise TypeError(f"an evaluator of shapes cannot do {task}")
@@ -88,13 +99,11 @@ class Evaluator:
         self._check_order(task.order)
         started = time.perf_counter()
         base = ModelShape.parse(task.base)
-        candidates = [
-            base if removal is None else base.without(removal) for removal in task.candidates
-        ]
+        candidates = [base.changed(candidate) for candidate in task.candidates]
         ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
         try:
             # No name for the prefix here: this frame would hold it while the halves are scored.
-            nll = score_candidates(self.dense, self._prefix_of(task, base), candidates)
+            nll = self._scores(task, self._prefix_of(task, base), candidates)
             oom_split = False
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -111,6 +120,22 @@ class Evaluator:
             ran_prefix or oom_split,
             oom_split,
         )
+
+    def _scores(
+        self, task: ScoreTask, prefix: Prefix, candidates: Sequence[ModelShape]
+    ) -> torch.Tensor:
+        """[candidates, B] float64 of the kind that the task asks for."""
+        if task.kind == "nll":
+            return score_candidates(self.dense, prefix, candidates)
+        return divergence(self.dense, prefix, self._dense_outputs_of(prefix), candidates)[0]
+
+    def _dense_outputs_of(self, prefix: Prefix) -> DenseOutputs:
+        """Those of the last batch are kept: the next task is often for the same."""
+        key = prefix.input_ids_BT
+        if self._dense_outputs is None or not torch.equal(self._dense_outputs[0], key):
+            self._dense_outputs = None
+            self._dense_outputs = (key, dense_outputs(self.dense, key))
+        return self._dense_outputs[1]
 
     def _score_in_halves(
         self, task: ScoreTask, base: ModelShape, candidates: Sequence[ModelShape], cause: Exception
@@ -139,7 +164,7 @@ class Evaluator:
         try:
             for half_BT in tokens_BT.split((len(tokens_BT) + 1) // 2):
                 prefix = run_prefix(self.dense, base, half_BT)
-                halves.append(score_candidates(self.dense, prefix, candidates))
+                halves.append(self._scores(task, prefix, candidates))
                 del prefix
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -154,7 +179,7 @@ class Evaluator:
         return torch.cat(halves, dim=1)
 
     def _free_memory(self) -> None:
-        self._prefix = None
+        self._prefix = self._dense_outputs = None
         self._device.free_memory()
 
     def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
@@ -165,6 +190,22 @@ class Evaluator:
             self._prefix = (task.prefix_key, run_prefix(self.dense, base, tokens_BT))
         return self._prefix[1]
 
+    def _find_statistics(self, task: StatisticsTask) -> StatisticsResult:
+        if self._order is not None:
+            self.set_order(ChannelOrder.as_stored(self.dense.geometry))
+        batches = self._batches(task.set_name)
+        layers = collect_statistics(self.dense, batches, task.layers)
+        orders = {
+            layer: layer_order(self.dense, layer, statistics)
+            for layer, statistics in layers.items()
+        }
+        return StatisticsResult(layers, orders, self.spec.token_sets[task.set_name].size)
+
+    def _batches(self, name: str) -> Iterator[torch.Tensor]:
+        """A whole calibration set, in its order."""
+        num_batches = -(-len(self.spec.token_sets[name]) // self.spec.batch_size)
+        return (self._batch(name, index) for index in range(num_batches))
+
     def _find_order(self, task: OrderTask) -> ChannelOrder:
         if (
             self._order is not None
@@ -172,9 +213,7 @@ class Evaluator:
             # last digits
         ):
             self.set_order(ChannelOrder.as_stored(self.dense.geometry))
-        num_batches = -(-len(self.spec.token_sets[task.set_name]) // self.spec.batch_size)
-        batches = (self._batch(task.set_name, index) for index in range(num_batches))
-        return channel_order(self.dense, task.importance, batches)
+        return channel_order(self.dense, task.importance, self._batches(task.set_name))
 
     def _find_influence(self, task: InfluenceTask) -> LayerSimilarity:
         self._check_order(task.order)

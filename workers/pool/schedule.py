@@ -11,9 +11,8 @@ from collections import Counter, deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pruning.shape import Removal
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import RequestTask, ScoreTask, Task, WindowTask
+from workers.tasks import Candidate, RequestTask, ScoreTask, Task, WindowTask
 
 MAX_TASK_S = 10.0
 """No task is longer than this, if it has more than one candidate: so much work is lost with an
@@ -37,7 +36,6 @@ _JITTER_S = 0.25
 _UNMEASURED_CANDIDATES = 2
 """Candidates of a task as long as nobody knows what one costs."""
 
-Candidate = Removal | None
 PrefixKey = tuple[str, int, str]
 
 
