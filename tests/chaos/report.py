@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from tests.chaos.drivers import KilledDriver
+from tests.chaos.figures import Effect, Figures
 from tests.chaos.leaks import Holdings
 from tests.chaos.plan import EXPLANATIONS
-from tests.chaos.searches import Effect, Figures
 
 
 def report(figures: Figures, killed: Sequence[KilledDriver] = ()) -> str:
@@ -33,8 +33,8 @@ def report(figures: Figures, killed: Sequence[KilledDriver] = ()) -> str:
     lines.append(
         f"{figures.searches} searches, {figures.steps} steps, {figures.evaluations} evaluations, "
         f"{figures.lost_evaluations} of them lost and done again, "
-        f"{figures.speculative_tasks} tasks run speculatively, {figures.evaluators} evaluators started, "
-        f"{figures.seconds:.0f} s"
+        f"{figures.speculative_tasks} tasks run speculatively, "
+        f"{figures.evaluators} evaluators started, {figures.seconds:.0f} s"
     )
     lines += [
         f"driver killed with {driver.stored} scores stored, after {driver.seconds:.0f} s; "
@@ -51,5 +51,6 @@ def report(figures: Figures, killed: Sequence[KilledDriver] = ()) -> str:
 
 
 def _row(name: str, effect: Effect) -> str:
-    counts = f"{effect.injected:>11}{effect.retried:>11}{effect.replaced:>11}{effect.drivers:>11}{effect.seconds:>11.1f}"
-    return f"{name:<15}{counts}   {EXPLANATIONS.get(name, '')}"
+    counts = (effect.injected, effect.retried, effect.replaced, effect.drivers)
+    cells = "".join(f"{count:>11}" for count in counts) + f"{effect.seconds:>11.1f}"
+    return f"{name:<15}{cells}   {EXPLANATIONS.get(name, '')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,39 +110,32 @@ class Sampler:
 
     def table(self) -> str:
         """All samples, sizes in MB."""
-        names = (
-            "step",
-            "s",
-            "driver rss",
-            "uss",
-            "actors rss",
-            "actors uss",
-            "store",
-            "wal",
-            "journal",
-            "mlflow",
-            "fds",
-            "threads",
-            "blocks",
-            "waiting",
-        )
-        rows = [
-            (
-                str(one.step), f"{one.seconds:.0f}", f"{one.driver_rss / MB:.1f}", f"{one.driver_uss / MB:.1f}", _megabytes(one.actors_rss),
-                _megabytes(one.actors_uss), f"{one.store / MB:.2f}", f"{one.wal / MB:.2f}", f"{one.journal / MB:.2f}", f"{one.mlflow / MB:.2f}",
-                str(one.file_descriptors), str(one.threads), f"{one.blocks:,}", str(one.waiting),
-            )
-            for one in self.samples
-        ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+        columns: dict[str, Callable[[Sample], str]] = {
+            "step": lambda one: str(one.step),
+            "s": lambda one: f"{one.seconds:.0f}",
+            "driver rss": lambda one: _megabytes(one.driver_rss),
+            "uss": lambda one: _megabytes(one.driver_uss),
+            "actors rss": lambda one: _megabytes(*one.actors_rss),
+            "actors uss": lambda one: _megabytes(*one.actors_uss),
+            "store": lambda one: _megabytes(one.store, digits=2),
+            "wal": lambda one: _megabytes(one.wal, digits=2),
+            "journal": lambda one: _megabytes(one.journal, digits=2),
+            "mlflow": lambda one: _megabytes(one.mlflow, digits=2),
+            "fds": lambda one: str(one.file_descriptors),
+            "threads": lambda one: str(one.threads),
+            "blocks": lambda one: f"{one.blocks:,}",
+            "waiting": lambda one: str(one.waiting),
+        }
+        rows = [list(columns), *([cell(one) for cell in columns.values()] for one in self.samples)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            for row in (names, *rows)
+            for row in rows
         )
 
 
-def _megabytes(values: Sequence[int]) -> str:
-    return " ".join(f"{value / MB:.1f}" for value in values)
+def _megabytes(*sizes: int, digits: int = 1) -> str:
+    return " ".join(f"{size / MB:.{digits}f}" for size in sizes)
 
 
 def _size(path: Path) -> int:
