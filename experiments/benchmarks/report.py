@@ -40,10 +40,8 @@ class Report:
         """Title, settings, table, notes and verdict."""
         settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
         closing = "\n".join([*self.notes, *(f"**Not met:** {bound}" for bound in self.missed)])
-        return (
-            f"# {self.title}\n\n{settings}\n\n{_table(self.header, self.rows)}\n\n{closing}".rstrip()
-            + "\n"
-        )
+        parts = (f"# {self.title}", settings, _table(self.header, self.rows), closing)
+        return "\n\n".join(parts).rstrip() + "\n"
 
     def save(self, arguments: Sequence[str]) -> Path:
         """Writes the report with date, machine, versions and command under `results`."""

@@ -54,14 +54,63 @@ MAX_TASK_MS, MAX_LOOKUP_MS = 3.0, 0.2
 PER_HOST = 64
 
 LIMITS = """
-What limits 256: a step has 8 batches of 31 to 60 candidates, so 32 evaluators share a batch and have one or two candidates each. Each of them first runs
-the prefix of its batch, which is then half of the work or more, and the step lasts as long as its longest candidate. Past it, on paper, in this order:
+What limits 256: a step has 8 batches of 31 to 60 candidates, so 32 evaluators share a batch and
+have one or two candidates each. Each of them first runs the prefix of its batch, which is then half
+of the work or more, and the step lasts as long as its longest candidate. Past it, on paper, in this
+order:
 
-1. keep the prefix of the step before: two bases differ in one layer, so on average half of the layers of a prefix need not run again;
-2. score candidates of the likeliest next step on evaluators that would wait: the store keeps what turns out to be needed;
+1. keep the prefix of the step before: two bases differ in one layer, so on average half of the
+   layers of a prefix need not run again;
+2. score candidates of the likeliest next step on evaluators that would wait: the store keeps what
+   turns out to be needed;
 3. run several targets side by side on one pool;
 4. more calibration batches: they use more evaluators without more waiting.
 """
+NOTES = (
+    "All shares are of the evaluators' time, by their own clocks: scoring: candidates, each "
+    "counted once; prefixes: each once for every step and batch, as one evaluator alone would run "
+    "them; again: prefixes that more than one evaluator runs because they share a batch, and late "
+    "tasks that run a second time; waiting: the rest.",
+    "driver per task: CPU time of its thread, with search, store and journal; driver's core: its "
+    "process, with Ray's threads.",
+    "look-up: store.lookup per (shape, batch).",
+    LIMITS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What the evaluators' time went into, of 1.
+
+    Args:
+        scoring: candidates, each counted once.
+        prefixes: once for every step and batch.
+        again: prefixes of evaluators that share a batch, and tasks that ran a second time.
+    """
+
+    scoring: float
+    prefixes: float
+    again: float
+
+    @classmethod
+    def of(cls, search: GreedySearch, pace: Pace, *, busy_s: float, total_s: float) -> Shares:
+        """Of a whole search.
+
+        Args:
+            busy_s: all evaluators together.
+            total_s: as long as the search took, times their number.
+        """
+        num_layers = len(search.shape.layers)
+        candidates = [candidate for step in search.steps for candidate, _ in step.candidates]
+        layers = sum(num_layers - candidate.layer for candidate in candidates)
+        scoring_s = NUM_BATCHES * (layers * pace.layer_s + len(candidates) * pace.head_s)
+        prefixes_s = NUM_BATCHES * len(search.steps) * num_layers * pace.layer_s
+        again_s = busy_s - scoring_s - prefixes_s
+        return cls(scoring_s / total_s, prefixes_s / total_s, again_s / total_s)
+
+    @property
+    def busy(self) -> float:
+        return self.scoring + self.prefixes + self.again
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +118,6 @@ class Outcome:
     """One search.
 
     Args:
-        busy: share of the time that evaluators were at work, prefixes included.
-        useful: share of the time that they scored candidates.
         driver_ms: CPU milliseconds of the driver's thread for each task, with search, store and
             journal.
         driver_busy: share of the time that the driver's process, Ray's threads included, was on a
@@ -84,8 +131,7 @@ class Outcome:
     num_candidates: int
     num_tasks: int
     wall_s: float
-    busy: float
-    useful: float
+    shares: Shares
     driver_ms: float
     driver_busy: float
     lookup_ms: float
@@ -96,64 +142,63 @@ def run(*, counts: Sequence[int] = tuple(PACES)) -> Report:
     config = llama_2_7b()
     pace = pace_of(config)
     outcomes = [measure(config, pace, count) for count in counts]
-    missed = [
-        (
-            f"{outcome.num_evaluators} evaluators are busy {outcome.busy:.1%} of the time, below "
-            f"{BOUNDS[outcome.num_evaluators]:.0%}"
-        )
-        for outcome in outcomes
-        if outcome.busy < BOUNDS.get(outcome.num_evaluators, 0.0)
-    ]
-    missed += [
-        f"{outcome.driver_ms:.2f} ms of the driver for a task, above {MAX_TASK_MS:g}"
-        for outcome in outcomes
-        if outcome.driver_ms > MAX_TASK_MS
-    ]
-    missed += [
-        f"{outcome.lookup_ms:.3f} ms for a look-up, above {MAX_LOOKUP_MS:g}"
-        for outcome in outcomes
-        if outcome.lookup_ms > MAX_LOOKUP_MS
-    ]
+    settings = {
+        "search": (
+            f"ratio {PUBLISHED['target_ratio']} as published, {NUM_BATCHES} batches of "
+            f"{BATCH_SIZE} x {SEQUENCE_LENGTH} tokens"
+        ),
+        "evaluators": (
+            f"wait {1000 * pace.layer_s:.1f} ms for a layer of a batch and "
+            f"{1000 * pace.head_s:.1f} ms for the head ({FLOPS_PER_S / 1e12:g} TFLOP/s), times the "
+            f"pace; up to {PER_HOST} threads share a process"
+        ),
+        "real": "driver, pool, schedule, Ray, store and journal",
+    }
     return Report(
         "scaling",
         "Scaling: a whole search of Llama-2-7B on simulated evaluators",
-        {
-            "search": (
-                f"ratio {PUBLISHED['target_ratio']} as published, {NUM_BATCHES} batches of "
-                f"{BATCH_SIZE} x {SEQUENCE_LENGTH} tokens"
-            ),
-            "evaluators": f"wait {1000 * pace.layer_s:.1f} ms for a layer of a batch and "
-            f"{1000 * pace.head_s:.1f} ms for the head "
-            f"({FLOPS_PER_S / 1e12:g} TFLOP/s), times the pace; up to {PER_HOST} threads share a "
-            "process",
-            "real": "driver, pool, schedule, Ray, store and journal",
-        },
-        (
-            "evaluators",
-            "pace",
-            "steps",
-            "candidates",
-            "tasks",
-            "wall",
-            "busy",
-            "scoring",
-            "driver per task",
-            "driver's core",
-            "look-up",
-        ),
-        tuple(_row(outcome) for outcome in outcomes),
-        (
-            "busy: evaluators at work, by their own clocks; scoring: without the prefixes, of "
-            "which each evaluator of a batch runs its own.",
-            (
-                "driver per task: CPU time of its thread, with search, store and journal; driver's "
-                "core: its process, with Ray's threads."
-            ),
-            "look-up: store.lookup per (shape, batch).",
-            LIMITS,
-        ),
-        tuple(missed),
+        settings,
+        tuple(row(outcomes[0])),
+        tuple(tuple(row(outcome).values()) for outcome in outcomes),
+        NOTES,
+        tuple(sentence for outcome in outcomes for sentence in missed(outcome)),
     )
+
+
+def row(outcome: Outcome) -> dict[str, str]:
+    """Of the table, by the names of its columns."""
+    shares = outcome.shares
+    return {
+        "evaluators": str(outcome.num_evaluators),
+        "pace": f"{outcome.pace:g}",
+        "steps": str(outcome.num_steps),
+        "candidates": f"{outcome.num_candidates:,}",
+        "tasks": f"{outcome.num_tasks:,}",
+        "wall": f"{outcome.wall_s:.1f} s",
+        "scoring": f"{shares.scoring:.1%}",
+        "prefixes": f"{shares.prefixes:.1%}",
+        "again": f"{shares.again:.1%}",
+        "waiting": f"{1 - shares.busy:.1%}",
+        "driver per task": f"{outcome.driver_ms:.2f} ms",
+        "driver's core": f"{outcome.driver_busy:.0%}",
+        "look-up": f"{outcome.lookup_ms:.4f} ms",
+    }
+
+
+def missed(outcome: Outcome) -> list[str]:
+    """Bounds that do not hold, one sentence each."""
+    found = []
+    bound = BOUNDS.get(outcome.num_evaluators, 0.0)
+    if outcome.shares.busy < bound:
+        found.append(
+            f"{outcome.num_evaluators} evaluators are busy {outcome.shares.busy:.1%} of the time, "
+            f"below {bound:.0%}"
+        )
+    if outcome.driver_ms > MAX_TASK_MS:
+        found.append(f"{outcome.driver_ms:.2f} ms of the driver for a task, above {MAX_TASK_MS:g}")
+    if outcome.lookup_ms > MAX_LOOKUP_MS:
+        found.append(f"{outcome.lookup_ms:.3f} ms for a look-up, above {MAX_LOOKUP_MS:g}")
+    return found
 
 
 def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcome:
@@ -181,11 +226,8 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
                 context_length=SEQUENCE_LENGTH,
                 on_step=lambda _: None,
             )
-            wall_s, cpu_s, thread_s = (
-                time.perf_counter() - started,
-                time.process_time() - cpu,
-                time.thread_time() - thread,
-            )
+            wall_s = time.perf_counter() - started
+            cpu_s, thread_s = time.process_time() - cpu, time.thread_time() - thread
             num_tasks = sum(state.num_tasks for state in pool.states())
             busy_s = launcher.busy_s()
             lookup_ms = _lookup_ms(store, context, tokens, search)
@@ -196,8 +238,7 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
         sum(len(step.candidates) for step in search.steps),
         num_tasks,
         wall_s,
-        busy_s / (wall_s * num_evaluators),
-        _scoring_s(search, scaled) / (wall_s * num_evaluators),
+        Shares.of(search, scaled, busy_s=busy_s, total_s=wall_s * num_evaluators),
         1000 * thread_s / num_tasks,
         cpu_s / wall_s,
         lookup_ms,
@@ -250,26 +291,3 @@ def _lookup_ms(
         times.append(time.perf_counter() - started)
         assert len(found) == len(digests) * NUM_BATCHES
     return 1000 * sorted(times)[len(times) // 2] / (len(digests) * NUM_BATCHES)
-
-
-def _scoring_s(search: GreedySearch, pace: Pace) -> float:
-    num_layers = len(search.shape.layers)
-    candidates = [candidate for step in search.steps for candidate, _ in step.candidates]
-    layers = sum(num_layers - candidate.layer for candidate in candidates)
-    return NUM_BATCHES * (layers * pace.layer_s + len(candidates) * pace.head_s)
-
-
-def _row(outcome: Outcome) -> tuple[str, ...]:
-    return (
-        str(outcome.num_evaluators),
-        f"{outcome.pace:g}",
-        str(outcome.num_steps),
-        f"{outcome.num_candidates:,}",
-        f"{outcome.num_tasks:,}",
-        f"{outcome.wall_s:.1f} s",
-        f"{outcome.busy:.1%}",
-        f"{outcome.useful:.1%}",
-        f"{outcome.driver_ms:.2f} ms",
-        f"{outcome.driver_busy:.0%}",
-        f"{outcome.lookup_ms:.4f} ms",
-    )

@@ -46,9 +46,8 @@ def row(name: str, checks: Mapping[str, Check]) -> list[str]:
         if check is not None and check.expected is not None
     )
     verdicts = [check.verdict for check in checks.values()]
-    off = [
-        f"{sum(abs(check.difference) for check in (dense, pruned) if check.difference is not None):,}"
-    ]
+    differences = [check.difference for check in (dense, pruned) if check.difference is not None]
+    off = [f"{sum(map(abs, differences)):,}"]
     counted = [
         ", ".join(
             f"{verdicts.count(verdict)} {verdict}"

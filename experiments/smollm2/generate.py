@@ -35,9 +35,8 @@ def main(folder: str) -> None:
         else:
             inputs = tokenizer(text, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=56, do_sample=False, repetition_penalty=1.2)
-        print(
-            f"> {text}\n{tokenizer.decode(ids[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True).strip()}\n"
-        )
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        print(f"> {text}\n{tokenizer.decode(new, skip_special_tokens=True).strip()}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""What the scaling benchmark says that evaluators' time goes into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks.scaling import NUM_BATCHES, Outcome, Shares, missed, row
+from pipelines.prune.driver import run_search
+from pipelines.prune.scorer import Scorer
+from pipelines.runs.journal import Journal
+from pipelines.store.scores import Context, ScoreStore
+from pruning.calibration.token_sets import Calibration, TokenSet
+from pruning.costs.accounting import Accounting
+from pruning.models.checkpoint import Checkpoint
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import make_stages
+from tests.conftest import tiny_config
+from workers.pool.inline_pool import InlinePool
+from workers.pool.simulated import Pace, SimulatedEvaluator
+from workers.tasks import EvaluatorSpec
+
+PACE = Pace(layer_s=2.0, head_s=3.0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Time that only passes where an evaluator waits."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    clock.sleep = sleep
+    monkeypatch.setattr("workers.pool.simulated.time", clock)
+    return clock
+
+
+def searched(folder: Path) -> tuple[GreedySearch, SimulatedEvaluator]:
+    """A whole search on one evaluator."""
+    config = tiny_config("llama", attention_bias=False, mlp_bias=False)
+    config.save_pretrained(folder / "model")
+    accounting = Accounting(config)
+    stages = make_stages(
+        accounting,
+        target_ratio=0.3,
+        distribution=(40, 40, 20),
+        mlp_group_channels=8,
+        head_group_channels=16,
+    )
+    search = GreedySearch(accounting, stages)
+    evaluator = SimulatedEvaluator(0, config.num_hidden_layers, PACE)
+    spec = EvaluatorSpec(Checkpoint(folder / "model"), "float32", {}, batch_size=2)
+    pool = InlinePool(spec, kind=lambda *_, **__: evaluator)
+    tokens = TokenSet(np.zeros((NUM_BATCHES * 2, 2), dtype=np.int64))
+    with ScoreStore(f"sqlite:///{folder}/scores.db") as store:
+        context = Context("m", "", "o", "float32", "simulated", 2, 1)
+        scorer = Scorer(pool, store, Calibration(tokens, tokens, None), context)
+        options: dict[str, Any] = {"context_length": 2, "on_step": lambda _: None}
+        journal = Journal(folder / "trajectory.jsonl")
+        run_search(search, scorer, journal, accounting=accounting, **options)
+    return search, evaluator
+
+
+def test_one_evaluator_runs_no_prefix_again(clock: SimpleNamespace, tmp_path: Path) -> None:
+    search, evaluator = searched(tmp_path)
+    assert len({step.stage for step in search.steps}) == 3
+    assert evaluator.busy_s == clock.now > 0
+    alone = Shares.of(search, PACE, busy_s=evaluator.busy_s, total_s=2 * evaluator.busy_s)
+    assert alone.scoring > alone.prefixes > 0
+    assert alone.again == pytest.approx(0, abs=1e-12)
+    assert alone.busy == pytest.approx(0.5)
+
+    prefix_s = len(search.shape.layers) * PACE.layer_s
+    shared = Shares.of(search, PACE, busy_s=evaluator.busy_s + prefix_s, total_s=clock.now)
+    assert shared.again == pytest.approx(prefix_s / clock.now)
+    assert (shared.scoring, shared.prefixes) == (2 * alone.scoring, 2 * alone.prefixes)
+
+
+def test_the_table_tells_scoring_from_prefixes() -> None:
+    shares = Shares(scoring=0.601, prefixes=0.02, again=0.297)
+    outcome = Outcome(64, 1.0, 94, 2960, 9000, 120.9, shares, 1.12, 0.2, 0.005)
+    cells = row(outcome)
+    names = ("scoring", "prefixes", "again", "waiting")
+    assert [cells[name] for name in names] == ["60.1%", "2.0%", "29.7%", "8.2%"]
+    assert missed(outcome) == []
+    idle = replace(outcome, shares=replace(shares, again=0.2), driver_ms=3.5)
+    assert missed(idle) == [
+        "64 evaluators are busy 82.1% of the time, below 90%",
+        "3.50 ms of the driver for a task, above 3",
+    ]
