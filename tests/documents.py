@@ -1,4 +1,4 @@
-"""A tiny model that reads text, and small tasks of lm-eval in its native columns, all made in code."""
+"""A tiny model that reads text, and small tasks of lm-eval in its columns, all made in code."""
 
 from __future__ import annotations
 

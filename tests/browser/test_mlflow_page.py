@@ -5,9 +5,7 @@ MULTIPRUNER_SCREENSHOTS=FOLDER keeps the pictures of the page.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -15,162 +13,21 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
-from selenium.common.exceptions import (
-    ElementClickInterceptedException,
-    ElementNotInteractableException,
-    StaleElementReferenceException,
-    TimeoutException,
-)
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.chromium import MARKS, chromium
-from tests.tiny_search import places, tiny_search
+from tests.browser.mlflow_page import Page
+from tests.browser.searches import Search, printed_link, read_search, run_job, run_search
 
-REPO = Path(__file__).resolve().parents[2]
 pytestmark = MARKS
 
 SERVER_START_S = 90
-PAGE_S = 40
 
 NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
-
-# Plotly keeps the points of a chart in its element, so they are compared as numbers.
-READ_CHART = """
-const cards = [...document.querySelectorAll('[data-testid="experiment-view-compare-runs-card"]')];
-const card = cards.find(card => card.innerText.split('\\n')[0] === arguments[0]);
-const plot = card?.querySelector('.js-plotly-plot');
-const title = card?.querySelector('svg .xtitle')?.textContent;
-const traces = plot?.data?.map(trace => ({name: trace.name, x: trace.x, y: trace.y}));
-return traces?.length && title ? {x_title: title, traces, ...traces[0]} : null;
-"""
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search that has ended: where it wrote, and what."""
-
-    run_name: str
-    tracking_uri: str
-    printed_path: str
-    summary: dict[str, Any]
-    steps: list[dict[str, Any]]
-
-    @property
-    def ratios(self) -> list[float]:
-        return [0.0, *(step["ratio"] for step in self.steps)]
-
-    @property
-    def perplexities(self) -> list[float]:
-        return [
-            self.summary["perplexity"]["block"]["dense"],
-            *(step["perplexity"] for step in self.steps),
-        ]
-
-
-@dataclass(frozen=True)
-class Page:
-    """The browser's one tab. Everything waits for what it needs."""
-
-    driver: webdriver.Chrome
-    url: str
-    screenshots: Path
-
-    @property
-    def text(self) -> str:
-        return self.driver.find_element(By.TAG_NAME, "body").text
-
-    def until(self, ask: Callable[[], Any], what: str) -> Any:
-        """The first answer that is true. A failure leaves a picture of the page."""
-        passing = (
-            StaleElementReferenceException,
-            ElementClickInterceptedException,
-            ElementNotInteractableException,
-        )
-        try:
-            return WebDriverWait(self.driver, PAGE_S, 0.2, passing).until(
-                lambda _: ask(), f"no {what} in {PAGE_S} s"
-            )
-        except TimeoutException:
-            self.screenshot("timeout")
-            raise
-
-    def until_text(self, *wanted: str) -> None:
-        self.until(
-            lambda: all(text in self.text for text in wanted), f"{' or '.join(wanted)} on the page"
-        )
-
-    def click(self, selector: str, text: str = "") -> None:
-        """Clicks the first element with exactly this text."""
-        self._act(lambda element: element.click(), selector, text)
-
-    def choose(self, selector: str, text: str) -> None:
-        """Chooses an item of a submenu by keyboard: WebDriver's mouse jumps there, and a submenu
-        closes unless the mouse is seen moving towards it.
-        """
-        self._act(lambda element: element.send_keys(Keys.ENTER), selector, text)
-
-    def search_charts(self, metric: str) -> None:
-        """Leaves one chart on the page."""
-        field = self.until(
-            lambda: self.driver.find_element(
-                By.CSS_SELECTOR, "input[placeholder='Search metric charts']"
-            ),
-            "search field for charts",
-        )
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(metric)
-        self.until_text(f"{metric.split('/')[0]}\n(1)")
-
-    def chart(self, name: str, x_title: str) -> dict[str, Any]:
-        """The points of the chart with this name, once its x-axis has this title."""
-
-        def drawn() -> dict[str, Any] | None:
-            chart: dict[str, Any] | None = self.driver.execute_script(READ_CHART, name)
-            return chart if chart and chart["x_title"] == x_title else None
-
-        points: dict[str, Any] = self.until(drawn, f"chart {name} against {x_title}")
-        return points
-
-    def screenshot(self, name: str) -> None:
-        self.screenshots.mkdir(parents=True, exist_ok=True)
-        assert self.driver.save_screenshot(self.screenshots / f"{name}.png")
-
-    def open_runs(self) -> None:
-        """From the start page to the runs of the experiment."""
-        self.driver.get(self.url)
-        self.click("[role=button]", "Model training")
-        self.click("a", "multipruner")
-
-    def open_run(self, tab: str) -> None:
-        self.open_runs()
-        self.click("a", "tiny-llama 30% 40:40:20")
-        self.click("[role=tab]", tab)
-
-    def _act(self, action: Callable[[WebElement], None], selector: str, text: str) -> None:
-        def acted() -> bool:
-            element = next(
-                (
-                    found
-                    for found in self.driver.find_elements(By.CSS_SELECTOR, selector)
-                    if found.text == text
-                ),
-                None,
-            )
-            if element is not None:
-                action(element)
-            return element is not None
-
-        self.until(acted, f"{selector} with the text {text!r}")
 
 
 @pytest.fixture(scope="module")
@@ -221,59 +78,6 @@ def three_searches(
         "search.distribution=[20,60,20]",
     )
     return [search, blocks, further]
-
-
-def run_search(
-    folder: Path,
-    checkpoint_folder: Path,
-    token_file: Path,
-    name: str,
-    run_name: str,
-    *settings: str,
-) -> Search:
-    output = run_command("prune", folder, checkpoint_folder, token_file, name, *settings)
-    return read_search(
-        folder / name, run_name, f"sqlite:///{folder}/mlflow.db", printed_link(output)
-    )
-
-
-def run_command(
-    job: str, folder: Path, checkpoint_folder: Path, token_file: Path, name: str, *settings: str
-) -> str:
-    """What it printed."""
-    options = [
-        *tiny_search(checkpoint_folder, token_file, "calibration.num_width_samples=8", *settings),
-        *places(folder),
-        f"output_dir={folder}/{name}",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{job}", *options],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def read_search(folder: Path, run_name: str, tracking_uri: str, printed_path: str) -> Search:
-    steps = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
-    return Search(
-        run_name,
-        tracking_uri,
-        printed_path,
-        json.loads((folder / "summary.json").read_text()),
-        steps,
-    )
-
-
-def printed_link(output: str) -> str:
-    """The last one, without its server."""
-    printed = re.findall(r"http://127\.0\.0\.1:5000(/\S+)", output)
-    assert printed, output
-    return str(printed[-1])
 
 
 @pytest.fixture(scope="module")
@@ -435,11 +239,10 @@ def test_the_points_of_a_sweep_lie_over_one_another(
     targets = (0.1, 0.2, 0.3)
     settings = (
         f"search.target_ratio=[{','.join(map(str, targets))}]",
+        "search.distribution=[44,52,4]",
         "tracking.experiment=sweeps",
     )
-    path = printed_link(
-        run_command("sweep", folder, checkpoint_folder, token_file, "sweep", *settings)
-    )
+    path = printed_link(run_job("sweep", folder, checkpoint_folder, token_file, "sweep", *settings))
     names = [f"tiny-llama {target:.0%} 44:52:4" for target in targets]
     points = [
         read_search(folder / f"sweep/target_ratio_{target}", name, "", path)
@@ -457,7 +260,7 @@ def check_curves(page: Page, searches: list[Search]) -> None:
     page.search_charts("prune/perplexity")
 
     def curves() -> dict[str, dict[str, Any]]:
-        """By run. MLflow draws each a second time, for the smoothed one that nobody asked for here."""
+        """By run. MLflow draws each a second time, smoothed, which nobody asked for here."""
         return {
             trace["name"]: trace
             for trace in reversed(page.chart("prune/perplexity", "prune/ratio")["traces"])

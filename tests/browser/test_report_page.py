@@ -30,16 +30,35 @@ NAME = (
     "anywhere in one line of a narrow page"
 )
 READ_PLOTS = """
-const points = trace => ({name: trace.name ?? null, type: trace.type, x: [...trace.x ?? []], y: [...trace.y ?? []], z: trace.z?.map(row => [...row]) ?? null});
+const points = trace => ({
+  name: trace.name ?? null, type: trace.type,
+  x: [...trace.x ?? []], y: [...trace.y ?? []], z: trace.z?.map(row => [...row]) ?? null,
+});
 const plots = [...document.querySelectorAll('.js-plotly-plot')];
 return Object.fromEntries(plots.map(plot => [
-  plot.id, {data: plot.data.map(points), drawn: plot.querySelectorAll('.trace, .hm').length, width: plot.clientWidth},
+  plot.id, {
+    data: plot.data.map(points),
+    drawn: plot.querySelectorAll('.trace, .hm').length, width: plot.clientWidth,
+  },
 ]));
 """
 EXPECTED = {
-    "trajectory-block", "trajectory-width", "fragility", "margin-A", "margin-B", "margin-C", "votes-0", "overlap-0", "left-A", "left-B", "left-C",
-    "pareto-0", "pareto-1", "pareto-2", "accuracy",
-}  # fmt: skip
+    "trajectory-block",
+    "trajectory-width",
+    "fragility",
+    "margin-A",
+    "margin-B",
+    "margin-C",
+    "votes-0",
+    "overlap-0",
+    "left-A",
+    "left-B",
+    "left-C",
+    "pareto-0",
+    "pareto-1",
+    "pareto-2",
+    "accuracy",
+}
 
 
 def steps(first: str, margin: float) -> list[Step]:

@@ -6,24 +6,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
-from safetensors.numpy import save_file
 
 from pipelines.evaluate.harness import task_results
-from pipelines.evaluate.local_tasks import stock_tasks
 from pipelines.runs.saved_run import read_run
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.importance.channel_order import reorder
@@ -32,47 +24,13 @@ from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
-from tests.conftest import tokens
-from tests.documents import NUM_REQUESTS, TASKS, save_reader, save_tasks, sentence
-from tests.pipelines.command import Outcome, run_command
-from tests.pipelines.conftest import Cli
-from tests.tiny_search import places, tiny_search
+from tests.documents import NUM_REQUESTS, TASKS, sentence
+from tests.pipelines.evaluate.conftest import QUICK, Evaluate
 from workers.cluster.machine import LocalMachine
 from workers.evaluators.benchmarks import BenchmarkEvaluator
 from workers.tasks import BenchmarkSpec, WindowTask
 
-QUICK = ("evaluation.cost=false",)
 TWO = ("cluster=local", "cluster.num_evaluators=2", "cluster.num_gpus_per_evaluator=0")
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_reader(tmp_path_factory.mktemp("reader") / "tiny-reader")
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tasks(tmp_path_factory.mktemp("tasks"))
-
-
-Evaluate = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(data_dir: Path, cli: Cli, store_and_tracking: list[str]) -> Evaluate:
-    """`run("model.path=...", folder="a")` evaluates, with what is not given from `mine`."""
-    mine = [f"evaluation.data_dir={data_dir}", "model.dtype=float32", *store_and_tracking]
-
-    def call(*overrides: str, folder: str = "evaluation") -> Outcome:
-        given = list(overrides)
-        if not any(word.startswith(("evaluation.tasks=", "evaluation=")) for word in overrides):
-            given.append(f"evaluation.tasks=[{','.join(TASKS)}]")
-        names = {word.split("=")[0] for word in overrides}
-        names |= {"store.url", "tracking.uri"} if "run" in names else set()  # those of the search
-        given += [word for word in mine if word.split("=")[0] not in names]
-        return cli("evaluate", *given, folder=folder)
-
-    return call
 
 
 def harness_alone(
@@ -207,21 +165,6 @@ def test_perplexity_of_texts(run: Evaluate, reader: Path, tmp_path: Path) -> Non
     assert part["perplexity"]["story"] == pytest.approx(math.exp(first), rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def searched(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a search of the tiny reader, with a store and an MLflow of its own."""
-    folder = tmp_path_factory.mktemp("searched")
-    save_file({"input_ids": tokens(24, 32).numpy().astype(np.int64)}, folder / "tokens.safetensors")
-    outcome = run_command(
-        "prune",
-        *tiny_search(reader, folder / "tokens.safetensors"),
-        *places(folder),
-        f"output_dir={folder}/search",
-    )
-    assert outcome.status == 0, outcome.output
-    return folder / "search"
-
-
 def test_a_search_and_its_dense_model_side_by_side(
     run: Evaluate, searched: Path, reader: Path, tmp_path: Path
 ) -> None:
@@ -332,199 +275,3 @@ def test_a_shape_is_the_masked_model(reader: Path, searched: Path) -> None:
     with masked(dense, ModelShape.parse(past.shape.text)):
         expected = sequence_nll(dense.model, windows).tolist()
     assert list(answers) == pytest.approx(expected, rel=1e-5)
-
-
-def lm_evals_own_command(
-    checkpoint: Path, data_dir: Path, scratch: Path
-) -> dict[str, dict[str, Any]]:
-    """What `lm_eval` says of piqa and arc_easy, in a process of its own that has nothing of ours."""
-    (scratch / "tasks").mkdir()
-    for name, split in (("piqa", "validation"), ("arc_easy", "test")):
-        files = {"data_files": {split: str(data_dir / f"{name}_{split}.jsonl")}}
-        task = {
-            "include": str(stock_tasks()[name]),
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": files,
-            "training_split": None,
-        }
-        task |= {"validation_split": None} if split == "test" else {"test_split": None}
-        (scratch / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task | {"task": name}))
-    model = [
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={checkpoint},trust_remote_code=True,dtype=float32",
-        "--device",
-        "cpu",
-        "--batch_size",
-        "1",
-    ]
-    tasks = [
-        "--tasks",
-        "piqa,arc_easy",
-        "--include_path",
-        str(scratch / "tasks"),
-        "--output_path",
-        str(scratch / "lm_eval.json"),
-    ]
-    environment = os.environ | {
-        "HF_MODULES_CACHE": str(scratch / "modules"),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [str(Path(sys.executable).with_name("lm_eval")), *model, *tasks]
-    done = subprocess.run(
-        command,
-        cwd=scratch,
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    [path] = [path for path in scratch.rglob("lm_eval*.json") if path.is_file()]
-    found = json.loads(path.read_text())
-    return {
-        name: task_results(found["results"][name], found["n-samples"][name])
-        for name in ("piqa", "arc_easy")
-    }
-
-
-def test_an_export(
-    run: Evaluate, cli: Cli, searched: Path, reader: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    """Numbers of the folder are those of the search's shape and of lm-eval's own command; a folder
-    that was changed is refused.
-    """
-    assert cli("export", f"run={searched}").status == 0
-    what = ("evaluation.tasks=[piqa,arc_easy]",)
-    alone = run(f"checkpoint={tmp_path / 'export'}", *QUICK, *what, folder="alone")
-    assert alone.evaluation["dense"] is None
-    outcome = run(
-        f"checkpoint={tmp_path / 'export'}", f"model.path={reader}", *what, folder="exported"
-    )
-    assert outcome.status == 0, outcome.output
-    searched_report = run(f"run={searched}", *QUICK, *what, folder="searched").evaluation
-    assert outcome.evaluation["tasks"] == searched_report["tasks"]
-    assert outcome.evaluation["dense"] == searched_report["dense"]
-    assert outcome.evaluation["shape"] == searched_report["shape"]
-    assert outcome.evaluation["cost"]["ratio"]["num_parameters"] < 1
-    assert (
-        lm_evals_own_command(tmp_path / "export", data_dir, tmp_path) == alone.evaluation["tasks"]
-    )
-    with (tmp_path / "export" / "config.json").open("a") as file:
-        file.write("\n")
-    refused = run(f"checkpoint={tmp_path / 'export'}", *what, folder="changed")
-    assert refused.status == 2
-    assert "SHA-256 differs" in refused.errors[0]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "messages"),
-    [
-        ((), ["run, checkpoint, model.path: none is given"]),
-        (("run=a", "model.path=b"), ["run, model.path: give one of them"]),
-        (
-            ("model.path={reader}", "evaluation.tasks=[piqua]"),
-            ["evaluation.tasks: lm-eval has no task 'piqua'; did you mean piqa"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.tasks=[piqa,sciq,boolq]"),
-            [
-                "no file for sciq in {data}: it takes sciq_test.jsonl or sciq.jsonl",
-                "no file for boolq",
-            ],
-        ),
-        (
-            ("model.path={reader}", "evaluation.data_dir=nowhere"),
-            ["evaluation.data_dir: no folder nowhere"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.data_dir={bad}", "evaluation.tasks=[piqa]"),
-            ["the rows of piqa are not what the task needs", "baber/piqa"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.data_dir={torn}", "evaluation.tasks=[piqa]"),
-            ["the file of piqa in {torn} cannot be read"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.limit=0", "evaluation.num_fewshot=-1"),
-            ["num_fewshot: -1; at least 0", "evaluation.limit: 0; at least 1"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.texts=[missing.txt]", "evaluation.tasks=[piqua]"),
-            ["missing.txt is neither wikitext2 nor a file", "piqua"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.texts=[{short}]"),
-            ["short.txt is shorter than one window of 320 tokens"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.sequence_length=1000"),
-            ["above this model's context of 320 tokens"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.cost_prompt_tokens=1000"),
-            ["evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 1000 + 32"],
-        ),
-        (
-            ("model.path={reader}", "evaluation.num_fewshot=2", "evaluation.tasks=[piqa]"),
-            ["2 examples of piqa come from its train split; add piqa_train"],
-        ),
-        (("run={bad}",), ["has no run.json"]),
-        (("checkpoint={reader}",), ["has no multipruner.json"]),
-        (("model.path={reader}", "evaluation=none"), ["evaluation: nothing to measure"]),
-    ],
-    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
-)
-def test_bad_input(
-    run: Evaluate,
-    overrides: tuple[str, ...],
-    messages: list[str],
-    reader: Path,
-    data_dir: Path,
-    tmp_path: Path,
-) -> None:
-    """One message for each mistake, all at once, before a model is loaded."""
-    places = {
-        "reader": reader,
-        "data": data_dir,
-        "bad": tmp_path / "bad",
-        "torn": tmp_path / "torn",
-        "short": tmp_path / "short.txt",
-    }
-    places["bad"].mkdir()
-    (places["bad"] / "piqa.jsonl").write_text('{"question": "why", "label": 0}\n')
-    places["torn"].mkdir()
-    (places["torn"] / "piqa.jsonl").write_text('{"goal": "why", "sol1"\n')
-    places["short"].write_text("the cat")
-    outcome = run(*(word.format(**places) for word in overrides))
-    assert outcome.status == 2, outcome.output
-    assert len(outcome.errors) == (1 if messages[-1] == "baber/piqa" else len(messages)), (
-        outcome.output
-    )
-    for message in messages:
-        assert message.format(**places) in "\n".join(outcome.errors), outcome.output
-
-
-def test_without_the_hub(run: Evaluate, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*_: object, **__: object) -> None:
-        raise ConnectionError("Couldn't reach 'baber/piqa' on the Hub")
-
-    monkeypatch.setattr("datasets.load_dataset", away)
-    outcome = run(
-        f"model.path={reader}",
-        "evaluation.data_dir=null",
-        "evaluation.tasks=[piqa]",
-        "evaluation.texts=[wikitext2]",
-    )
-    assert outcome.status == 2
-    assert (
-        "evaluation.texts: dataset 'Salesforce/wikitext' is neither in the local cache"
-        in outcome.errors[0]
-    )
-    assert (
-        "evaluation.tasks: piqa needs the dataset baber/piqa, which is neither in the local cache"
-        in outcome.errors[1]
-    )
-    assert "evaluation.data_dir=FOLDER" in outcome.errors[1]

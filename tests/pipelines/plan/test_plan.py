@@ -154,12 +154,14 @@ found = {"collects while it imports": gc.isenabled()}
 from pipelines.cli.launch import launch
 from pipelines.plan.__main__ import plan
 launch("plan", plan)
-elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic", "requests", "sqlalchemy", "gguf"]
-elsewhere += ["pruning.export.folder", "pruning.scoring.nll", "workers.evaluators.shapes", "workers.cluster.ray_session"]
+elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sklearn", "alembic"]
+elsewhere += ["requests", "sqlalchemy", "gguf", "pruning.export.folder", "pruning.scoring.nll"]
+elsewhere += ["workers.evaluators.shapes", "workers.cluster.ray_session"]
 found["unwanted"] = [name for name in elsewhere if name in sys.modules]
 found["collects afterwards"] = gc.isenabled()
 found["looks through at the end"] = len(gc.get_objects()) / gc.get_freeze_count()
-found["peak kB"] = int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss counts the parent that it was forked from, too
+# ru_maxrss counts the parent that it was forked from, too
+found["peak kB"] = int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 print(json.dumps(found))
 """
     command = [

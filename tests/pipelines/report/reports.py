@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.report.data import ReportRun, read_runs
 from pruning.shape import ModelShape, Removal
 
 LAYERS, HEADS, CHANNELS = 4, 2, 8
@@ -56,25 +57,8 @@ def write_run(
     folder.mkdir(parents=True)
     shape, lines = ModelShape.dense(LAYERS, HEADS, CHANNELS), []
     for number, (removed, scores) in enumerate(steps, start=1):
-        removal = a_removal(removed)
-        shape = shape.without(removal)
-        nll = scores[removed][0]
-        rest = sorted(
-            (score, stderr) for name, (score, stderr) in scores.items() if name != removed
-        )
-        left = sum(layer.kv_heads + layer.mlp_channels for layer in shape.layers)
-        line = {
-            "step": number, "stage": STAGE[removal.kind], "removed": removal.to_json(), "nll": nll, "perplexity": math.exp(nll),
-            "ratio": 1 - left / (LAYERS * (HEADS + CHANNELS)), "num_parameters": left, "flops_per_token": 2 * left,
-            "margin": rest[0][0] - nll if rest else None, "margin_stderr": rest[0][1] if rest else None, "evaluations": number, "shape": shape.text,
-            "candidates": [a_removal(name).to_json() | {"nll": score, "stderr": stderr} for name, (score, stderr) in scores.items()],
-            "seconds": 1.0, "timestamp": 1.8e9,
-        }  # fmt: skip
-        if "margin_stderr" not in fields:
-            del line["margin_stderr"]
-        for candidate in line["candidates"] if "stderr" not in fields else ():
-            del candidate["stderr"]
-        lines.append(line)
+        shape = shape.without(a_removal(removed))
+        lines.append(_line(number, removed, scores, shape, fields))
     identity = {
         "model": model,
         "model.dtype": "float32",
@@ -102,15 +86,65 @@ def write_run(
     return folder
 
 
+def _line(
+    number: int,
+    removed: str,
+    scores: Mapping[str, tuple[float, float | None]],
+    shape: ModelShape,
+    fields: Sequence[str],
+) -> dict[str, Any]:
+    """What the journal says of a step."""
+    removal, nll = a_removal(removed), scores[removed][0]
+    rest = sorted((score, stderr) for name, (score, stderr) in scores.items() if name != removed)
+    left = sum(layer.kv_heads + layer.mlp_channels for layer in shape.layers)
+    line = {
+        "step": number,
+        "stage": STAGE[removal.kind],
+        "removed": removal.to_json(),
+        "nll": nll,
+        "perplexity": math.exp(nll),
+        "ratio": 1 - left / (LAYERS * (HEADS + CHANNELS)),
+        "num_parameters": left,
+        "flops_per_token": 2 * left,
+        "margin": rest[0][0] - nll if rest else None,
+        "margin_stderr": rest[0][1] if rest else None,
+        "evaluations": number,
+        "shape": shape.text,
+        "candidates": [
+            a_removal(name).to_json() | {"nll": score, "stderr": stderr}
+            for name, (score, stderr) in scores.items()
+        ],
+        "seconds": 1.0,
+        "timestamp": 1.8e9,
+    }
+    if "margin_stderr" not in fields:
+        del line["margin_stderr"]
+    for candidate in line["candidates"] if "stderr" not in fields else ():
+        del candidate["stderr"]
+    return line
+
+
 def a_summary(lines: Sequence[Mapping[str, Any]], heldout: tuple[float, float]) -> dict[str, Any]:
     pair = {"dense": 40, "pruned": lines[-1]["num_parameters"]}
     return {
-        "status": "target reached", "perplexity": {"block": {"dense": 9.0, "pruned": 11.0}, "width": {"dense": 9.5, "pruned": 11.5},
-        "heldout": dict(zip(("dense", "pruned"), heldout, strict=True))}, "num_parameters": pair, "flops_per_token": pair, "kv_cache_bytes_per_token": pair,
+        "status": "target reached",
+        "perplexity": {
+            "block": {"dense": 9.0, "pruned": 11.0},
+            "width": {"dense": 9.5, "pruned": 11.5},
+            "heldout": dict(zip(("dense", "pruned"), heldout, strict=True)),
+        },
+        "num_parameters": pair,
+        "flops_per_token": pair,
+        "kv_cache_bytes_per_token": pair,
         "calibration": {"heldout": {"num_sequences": 4, "sequence_length": 8}},
-        "evaluations": {"candidates": 7, "scored": 12, "reused": 3}, "num_evaluators": 2, "faults": {"worker died": 1}, "lost_evaluations": 4, "seconds": 75.0,
-        "versions": {"torch": "2.0"}, "git_revision": None,
-    }  # fmt: skip
+        "evaluations": {"candidates": 7, "scored": 12, "reused": 3},
+        "num_evaluators": 2,
+        "faults": {"worker died": 1},
+        "lost_evaluations": 4,
+        "seconds": 75.0,
+        "versions": {"torch": "2.0"},
+        "git_revision": None,
+    }
 
 
 def an_evaluation(ratio: float, perplexity: float, average: float) -> dict[str, Any]:
@@ -148,3 +182,35 @@ def figures(page: Path) -> dict[str, Any]:
     assert found
     data: dict[str, Any] = json.loads(found[1])
     return data
+
+
+A1: Step = (
+    "attention:1",
+    {"attention:1": (2.0, 0.0), "attention:2": (2.1, 0.2), "mlp:3": (2.5, 0.1)},
+)
+"""Attention 1 goes, half a standard error better than attention 2."""
+
+
+A2: Step = (
+    "attention:2",
+    {"attention:1": (2.3, 0.1), "attention:2": (2.2, 0.0), "mlp:3": (2.5, 0.1)},
+)
+"""Attention 2 goes, one standard error better than attention 1."""
+
+
+M3: Step = ("mlp:3", {"mlp:3": (2.4, 0.0), "mlp:0": (2.9, 0.1)})
+
+
+WIDTH: Step = (
+    "mlp_channels:0:6",
+    {"mlp_channels:0:6": (2.6, 0.0), "mlp_channels:1:6": (2.61, 0.02)},
+)
+
+
+def pair(
+    folder: Path, first: list[Step], second: list[Step], **changes: object
+) -> tuple[ReportRun, ReportRun]:
+    mine, theirs = read_runs(
+        [str(write_run(folder / "one", first)), str(write_run(folder / "two", second, **changes))]
+    )  # type: ignore[arg-type]
+    return mine, theirs

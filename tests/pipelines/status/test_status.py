@@ -75,11 +75,21 @@ def running(tmp_path: Path) -> tuple[RunFolder, Heartbeat]:
 def test_a_running_search(running: tuple[RunFolder, Heartbeat], show: Callable[..., str]) -> None:
     text = show(running[0].path)
     for words in (
-        "running", "12 (mlp_channels): ratio 8.50% of 20.00%, perplexity 17.250", ("2.50 candidates/s, 1 h 01 min left"),
-        "1,234 scored, 56 from the store, 7 lost", "working", "gpu-node (10.0.0.2)", "4242", ("cuda NVIDIA H100 5"), ("block batch 3: mlp 7"),
-        "waiting for resources", "1 node lost", "2 late tasks were given to a second evaluator", "up to date",
+        "running",
+        "12 (mlp_channels): ratio 8.50% of 20.00%, perplexity 17.250",
+        "2.50 candidates/s, 1 h 01 min left",
+        "1,234 scored, 56 from the store, 7 lost",
+        "working",
+        "gpu-node (10.0.0.2)",
+        "4242",
+        "cuda NVIDIA H100 5",
+        "block batch 3: mlp 7",
+        "waiting for resources",
+        "1 node lost",
+        "2 late tasks were given to a second evaluator",
+        "up to date",
         "evaluator 3 on c (10.0.0.3): node lost (its node has died); another one takes its place",
-    ):  # fmt: skip
+    ):
         assert words in text, text
 
 

@@ -97,7 +97,7 @@ def test_no_scores_are_no_write(tmp_path: Path) -> None:
 
 
 def write(url: str, worker: int) -> None:
-    """Half of the writers go backwards, so that two of them meet in the same keys from both sides."""
+    """Half of the writers go backwards, so that two of them meet in the same keys."""
     with ScoreStore(url) as store:
         for number in range(50) if worker % 2 else reversed(range(50)):
             shared = {

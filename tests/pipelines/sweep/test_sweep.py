@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,47 +11,13 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipelines.config.grid import as_grid, points_of
-from pruning.errors import InputError
-from tests.conftest import ROOT
 from tests.documents import save_reader, save_tasks
-from tests.pipelines.command import Outcome, without_times
+from tests.pipelines.command import without_times
 from tests.pipelines.conftest import Cli
+from tests.pipelines.sweep.conftest import SEVEN, TARGETS, Sweep, report_of, rows_in_store
 from workers.cluster.placement import Placement
 
-TARGETS = (0.10, 0.14, 0.18, 0.22, 0.26, 0.30, 0.34)
-SEVEN = f"search.target_ratio=[{','.join(map(str, TARGETS))}]"
 FILES = ("trajectory.jsonl", "shape.json", "pruning_config.json", "channel_order.safetensors")
-
-
-@pytest.fixture
-def base(arguments: list[str]) -> list[str]:
-    return [word for word in arguments if not word.startswith("search.target_ratio")]
-
-
-Sweep = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run_sweep(base: list[str], cli: Cli) -> Sweep:
-    """Of the tiny model; `command="prune"` is one search with the same options."""
-
-    def run(
-        *words: str, folder: str = "sweep", bare: bool = False, command: str = "sweep"
-    ) -> Outcome:
-        return cli(command, *([] if bare else base), *words, folder=folder)
-
-    return run
-
-
-def report_of(outcome: Outcome) -> dict[str, Any]:
-    data: dict[str, Any] = outcome.read("sweep.json")
-    return data
-
-
-def rows_in_store(path: Path) -> int:
-    with sqlite3.connect(path) as store:
-        return int(store.execute("select count(*) from scores").fetchone()[0])
 
 
 def test_seven_targets_pay_for_their_trunk_once(run_sweep: Sweep, tmp_path: Path) -> None:
@@ -214,8 +172,10 @@ def test_a_point_that_fails_does_not_stop_the_others(run_sweep: Sweep) -> None:
     outcome = run_sweep("search.target_ratio=[0.2,0.9,0.3]")
     assert outcome.status == 1
     assert {point["name"]: point["status"] for point in report_of(outcome)["points"]} == {
-        "target_ratio_0.2": "done", "target_ratio_0.9": "failed", "target_ratio_0.3": "done",
-    }  # fmt: skip
+        "target_ratio_0.2": "done",
+        "target_ratio_0.9": "failed",
+        "target_ratio_0.3": "done",
+    }
     assert any(
         "target_ratio_0.9" in line and "no candidate left" in line for line in outcome.errors
     )
@@ -223,74 +183,6 @@ def test_a_point_that_fails_does_not_stop_the_others(run_sweep: Sweep) -> None:
     assert again.status == 1
     assert "point 1 of 3" in again.output
     assert "point 2 of 3" not in again.output, "what is done is not done again"
-
-
-def test_a_sweep_killed_in_its_third_point_and_started_again(
-    run_sweep: Sweep, base: list[str], tmp_path: Path
-) -> None:
-    """The same table as of a sweep that nobody disturbed, and nothing is scored twice."""
-    whole = run_sweep(SEVEN, f"store.url=sqlite:///{tmp_path}/whole.db", folder="whole")
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.sweep",
-        *base,
-        SEVEN,
-        f"output_dir={tmp_path}/sweep",
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    third = (
-        tmp_path / "sweep" / "target_ratio_0.26" / "trajectory.jsonl"
-    )  # they run from the largest to the smallest
-    try:
-        deadline = time.monotonic() + 120
-        while (
-            not (third.exists() and third.read_text().count("\n") >= 2)
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.002)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    stored, total = rows_in_store(tmp_path / "scores.db"), rows_in_store(tmp_path / "whole.db")
-    assert third.exists()
-    assert not (third.parent / "summary.json").exists(), "the kill came too late to show anything"
-    again = run_sweep("resume=true", bare=True)
-    assert again.status == 0, again.output
-    assert rows_in_store(tmp_path / "scores.db") == total
-    mine, theirs = report_of(again), report_of(whole)
-    scored_since = sum(
-        point["evaluations"]["scored"]
-        for point in mine["points"]
-        if not _ended_before(point, third)
-    )
-    assert scored_since == total - stored
-    assert [_without_process(point) for point in mine["points"]] == [
-        _without_process(point) for point in theirs["points"]
-    ]
-    assert {name: mine[name] for name in ("evaluations", "best", "rule", "pareto")} == {
-        name: theirs[name] for name in ("evaluations", "best", "rule", "pareto")
-    }
-
-
-def _ended_before(point: dict[str, Any], third: Path) -> bool:
-    return bool(point["target_ratio"] > 0.26)
-
-
-def _without_process(point: dict[str, Any]) -> dict[str, Any]:
-    """Without what depends on when and where it ran."""
-    evaluations = {"stages": point["evaluations"]["stages"]}
-    return {
-        name: value
-        for name, value in point.items()
-        if name not in ("seconds", "mlflow_run_id", "evaluations")
-    } | evaluations
 
 
 def test_a_parent_run_and_a_run_for_each_point(run_sweep: Sweep, tmp_path: Path) -> None:
@@ -343,217 +235,6 @@ def test_points_are_evaluated_and_exported_once(
         "pipelines.prune.pipeline.export_run", lambda *_: pytest.fail("it is there already")
     )
     assert run_sweep(*words).status == 0
-
-
-def test_more_points_later(run_sweep: Sweep, tmp_path: Path) -> None:
-    run_sweep("search.target_ratio=[0.1,0.3]")
-    before = rows_in_store(tmp_path / "scores.db")
-    outcome = run_sweep("search.target_ratio=[0.1,0.2,0.3]")
-    assert outcome.status == 0, outcome.output
-    report = report_of(outcome)
-    assert [point["target_ratio"] for point in report["points"]] == [0.1, 0.2, 0.3]
-    assert (
-        report["points"][1]["evaluations"]["scored"]
-        == rows_in_store(tmp_path / "scores.db") - before
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "grid: empty"),
-        (
-            ("search.target_ratio=[0.1,7]",),
-            (
-                "search.target_ratio: 7; it is removed / all "
-                "parameters, above 0 and below 1; did "
-                "you mean 0.07? (point "
-            ),
-        ),
-        (("search.target_ratio=[0.1,0.1]",), "has a value twice"),
-        (
-            ("search.target_rato=[0.1,0.2]",),
-            ("search.target_rato: no such option; did you mean search.target_ratio?"),
-        ),
-        (
-            ("grid={cluster.num_evaluators:[1,2]}",),
-            ("cluster.num_evaluators cannot differ from point to point"),
-        ),
-        (("grid={search.target_ratio:0.1}",), "give a list of values"),
-        (("search.target_ratio=[]",), "grid: search.target_ratio: []; give a list of values"),
-        (
-            ("search.target_ratio=[0.1,0.2]", "cluster=[inline,local]"),
-            ("grid: cluster cannot differ from point to point"),
-        ),
-        (
-            ("calibration.path=['/a/${x}.txt','/b.txt']",),
-            ("grid.calibration.path[0]: Interpolation key 'x' not found"),
-        ),
-        (("search.target_ratio=[0.1,0.2]", "resume=true"), "no sweep in "),
-        (
-            ("experiment=multipruner/nope", "search.target_ratio=[0.1,0.2]"),
-            ("Could not find 'experiment/multipruner/nope'"),
-        ),
-        (
-            ("-m", "search.target_ratio=0.1,0.2"),
-            (
-                "-m: several values are a list here, "
-                "search.target_ratio=[0.1,0.2]; "
-                "--multirun is for "
-                "pipelines.prune"
-            ),
-        ),
-        (
-            ("--multirun",),
-            ("--multirun: several values are a list here, search.target_ratio=[0.07,0.10]"),
-        ),
-        (
-            ("search.target_ratio=0.1,0.2",),
-            (
-                "search.target_ratio=0.1,0.2: several values are a "
-                "list here, "
-                "search.target_ratio=[0.1,0.2]"
-            ),
-        ),
-        (("experiment=[demo,nope]",), "Could not find 'experiment/nope'"),
-        (("search=[multipruner,shortgtp]", "search.target_ratio=0.1"), "shortgtp"),
-        (
-            ("search.target_ratio=[0.1,0.2]", "calibration.batch_size=0"),
-            ("calibration.batch_size: 0; at least 1"),
-        ),
-    ],
-)
-def test_bad_grids_are_refused_before_anything_starts(
-    run_sweep: Sweep, words: tuple[str, ...], message: str
-) -> None:
-    outcome = run_sweep(*words)
-    assert outcome.status == 2, outcome.output
-    assert any(message in line for line in outcome.errors), outcome.output
-    assert not outcome.folder.exists()
-
-
-def test_points_and_their_names() -> None:
-    points = points_of(
-        {
-            "search": ["multipruner", "random"],
-            "search.distribution": [[44, 52, 4], [1, 0, 0]],
-            "calibration.path": ["/a b/c4.jsonl", None],
-        }
-    )
-    assert len(points) == 8
-    assert points[0].name == "multipruner_distribution_44-52-4_path_c4"
-    assert points[1].name == "multipruner_distribution_44-52-4_path_None"
-    assert points[0].overrides == [
-        "search=multipruner",
-        "search.distribution=[44,52,4]",
-        "calibration.path='/a b/c4.jsonl'",
-    ]
-    assert points[1].overrides[2] == "calibration.path=null"
-    assert [
-        point.name
-        for point in points_of({"model.path": ["meta-llama/Llama-3.1-8B", "/m/tiny.gguf"]})
-    ] == ["path_Llama-3.1-8B", "path_tiny"]
-    assert points_of({"calibration.path": ["C:\\it's ${a}"]})[0].overrides == [
-        "calibration.path='C:\\it\\'s \\${a}'"
-    ]
-    alike = points_of({"calibration.path": ["/a/x.txt", "/b/x.txt"]})
-    names = [point.name for point in alike]
-    assert len(set(names)) == 2
-    assert all(re.fullmatch("path_x_[0-9a-f]{6}", name) for name in names)
-    more = points_of({"calibration.path": ["/c/x.txt", "/a/x.txt", "/b/x.txt"]})
-    assert names == [point.name for point in more][1:], (
-        "a longer list leaves the folders of the others alone"
-    )
-    with pytest.raises(InputError, match="empty"):
-        points_of({})
-
-
-def test_flags_stay_behind_the_grid() -> None:
-    assert as_grid(["search.target_ratio=[0.1,0.2]", "export=gguf", "--cfg", "job"]) == [
-        "export=gguf",
-        "++grid={search.target_ratio:[0.1,0.2]}",
-        "--cfg",
-        "job",
-    ]
-
-
-def test_a_damaged_point_is_searched_again(run_sweep: Sweep) -> None:
-    before = report_of(run_sweep("search.target_ratio=[0.1,0.2,0.3]"))
-    folder = run_sweep("resume=true", bare=True).folder
-    (folder / "target_ratio_0.1/trajectory.jsonl").unlink()
-    (folder / "target_ratio_0.2/summary.json").write_text("{")
-    outcome = run_sweep("resume=true", bare=True)
-    assert outcome.status == 0, outcome.output
-    assert [point["values"] for point in report_of(outcome)["points"]] == [
-        point["values"] for point in before["points"]
-    ]
-
-
-def test_other_settings_in_the_folder_of_a_sweep_are_refused_before_anything_is_written(
-    run_sweep: Sweep,
-) -> None:
-    record = run_sweep("search.target_ratio=[0.1,0.2]").folder / "run.json"
-    before = record.read_text()
-    outcome = run_sweep("search.target_ratio=[0.1,0.2,0.3]", "search.importance=none")
-    assert outcome.status == 2
-    assert any("target_ratio_0.2 belongs to another run" in line for line in outcome.errors), (
-        outcome.output
-    )
-    assert record.read_text() == before
-
-
-def test_a_sweep_goes_on_from_anywhere_and_its_folder_holds_no_password(
-    run_sweep: Sweep, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 0.1)
-    monkeypatch.chdir(token_file.parent)
-    uri = "tracking.uri='http://me:hunter2@127.0.0.1:9'"
-    assert (
-        run_sweep(
-            "search.target_ratio=[0.1,0.2]", f"calibration.path={token_file.name}", uri
-        ).status
-        == 0
-    )
-    monkeypatch.chdir(tmp_path)
-    outcome = run_sweep("resume=true", bare=True)
-    assert outcome.status == 2
-    assert any(
-        "tracking.uri: the sweep in output_dir used http://me:***@127.0.0.1:9" in line
-        for line in outcome.errors
-    ), outcome.output
-    assert run_sweep("resume=true", uri, bare=True).status == 0
-    assert not [
-        path
-        for path in outcome.folder.rglob("*")
-        if path.is_file() and b"hunter2" in path.read_bytes()
-    ]
-
-
-def test_it_goes_on_with_its_own_files_from_anywhere(
-    run_sweep: Sweep, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Store and tracking by default lie under the folder that the first command was given in, of
-    the sweep and of each of its points.
-    """
-    words = [word for word in base if not word.startswith(("store.", "tracking."))]
-    (tmp_path / "there").mkdir()
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "there")
-    assert run_sweep(*words, "search.target_ratio=[0.1,0.2]", bare=True).status == 0
-    before = rows_in_store(tmp_path / "there/outputs/scores.db")
-    monkeypatch.chdir(tmp_path / "here")
-    more = run_sweep("resume=true", "search.target_ratio=[0.1,0.2,0.3]", bare=True)
-    assert more.status == 0, more.output
-    assert rows_in_store(tmp_path / "there/outputs/scores.db") > before
-    assert not list((tmp_path / "here").iterdir())
-    for point in report_of(more)["points"]:
-        config = (more.folder / point["folder"] / "config.yaml").read_text()
-        assert f"url: sqlite:///{tmp_path}/there/outputs/scores.db" in config
-        assert f"uri: sqlite:///{tmp_path}/there/outputs/mlflow.db" in config
-    elsewhere = run_sweep("resume=true", "store=postgresql", bare=True)
-    assert any(
-        "store.url: empty; put it into the environment" in line for line in elsewhere.errors
-    ), "what the second command gives counts"
 
 
 def test_evaluators_have_the_memory_that_the_longest_sequences_take(

@@ -33,9 +33,16 @@ def test_a_run_is_described_in_full(search: Search, tmp_path: Path) -> None:
     ]
     assert run.info.status == "FINISHED"
     for name, field in (
-        ("perplexity", "perplexity"), ("nll", "nll"), ("ratio", "ratio"), ("num_parameters", "num_parameters"), ("flops_per_token", "flops_per_token"),
-        ("margin", "margin"), ("margin_stderr", "margin_stderr"), ("seconds", "seconds"), ("evaluations", "evaluations"),
-    ):  # fmt: skip
+        ("perplexity", "perplexity"),
+        ("nll", "nll"),
+        ("ratio", "ratio"),
+        ("num_parameters", "num_parameters"),
+        ("flops_per_token", "flops_per_token"),
+        ("margin", "margin"),
+        ("margin_stderr", "margin_stderr"),
+        ("seconds", "seconds"),
+        ("evaluations", "evaluations"),
+    ):
         points = {
             point.step: point.value
             for point in client.get_metric_history(run.info.run_id, f"prune/{name}")
@@ -97,7 +104,7 @@ def test_resuming_goes_on_in_the_same_run_and_sends_no_point_twice(
 def test_a_server_that_is_away_costs_nothing(
     search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The search ends as ever and says what to do; once MLflow is back, resuming sends everything."""
+    """The search ends as ever and says what to do; resuming sends all once MLflow is back."""
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 1.0)
     started = time.monotonic()
     outcome = search("tracking.uri=http://127.0.0.1:9")

@@ -1,0 +1,130 @@
+"""A grid: its points, their names, and what is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pipelines.config.grid import as_grid, points_of
+from pruning.errors import InputError
+from tests.pipelines.sweep.conftest import Sweep
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "grid: empty"),
+        (
+            ("search.target_ratio=[0.1,7]",),
+            (
+                "search.target_ratio: 7; it is removed / all "
+                "parameters, above 0 and below 1; did "
+                "you mean 0.07? (point "
+            ),
+        ),
+        (("search.target_ratio=[0.1,0.1]",), "has a value twice"),
+        (
+            ("search.target_rato=[0.1,0.2]",),
+            ("search.target_rato: no such option; did you mean search.target_ratio?"),
+        ),
+        (
+            ("grid={cluster.num_evaluators:[1,2]}",),
+            ("cluster.num_evaluators cannot differ from point to point"),
+        ),
+        (("grid={search.target_ratio:0.1}",), "give a list of values"),
+        (("search.target_ratio=[]",), "grid: search.target_ratio: []; give a list of values"),
+        (
+            ("search.target_ratio=[0.1,0.2]", "cluster=[inline,local]"),
+            ("grid: cluster cannot differ from point to point"),
+        ),
+        (
+            ("calibration.path=['/a/${x}.txt','/b.txt']",),
+            ("grid.calibration.path[0]: Interpolation key 'x' not found"),
+        ),
+        (("search.target_ratio=[0.1,0.2]", "resume=true"), "no sweep in "),
+        (
+            ("experiment=multipruner/nope", "search.target_ratio=[0.1,0.2]"),
+            ("Could not find 'experiment/multipruner/nope'"),
+        ),
+        (
+            ("-m", "search.target_ratio=0.1,0.2"),
+            (
+                "-m: several values are a list here, "
+                "search.target_ratio=[0.1,0.2]; "
+                "--multirun is for "
+                "pipelines.prune"
+            ),
+        ),
+        (
+            ("--multirun",),
+            ("--multirun: several values are a list here, search.target_ratio=[0.07,0.10]"),
+        ),
+        (
+            ("search.target_ratio=0.1,0.2",),
+            (
+                "search.target_ratio=0.1,0.2: several values are a "
+                "list here, "
+                "search.target_ratio=[0.1,0.2]"
+            ),
+        ),
+        (("experiment=[demo,nope]",), "Could not find 'experiment/nope'"),
+        (("search=[multipruner,shortgtp]", "search.target_ratio=0.1"), "shortgtp"),
+        (
+            ("search.target_ratio=[0.1,0.2]", "calibration.batch_size=0"),
+            ("calibration.batch_size: 0; at least 1"),
+        ),
+    ],
+)
+def test_bad_grids_are_refused_before_anything_starts(
+    run_sweep: Sweep, words: tuple[str, ...], message: str
+) -> None:
+    outcome = run_sweep(*words)
+    assert outcome.status == 2, outcome.output
+    assert any(message in line for line in outcome.errors), outcome.output
+    assert not outcome.folder.exists()
+
+
+def test_points_and_their_names() -> None:
+    points = points_of(
+        {
+            "search": ["multipruner", "random"],
+            "search.distribution": [[44, 52, 4], [1, 0, 0]],
+            "calibration.path": ["/a b/c4.jsonl", None],
+        }
+    )
+    assert len(points) == 8
+    assert points[0].name == "multipruner_distribution_44-52-4_path_c4"
+    assert points[1].name == "multipruner_distribution_44-52-4_path_None"
+    assert points[0].overrides == [
+        "search=multipruner",
+        "search.distribution=[44,52,4]",
+        "calibration.path='/a b/c4.jsonl'",
+    ]
+    assert points[1].overrides[2] == "calibration.path=null"
+    assert [
+        point.name
+        for point in points_of({"model.path": ["meta-llama/Llama-3.1-8B", "/m/tiny.gguf"]})
+    ] == ["path_Llama-3.1-8B", "path_tiny"]
+    assert points_of({"calibration.path": ["C:\\it's ${a}"]})[0].overrides == [
+        "calibration.path='C:\\it\\'s \\${a}'"
+    ]
+    alike = points_of({"calibration.path": ["/a/x.txt", "/b/x.txt"]})
+    names = [point.name for point in alike]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch("path_x_[0-9a-f]{6}", name) for name in names)
+    more = points_of({"calibration.path": ["/c/x.txt", "/a/x.txt", "/b/x.txt"]})
+    assert names == [point.name for point in more][1:], (
+        "a longer list leaves the folders of the others alone"
+    )
+    with pytest.raises(InputError, match="empty"):
+        points_of({})
+
+
+def test_flags_stay_behind_the_grid() -> None:
+    assert as_grid(["search.target_ratio=[0.1,0.2]", "export=gguf", "--cfg", "job"]) == [
+        "export=gguf",
+        "++grid={search.target_ratio:[0.1,0.2]}",
+        "--cfg",
+        "job",
+    ]
