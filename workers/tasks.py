@@ -14,7 +14,8 @@ from pruning.calibration.token_sets import Tokens
 from pruning.compensation.statistics import LayerOrder, LayerStatistics
 from pruning.costs.measured import Role, SpeedComparison, SpeedSettings
 from pruning.importance.block_influence import LayerSimilarity
-from pruning.importance.channel_order import ChannelOrder, Importance
+from pruning.importance.channel_order import ChannelOrder
+from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.shape import Removal, Resize
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from experiments.benchmarks import subject
 from experiments.benchmarks.report import Report
 from pruning.calibration.token_sets import TokenSet
-from pruning.importance.channel_order import Importance, channel_order, reorder
+from pruning.importance.channel_order import channel_order, reorder
+from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.loaded_model import LoadedModel

@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines.config.groups import ModelConfig, checked, not_allowed, one_of
 from pipelines.config.overrides import CONF
-from pruning.export import FORMAT_NAMES
+from pruning.export.formats import FORMAT_NAMES
 from pruning.models.dtypes import DTYPES
 
 

@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from pipelines.config.redaction import masked_url
 from pruning.calibration.spec import SOURCES
 from pruning.errors import InputError
-from pruning.importance.channel_order import Importance
+from pruning.importance.criteria import Importance
 from pruning.models.dtypes import DTYPES
 from pruning.search.stages import Layout, Strategy
 

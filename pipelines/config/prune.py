@@ -20,7 +20,7 @@ from pipelines.config.groups import (
     not_allowed,
     one_of,
 )
-from pruning.export import FORMAT_NAMES
+from pruning.export.formats import FORMAT_NAMES
 
 
 @dataclass

@@ -18,7 +18,8 @@ from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity
-from pruning.importance.channel_order import ChannelOrder, Importance
+from pruning.importance.channel_order import ChannelOrder
+from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint

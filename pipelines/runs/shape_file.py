@@ -10,7 +10,8 @@ from typing import cast
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.authors_config import read_authors_config
-from pruning.importance.channel_order import ChannelOrder, Importance, channel_order
+from pruning.importance.channel_order import ChannelOrder, channel_order
+from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape

@@ -1,33 +1,14 @@
-"""Parameters, FLOPs and KV-cache bytes of any shape, from the configuration alone: the model is
-built on the meta device and never allocated.
-"""
+"""Parameters, FLOPs and KV-cache bytes of any shape, from the configuration alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from transformers import PretrainedConfig
+from pruning.costs.dense_sizes import BlockSizes, dense_sizes
+from pruning.shape import ModelShape
 
-from pruning.models.families import Cut, blocks, family_of
-from pruning.models.geometry import Geometry
-from pruning.models.meta_model import meta_model
-from pruning.shape import LayerShape, ModelShape
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Parameters of one block: `total`, of which `weights` are matrices; each KV head or MLP
-    channel takes its share with it; its norms.
-    """
-
-    total: int
-    weights: int
-    per_unit: int
-    weights_per_unit: int
-    bias_per_unit: int
-    norms: int
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Accounting:
@@ -51,24 +32,13 @@ class Accounting:
         keep_qkv_bias: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        model = meta_model(config, trust_remote_code=trust_remote_code)
-        self.family = family_of(config, model)
-        self.geometry = Geometry.of(config)
-        self.dense = self.geometry.dense
+        sizes = dense_sizes(config, trust_remote_code=trust_remote_code)
+        self.family, self.geometry = sizes.family, sizes.geometry
+        self.dense = sizes.geometry.dense
         self.keep_qkv_bias = keep_qkv_bias
-        self.num_dense_parameters = sum(parameter.numel() for parameter in model.parameters())
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        self.head_weights = head.weight.numel() if head is not None else 0
-        self._attention, self._mlp = [], []
-        for layer, (attention, mlp) in zip(
-            self.family.decoder_layers(model), blocks(model, self.family), strict=True
-        ):
-            self._attention.append(
-                self._block(
-                    layer, attention, self.family.attention_cuts, self.family.attention_norms
-                )
-            )
-            self._mlp.append(self._block(layer, mlp, self.family.mlp_cuts, self.family.mlp_norms))
+        self.num_dense_parameters = sizes.num_parameters
+        self.head_weights = sizes.head_weights
+        self._attention, self._mlp = sizes.attention, sizes.mlp
 
     def num_parameters(self, shape: ModelShape) -> int:
         """Parameters of `shape` by the published convention: norms of removed blocks included."""
@@ -115,47 +85,18 @@ class Accounting:
             * bytes_per_value
         )
 
-    def _removed(self, block: _Block, kept: int, full: int, keep_bias: bool) -> int:
+    def _removed(self, block: BlockSizes, kept: int, full: int, keep_bias: bool) -> int:
         bias = block.bias_per_unit * (full - kept) if keep_bias else 0
         if kept == 0:
             return block.total - bias
         return (full - kept) * block.per_unit - bias
 
-    def _blocks_of(self, shape: ModelShape) -> list[tuple[_Block, int, int, bool]]:
+    def _blocks_of(self, shape: ModelShape) -> list[tuple[BlockSizes, int, int, bool]]:
         """(block, units kept, units of the dense block, biases stay) of every block."""
-        rows: list[tuple[_Block, int, int, bool]] = []
+        rows: list[tuple[BlockSizes, int, int, bool]] = []
         for attention, mlp, kept, full in zip(
             self._attention, self._mlp, shape.layers, self.dense.layers, strict=True
         ):
             rows.append((attention, kept.kv_heads, full.kv_heads, self.keep_qkv_bias))
             rows.append((mlp, kept.mlp_channels, full.mlp_channels, False))
         return rows
-
-    def _block(
-        self, layer: nn.Module, block: nn.Module, cuts: tuple[Cut, ...], norms: tuple[str, ...]
-    ) -> _Block:
-        one = LayerShape(1, 1)
-        per_unit = weights_per_unit = bias_per_unit = 0
-        for cut in cuts:
-            target = block.get_submodule(cut.module)
-            weight, bias = target.weight, getattr(target, "bias", None)
-            assert isinstance(weight, torch.Tensor)
-            rows = sum(self.geometry.size(part, one) for part in cut.parts)
-            share = rows * (weight.numel() // weight.shape[cut.dim])
-            share_of_bias = rows if cut.dim == 0 and bias is not None else 0
-            per_unit += share + share_of_bias
-            bias_per_unit += share_of_bias
-            weights_per_unit += share if weight.dim() > 1 else 0
-        parameters = list(block.parameters())
-        return _Block(
-            total=sum(parameter.numel() for parameter in parameters),
-            weights=sum(parameter.numel() for parameter in parameters if parameter.dim() > 1),
-            per_unit=per_unit,
-            weights_per_unit=weights_per_unit,
-            bias_per_unit=bias_per_unit,
-            norms=sum(
-                parameter.numel()
-                for name in norms
-                for parameter in layer.get_submodule(name).parameters()
-            ),
-        )

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from pruning.importance.criteria import Importance
 from pruning.models.families import Cut, Family
 from pruning.models.geometry import Geometry, Part
 from pruning.models.loaded_model import LoadedModel
-
-Importance = Literal["activation", "l1", "none"]
 
 _Indices = npt.NDArray[np.int32]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -13,6 +11,8 @@ def resolve_dtype(dtype: str, *, on_gpu: bool) -> str:
     """
     if dtype != "auto":
         return dtype
+    import torch  # a second that a known type need not wait for
+
     capabilities = torch.cpu.get_capabilities()
     native = on_gpu or any(
         capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")

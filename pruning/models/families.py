@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from typing import TYPE_CHECKING, Literal, cast
 
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry, Part
 from pruning.shape import LayerShape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,7 @@ class Family:
         return bool(self.attention_cuts and self.mlp_cuts)
 
     def decoder_layers(self, model: nn.Module) -> nn.ModuleList:
-        layers = model.get_submodule(self.layers)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+        return cast("nn.ModuleList", model.get_submodule(self.layers))
 
     def has_qkv_bias(self, config: PretrainedConfig) -> bool:
         return self.always_qkv_bias or bool(getattr(config, "attention_bias", False))
@@ -173,6 +171,8 @@ def family_of(config: PretrainedConfig, model: nn.Module) -> Family:
     if known is not None:
         return known
     require_causal_lm(config)
+    from torch import nn
+
     num_layers = getattr(config, "num_hidden_layers", 0)
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers > 0:
@@ -209,6 +209,8 @@ def require_causal_lm(config: PretrainedConfig) -> None:
     Raises:
         InputError: see above.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
         getattr(config, "auto_map", None) or {}
     )
@@ -255,7 +257,8 @@ def cut_views(
     Views, never copies.
     """
     target = module.get_submodule(cut.module)
-    weight, bias = _tensor(target, "weight"), getattr(target, "bias", None)
+    weight = cast("torch.Tensor", target.weight)
+    bias = cast("torch.Tensor | None", getattr(target, "bias", None))
     views, offset = [], 0
     for part in cut.parts:
         size = geometry.size(part, layer)
@@ -265,9 +268,3 @@ def cut_views(
         )
         offset += geometry.size(part, dense)
     return views
-
-
-def _tensor(module: nn.Module, name: str) -> torch.Tensor:
-    value: Any = getattr(module, name)
-    assert isinstance(value, torch.Tensor)
-    return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Literal
 
 from pruning.shape import LayerShape, ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Part = Literal["q", "k", "v", "gate", "up", "down"]
 

@@ -13,7 +13,8 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from pruning.errors import InputError
-from pruning.importance.channel_order import ChannelOrder, Importance
+from pruning.importance.channel_order import ChannelOrder
+from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.shape import ModelShape, Removal
 from tests.workers.pool.misbehaving import (
