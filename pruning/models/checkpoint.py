@@ -77,12 +77,16 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the configuration and of every weight file, 32 hexadecimal
-        digits. Names and dates do not count.
+        digits. Names and dates do not count. Values are checked while they are read.
+
+        Raises:
+            InputError: a value is NaN or infinite; see `stored_weights.check_finite`.
         """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for path in self.weight_files():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+            stored_weights.check_finite(path)
         return digest.hexdigest()[:32]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

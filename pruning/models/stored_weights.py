@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pruning.models.stored_json import read_json
 _SINGLE = "model.safetensors"
 _CODE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 """Weights that could run code when opened."""
+_EIGHT_BITS_OR_FEWER = ("F8_", "F6_", "F4")
+"""How the names of floating-point types begin that only quantized weights are stored in."""
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NUM_NAMED = 3
 """Tensors that a message names; of more it says how many."""
@@ -67,13 +70,39 @@ def stored_dtype(folder: Path) -> str:
     return _DTYPES[most]
 
 
+def check_finite(path: Path) -> None:
+    """Reads every value of one safetensors file.
+
+    Raises:
+        InputError: one is NaN or infinite. A search would take the block that it is in for harmful,
+            and would remove that first.
+    """
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        wrong = [name for name in names if not _is_finite(file.get_tensor(name))]
+    if wrong:
+        more = f" and {len(wrong) - _NUM_NAMED} more" if len(wrong) > _NUM_NAMED else ""
+        raise InputError(
+            f"model.path: NaN or infinite values in {', '.join(wrong[:_NUM_NAMED])}{more} "
+            f"of {path}; expected finite weights. Download the model again"
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Both ends are NaN where any value is. Nothing of the tensor's size is allocated."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return all(math.isfinite(end.item()) for end in tensor.aminmax())
+
+
 def check_weights(folder: Path, config: PretrainedConfig, *, trust_remote_code: bool) -> None:
     """Compares the headers of the weight files with the model that the configuration describes,
     under the names that transformers gives the tensors. No weight is read: it would fill up what
     is missing with random numbers.
 
     Raises:
-        InputError: a tensor is missing or has another shape, or a file is missing or damaged.
+        InputError: a tensor is missing, has another shape or is quantized, or a file is missing or
+            damaged.
     """
     model, found = _loaded_without_values(folder, config, trust_remote_code=trust_remote_code)
     other = {
@@ -120,15 +149,26 @@ def _headers(folder: Path) -> dict[str, torch.Tensor]:
     for path in _loaded_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                headers |= {
-                    name: torch.empty(file.get_slice(name).get_shape(), device="meta")
-                    for name in file.keys()  # noqa: SIM118 - not a mapping
-                }
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"model.path: cannot read {path}: {first_line(error)}; download it again"
             ) from error
+        _refuse_quantized(folder, {name: part.get_dtype() for name, part in slices.items()})
+        headers |= {
+            name: torch.empty(part.get_shape(), device="meta") for name, part in slices.items()
+        }
     return headers
+
+
+def _refuse_quantized(folder: Path, dtypes: Mapping[str, str]) -> None:
+    """A `config.json` may be silent about it."""
+    for name, dtype in dtypes.items():
+        if dtype.startswith(_EIGHT_BITS_OR_FEWER):
+            raise InputError(
+                f"model.path: the weights in {folder} are quantized ({name} is {dtype}), which "
+                "cannot be cut; use the unquantized model"
+            )
 
 
 def _loaded_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ reads a single one.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,14 @@ def shortened(_: Path, weights: Weights) -> None:
 
 def without_two(_: Path, weights: Weights) -> None:
     del weights["model.layers.0.mlp.down_proj.weight"], weights["model.norm.weight"]
+
+
+def with_values(value: float, *names: str) -> Change:
+    def change(_: Path, weights: Weights) -> None:
+        for name in names:
+            weights[name].view(-1)[-1] = value
+
+    return change
 
 
 def of_more_layers(folder: Path, _: Weights) -> None:
@@ -132,6 +141,48 @@ def test_what_fits_is_taken(model_type: str, tied: bool, tmp_path: Path) -> None
     if tied:
         model.base_model.save_pretrained(tmp_path / "base")
         Checkpoint(tmp_path / "base").check_weights()
+
+
+UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite(
+    unfit: Callable[[Change], Path], dtype: torch.dtype, value: float
+) -> None:
+    def change(folder: Path, weights: Weights) -> None:
+        weights |= {name: tensor.to(dtype) for name, tensor in weights.items()}
+        with_values(value, UP, DOWN)(folder, weights)
+
+    with pytest.raises(InputError, match=f"NaN or infinite values in {UP}, {DOWN} of .*; expected"):
+        Checkpoint(unfit(change)).fingerprint()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_without_a_word_in_the_configuration(
+    unfit: Callable[[Change], Path], dtype: torch.dtype
+) -> None:
+    folder = unfit(lambda _, weights: weights.update({UP: weights[UP].to(dtype)}))
+    with pytest.raises(InputError, match=rf"are quantized \({UP} is F8_E\dM\d.*cannot be cut"):
+        Checkpoint(folder).check_weights()
+
+
+@pytest.mark.parametrize("command", ["prune", "evaluate", "export"])
+def test_commands_refuse_values_that_are_not_finite(
+    command: str,
+    cli: Cli,
+    unfit: Callable[[Change], Path],
+    arguments: list[str],
+    tmp_path: Path,
+) -> None:
+    layers = [{"kv_heads": 3, "mlp_channels": 40}] * 4
+    (tmp_path / "shape.json").write_text(json.dumps({"layers": layers}))
+    model = unfit(with_values(math.nan, UP))
+    outcome = cli(command, *COMMANDS[command](arguments, model, tmp_path))
+    assert outcome.status == 2, outcome.output
+    assert f"NaN or infinite values in {UP} of" in outcome.output
+    assert len(outcome.errors) == 1
 
 
 COMMANDS: Mapping[str, Callable[[list[str], Path, Path], list[str]]] = {
