@@ -57,7 +57,10 @@ _SHARED = (
 )
 
 
-def layers_of(shape: ModelShape, family: Family) -> tuple[PrunedLayer, ...]:  # noqa: ARG001 - the formats are called alike
+def layers_of(
+    shape: ModelShape,
+    family: Family,  # noqa: ARG001 - all formats are called alike
+) -> tuple[PrunedLayer, ...]:
     """The layers that are written; half layers are paired."""
     return pruned_layers(shape, pair=True)
 

@@ -106,8 +106,7 @@ def _tensors_of(
     """
     family = loaded.family
     attention, mlp = (family.attention, *family.attention_norms), (family.mlp, *family.mlp_norms)
-    for source in sorted({layer.source, layer.attention, layer.mlp} - {None}):  # type: ignore[type-var]
-        assert source is not None
+    for source in sorted({index for index in (layer.attention, layer.mlp) if index is not None}):
         for rest, tensor in inside[source].items():
             if _belongs(rest, attention):
                 if layer.attention == source:
@@ -138,11 +137,10 @@ def _cut(
     module, _, kind = name.removeprefix(path + ".").rpartition(".")
     for cut in cuts:
         if cut.module == module and (kind == "weight" or cut.dim == 0):
-            parts = [
-                weight if kind == "weight" else bias
-                for weight, bias in loaded.remaining(source, block, cut, kept)
-            ]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=cut.dim)  # type: ignore[return-value,arg-type]
+            index = ("weight", "bias").index(kind)
+            views = [view[index] for view in loaded.remaining(source, block, cut, kept)]
+            parts = [view for view in views if view is not None]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=cut.dim)
     return tensor
 
 
