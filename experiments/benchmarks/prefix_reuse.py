@@ -22,7 +22,7 @@ from pruning.models.dtypes import resolve_dtype
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
-from pruning.search.greedy import GreedySearch
+from pruning.search.greedy import candidates_of
 from pruning.search.stages import Stage
 from pruning.shape import LayerShape, ModelShape
 
@@ -113,8 +113,8 @@ def allowed_speedup(
 
 def block_candidates(accounting: Accounting) -> list[ModelShape]:
     """The dense model without one block, for each block."""
-    search = GreedySearch(accounting, [Stage("block", 0.5)])
-    return [search.shape.without(removal) for removal in search.propose()]
+    dense = accounting.dense
+    return [dense.without(removal) for removal in candidates_of(Stage("block", 0.5), dense)]
 
 
 def llama_2_7b() -> PretrainedConfig:

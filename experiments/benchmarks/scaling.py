@@ -24,7 +24,7 @@ from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.models.checkpoint import Checkpoint
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from pruning.shape import LayerShape, ModelShape
 from workers.cluster.placement import Placement
 from workers.cluster.ray_session import local_ray
@@ -206,7 +206,8 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
     scale = PACES.get(num_evaluators, 1.0)
     scaled = Pace(pace.layer_s * scale, pace.head_s * scale)
     accounting = Accounting(config)
-    search = GreedySearch(accounting, make_stages(accounting, **PUBLISHED))  # type: ignore[arg-type]
+    settings = SearchSettings.resolved(accounting.geometry, **PUBLISHED)  # type: ignore[arg-type]
+    search = GreedySearch(accounting, settings)
     tokens = TokenSet(np.zeros((NUM_BATCHES * BATCH_SIZE, 2), dtype=np.int64))
     with (
         tempfile.TemporaryDirectory() as scratch,

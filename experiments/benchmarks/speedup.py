@@ -10,7 +10,7 @@ from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.dtypes import resolve_dtype
-from pruning.search.greedy import GreedySearch
+from pruning.search.greedy import candidates_of
 from pruning.search.stages import Stage
 from pruning.shape import ModelShape
 from workers.cluster.placement import Placement
@@ -74,7 +74,7 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
 
 def block_step(accounting: Accounting, order: ChannelOrder) -> list[ScoreTask]:
     """All candidates of the first block step, on every batch."""
-    candidates = tuple(GreedySearch(accounting, [Stage("block", 0.5)]).propose())
+    candidates = candidates_of(Stage("block", 0.5), accounting.dense)
     return [
         ScoreTask("block", batch, accounting.dense.text, candidates, order.fingerprint)
         for batch in range(NUM_SEQUENCES // BATCH_SIZE)

@@ -17,17 +17,18 @@ from pruning.calibration.spec import SOURCES
 from pruning.errors import InputError
 from pruning.importance.criteria import Importance
 from pruning.models.dtypes import DTYPES
-from pruning.search.stages import Layout, Strategy
+from pruning.models.geometry import Geometry
+from pruning.search.settings import STRATEGY_NAMES, SearchSettings, ShapeConstraint
 
-IMPORTANCES: tuple[str, ...] = get_args(Importance)
-LAYOUTS: tuple[str, ...] = get_args(Layout)
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
+IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
+LAYOUTS: dict[str, ShapeConstraint] = {"any": "none", "portable": "deployable"}
 CLUSTERS = ("local", "ray", "inline")
 URLS = ("store.url", "tracking.uri")
 """Options that may hold a password."""
 
 
 _Config = TypeVar("_Config")
+_Choice = TypeVar("_Choice", bound=str)
 
 
 def checked(
@@ -121,19 +122,28 @@ class CalibrationConfig:
 class SearchConfig:
     """Group `search`."""
 
-    strategy: str = one_of(STRATEGIES)
+    strategy: str = one_of(STRATEGY_NAMES)
     seed: int | None = MISSING
     target_ratio: float = MISSING
     distribution: list[float] = MISSING
     mlp_group_channels: int | None = MISSING
     head_group_channels: int | None = MISSING
     importance: str = one_of(IMPORTANCES)
-    layout: str = one_of(LAYOUTS)
+    layout: str = one_of(tuple(LAYOUTS))
 
-    @property
-    def drawn_with(self) -> int:
-        """The seed of `strategy: random`."""
-        return 42 if self.seed is None else self.seed
+    def resolved(self, geometry: Geometry) -> SearchSettings:
+        """These settings for a model of these sizes; call `problems` first."""
+        return SearchSettings.resolved(
+            geometry,
+            strategy=chosen(self.strategy, STRATEGY_NAMES),
+            target_ratio=self.target_ratio,
+            distribution=self.distribution,
+            mlp_group_channels=self.mlp_group_channels,
+            head_group_channels=self.head_group_channels,
+            importance=chosen(self.importance, IMPORTANCES),
+            shape_constraint=LAYOUTS[self.layout],
+            seed=self.seed,
+        )
 
     def problems(self) -> list[str]:
         found = not_allowed(self, "search.")
@@ -372,6 +382,11 @@ def is_sqlalchemy_url(url: str) -> bool:
     except (ArgumentError, ValueError):  # ValueError: a port that is not a number
         return False
     return True
+
+
+def chosen(value: str, allowed: tuple[_Choice, ...]) -> _Choice:
+    """The allowed value that a checked text is equal to, as its own type."""
+    return allowed[allowed.index(value)]
 
 
 def at_least(name: str, value: int, lowest: int) -> list[str]:

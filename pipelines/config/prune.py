@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from omegaconf import MISSING, DictConfig
 
@@ -60,23 +60,3 @@ class PruneConfig:
         if self.resume and self.output_dir is None:
             found.append("output_dir: missing; resume=true goes on with the run in that folder")
         return found
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide the result.
-
-        Two runs that agree on them, and on the bytes of model and calibration, have the same
-        trajectory.
-        """
-        calibration, search = self.calibration, self.search
-        identity: dict[str, Any] = {
-            "calibration.batch_size": calibration.batch_size,
-            "search.target_ratio": search.target_ratio,
-            "search.distribution": [float(share) for share in search.distribution],
-            "search.importance": search.importance,
-        }
-        # Left out where they change nothing, as in folders from before there was a choice.
-        identity |= {"search.layout": search.layout} if search.layout != "any" else {}
-        identity |= {"search.strategy": search.strategy} if search.strategy != "greedy" else {}
-        return identity | (
-            {"search.seed": search.drawn_with} if search.strategy == "random" else {}
-        )

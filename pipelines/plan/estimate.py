@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -14,7 +15,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.find import find_checkpoint
 from pruning.search.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.search.stages import Layout, Strategy, default_mlp_group, make_stages, token_set_of
+from pruning.search.stages import token_set_of
 from pruning.shape import ModelShape, Removal
 
 ROUNDING = 0.0005
@@ -37,27 +38,11 @@ _REUSED = 0.05
 
 def search_plan(accounting: Accounting, config: PruneConfig) -> SearchPlan:
     """The ranges for the target, and for the lowest and highest that round to it."""
-    search = config.search
-    groups = {
-        "mlp_group_channels": search.mlp_group_channels or default_mlp_group(accounting.geometry),
-        "head_group_channels": search.head_group_channels
-        or accounting.geometry.channels_per_kv_head,
-    }
-    layout, strategy = cast("Layout", search.layout), cast("Strategy", search.strategy)
-    plans = []
-    for target in (
-        search.target_ratio,
-        search.target_ratio - ROUNDING,
-        search.target_ratio + ROUNDING,
-    ):
-        stages = make_stages(
-            accounting,
-            target_ratio=target,
-            distribution=search.distribution,
-            layout=layout,
-            **groups,
-        )
-        plans.append(plan_search(accounting, stages, layout, strategy))
+    settings = config.search.resolved(accounting.geometry)
+    plans = [
+        plan_search(accounting, replace(settings, target_ratio=settings.target_ratio + difference))
+        for difference in (0.0, -ROUNDING, ROUNDING)
+    ]
     return merged(plans) if plans[0].impossible is None else plans[0]
 
 

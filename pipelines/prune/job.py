@@ -7,25 +7,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
+from transformers import PretrainedConfig
+
+from pipelines.config.groups import chosen
 from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import find_placement, gpus_per_evaluator, open_pool
 from pipelines.runs.folder import RunFolder
 from pruning.calibration.build import make_calibration
-from pruning.calibration.spec import CalibrationSpec, Source
+from pruning.calibration.spec import SOURCES, CalibrationSpec
 from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder
-from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.search.fixed import FixedSearch, random_path
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import Layout, Stage, default_mlp_group, make_stages, stage_problems
+from pruning.search.settings import SearchSettings
+from pruning.search.stages import stage_problems
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.memory import evaluator_bytes
@@ -47,11 +50,9 @@ class PruneJob:
     checkpoint: Checkpoint
     fingerprint: str
     accounting: Accounting
-    stages: tuple[Stage, ...]
+    settings: SearchSettings
     calibration: Calibration
     dtype: str
-    mlp_group_channels: int
-    head_group_channels: int
     machine: LocalMachine
     evaluator_bytes: int
     placement: Placement | None
@@ -61,13 +62,27 @@ class PruneJob:
 
     def identity(self) -> dict[str, Any]:
         """What decides the trajectory, with everything resolved."""
-        return self.config.identity() | {
+        settings = self.settings
+        identity: dict[str, Any] = {
+            "calibration.batch_size": self.config.calibration.batch_size,
+            "search.target_ratio": settings.target_ratio,
+            "search.distribution": list(settings.distribution),
+            "search.importance": settings.importance,
+        }
+        # Left out where they change nothing, as in folders from before there was a choice.
+        if settings.shape_constraint == "deployable":
+            identity["search.layout"] = "portable"
+        if settings.strategy != "greedy":
+            identity["search.strategy"] = settings.strategy
+        if settings.strategy == "random":
+            identity["search.seed"] = settings.seed
+        return identity | {
             "model": self.fingerprint,
             "model.dtype": self.dtype,
             "calibration.block": self.calibration.block.fingerprint,
             "calibration.width": self.calibration.width.fingerprint,
-            "search.mlp_group_channels": self.mlp_group_channels,
-            "search.head_group_channels": self.head_group_channels,
+            "search.mlp_group_channels": settings.mlp_group_channels,
+            "search.head_group_channels": settings.head_group_channels,
         }
 
     def spec(self) -> EvaluatorSpec:
@@ -95,7 +110,7 @@ class PruneJob:
         path = folder.path / "channel_order.safetensors"
         if path.exists():
             return ChannelOrder.load(path)
-        task = OrderTask(cast("Importance", self.config.search.importance), self.set_keys["width"])
+        task = OrderTask(self.settings.importance, self.set_keys["width"])
         [order] = [result for answers in pool.run([task]) for _, result in answers]
         assert isinstance(order, ChannelOrder)
         folder.write_with(path.name, order.save)
@@ -132,19 +147,12 @@ class PruneJob:
             influence: what `search.strategy=block_influence` goes by; without it, its search has no
                 candidates.
         """
-        search, layout = self.config.search, cast("Layout", self.config.search.layout)
-        if search.strategy == "greedy":
-            return GreedySearch(self.accounting, self.stages, layout)
-        if search.strategy == "random":
-            return FixedSearch(
-                self.accounting,
-                self.stages,
-                random_path(self.accounting.dense, search.drawn_with),
-                layout,
-            )
-        return FixedSearch(
-            self.accounting, self.stages, influence.path if influence else (), layout
-        )
+        if self.settings.strategy == "greedy":
+            return GreedySearch(self.accounting, self.settings)
+        if self.settings.strategy == "random":
+            path = random_path(self.accounting.dense, self.settings.seed)
+            return FixedSearch(self.accounting, self.settings, path)
+        return FixedSearch(self.accounting, self.settings, influence.path if influence else ())
 
 
 def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
@@ -157,89 +165,73 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     Raises:
         InputError: with all problems that could be found together.
     """
-    model, cluster = config.model, config.cluster
+    model = config.model
+    same_model = [other for other in others if other.config.model == model]
     checkpoint = find_checkpoint(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
     model_config = checkpoint.config()
     checkpoint.weight_files()
     accounting = Accounting(model_config, trust_remote_code=model.trust_remote_code)
-    same_model = [other for other in others if other.config.model == model]
     if not same_model:
         checkpoint.check_weights()
-    geometry = accounting.geometry
-    groups = {
-        "mlp_group_channels": _given(config.search.mlp_group_channels, default_mlp_group(geometry)),
-        "head_group_channels": _given(
-            config.search.head_group_channels, geometry.channels_per_kv_head
-        ),
-    }
-    machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
-    layout = cast("Layout", config.search.layout)
-    problems = stage_problems(
-        accounting, distribution=config.search.distribution, layout=layout, **groups
-    )
-    context = getattr(model_config, "max_position_embeddings", None)
-    if context and config.calibration.sequence_length > context:
-        problems.append(
-            f"calibration.sequence_length: {config.calibration.sequence_length}, above this "
-            f"model's context of {context} tokens"
-        )
-    dtype = resolve_dtype(model.dtype, on_gpu=gpus_per_evaluator(cluster, machine) > 0)
-    batch_tokens = config.calibration.batch_size * config.calibration.sequence_length
+    settings = config.search.resolved(accounting.geometry)
+    problems = stage_problems(accounting, settings) + _context_problems(config, model_config)
+    machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
+    dtype = resolve_dtype(model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0)
     needed = evaluator_bytes(
         accounting.num_dense_parameters,
         dtype,
-        batch_tokens,
+        config.calibration.batch_size * config.calibration.sequence_length,
         model_config.hidden_size,
-        geometry.num_layers,
+        accounting.geometry.num_layers,
     )
     placement = None
     try:
-        placement = find_placement(cluster, machine, needed)
+        placement = find_placement(config.cluster, machine, needed)
     except InputError as error:
         problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    stages = make_stages(
-        accounting,
-        target_ratio=config.search.target_ratio,
-        distribution=config.search.distribution,
-        layout=layout,
-        **groups,
-    )
-    known = next(
-        (
-            other.calibration
-            for other in same_model
-            if other.config.calibration == config.calibration
-        ),
-        None,
-    )
-    calibration = known or make_calibration(
-        _calibration_spec(config), checkpoint.tokenizer, vocab_size=model_config.vocab_size
-    )
-    fingerprint = same_model[0].fingerprint if same_model else checkpoint.fingerprint()
     return PruneJob(
         config,
         checkpoint,
-        fingerprint,
+        same_model[0].fingerprint if same_model else checkpoint.fingerprint(),
         accounting,
-        stages,
-        calibration,
+        settings,
+        _calibration(config, checkpoint, same_model),
         dtype,
-        groups["mlp_group_channels"],
-        groups["head_group_channels"],
         machine,
         needed,
         placement,
     )
 
 
+def _context_problems(config: PruneConfig, model_config: PretrainedConfig) -> list[str]:
+    context = getattr(model_config, "max_position_embeddings", None)
+    if not context or config.calibration.sequence_length <= context:
+        return []
+    return [
+        f"calibration.sequence_length: {config.calibration.sequence_length}, above this "
+        f"model's context of {context} tokens"
+    ]
+
+
+def _calibration(
+    config: PruneConfig, checkpoint: Checkpoint, same_model: Sequence[PruneJob]
+) -> Calibration:
+    """The calibration sets; those of a job with the same model and settings are taken over."""
+    for other in same_model:
+        if other.config.calibration == config.calibration:
+            return other.calibration
+    vocab_size = checkpoint.config().vocab_size
+    return make_calibration(_calibration_spec(config), checkpoint.tokenizer, vocab_size=vocab_size)
+
+
 def _calibration_spec(config: PruneConfig) -> CalibrationSpec:
     calibration = config.calibration
     return CalibrationSpec(
-        source=cast("Source", calibration.source),
+        source=chosen(calibration.source, SOURCES),
         num_block_samples=calibration.num_block_samples,
         num_width_samples=calibration.num_width_samples,
         num_heldout_samples=calibration.num_heldout_samples,
@@ -248,7 +240,3 @@ def _calibration_spec(config: PruneConfig) -> CalibrationSpec:
         path=calibration.path,
         column=calibration.column,
     )
-
-
-def _given(value: int | None, default: int) -> int:
-    return default if value is None else value

@@ -84,14 +84,14 @@ class SearchRun:
         )
         self.journal = Journal(folder.path / "trajectory.jsonl")
         self.search = job.new_search()
-        if job.config.search.strategy != "block_influence":  # its path comes from the evaluators
+        if job.settings.strategy != "block_influence":  # its path comes from the evaluators
             self.journal.replay(self.search)
         self.tracker = Tracker(
             uri=job.config.tracking.uri,
             experiment=job.config.tracking.experiment,
             run_name=(
                 f"{self.model_name} {job.config.search.target_ratio:.0%} "
-                f"{strategy_name(job.config.search)}"
+                f"{strategy_name(job.settings)}"
             ),
             started=record["started"],
             run_id=record.get("mlflow_run_id"),
@@ -129,7 +129,7 @@ class SearchRun:
                     self.heartbeat.beat(pool)
                 order = self.job.channel_order(pool, self.folder)
                 pool.set_order(order)
-                if self.job.config.search.strategy == "block_influence":
+                if self.job.settings.strategy == "block_influence":
                     self.search = self.job.new_search(
                         self.job.block_influence(pool, self.folder, order)
                     )
@@ -248,7 +248,7 @@ class SearchRun:
         return {
             "status": "target reached" if problem is None else str(problem),
             "model": self.model_name,
-            "strategy": strategy_name(config.search),
+            "strategy": strategy_name(self.job.settings),
             "target_ratio": config.search.target_ratio,
             "ratio": self.search.ratio,
             "steps": [step.stage for step in self.search.steps],

@@ -10,9 +10,9 @@ import torch
 from rich.table import Table
 
 from pipelines.cli.console import duration
-from pipelines.config.groups import SearchConfig
 from pipelines.plan.against_actual import beside_plan_row
 from pruning.costs.accounting import Accounting
+from pruning.search.settings import SearchSettings
 from pruning.search.stages import StageName
 from pruning.shape import ModelShape
 
@@ -43,13 +43,13 @@ def costs(
     }
 
 
-def strategy_name(search: SearchConfig) -> str:
+def strategy_name(search: SearchSettings) -> str:
     """What tells runs of one model and target apart: `44:52:4` of a greedy search, else
     `block_influence` or `random 42`.
     """
     if search.strategy == "greedy":
         return ":".join(f"{share:g}" for share in search.distribution)
-    return search.strategy + (f" {search.drawn_with}" if search.strategy == "random" else "")
+    return search.strategy + (f" {search.seed}" if search.strategy == "random" else "")
 
 
 def table(summary: Mapping[str, Any]) -> Table:

@@ -14,7 +14,6 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.search.implied import implied_search, target_range, whole_blocks
 from pruning.search.plan import Range, SearchPlan
-from pruning.search.stages import default_mlp_group
 from pruning.shape import ModelShape
 
 _STAGES = {"block": "blocks", "mlp_channels": "MLP channels", "attention_heads": "attention heads"}
@@ -129,31 +128,32 @@ def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelSh
 
     Searches count no biases of what is removed.
     """
-    expected, search = config.figures, config.search
+    expected = config.figures
+    settings = config.search.resolved(accounting.geometry)
     names = [f"{what}, {stage}" for stage in _STAGES.values() for what in ("steps", "evaluations")]
-    if expected.no_plan is not None or search.strategy != "greedy":
-        why = expected.no_plan or f"search.strategy={search.strategy} evaluates no candidates"
+    if expected.no_plan is not None or settings.strategy != "greedy":
+        why = expected.no_plan or f"search.strategy={settings.strategy} evaluates no candidates"
         return [not_checked(name, why) for name in (_TARGETS, *names)]
-    geometry = accounting.geometry
-    mlp_group = search.mlp_group_channels or default_mlp_group(geometry)
-    head_group = (
-        search.head_group_channels or geometry.channels_per_kv_head
-    ) // geometry.channels_per_kv_head
-    implied = implied_search(accounting, shape, mlp_group=mlp_group, head_group=head_group)
-    targets = target_range(implied, search.distribution)
+    implied = implied_search(
+        accounting,
+        shape,
+        mlp_group=settings.mlp_group_channels,
+        head_group=settings.head_group_channels // accounting.geometry.channels_per_kv_head,
+    )
+    targets = target_range(implied, settings.distribution)
     if targets is None:
         checks = [
             Check(
                 _TARGETS,
                 "none: the distribution cannot lead to it",
-                search.target_ratio,
+                settings.target_ratio,
                 None,
                 None,
                 "outside",
             )
         ]
     else:
-        checks = [_target_check(targets, search.target_ratio)]
+        checks = [_target_check(targets, settings.target_ratio)]
     plan = search_plan(accounting, config)
     for stage in implied:
         steps, evaluations = _planned(plan, stage.name)

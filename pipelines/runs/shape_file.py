@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import json
 from pathlib import Path
-from typing import cast
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.authors_config import read_authors_config
 from pruning.importance.channel_order import ChannelOrder, channel_order
-from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
@@ -63,7 +61,7 @@ def order_of(
         )
     if importance == "l1" and narrowed:
         dense = LoadedModel.of(checkpoint.load(dtype=checkpoint.stored_dtype()))
-        order = channel_order(dense, cast("Importance", importance))
+        order = channel_order(dense, "l1")
         del dense
         gc.collect()  # modules refer to one another; the export loads the model again
         return order

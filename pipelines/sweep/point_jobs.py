@@ -19,6 +19,7 @@ from pipelines.prune.job import PruneJob, make_job
 from pipelines.prune.pipeline import check_what_follows
 from pipelines.runs.folder import RunFolder
 from pruning.errors import InputError
+from pruning.search.stages import make_stages
 from workers.tasks import EvaluatorSpec
 
 
@@ -88,9 +89,12 @@ def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
             )
         )
     trunks = list(dict.fromkeys(_trunk(each.job) for each in jobs))
-    return sorted(
-        jobs, key=lambda each: (trunks.index(_trunk(each.job)), -each.job.stages[0].target_ratio)
-    )
+    return sorted(jobs, key=lambda each: (trunks.index(_trunk(each.job)), -_block_target(each.job)))
+
+
+def _block_target(job: PruneJob) -> float:
+    """The ratio at which its block stage ends."""
+    return make_stages(job.accounting, job.settings)[0].target_ratio
 
 
 def _trunk(job: PruneJob) -> str:

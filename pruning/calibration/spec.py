@@ -8,7 +8,7 @@ from typing import Literal, get_args
 Source = Literal["pydoc", "text", "alpaca", "wikitext2", "c4", "ptb", "tokens"]
 
 
-SOURCES: tuple[str, ...] = get_args(Source)
+SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from pruning.costs.accounting import Accounting
-from pruning.search.greedy import GreedySearch, candidates_of, is_portable
-from pruning.search.stages import Layout, Stage
+from pruning.search.greedy import GreedySearch, candidates_of, is_allowed
+from pruning.search.settings import SearchSettings
+from pruning.search.stages import Stage
 from pruning.shape import ModelShape, Removal
 
 
@@ -17,9 +18,9 @@ class FixedSearch(GreedySearch):
     other, so that the trajectory has its perplexity.
 
     Args:
-        stages: of blocks only, which is a distribution of [1, 0, 0].
+        settings: of blocks only, which is a distribution of [1, 0, 0].
         path: removals that go together, such as both blocks of a layer: a search ends between two
-            groups, never inside one. `portable` leaves out groups that it does not allow.
+            groups, never inside one. Groups that `shape_constraint` does not allow are left out.
     """
 
     advice = "Lower the target"
@@ -27,16 +28,15 @@ class FixedSearch(GreedySearch):
     def __init__(
         self,
         accounting: Accounting,
-        stages: Sequence[Stage],
+        settings: SearchSettings,
         path: Sequence[Sequence[Removal]],
-        layout: Layout = "any",
     ) -> None:
-        super().__init__(accounting, stages, layout)
-        num_layers = accounting.geometry.num_layers
+        super().__init__(accounting, settings)
+        num_layers, constraint = accounting.geometry.num_layers, settings.shape_constraint
         groups = [
             group
             for group in path
-            if layout == "any" or all(is_portable(removal, num_layers) for removal in group)
+            if all(is_allowed(removal, num_layers, constraint) for removal in group)
         ]
         self._removals = [removal for group in groups for removal in group]
         self._ends = {0, *accumulate(map(len, groups))}

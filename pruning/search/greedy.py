@@ -5,11 +5,12 @@ path is known before. They propose and observe; they never evaluate.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ScoringError, TargetNotReached
-from pruning.search.stages import Layout, Stage
+from pruning.search.settings import SearchSettings, ShapeConstraint
+from pruning.search.stages import Stage, make_stages
 from pruning.search.step import Step
 from pruning.shape import Kind, ModelShape, Removal
 
@@ -31,12 +32,10 @@ class GreedySearch:
     )
     """What to do when candidates run out."""
 
-    def __init__(
-        self, accounting: Accounting, stages: Sequence[Stage], layout: Layout = "any"
-    ) -> None:
+    def __init__(self, accounting: Accounting, settings: SearchSettings) -> None:
         self.accounting = accounting
-        self.layout = layout
-        self.stages = tuple(stages)
+        self.settings = settings
+        self.stages = make_stages(accounting, settings)
         self.shape = accounting.dense
         self.steps: list[Step] = []
 
@@ -117,21 +116,19 @@ class GreedySearch:
         return total
 
     def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
-        candidates = candidates_of(stage, shape)
-        return (
-            candidates
-            if self.layout == "any"
-            else tuple(removal for removal in candidates if is_portable(removal, len(shape.layers)))
+        return tuple(
+            removal
+            for removal in candidates_of(stage, shape)
+            if is_allowed(removal, len(shape.layers), self.settings.shape_constraint)
         )
 
 
-def is_portable(removal: Removal, num_layers: int) -> bool:
+def is_allowed(removal: Removal, num_layers: int, constraint: ShapeConstraint) -> bool:
     """Every runtime wants attention in the first layer and an MLP in the last
     (docs/concepts/formats.md, "DeciLM folder" and "GGUF").
     """
-    return not (removal.kind == "attention" and removal.layer == 0) and not (
-        removal.kind == "mlp" and removal.layer == num_layers - 1
-    )
+    kept = {("attention", 0), ("mlp", num_layers - 1)} if constraint == "deployable" else set()
+    return (removal.kind, removal.layer) not in kept
 
 
 def candidates_of(stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruning.costs.accounting import Accounting
-from pruning.search.stages import Layout, Stage, StageName, Strategy, token_set_of
+from pruning.search.settings import SearchSettings, ShapeConstraint
+from pruning.search.stages import Stage, StageName, make_stages, token_set_of
 from pruning.shape import LayerShape, ModelShape, Removal
 
 
@@ -81,23 +82,18 @@ class _Way:
     mlp_layers: int
 
 
-def plan_search(
-    accounting: Accounting,
-    stages: Sequence[Stage],
-    layout: Layout = "any",
-    strategy: Strategy = "greedy",
-) -> SearchPlan:
+def plan_search(accounting: Accounting, settings: SearchSettings) -> SearchPlan:
     """Follows every path at once.
 
-    Args:
-        stages: with cumulative targets, as of `pruning.search.stages.make_stages`.
+    Raises:
+        InputError: the settings do not fit the model.
     """
     num_layers = accounting.geometry.num_layers
     ways = {_Way(0, num_layers, num_layers)}
     plans: list[StagePlan] = []
     dead_ends = False
-    for stage in stages:
-        ended = [end for way in ways for end in _through(accounting, stage, way, layout, strategy)]
+    for stage in make_stages(accounting, settings):
+        ended = [end for way in ways for end in _through(accounting, stage, way, settings)]
         reached = [end for end in ended if end is not None]
         dead_ends = dead_ends or len(reached) < len(ended)
         if not reached:
@@ -199,7 +195,7 @@ def planned_flops(
 
 
 def _through(
-    accounting: Accounting, stage: Stage, way: _Way, layout: Layout, strategy: Strategy
+    accounting: Accounting, stage: Stage, way: _Way, settings: SearchSettings
 ) -> Iterator[tuple[_Way, int, int, int] | None]:
     """Every end of a stage from one beginning: where, steps, and the least and the most candidates
     on the way; None for a dead end.
@@ -208,19 +204,19 @@ def _through(
         yield way, 0, 0, 0
     elif stage.name != "block":
         yield _through_widths(accounting, stage, way)
-    elif strategy == "block_influence":
-        yield _through_layers(accounting, stage, way, layout)
+    elif settings.strategy == "block_influence":
+        yield _through_layers(accounting, stage, way, settings.shape_constraint)
     else:
-        for end in _through_blocks(accounting, stage, way, layout):
+        for end in _through_blocks(accounting, stage, way, settings.shape_constraint):
             # A path that is drawn by lot can go the same ways as one that is searched, and has one
             # candidate a step.
-            yield (end[0], end[1], end[1], end[1]) if end and strategy == "random" else end
+            yield (end[0], end[1], end[1], end[1]) if end and settings.strategy == "random" else end
 
 
 def _through_blocks(
-    accounting: Accounting, stage: Stage, way: _Way, layout: Layout
+    accounting: Accounting, stage: Stage, way: _Way, constraint: ShapeConstraint
 ) -> Iterator[tuple[_Way, int, int, int] | None]:
-    kept = 0 if layout == "any" else 1
+    kept = 0 if constraint == "none" else 1
     attention, mlp = _block_sizes(accounting)
     most_attention, most_mlp = way.attention_layers - kept, way.mlp_layers - kept
     if _below(accounting, way.removed + most_attention * attention + most_mlp * mlp, stage):
@@ -247,11 +243,11 @@ def _through_blocks(
 
 
 def _through_layers(
-    accounting: Accounting, stage: Stage, way: _Way, layout: Layout
+    accounting: Accounting, stage: Stage, way: _Way, constraint: ShapeConstraint
 ) -> tuple[_Way, int, int, int] | None:
-    """Whole layers, two steps each; `portable` keeps the first and the last."""
+    """Whole layers, two steps each; `deployable` keeps the first and the last."""
     num_layers, size = accounting.geometry.num_layers, sum(_block_sizes(accounting))
-    most = num_layers if layout == "any" else max(0, num_layers - 2)
+    most = num_layers if constraint == "none" else max(0, num_layers - 2)
     for count in range(most + 1):
         if not _below(accounting, way.removed + count * size, stage):
             left = num_layers - count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,22 +9,13 @@ from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
+from pruning.search.settings import SearchSettings
 
 StageName = Literal["block", "mlp_channels", "attention_heads"]
 
 
-Layout = Literal["any", "portable"]
-"""Which shapes a search may come to: any, or those that every runtime serves."""
-
-
-Strategy = Literal["greedy", "block_influence", "random"]
-"""What decides the next removal: the scores of all candidates, or one of two controls that do not
-look at scores (`FixedSearch`).
-"""
-
-
-PORTABLE_CHANNELS = 256
-"""Portable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
+DEPLOYABLE_CHANNELS = 256
+"""Deployable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,111 +38,80 @@ def token_set_of(stage: str) -> SetName:
     return "block" if stage == "block" else "width"
 
 
-def make_stages(
-    accounting: Accounting,
-    *,
-    target_ratio: float,
-    distribution: Sequence[float],
-    mlp_group_channels: int,
-    head_group_channels: int,
-    layout: Layout = "any",
-) -> tuple[Stage, ...]:
+def make_stages(accounting: Accounting, settings: SearchSettings) -> tuple[Stage, ...]:
     """The published three stages with cumulative targets.
-
-    Args:
-        target_ratio: removed / all parameters, 0..1 exclusive.
-        distribution: shares of the block, MLP channel and attention head stages; normalised here.
-        mlp_group_channels: MLP channels that go at a time.
-        head_group_channels: query channels that go at a time, KV heads x queries per KV head x head
-            dim.
 
     Raises:
         InputError: with every problem at once.
     """
-    groups = {"mlp_group_channels": mlp_group_channels, "head_group_channels": head_group_channels}
-    problems = stage_problems(accounting, distribution=distribution, layout=layout, **groups)
+    problems = stage_problems(accounting, settings)
     if problems:
         raise InputError("\n".join(problems))
-    total = sum(distribution)
+    block_share, mlp_share, _ = settings.distribution
+    total = sum(settings.distribution)
     return (
-        Stage("block", target_ratio * (distribution[0] / total)),
+        Stage("block", settings.target_ratio * (block_share / total)),
         Stage(
             "mlp_channels",
-            target_ratio * ((distribution[0] + distribution[1]) / total),
-            mlp_group_channels,
+            settings.target_ratio * ((block_share + mlp_share) / total),
+            settings.mlp_group_channels,
         ),
         Stage(
             "attention_heads",
-            target_ratio,
-            head_group_channels // accounting.geometry.channels_per_kv_head,
+            settings.target_ratio,
+            settings.head_group_channels // accounting.geometry.channels_per_kv_head,
         ),
     )
 
 
-def stage_problems(
-    accounting: Accounting,
-    *,
-    distribution: Sequence[float],
-    mlp_group_channels: int,
-    head_group_channels: int,
-    layout: Layout = "any",
-) -> list[str]:
+def stage_problems(accounting: Accounting, settings: SearchSettings) -> list[str]:
     """What is wrong with these settings for this model, one message each."""
-    geometry, problems = accounting.geometry, []
-    width_share = sum(distribution[1:]) > 0
-    if width_share and not accounting.family.prunes_widths:
+    _, mlp_share, head_share = settings.distribution
+    if mlp_share + head_share > 0 and not accounting.family.prunes_widths:
         return [
-            f"search.distribution: {list(distribution)} prunes widths, but the family "
+            f"search.distribution: {list(settings.distribution)} prunes widths, but the family "
             f"{accounting.family.model_type!r} is pruned by whole blocks only; "
             "use search.distribution=[1,0,0]"
         ]
-    if distribution[1] > 0 and not 0 < mlp_group_channels <= geometry.mlp_channels:
-        problems.append(
-            f"search.mlp_group_channels: {mlp_group_channels}; this model's MLPs have "
-            f"{geometry.mlp_channels} channels"
-        )
-    elif (
-        distribution[1] > 0
-        and layout == "portable"
-        and (geometry.mlp_channels % PORTABLE_CHANNELS or mlp_group_channels % PORTABLE_CHANNELS)
+    problems = _mlp_problems(accounting.geometry, settings) if mlp_share > 0 else []
+    return problems + (_head_problems(accounting.geometry, settings) if head_share > 0 else [])
+
+
+def _mlp_problems(geometry: Geometry, settings: SearchSettings) -> list[str]:
+    channels, group = geometry.mlp_channels, settings.mlp_group_channels
+    if not 0 < group <= channels:
+        return [f"search.mlp_group_channels: {group}; this model's MLPs have {channels} channels"]
+    if settings.shape_constraint == "deployable" and (
+        channels % DEPLOYABLE_CHANNELS or group % DEPLOYABLE_CHANNELS
     ):
-        problems.append(
-            f"search.layout: portable, whose MLP widths are multiples of {PORTABLE_CHANNELS}: "
-            f"this model has {geometry.mlp_channels} channels and "
-            f"search.mlp_group_channels takes {mlp_group_channels} at a time; change the group, "
+        return [
+            f"search.layout: portable, whose MLP widths are multiples of {DEPLOYABLE_CHANNELS}: "
+            f"this model has {channels} channels and "
+            f"search.mlp_group_channels takes {group} at a time; change the group, "
             "leave the widths alone (a search.distribution whose second "
             "number is 0), or use search.layout=any"
-        )
-    per_head = geometry.channels_per_kv_head
+        ]
+    return []
+
+
+def _head_problems(geometry: Geometry, settings: SearchSettings) -> list[str]:
+    group, per_head = settings.head_group_channels, geometry.channels_per_kv_head
     full_width = geometry.kv_heads * per_head
-    if distribution[2] > 0 and geometry.kv_heads == 1:
-        problems.append(
-            f"search.distribution: {list(distribution)} prunes heads, but this model has one KV "
-            "head in a layer, which stays; use search=multipruner_mqa, "
+    if geometry.kv_heads == 1:
+        return [
+            f"search.distribution: {list(settings.distribution)} prunes heads, but this model has "
+            "one KV head in a layer, which stays; use search=multipruner_mqa, "
             "or a distribution whose last number is 0"
-        )
-    elif distribution[2] > 0 and (
-        not 0 < head_group_channels < full_width
-        or head_group_channels % per_head
-        or full_width % head_group_channels
-    ):
+        ]
+    if not 0 < group < full_width or group % per_head or full_width % group:
         whole = [
             heads * per_head
             for heads in range(1, geometry.kv_heads)
             if geometry.kv_heads % heads == 0
         ]
-        problems.append(
-            f"search.head_group_channels: {head_group_channels}; groups are whole KV heads with "
+        return [
+            f"search.head_group_channels: {group}; groups are whole KV heads with "
             f"their queries ({per_head} query channels each here) "
             f"that divide all {full_width}, and one of them stays: one of {whole}"
-        )
-    return problems
-
-
-def default_mlp_group(geometry: Geometry) -> int:
-    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are
-    too narrow for that.
-    """
-    if geometry.mlp_channels < 1024:
-        return max(1, geometry.mlp_channels // 4)
-    return max(1, round(geometry.mlp_channels / 10 / 256)) * 256
+        ]
+    return []

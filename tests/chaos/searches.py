@@ -27,7 +27,7 @@ from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from tests.chaos.evaluators import Orders, Unlucky
 from tests.chaos.figures import Figures
 from tests.chaos.injector import Injector, Left
@@ -150,9 +150,10 @@ class Chaos:
         )
 
     def _new_search(self, index: int) -> GreedySearch:
-        return GreedySearch(
-            self.accounting, make_stages(self.accounting, head_group_channels=16, **SETTINGS[index])
+        settings = SearchSettings.resolved(
+            self.accounting.geometry, head_group_channels=16, **SETTINGS[index]
         )
+        return GreedySearch(self.accounting, settings)
 
     def _drive(
         self, search: GreedySearch, journal: Journal, store: ScoreStore, pool: Pool

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from pruning.costs.accounting import Accounting
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from tests.conftest import tiny_config, tiny_model, tokens
 
 _SIZES = {
@@ -55,11 +55,11 @@ def make_workload(folder: Path, seconds: float) -> Workload:
     model.save_pretrained(folder / "model")
     accounting = Accounting(config)
     groups = {"mlp_group_channels": _MLP_GROUP, "head_group_channels": _HEAD_GROUP}
-    stages = make_stages(
-        accounting, target_ratio=_TARGET_RATIO, distribution=_DISTRIBUTION, **groups
+    settings = SearchSettings.resolved(
+        accounting.geometry, target_ratio=_TARGET_RATIO, distribution=_DISTRIBUTION, **groups
     )
     evaluation_s = (
-        _SUFFIX * _forward_s(model) * GreedySearch(accounting, stages).expected_evaluations()
+        _SUFFIX * _forward_s(model) * GreedySearch(accounting, settings).expected_evaluations()
     )
     batches = max(4, round(seconds / evaluation_s))
     samples = batches * _BATCH

@@ -36,7 +36,7 @@ from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from tests.conftest import tiny_config, tiny_model, tokens
 from tests.soak.samples import MB, Sampler
 from workers.cluster.machine import LocalMachine
@@ -138,9 +138,11 @@ class Soak:
     def search(self, number: int) -> str:
         folder = self.folder / f"search-{number}"
         folder.mkdir()
-        stages = make_stages(self.accounting, target_ratio=self.target_ratio, **SETTINGS)
+        settings = SearchSettings.resolved(
+            self.accounting.geometry, target_ratio=self.target_ratio, **SETTINGS
+        )
         search, journal = (
-            GreedySearch(self.accounting, stages),
+            GreedySearch(self.accounting, settings),
             Journal(folder / "trajectory.jsonl"),
         )
         spec = self.spec

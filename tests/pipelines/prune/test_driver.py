@@ -20,7 +20,7 @@ from pipelines.tracking.metrics import step_metrics
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 from workers.pool.protocol import Answer
@@ -80,14 +80,14 @@ def drive(
 ) -> tuple[GreedySearch, Scorer, Journal]:
     folder.mkdir(exist_ok=True)
     accounting = Accounting(tiny_config("llama"))
-    stages = make_stages(
-        accounting,
+    settings = SearchSettings.resolved(
+        accounting.geometry,
         target_ratio=0.4,
         distribution=[50, 30, 20],
         mlp_group_channels=16,
         head_group_channels=16,
     )
-    search, journal = GreedySearch(accounting, stages), Journal(folder / "trajectory.jsonl")
+    search, journal = GreedySearch(accounting, settings), Journal(folder / "trajectory.jsonl")
     journal.replay(search)
     with ScoreStore(f"sqlite:///{folder}/{store}") as scores:
         scorer = Scorer(pool, scores, CALIBRATION, CONTEXT)  # type: ignore[arg-type]

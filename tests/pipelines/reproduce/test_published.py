@@ -59,9 +59,6 @@ def test_every_command_takes_every_experiment(name: str) -> None:
         pruning.calibration.num_block_samples,
         pruning.calibration.sequence_length,
     ) == ("alpaca", 256, 2048)
-    assert "expected" not in json.dumps(pruning.identity()), (
-        "what a result is compared with decides nothing"
-    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,7 +17,7 @@ from pruning.models.find import find_checkpoint
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.nll import run_prefix, score_candidates
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from pruning.shape import Removal
 from tests.conftest import NEEDS_GPU
 
@@ -37,8 +37,8 @@ def test_the_reference_trajectory(shared: Path, device: str) -> None:
     reorder(dense, channel_order(dense, "l1"))
     search = GreedySearch(
         accounting,
-        make_stages(
-            accounting,
+        SearchSettings.resolved(
+            accounting.geometry,
             target_ratio=0.30,
             distribution=[35, 35, 30],
             mlp_group_channels=43,

@@ -9,7 +9,8 @@ from pruning.errors import InputError, ScoringError, TargetNotReached
 from pruning.importance.block_influence import BlockInfluence
 from pruning.search.fixed import FixedSearch, random_path
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import Layout, make_stages
+from pruning.search.settings import SearchSettings, ShapeConstraint
+from pruning.search.stages import make_stages
 from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config
 
@@ -19,6 +20,24 @@ def accounting() -> Accounting:
     return Accounting(tiny_config("qwen3"))
 
 
+def settings_of(
+    accounting: Accounting,
+    ratio: float,
+    distribution: tuple[float, ...],
+    mlp: int = 16,
+    heads: int = 16,
+    constraint: ShapeConstraint = "none",
+) -> SearchSettings:
+    return SearchSettings.resolved(
+        accounting.geometry,
+        target_ratio=ratio,
+        distribution=distribution,
+        mlp_group_channels=mlp,
+        head_group_channels=heads,
+        shape_constraint=constraint,
+    )
+
+
 def make_search(
     accounting: Accounting,
     ratio: float = 0.3,
@@ -26,16 +45,7 @@ def make_search(
     mlp: int = 16,
     heads: int = 16,
 ) -> GreedySearch:
-    return GreedySearch(
-        accounting,
-        make_stages(
-            accounting,
-            target_ratio=ratio,
-            distribution=distribution,
-            mlp_group_channels=mlp,
-            head_group_channels=heads,
-        ),
-    )
+    return GreedySearch(accounting, settings_of(accounting, ratio, distribution, mlp, heads))
 
 
 def score(shape: ModelShape) -> float:
@@ -223,19 +233,13 @@ def test_block_only_families_refuse_widths() -> None:
         make_search(Accounting(tiny_config("starcoder2")))
 
 
-def test_a_portable_search_keeps_what_every_runtime_needs() -> None:
+def test_a_deployable_search_keeps_what_every_runtime_needs() -> None:
     """Attention in the first layer, an MLP in the last, widths in multiples of 256, however far it
     goes.
     """
     accounting = Accounting(tiny_config("llama", intermediate_size=1024))
-    settings = {
-        "target_ratio": 0.8,
-        "distribution": (45, 45, 10),
-        "mlp_group_channels": 256,
-        "head_group_channels": 16,
-    }
     search = GreedySearch(
-        accounting, make_stages(accounting, layout="portable", **settings), "portable"
+        accounting, settings_of(accounting, 0.8, (45, 45, 10), mlp=256, constraint="deployable")
     )
     assert len(search.propose()) == 8 - 2
     before = search.expected_evaluations()
@@ -244,15 +248,14 @@ def test_a_portable_search_keeps_what_every_runtime_needs() -> None:
     assert search.shape.layers[0].kv_heads
     assert search.shape.layers[-1].mlp_channels
     assert all(layer.mlp_channels % 256 == 0 for layer in search.shape.layers)
-    free = GreedySearch(accounting, make_stages(accounting, **settings))
+    free = make_search(accounting, 0.8, (45, 45, 10), mlp=256)
     assert before < free.expected_evaluations()
     assert len(free.propose()) == 8
 
 
 @pytest.mark.parametrize(("channels", "group"), [(1000, 256), (1024, 100)])
-def test_portable_widths(channels: int, group: int) -> None:
+def test_deployable_widths(channels: int, group: int) -> None:
     accounting = Accounting(tiny_config("llama", intermediate_size=channels))
-    settings = {"target_ratio": 0.3, "mlp_group_channels": group, "head_group_channels": 16}
     with pytest.raises(
         InputError,
         match=(
@@ -260,17 +263,22 @@ def test_portable_widths(channels: int, group: int) -> None:
             f"search.mlp_group_channels takes {group}"
         ),
     ):
-        make_stages(accounting, distribution=(40, 40, 20), layout="portable", **settings)
-    make_stages(accounting, distribution=(80, 0, 20), layout="portable", **settings)
+        make_stages(
+            accounting, settings_of(accounting, 0.3, (40, 40, 20), group, constraint="deployable")
+        )
+    make_stages(
+        accounting, settings_of(accounting, 0.3, (80, 0, 20), group, constraint="deployable")
+    )
 
 
 def make_fixed(
     accounting: Accounting,
     path: tuple[tuple[Removal, ...], ...],
     ratio: float,
-    layout: Layout = "any",
+    constraint: ShapeConstraint = "none",
 ) -> FixedSearch:
-    return FixedSearch(accounting, make_search(accounting, ratio, (7, 0, 0)).stages, path, layout)
+    settings = settings_of(accounting, ratio, (7, 0, 0), constraint=constraint)
+    return FixedSearch(accounting, settings, path)
 
 
 def test_a_fixed_search_has_one_candidate_a_step(accounting: Accounting) -> None:
@@ -320,8 +328,8 @@ def test_drawn_orders_are_reproducible_nested_and_differ(accounting: Accounting)
 
 
 def test_fixed_searches_keep_what_every_runtime_needs(accounting: Accounting) -> None:
-    drawn = make_fixed(accounting, random_path(accounting.dense, 1), 0.9, "portable")
-    layers = make_fixed(accounting, BlockInfluence((0.0, 0.2, 0.1, 0.0)).path, 0.9, "portable")
+    drawn = make_fixed(accounting, random_path(accounting.dense, 1), 0.9, "deployable")
+    layers = make_fixed(accounting, BlockInfluence((0.0, 0.2, 0.1, 0.0)).path, 0.9, "deployable")
     for search in (drawn, layers):
         with pytest.raises(TargetNotReached, match=r"Lower the target\. Everything"):
             run(search)

@@ -7,7 +7,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.search.greedy import GreedySearch
 from pruning.search.implied import implied_search, target_range
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 
@@ -49,11 +49,16 @@ def test_the_published_shape_of_llama_2_7b() -> None:
 def test_every_search_is_implied_by_its_shape(preference: int) -> None:
     """Searches that prefer the first or the last candidate use layers up in opposite orders."""
     accounting = Accounting(tiny_config("llama", num_hidden_layers=6))
-    settings = {"mlp_group_channels": 16, "head_group_channels": 16}
     for target in (0.1, 0.3, 0.4):
         search = GreedySearch(
             accounting,
-            make_stages(accounting, target_ratio=target, distribution=(40, 40, 20), **settings),
+            SearchSettings.resolved(
+                accounting.geometry,
+                target_ratio=target,
+                distribution=(40, 40, 20),
+                mlp_group_channels=16,
+                head_group_channels=16,
+            ),
         )
         while not search.done:
             search.observe(

@@ -18,21 +18,27 @@ from pruning.importance.block_influence import BlockInfluence
 from pruning.search.fixed import FixedSearch, random_path
 from pruning.search.greedy import GreedySearch
 from pruning.search.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
-from pruning.search.stages import Layout, Stage, StageName, make_stages
+from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
+from pruning.search.stages import StageName
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 
 
-def stages_of(
-    accounting: Accounting, ratio: float, distribution: tuple[float, ...], layout: Layout = "any"
-) -> tuple[Stage, ...]:
-    return make_stages(
-        accounting,
+def settings_of(
+    accounting: Accounting,
+    ratio: float,
+    distribution: tuple[float, ...],
+    constraint: ShapeConstraint = "none",
+    strategy: StrategyName = "greedy",
+) -> SearchSettings:
+    return SearchSettings.resolved(
+        accounting.geometry,
         target_ratio=ratio,
         distribution=distribution,
         mlp_group_channels=256,
         head_group_channels=16,
-        layout=layout,
+        shape_constraint=constraint,
+        strategy=strategy,
     )
 
 
@@ -64,7 +70,7 @@ def walk(search: GreedySearch, seed: int) -> dict[StageName, tuple[int, int]]:
     }
 
 
-@pytest.mark.parametrize("layout", ["any", "portable"])
+@pytest.mark.parametrize("constraint", ["none", "deployable"])
 @pytest.mark.parametrize(
     ("ratio", "distribution"),
     [
@@ -76,16 +82,16 @@ def walk(search: GreedySearch, seed: int) -> dict[StageName, tuple[int, int]]:
     ],
 )
 def test_every_path_is_inside(
-    ratio: float, distribution: tuple[float, ...], layout: Layout
+    ratio: float, distribution: tuple[float, ...], constraint: ShapeConstraint
 ) -> None:
     accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
-    stages = stages_of(accounting, ratio, distribution, layout)
-    plan = plan_search(accounting, stages, layout)
+    settings = settings_of(accounting, ratio, distribution, constraint)
+    plan = plan_search(accounting, settings)
     assert plan.impossible is None
-    seen: dict[StageName, list[tuple[int, int]]] = {stage.name: [] for stage in stages}
+    seen: dict[StageName, list[tuple[int, int]]] = {stage.name: [] for stage in plan.stages}
     for seed in range(60):
         try:
-            counts = walk(GreedySearch(accounting, stages, layout), seed)
+            counts = walk(GreedySearch(accounting, settings), seed)
         except TargetNotReached:
             assert plan.dead_ends
             continue
@@ -104,19 +110,21 @@ def test_every_path_is_inside(
         )
 
 
-@pytest.mark.parametrize("layout", ["any", "portable"])
+@pytest.mark.parametrize("constraint", ["none", "deployable"])
 @pytest.mark.parametrize("ratio", [0.01, 0.2, 0.45])
-def test_paths_that_do_not_depend_on_scores_are_inside(ratio: float, layout: Layout) -> None:
+def test_paths_that_do_not_depend_on_scores_are_inside(
+    ratio: float, constraint: ShapeConstraint
+) -> None:
     accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
-    stages = stages_of(accounting, ratio, (1, 0, 0), layout)
-    drawn, layers = (
-        plan_search(accounting, stages, layout, "random"),
-        plan_search(accounting, stages, layout, "block_influence"),
+    random_order, by_influence = (
+        settings_of(accounting, ratio, (1, 0, 0), constraint, strategy)
+        for strategy in ("random", "block_influence")
     )
+    drawn, layers = plan_search(accounting, random_order), plan_search(accounting, by_influence)
     assert [stage.name for stage in drawn.stages] == ["block", "mlp_channels", "attention_heads"]
     counts, ratios = [], []
     for seed in range(200):
-        search = FixedSearch(accounting, stages, random_path(accounting.dense, seed), layout)
+        search = FixedSearch(accounting, random_order, random_path(accounting.dense, seed))
         counts.append(walk(search, seed)["block"])
         ratios.append(search.ratio)
     found = drawn.stages[0]
@@ -127,7 +135,7 @@ def test_paths_that_do_not_depend_on_scores_are_inside(ratio: float, layout: Lay
     )
     assert found.ratio[0] <= min(ratios) <= max(ratios) <= found.ratio[1]
     search = FixedSearch(
-        accounting, stages, BlockInfluence((0.3, 0.1, 0.4, 0.2, 0.6, 0.5)).path, layout
+        accounting, by_influence, BlockInfluence((0.3, 0.1, 0.4, 0.2, 0.6, 0.5)).path
     )
     steps, evaluations = walk(search, 0)["block"]
     found = layers.stages[0]
@@ -148,7 +156,8 @@ def test_whole_layers_that_are_too_few() -> None:
     accounting = Accounting(tiny_config("llama"))
     assert (
         plan_search(
-            accounting, stages_of(accounting, 0.5, (1, 0, 0)), "portable", "block_influence"
+            accounting,
+            settings_of(accounting, 0.5, (1, 0, 0), "deployable", "block_influence"),
         ).impossible
         == "block"
     )
@@ -156,7 +165,7 @@ def test_whole_layers_that_are_too_few() -> None:
 
 def test_a_target_that_no_path_reaches() -> None:
     accounting = Accounting(tiny_config("llama", intermediate_size=1024))
-    plan = plan_search(accounting, stages_of(accounting, 0.9, (0, 100, 0)))
+    plan = plan_search(accounting, settings_of(accounting, 0.9, (0, 100, 0)))
     assert plan.impossible == "mlp_channels"
     assert plan.dead_ends
     assert [stage.name for stage in plan.stages] == ["block"]
@@ -165,14 +174,14 @@ def test_a_target_that_no_path_reaches() -> None:
 def test_a_target_that_some_paths_miss() -> None:
     """Where the block stage takes attention only, too few heads are left for the last one."""
     accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
-    stages = stages_of(accounting, 0.3, (10, 80, 10))
-    plan = plan_search(accounting, stages)
+    settings = settings_of(accounting, 0.3, (10, 80, 10))
+    plan = plan_search(accounting, settings)
     assert plan.dead_ends
     assert plan.impossible is None
     outcomes = set()
     for seed in range(20):
         try:
-            walk(GreedySearch(accounting, stages), seed)
+            walk(GreedySearch(accounting, settings), seed)
             outcomes.add("reached")
         except TargetNotReached:
             outcomes.add("missed")
@@ -199,7 +208,10 @@ def test_published_searches_are_inside(shared: Path) -> None:
         }
         ratio = run["target_ratio_percent"] / 100
         plans = [
-            plan_search(accounting, make_stages(accounting, target_ratio=target, **settings))
+            plan_search(
+                accounting,
+                SearchSettings.resolved(accounting.geometry, target_ratio=target, **settings),
+            )
             for target in (ratio, ratio - 5e-4, ratio + 5e-4)
         ]
         for stage, count in zip(
@@ -235,8 +247,8 @@ def test_flops_of_a_step_are_those_of_its_parts() -> None:
     accounting = Accounting(tiny_config("llama"))
     search = GreedySearch(
         accounting,
-        make_stages(
-            accounting,
+        SearchSettings.resolved(
+            accounting.geometry,
             target_ratio=0.3,
             distribution=(1, 0, 0),
             mlp_group_channels=16,
@@ -257,15 +269,15 @@ def test_flops_of_a_step_are_those_of_its_parts() -> None:
 
 def test_planned_flops_are_near_those_of_a_search() -> None:
     accounting = Accounting(tiny_config("llama", num_hidden_layers=12, intermediate_size=128))
-    settings = {
-        "target_ratio": 0.3,
-        "distribution": (44, 52, 4),
-        "mlp_group_channels": 16,
-        "head_group_channels": 16,
-    }
-    stages = make_stages(accounting, **settings)
-    plan: SearchPlan = plan_search(accounting, stages)
-    search = GreedySearch(accounting, stages)
+    settings = SearchSettings.resolved(
+        accounting.geometry,
+        target_ratio=0.3,
+        distribution=(44, 52, 4),
+        mlp_group_channels=16,
+        head_group_channels=16,
+    )
+    plan: SearchPlan = plan_search(accounting, settings)
+    search = GreedySearch(accounting, settings)
     walk(search, 0)
     base, real = accounting.dense, 0.0
     for step in search.steps:

@@ -22,7 +22,7 @@ from pruning.models.geometry import Geometry
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from pruning.shape import Removal
 from tests.seeded_model import golden, save_seeded, weights
 
@@ -83,14 +83,14 @@ def test_the_reference_trajectory(dense: LoadedModel) -> None:
     settings = golden()["settings"]
     accounting, geometry = Accounting(dense.model.config), dense.geometry
     reorder(dense, channel_order(dense, "l1"))
-    stages = make_stages(
-        accounting,
+    found = SearchSettings.resolved(
+        accounting.geometry,
         target_ratio=settings["target_ratio_percent"] / 100,
         distribution=[float(share) for share in settings["distribution"].split(":")],
         mlp_group_channels=settings["mlp_channel_group_size"],
         head_group_channels=settings["attn_channel_group_size"],
     )
-    search = GreedySearch(accounting, stages)
+    search = GreedySearch(accounting, found)
     for reference in golden()["steps"]:
         candidates = search.propose()
         expected = [candidate[-1] for candidate in reference["candidates"]]

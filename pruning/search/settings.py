@@ -1,0 +1,87 @@
+"""What a search is asked for, with everything resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+from pruning.importance.channel_order import Importance
+from pruning.models.geometry import Geometry
+
+StrategyName = Literal["greedy", "block_influence", "random"]
+"""What decides the next removal."""
+
+STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
+
+ShapeConstraint = Literal["none", "deployable"]
+"""Which shapes a search may come to: any, or those that every runtime serves."""
+
+_SEED = 42
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings:
+    """The settings of one search of one model. `resolved` makes them and has the defaults.
+
+    Args:
+        strategy: what decides the next removal.
+        target_ratio: removed / all parameters, above 0 and below 1.
+        distribution: shares of the block, MLP channel and attention head stages.
+        mlp_group_channels: MLP channels that go at a time.
+        head_group_channels: query channels that go at a time, KV heads x queries per KV head x
+            head dim.
+        importance: what orders channels and heads.
+        shape_constraint: which shapes are allowed.
+        seed: of the strategies that draw.
+    """
+
+    strategy: StrategyName
+    target_ratio: float
+    distribution: tuple[float, ...]
+    mlp_group_channels: int
+    head_group_channels: int
+    importance: Importance
+    shape_constraint: ShapeConstraint
+    seed: int
+
+    @classmethod
+    def resolved(
+        cls,
+        geometry: Geometry,
+        *,
+        target_ratio: float,
+        distribution: Sequence[float] = (44, 52, 4),
+        strategy: StrategyName = "greedy",
+        mlp_group_channels: int | None = None,
+        head_group_channels: int | None = None,
+        importance: Importance = "activation",
+        shape_constraint: ShapeConstraint = "none",
+        seed: int | None = None,
+    ) -> Self:
+        """Settings for a model of these sizes; None takes the default of that model."""
+        return cls(
+            strategy=strategy,
+            target_ratio=target_ratio,
+            distribution=tuple(float(share) for share in distribution),
+            mlp_group_channels=(
+                default_mlp_group(geometry) if mlp_group_channels is None else mlp_group_channels
+            ),
+            head_group_channels=(
+                geometry.channels_per_kv_head
+                if head_group_channels is None
+                else head_group_channels
+            ),
+            importance=importance,
+            shape_constraint=shape_constraint,
+            seed=_SEED if seed is None else seed,
+        )
+
+
+def default_mlp_group(geometry: Geometry) -> int:
+    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are
+    too narrow for that.
+    """
+    if geometry.mlp_channels < 1024:
+        return max(1, geometry.mlp_channels // 4)
+    return max(1, round(geometry.mlp_channels / 10 / 256)) * 256

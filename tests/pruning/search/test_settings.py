@@ -1,0 +1,48 @@
+"""The settings of a search: what is not given follows from the model, in one place."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from pipelines.config.overrides import CONF
+from pipelines.config.prune import PruneConfig
+from pipelines.config.schemas import register
+from pruning.costs.accounting import Accounting
+from pruning.models.geometry import Geometry
+from pruning.search.settings import SearchSettings
+from tests.conftest import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("channels", "group"), [(11008, 1024), (18944, 1792), (1024, 256), (1023, 255), (3, 1)]
+)
+def test_groups_follow_from_the_model(channels: int, group: int) -> None:
+    geometry = Geometry(4, kv_heads=3, queries_per_kv_head=2, head_dim=8, mlp_channels=channels)
+    settings = SearchSettings.resolved(geometry, target_ratio=0.2)
+    assert (settings.mlp_group_channels, settings.head_group_channels) == (group, 16)
+
+
+def test_what_is_given_stays() -> None:
+    geometry = Accounting(tiny_config("llama")).geometry
+    given = {
+        "target_ratio": 0.3,
+        "distribution": (1.0, 0.0, 0.0),
+        "strategy": "random",
+        "mlp_group_channels": 0,
+        "head_group_channels": 0,
+        "importance": "none",
+        "shape_constraint": "deployable",
+        "seed": 0,
+    }
+    settings = SearchSettings.resolved(geometry, **given)  # type: ignore[arg-type]
+    assert {name: getattr(settings, name) for name in given} == given
+
+
+def test_the_command_has_the_same_defaults() -> None:
+    """`conf/` writes down for people what the code does without it."""
+    geometry = Accounting(tiny_config("llama")).geometry
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = PruneConfig.of(compose("prune"))
+    assert config.search.resolved(geometry) == SearchSettings.resolved(geometry, target_ratio=0.10)
