@@ -19,6 +19,7 @@ from pruning.importance.criteria import Importance
 from pruning.models.dtypes import DTYPES
 from pruning.models.geometry import Geometry
 from pruning.search.settings import STRATEGY_NAMES, SearchSettings, ShapeConstraint
+from pruning.search.strategies import STRATEGIES
 
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 LAYOUTS: dict[str, ShapeConstraint] = {"any": "none", "portable": "deployable"}
@@ -147,10 +148,12 @@ class SearchConfig:
 
     def problems(self) -> list[str]:
         found = not_allowed(self, "search.")
-        if self.seed is not None and self.strategy != "random":
+        strategy = STRATEGIES.get(self.strategy)
+        if self.seed is not None and strategy is not None and "seed" not in strategy.options:
+            users = [name for name, each in STRATEGIES.items() if "seed" in each.options]
             found.append(
                 f"search.seed: {self.seed}, which has no effect with "
-                f"search.strategy={self.strategy}; it is for random"
+                f"search.strategy={self.strategy}; it is for {', '.join(users)}"
             )
         if not 0 < self.target_ratio < 1:
             hint = (
@@ -173,7 +176,7 @@ class SearchConfig:
                 "sum, the shares of blocks, MLP channels and attention heads, "
                 "such as [44,52,4]"
             )
-        elif self.strategy != "greedy" and sum(shares[1:]) > 0:
+        elif strategy is not None and strategy.blocks_only and sum(shares[1:]) > 0:
             found.append(
                 f"search.distribution: {shares}, but search.strategy={self.strategy} removes "
                 "whole blocks only; use search.distribution=[1,0,0], as "

@@ -14,8 +14,9 @@ from pipelines.config.prune import PruneConfig
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.find import find_checkpoint
-from pruning.search.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
+from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
 from pruning.search.stages import token_set_of
+from pruning.search.strategies import strategy_of
 from pruning.shape import ModelShape, Removal
 
 ROUNDING = 0.0005
@@ -40,7 +41,9 @@ def search_plan(accounting: Accounting, config: PruneConfig) -> SearchPlan:
     """The ranges for the target, and for the lowest and highest that round to it."""
     settings = config.search.resolved(accounting.geometry)
     plans = [
-        plan_search(accounting, replace(settings, target_ratio=settings.target_ratio + difference))
+        strategy_of(replace(settings, target_ratio=settings.target_ratio + difference)).planned(
+            accounting
+        )
         for difference in (0.0, -ROUNDING, ROUNDING)
     ]
     return merged(plans) if plans[0].impossible is None else plans[0]

@@ -10,13 +10,13 @@ from typing import Any
 from pipelines.prune.scorer import Scorer
 from pipelines.runs.journal import Journal, step_line
 from pruning.costs.accounting import Accounting
-from pruning.search.greedy import GreedySearch
+from pruning.search.strategy import Search
 
 log = logging.getLogger(__name__)
 
 
 def run_search(
-    search: GreedySearch,
+    search: Search,
     scorer: Scorer,
     journal: Journal,
     *,

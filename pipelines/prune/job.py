@@ -25,10 +25,10 @@ from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
-from pruning.search.fixed import FixedSearch, random_path
-from pruning.search.greedy import GreedySearch
 from pruning.search.settings import SearchSettings
 from pruning.search.stages import stage_problems
+from pruning.search.strategies import strategy_of
+from pruning.search.strategy import Measured, Strategy
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.memory import evaluator_bytes
@@ -60,29 +60,18 @@ class PruneJob:
         default_factory=lambda: {name: name for name in SET_NAMES}
     )
 
+    @property
+    def strategy(self) -> Strategy:
+        return strategy_of(self.settings)
+
     def identity(self) -> dict[str, Any]:
         """What decides the trajectory, with everything resolved."""
-        settings = self.settings
-        identity: dict[str, Any] = {
+        return self.strategy.identity() | {
             "calibration.batch_size": self.config.calibration.batch_size,
-            "search.target_ratio": settings.target_ratio,
-            "search.distribution": list(settings.distribution),
-            "search.importance": settings.importance,
-        }
-        # Left out where they change nothing, as in folders from before there was a choice.
-        if settings.shape_constraint == "deployable":
-            identity["search.layout"] = "portable"
-        if settings.strategy != "greedy":
-            identity["search.strategy"] = settings.strategy
-        if settings.strategy == "random":
-            identity["search.seed"] = settings.seed
-        return identity | {
             "model": self.fingerprint,
             "model.dtype": self.dtype,
             "calibration.block": self.calibration.block.fingerprint,
             "calibration.width": self.calibration.width.fingerprint,
-            "search.mlp_group_channels": settings.mlp_group_channels,
-            "search.head_group_channels": settings.head_group_channels,
         }
 
     def spec(self) -> EvaluatorSpec:
@@ -116,7 +105,12 @@ class PruneJob:
         folder.write_with(path.name, order.save)
         return order
 
-    def block_influence(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> BlockInfluence:
+    def measured(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> Measured:
+        """What the strategy needs to know of the dense model."""
+        needs = self.strategy.needs
+        return {"influence": self._influence(pool, folder, order)} if "influence" in needs else {}
+
+    def _influence(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> BlockInfluence:
         """That of the dense model, found once like the channel order, in which the weights are by
         now.
         """
@@ -139,20 +133,6 @@ class PruneJob:
         influence = BlockInfluence.of([found[batch] for batch in range(num_batches)])
         folder.write_with(path.name, influence.save)
         return influence
-
-    def new_search(self, influence: BlockInfluence | None = None) -> GreedySearch:
-        """A search before its first step.
-
-        Args:
-            influence: what `search.strategy=block_influence` goes by; without it, its search has no
-                candidates.
-        """
-        if self.settings.strategy == "greedy":
-            return GreedySearch(self.accounting, self.settings)
-        if self.settings.strategy == "random":
-            path = random_path(self.accounting.dense, self.settings.seed)
-            return FixedSearch(self.accounting, self.settings, path)
-        return FixedSearch(self.accounting, self.settings, influence.path if influence else ())
 
 
 def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:

@@ -18,7 +18,7 @@ from pipelines.plan.against_actual import beside_plan
 from pipelines.prune.driver import run_search
 from pipelines.prune.job import PruneJob
 from pipelines.prune.scorer import Scorer
-from pipelines.prune.summary import costs, strategy_name, table
+from pipelines.prune.summary import costs, table
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import Journal
 from pipelines.runs.pictures import plot_shape, plot_trajectory
@@ -36,6 +36,7 @@ from pruning.importance.channel_order import ChannelOrder
 from pruning.models.display_name import display_name
 from pruning.scoring.nll import perplexity
 from pruning.search.stages import token_set_of
+from pruning.search.strategy import Measured, Search
 from pruning.shape import ModelShape
 from workers.pool.protocol import Pool
 
@@ -83,15 +84,14 @@ class SearchRun:
             pool,
         )
         self.journal = Journal(folder.path / "trajectory.jsonl")
-        self.search = job.new_search()
-        if job.settings.strategy != "block_influence":  # its path comes from the evaluators
-            self.journal.replay(self.search)
+        self.search: Search
+        if not job.strategy.needs:  # else evaluators measure first
+            self._begin({})
         self.tracker = Tracker(
             uri=job.config.tracking.uri,
             experiment=job.config.tracking.experiment,
             run_name=(
-                f"{self.model_name} {job.config.search.target_ratio:.0%} "
-                f"{strategy_name(job.settings)}"
+                f"{self.model_name} {job.config.search.target_ratio:.0%} {job.strategy.label}"
             ),
             started=record["started"],
             run_id=record.get("mlflow_run_id"),
@@ -129,11 +129,8 @@ class SearchRun:
                     self.heartbeat.beat(pool)
                 order = self.job.channel_order(pool, self.folder)
                 pool.set_order(order)
-                if self.job.settings.strategy == "block_influence":
-                    self.search = self.job.new_search(
-                        self.job.block_influence(pool, self.folder, order)
-                    )
-                    self.journal.replay(self.search)
+                if self.job.strategy.needs:
+                    self._begin(self.job.measured(pool, self.folder, order))
                 scorer = self._scorer(pool, order, progress)
                 dense = self._score_all(scorer, self.job.accounting.dense)
                 self._track_past(dense)
@@ -153,6 +150,11 @@ class SearchRun:
         if problem is not None:
             raise problem
         return summary
+
+    def _begin(self, measured: Measured) -> None:
+        """The search, where its journal ends."""
+        self.search = self.job.strategy.search(self.job.accounting, measured)
+        self.journal.replay(self.search)
 
     def _scorer(self, pool: Pool, order: ChannelOrder, progress: WorkProgress) -> Scorer:
         context = Context(
@@ -248,7 +250,7 @@ class SearchRun:
         return {
             "status": "target reached" if problem is None else str(problem),
             "model": self.model_name,
-            "strategy": strategy_name(self.job.settings),
+            "strategy": self.job.strategy.label,
             "target_ratio": config.search.target_ratio,
             "ratio": self.search.ratio,
             "steps": [step.stage for step in self.search.steps],

@@ -12,7 +12,6 @@ from rich.table import Table
 from pipelines.cli.console import duration
 from pipelines.plan.against_actual import beside_plan_row
 from pruning.costs.accounting import Accounting
-from pruning.search.settings import SearchSettings
 from pruning.search.stages import StageName
 from pruning.shape import ModelShape
 
@@ -41,15 +40,6 @@ def costs(
             "pruned": accounting.kv_cache_bytes_per_token(shape, bytes_per_value=bytes_per_value),
         },
     }
-
-
-def strategy_name(search: SearchSettings) -> str:
-    """What tells runs of one model and target apart: `44:52:4` of a greedy search, else
-    `block_influence` or `random 42`.
-    """
-    if search.strategy == "greedy":
-        return ":".join(f"{share:g}" for share in search.distribution)
-    return search.strategy + (f" {search.seed}" if search.strategy == "random" else "")
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -85,7 +75,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     )
     evaluations, steps = summary["evaluations"], Counter(summary["steps"])
     rows.add_section()
-    if ":" not in summary["strategy"]:  # a control, which is not to be taken for a search
+    if "search.strategy" in summary["identity"]:  # not to be taken for the greedy search
         rows.add_row("strategy", "", summary["strategy"].replace("_", " "), "")
     rows.add_row(
         "steps: blocks, channels, heads",

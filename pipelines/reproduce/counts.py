@@ -14,6 +14,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.search.implied import implied_search, target_range, whole_blocks
 from pruning.search.plan import Range, SearchPlan
+from pruning.search.strategies import STRATEGIES, strategy_of
 from pruning.shape import ModelShape
 
 _STAGES = {"block": "blocks", "mlp_channels": "MLP channels", "attention_heads": "attention heads"}
@@ -131,7 +132,7 @@ def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelSh
     expected = config.figures
     settings = config.search.resolved(accounting.geometry)
     names = [f"{what}, {stage}" for stage in _STAGES.values() for what in ("steps", "evaluations")]
-    if expected.no_plan is not None or settings.strategy != "greedy":
+    if expected.no_plan is not None or not strategy_of(settings).compares_candidates:
         why = expected.no_plan or f"search.strategy={settings.strategy} evaluates no candidates"
         return [not_checked(name, why) for name in (_TARGETS, *names)]
     implied = implied_search(
@@ -198,7 +199,7 @@ def _checks_without_shape(config: ReproduceConfig, accounting: Accounting) -> li
     if any(search.distribution[1:]):
         return [*checks, not_checked("ratio", "without a shape it follows from nothing")]
     nearest, attention, mlp = whole_blocks(
-        accounting, ratio, layers=search.strategy == "block_influence"
+        accounting, ratio, layers=STRATEGIES[search.strategy].whole_layers
     )
     quantity = f"ratio, nearest of whole blocks ({attention} attention, {mlp} MLP)"
     return [

@@ -12,8 +12,8 @@ from typing import Any
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.scoring.nll import perplexity
-from pruning.search.greedy import GreedySearch
 from pruning.search.step import Step
+from pruning.search.strategy import Search
 from pruning.shape import Removal
 
 
@@ -47,7 +47,7 @@ class Journal:
             os.fsync(file.fileno())
         self.lines.append(line)
 
-    def replay(self, search: GreedySearch) -> None:
+    def replay(self, search: Search) -> None:
         """Feeds the recorded scores to a new search, which must take the same decisions.
 
         Raises:

@@ -8,8 +8,10 @@ from itertools import accumulate
 
 from pruning.costs.accounting import Accounting
 from pruning.search.greedy import GreedySearch, candidates_of, is_allowed
+from pruning.search.plan import SearchPlan, given_blocks, given_layers, plan_search
 from pruning.search.settings import SearchSettings
 from pruning.search.stages import Stage
+from pruning.search.strategy import Measured, Strategy
 from pruning.shape import ModelShape, Removal
 
 
@@ -59,6 +61,38 @@ class FixedSearch(GreedySearch):
 
     def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
         return tuple(self._removals[len(self.steps) :][:1])
+
+
+class RandomStrategy(Strategy):
+    """A baseline: attention and MLP blocks in a random order."""
+
+    name = "random"
+    options = ("seed",)
+    blocks_only = True
+
+    def search(self, accounting: Accounting, measured: Measured) -> FixedSearch:
+        path = random_path(accounting.dense, self.settings.seed)
+        return FixedSearch(accounting, self.settings, path)
+
+    def planned(self, accounting: Accounting) -> SearchPlan:
+        return plan_search(accounting, self.settings, given_blocks)
+
+
+class BlockInfluenceStrategy(Strategy):
+    """A baseline: whole layers, those first that change least what flows through them (ShortGPT,
+    arXiv 2403.03853).
+    """
+
+    name = "block_influence"
+    needs = ("influence",)
+    blocks_only = True
+    whole_layers = True
+
+    def search(self, accounting: Accounting, measured: Measured) -> FixedSearch:
+        return FixedSearch(accounting, self.settings, measured["influence"].path)
+
+    def planned(self, accounting: Accounting) -> SearchPlan:
+        return plan_search(accounting, self.settings, given_layers)
 
 
 def random_path(dense: ModelShape, seed: int) -> tuple[tuple[Removal, ...], ...]:

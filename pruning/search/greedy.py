@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ScoringError, TargetNotReached
+from pruning.search.plan import SearchPlan, compared_blocks, plan_search
 from pruning.search.settings import SearchSettings, ShapeConstraint
 from pruning.search.stages import Stage, make_stages
 from pruning.search.step import Step
+from pruning.search.strategy import Measured, Strategy
 from pruning.shape import Kind, ModelShape, Removal
 
 
@@ -121,6 +124,27 @@ class GreedySearch:
             for removal in candidates_of(stage, shape)
             if is_allowed(removal, len(shape.layers), self.settings.shape_constraint)
         )
+
+
+class GreedyStrategy(Strategy):
+    """Every candidate is scored, the best goes (the published search)."""
+
+    name = "greedy"
+    compares_candidates = True
+
+    @property
+    def label(self) -> str:
+        """The distribution, such as `44:52:4`."""
+        return ":".join(f"{share:g}" for share in self.settings.distribution)
+
+    def search(self, accounting: Accounting, measured: Measured) -> GreedySearch:
+        return GreedySearch(accounting, self.settings)
+
+    def planned(self, accounting: Accounting) -> SearchPlan:
+        return plan_search(accounting, self.settings, compared_blocks)
+
+    def _own_identity(self) -> dict[str, Any]:
+        return {}
 
 
 def is_allowed(removal: Removal, num_layers: int, constraint: ShapeConstraint) -> bool:

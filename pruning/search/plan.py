@@ -8,7 +8,7 @@ layers of a dense model are alike, so that a way is fully described by how many 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ class SearchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class Way:
     """Where a path can be at the end of a stage: parameters removed, and layers that still have
     each kind of block.
     """
@@ -82,33 +82,57 @@ class _Way:
     mlp_layers: int
 
 
-def plan_search(accounting: Accounting, settings: SearchSettings) -> SearchPlan:
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a stage: where, after how many steps, and the least and the most candidates that
+    are scored on the way.
+    """
+
+    way: Way
+    steps: int
+    fewest: int
+    most: int
+
+
+BlockPaths = Callable[[Accounting, Stage, Way, ShapeConstraint], Iterator[End | None]]
+"""Every end of a block stage from one beginning; None for a dead end."""
+
+
+def plan_search(
+    accounting: Accounting, settings: SearchSettings, block_paths: BlockPaths
+) -> SearchPlan:
     """Follows every path at once.
+
+    Args:
+        block_paths: the ways that the strategy can go through the block stage: `compared_blocks`,
+            `given_blocks` or `given_layers`.
 
     Raises:
         InputError: the settings do not fit the model.
     """
     num_layers = accounting.geometry.num_layers
-    ways = {_Way(0, num_layers, num_layers)}
+    ways = {Way(0, num_layers, num_layers)}
     plans: list[StagePlan] = []
     dead_ends = False
     for stage in make_stages(accounting, settings):
-        ended = [end for way in ways for end in _through(accounting, stage, way, settings)]
+        ended = [
+            end for way in ways for end in _through(accounting, stage, way, settings, block_paths)
+        ]
         reached = [end for end in ended if end is not None]
         dead_ends = dead_ends or len(reached) < len(ended)
         if not reached:
             return SearchPlan(tuple(plans), True, stage.name)
-        ways = {way for way, *_ in reached}
+        ways = {end.way for end in reached}
         ratios = [way.removed / accounting.num_dense_parameters for way in ways]
         plans.append(
             StagePlan(
                 stage.name,
                 stage.target_ratio,
                 Range(
-                    min(steps for _, steps, _, _ in reached),
-                    max(steps for _, steps, _, _ in reached),
+                    min(end.steps for end in reached),
+                    max(end.steps for end in reached),
                 ),
-                Range(min(low for _, _, low, _ in reached), max(high for _, _, _, high in reached)),
+                Range(min(end.fewest for end in reached), max(end.most for end in reached)),
                 (min(ratios), max(ratios)),
             )
         )
@@ -195,27 +219,25 @@ def planned_flops(
 
 
 def _through(
-    accounting: Accounting, stage: Stage, way: _Way, settings: SearchSettings
-) -> Iterator[tuple[_Way, int, int, int] | None]:
-    """Every end of a stage from one beginning: where, steps, and the least and the most candidates
-    on the way; None for a dead end.
-    """
+    accounting: Accounting,
+    stage: Stage,
+    way: Way,
+    settings: SearchSettings,
+    block_paths: BlockPaths,
+) -> Iterator[End | None]:
+    """Every end of a stage from one beginning; None for a dead end."""
     if not _below(accounting, way.removed, stage):
-        yield way, 0, 0, 0
-    elif stage.name != "block":
-        yield _through_widths(accounting, stage, way)
-    elif settings.strategy == "block_influence":
-        yield _through_layers(accounting, stage, way, settings.shape_constraint)
+        yield End(way, 0, 0, 0)
+    elif stage.name == "block":
+        yield from block_paths(accounting, stage, way, settings.shape_constraint)
     else:
-        for end in _through_blocks(accounting, stage, way, settings.shape_constraint):
-            # A path that is drawn by lot can go the same ways as one that is searched, and has one
-            # candidate a step.
-            yield (end[0], end[1], end[1], end[1]) if end and settings.strategy == "random" else end
+        yield _through_widths(accounting, stage, way)
 
 
-def _through_blocks(
-    accounting: Accounting, stage: Stage, way: _Way, constraint: ShapeConstraint
-) -> Iterator[tuple[_Way, int, int, int] | None]:
+def compared_blocks(
+    accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
+) -> Iterator[End | None]:
+    """Blocks in any order, every one that is left a candidate of each step."""
     kept = 0 if constraint == "none" else 1
     attention, mlp = _block_sizes(accounting)
     most_attention, most_mlp = way.attention_layers - kept, way.mlp_layers - kept
@@ -234,30 +256,36 @@ def _through_blocks(
             ):
                 steps = num_attention + num_mlp
                 candidates = sum(most_attention + most_mlp - step for step in range(steps))
-                yield (
-                    _Way(removed, way.attention_layers - num_attention, way.mlp_layers - num_mlp),
-                    steps,
-                    candidates,
-                    candidates,
-                )
+                there = Way(removed, way.attention_layers - num_attention, way.mlp_layers - num_mlp)
+                yield End(there, steps, candidates, candidates)
 
 
-def _through_layers(
-    accounting: Accounting, stage: Stage, way: _Way, constraint: ShapeConstraint
-) -> tuple[_Way, int, int, int] | None:
+def given_blocks(
+    accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
+) -> Iterator[End | None]:
+    """Blocks in an order that is known before, such as a random one: any order can come, with one
+    candidate a step.
+    """
+    for end in compared_blocks(accounting, stage, way, constraint):
+        yield None if end is None else End(end.way, end.steps, end.steps, end.steps)
+
+
+def given_layers(
+    accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
+) -> Iterator[End | None]:
     """Whole layers, two steps each; `deployable` keeps the first and the last."""
     num_layers, size = accounting.geometry.num_layers, sum(_block_sizes(accounting))
     most = num_layers if constraint == "none" else max(0, num_layers - 2)
     for count in range(most + 1):
         if not _below(accounting, way.removed + count * size, stage):
             left = num_layers - count
-            return _Way(way.removed + count * size, left, left), 2 * count, 2 * count, 2 * count
-    return None
+            there = Way(way.removed + count * size, left, left)
+            yield End(there, 2 * count, 2 * count, 2 * count)
+            return
+    yield None
 
 
-def _through_widths(
-    accounting: Accounting, stage: Stage, way: _Way
-) -> tuple[_Way, int, int, int] | None:
+def _through_widths(accounting: Accounting, stage: Stage, way: Way) -> End | None:
     """Groups are of one size, so the number of steps is given.
 
     A layer is a candidate until its last group is all that is left: fewest candidates where one
@@ -287,7 +315,7 @@ def _through_widths(
         high += min(num_layers, num_layers * per_layer - steps)
         steps += 1
         removed += size
-    return _Way(removed, way.attention_layers, way.mlp_layers), steps, low, high
+    return End(Way(removed, way.attention_layers, way.mlp_layers), steps, low, high)
 
 
 def _below(accounting: Accounting, removed: int, stage: Stage) -> bool:

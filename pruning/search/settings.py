@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
-from pruning.importance.channel_order import Importance
+from pruning.importance.criteria import Importance
 from pruning.models.geometry import Geometry
 
 StrategyName = Literal["greedy", "block_influence", "random"]

@@ -125,6 +125,11 @@ def test_a_run_reproduces_itself(
     assert "expected: null" in (tmp_path / "search" / "config.yaml").read_text(), (
         "a run like any other"
     )
+    identities = [
+        json.loads((folder / "run.json").read_text())["identity"]
+        for folder in (first / "run", tmp_path / "search")
+    ]
+    assert identities[0] == identities[1], "what a result is compared with decides nothing"
 
 
 @pytest.mark.parametrize("first", ["llama"], indirect=True)

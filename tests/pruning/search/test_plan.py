@@ -17,9 +17,10 @@ from pruning.export.authors_config import read_authors_config
 from pruning.importance.block_influence import BlockInfluence
 from pruning.search.fixed import FixedSearch, random_path
 from pruning.search.greedy import GreedySearch
-from pruning.search.plan import SearchPlan, merged, plan_search, planned_flops, step_flops
+from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
 from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
 from pruning.search.stages import StageName
+from pruning.search.strategies import strategy_of
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 
@@ -40,6 +41,10 @@ def settings_of(
         shape_constraint=constraint,
         strategy=strategy,
     )
+
+
+def plan_of(accounting: Accounting, settings: SearchSettings) -> SearchPlan:
+    return strategy_of(settings).planned(accounting)
 
 
 def walk(search: GreedySearch, seed: int) -> dict[StageName, tuple[int, int]]:
@@ -86,7 +91,7 @@ def test_every_path_is_inside(
 ) -> None:
     accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
     settings = settings_of(accounting, ratio, distribution, constraint)
-    plan = plan_search(accounting, settings)
+    plan = plan_of(accounting, settings)
     assert plan.impossible is None
     seen: dict[StageName, list[tuple[int, int]]] = {stage.name: [] for stage in plan.stages}
     for seed in range(60):
@@ -120,7 +125,7 @@ def test_paths_that_do_not_depend_on_scores_are_inside(
         settings_of(accounting, ratio, (1, 0, 0), constraint, strategy)
         for strategy in ("random", "block_influence")
     )
-    drawn, layers = plan_search(accounting, random_order), plan_search(accounting, by_influence)
+    drawn, layers = plan_of(accounting, random_order), plan_of(accounting, by_influence)
     assert [stage.name for stage in drawn.stages] == ["block", "mlp_channels", "attention_heads"]
     counts, ratios = [], []
     for seed in range(200):
@@ -155,7 +160,7 @@ def test_paths_that_do_not_depend_on_scores_are_inside(
 def test_whole_layers_that_are_too_few() -> None:
     accounting = Accounting(tiny_config("llama"))
     assert (
-        plan_search(
+        plan_of(
             accounting,
             settings_of(accounting, 0.5, (1, 0, 0), "deployable", "block_influence"),
         ).impossible
@@ -165,7 +170,7 @@ def test_whole_layers_that_are_too_few() -> None:
 
 def test_a_target_that_no_path_reaches() -> None:
     accounting = Accounting(tiny_config("llama", intermediate_size=1024))
-    plan = plan_search(accounting, settings_of(accounting, 0.9, (0, 100, 0)))
+    plan = plan_of(accounting, settings_of(accounting, 0.9, (0, 100, 0)))
     assert plan.impossible == "mlp_channels"
     assert plan.dead_ends
     assert [stage.name for stage in plan.stages] == ["block"]
@@ -175,7 +180,7 @@ def test_a_target_that_some_paths_miss() -> None:
     """Where the block stage takes attention only, too few heads are left for the last one."""
     accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
     settings = settings_of(accounting, 0.3, (10, 80, 10))
-    plan = plan_search(accounting, settings)
+    plan = plan_of(accounting, settings)
     assert plan.dead_ends
     assert plan.impossible is None
     outcomes = set()
@@ -208,7 +213,7 @@ def test_published_searches_are_inside(shared: Path) -> None:
         }
         ratio = run["target_ratio_percent"] / 100
         plans = [
-            plan_search(
+            plan_of(
                 accounting,
                 SearchSettings.resolved(accounting.geometry, target_ratio=target, **settings),
             )
@@ -276,7 +281,7 @@ def test_planned_flops_are_near_those_of_a_search() -> None:
         mlp_group_channels=16,
         head_group_channels=16,
     )
-    plan: SearchPlan = plan_search(accounting, settings)
+    plan: SearchPlan = plan_of(accounting, settings)
     search = GreedySearch(accounting, settings)
     walk(search, 0)
     base, real = accounting.dense, 0.0

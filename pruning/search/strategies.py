@@ -1,0 +1,19 @@
+"""Every strategy by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pruning.search.fixed import BlockInfluenceStrategy, RandomStrategy
+from pruning.search.greedy import GreedyStrategy
+from pruning.search.settings import SearchSettings
+from pruning.search.strategy import Strategy
+
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (GreedyStrategy, BlockInfluenceStrategy, RandomStrategy)
+}
+
+
+def strategy_of(settings: SearchSettings) -> Strategy:
+    """The strategy that these settings name."""
+    return STRATEGIES[settings.strategy](settings)

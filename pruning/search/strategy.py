@@ -1,0 +1,121 @@
+"""What a strategy is: the object that decides how a search goes, and all that is said of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
+
+from pruning.costs.accounting import Accounting
+from pruning.importance.block_influence import BlockInfluence
+from pruning.search.plan import SearchPlan
+from pruning.search.settings import SearchSettings, StrategyName
+from pruning.search.stages import Stage
+from pruning.search.step import Step
+from pruning.shape import ModelShape, Removal
+
+Need = Literal["influence"]
+
+
+class Measured(TypedDict, total=False):
+    """What was measured of the dense model before the first step, by what the strategy needs."""
+
+    influence: BlockInfluence
+
+
+class Search(Protocol):
+    """Proposes and observes, and never evaluates: it holds no model and no clock, so that
+    replaying the same scores rebuilds the same search.
+    """
+
+    steps: list[Step]
+
+    @property
+    def shape(self) -> ModelShape: ...
+
+    @property
+    def ratio(self) -> float: ...
+
+    @property
+    def stage(self) -> Stage | None: ...
+
+    @property
+    def done(self) -> bool: ...
+
+    def propose(self) -> tuple[Removal, ...]: ...
+
+    def observe(self, scores: Mapping[Removal, float]) -> Step: ...
+
+    def expected_evaluations(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """One way to decide the next removal, with the settings of one search.
+
+    A strategy is a subclass and its entry in `pruning.search.strategies`.
+    """
+
+    settings: SearchSettings
+
+    name: ClassVar[StrategyName]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What `search` must be given; besides the channel order, which every search has."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Settings that have an effect with this strategy and not with every other one."""
+    blocks_only: ClassVar[bool] = False
+    """Whether it can remove whole blocks alone: a distribution of [1, 0, 0]."""
+    whole_layers: ClassVar[bool] = False
+    """Whether the two blocks of a layer go together."""
+    compares_candidates: ClassVar[bool] = False
+    """Whether a step scores several candidates and commits the best."""
+
+    @property
+    def label(self) -> str:
+        """What tells runs of one model and target apart, such as `random 42`."""
+        return " ".join([self.name, *(str(value) for value in self._options().values())])
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the trajectory, by the names of the options.
+
+        Two searches that agree on them, and on the bytes of model and calibration, take the same
+        steps. What changes nothing is left out, as in folders from before there was a choice.
+        """
+        settings = self.settings
+        identity: dict[str, Any] = {
+            "search.target_ratio": settings.target_ratio,
+            "search.distribution": list(settings.distribution),
+            "search.importance": settings.importance,
+            "search.mlp_group_channels": settings.mlp_group_channels,
+            "search.head_group_channels": settings.head_group_channels,
+        }
+        if settings.shape_constraint == "deployable":
+            identity["search.layout"] = "portable"
+        return identity | self._own_identity()
+
+    @abstractmethod
+    def search(self, accounting: Accounting, measured: Measured) -> Search:
+        """A search before its first step.
+
+        Args:
+            measured: all that `needs` names.
+
+        Raises:
+            InputError: the settings do not fit the model.
+        """
+
+    @abstractmethod
+    def planned(self, accounting: Accounting) -> SearchPlan:
+        """Steps and evaluations of every way that the search can go.
+
+        Raises:
+            InputError: the settings do not fit the model.
+        """
+
+    def _own_identity(self) -> dict[str, Any]:
+        options = {f"search.{name}": value for name, value in self._options().items()}
+        return {"search.strategy": self.name} | options
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in self.options}

@@ -1,0 +1,125 @@
+"""Strategies: what each is told apart by, and that nobody outside this folder asks for a name."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from pruning.costs.accounting import Accounting
+from pruning.importance.block_influence import BlockInfluence
+from pruning.search.settings import STRATEGY_NAMES, SearchSettings, StrategyName
+from pruning.search.strategies import STRATEGIES, strategy_of
+from pruning.shape import Removal
+from tests.conftest import ROOT, tiny_config
+
+
+@pytest.fixture(scope="module")
+def accounting() -> Accounting:
+    return Accounting(tiny_config("llama"))
+
+
+def settings_of(accounting: Accounting, strategy: StrategyName) -> SearchSettings:
+    return SearchSettings.resolved(
+        accounting.geometry, target_ratio=0.2, distribution=(1, 0, 0), strategy=strategy, seed=7
+    )
+
+
+def test_every_name_has_a_strategy() -> None:
+    assert tuple(STRATEGIES) == STRATEGY_NAMES
+    assert {name: strategy.name for name, strategy in STRATEGIES.items()} == {
+        name: name for name in STRATEGY_NAMES
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "own"),
+    [
+        ("greedy", "1:0:0", {}),
+        ("block_influence", "block_influence", {"search.strategy": "block_influence"}),
+        ("random", "random 7", {"search.strategy": "random", "search.seed": 7}),
+    ],
+)
+def test_how_runs_are_told_apart(
+    accounting: Accounting, name: StrategyName, label: str, own: dict[str, object]
+) -> None:
+    strategy = strategy_of(settings_of(accounting, name))
+    assert strategy.label == label
+    assert strategy.identity() == own | {
+        "search.target_ratio": 0.2,
+        "search.distribution": [1.0, 0.0, 0.0],
+        "search.importance": "activation",
+        "search.mlp_group_channels": 12,
+        "search.head_group_channels": 16,
+    }
+
+
+@pytest.mark.parametrize("name", STRATEGY_NAMES)
+def test_plan_and_search_of_each(accounting: Accounting, name: StrategyName) -> None:
+    """The first proposal is known once what the strategy needs is measured, and what a search
+    takes is inside its plan.
+    """
+    strategy = strategy_of(settings_of(accounting, name))
+    influence = BlockInfluence((0.4, 0.1, 0.3, 0.2))
+    search = strategy.search(accounting, {"influence": influence} if strategy.needs else {})
+    first = search.propose()
+    assert (len(first) > 1) == strategy.compares_candidates
+    if strategy.whole_layers:
+        assert first == (Removal("attention", 1, 0),)
+    while not search.done:
+        search.observe(dict.fromkeys(search.propose(), 1.0))
+    [blocks, *_] = strategy.planned(accounting).stages
+    assert blocks.steps.min <= len(search.steps) <= blocks.steps.max
+    evaluations = sum(len(step.candidates) for step in search.steps)
+    assert blocks.evaluations.min <= evaluations <= blocks.evaluations.max
+
+
+def comparisons(source: str) -> list[int]:
+    """Lines that compare something with a strategy's name, or with `strategy` itself."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [inner for side in (node.left, *node.comparators) for inner in ast.walk(side)]
+        elif isinstance(node, ast.MatchValue):
+            sides = [node.value]
+        else:
+            continue
+        if any(isinstance(side, ast.Constant) and side.value in STRATEGY_NAMES for side in sides):
+            found.append(node.lineno if isinstance(node, ast.Compare) else node.value.lineno)
+    return found
+
+
+def test_no_name_of_a_strategy_is_compared_outside_of_search() -> None:
+    """A new strategy is one class: nothing else asks which one it is."""
+    files = [
+        path
+        for package in ("pruning", "workers", "pipelines", "experiments")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if ROOT / "pruning" / "search" not in path.parents
+    ]
+    assert len(files) > 100
+    wrong = {
+        f"{path.relative_to(ROOT)}:{line}" for path in files for line in comparisons(text(path))
+    }
+    assert wrong == set()
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'x = a.strategy == "greedy"',
+        'if "random" != name: pass',
+        'y = s in ("block_influence", "other")',
+        'match s:\n    case "random": pass',
+    ],
+)
+def test_the_check_sees_comparisons(source: str) -> None:
+    assert comparisons(source)
+    assert not comparisons(
+        source.replace("greedy", "a").replace("random", "a").replace("block", "a")
+    )
