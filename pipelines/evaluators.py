@@ -1,4 +1,4 @@
-"""Evaluators as the configuration asks for them: in this process, on this machine or on a cluster."""
+"""Evaluators as the configuration asks for them: in this process, on this machine, on a cluster."""
 
 from __future__ import annotations
 

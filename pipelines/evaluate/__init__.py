@@ -1,1 +1,1 @@
-"""`python -m pipelines.evaluate`: benchmarks, perplexity and costs, dense and pruned side by side."""
+"""`python -m pipelines.evaluate`: benchmarks, perplexity and costs, dense beside pruned."""

@@ -205,7 +205,7 @@ def _refuse_unknown(
 
 
 def _check_documents(manager: Any, names: Sequence[str], data_dir: str | None) -> None:
-    """Loads the documents of every task, and makes the question and the choices of the first one."""
+    """Loads the documents of every task, and makes question and choices of the first one."""
     problems = []
     for name in names:
         try:

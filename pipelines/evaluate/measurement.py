@@ -239,7 +239,7 @@ class ModelMeasurement:
         )
 
     def cost(self) -> dict[str, Any]:
-        """What the models cost, measured side by side on one evaluator that has nothing else to do."""
+        """What the models cost, measured side by side on one evaluator that does nothing else."""
         job, evaluation = self.job, self.job.config.evaluation
         models = {subject.role: subject for subject in job.subjects.models}
         specs = {

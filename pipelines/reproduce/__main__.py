@@ -300,8 +300,13 @@ def _order(
 
 
 def _subjects(
-    config: ReproduceConfig, checkpoint: Checkpoint, fingerprint: str, accounting: Accounting, shape: ModelShape, order: ChannelOrder
-) -> Subjects:  # fmt: skip
+    config: ReproduceConfig,
+    checkpoint: Checkpoint,
+    fingerprint: str,
+    accounting: Accounting,
+    shape: ModelShape,
+    order: ChannelOrder,
+) -> Subjects:
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     dtype = resolve_dtype(
         config.model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0

@@ -1,4 +1,4 @@
-"""Where the way of a search leaves the one that was published: removal by removal, layer by layer."""
+"""Where a search leaves the path that was published: removal by removal, layer by layer."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def plan_search(
 
 
 def merged(plans: Sequence[SearchPlan]) -> SearchPlan:
-    """One plan whose ranges hold those of all, which are for targets that lie close to one another."""
+    """One plan whose ranges hold those of all, which are for targets close to one another."""
     possible = [plan for plan in plans if plan.impossible is None] or list(plans)
     stages = []
     for same in zip(*(plan.stages for plan in possible), strict=False):
