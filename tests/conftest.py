@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from pruning.export import verify_transformers
+from tests.stock_python import StockPython
 from workers.cluster.machine import LocalMachine
 from workers.cluster.ray_session import local_ray
 
@@ -107,6 +111,22 @@ def shared() -> Path:
             "MULTIPRUNER_SHARED"
         )
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports are opened in forks of one Python; see `own_process`."""
+    python = StockPython(tmp_path_factory.mktemp("stock"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify_transformers, "subprocess", SimpleNamespace(run=python.run))
+        yield
+    python.stop()
+
+
+@pytest.fixture
+def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are opened in a process that is started for it, as they are outside of the tests."""
+    monkeypatch.setattr(verify_transformers, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,32 @@ def search(cli: Cli, arguments: list[str]) -> Search:
         return cli("prune", *([] if bare else arguments), *words, folder=folder)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, token_file: Path
+) -> Outcome:
+    """What `search()` gives. For reading: see `ended`."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    outcome = run_command(
+        "prune",
+        *tiny_search(checkpoint_folder, token_file),
+        *places(folder),
+        f"output_dir={folder}/run",
+    )
+    assert outcome.status == 0, outcome.output
+    return outcome
+
+
+@pytest.fixture
+def ended(tmp_path: Path, store_and_tracking: list[str], undisturbed: Outcome) -> Outcome:
+    """As if the test had begun with `search()`: run, store and MLflow are in its folder."""
+    there, here = str(undisturbed.folder.parent), str(tmp_path)
+    shutil.copytree(there, here, dirs_exist_ok=True)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(there, here))
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as mlflow, mlflow:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            mlflow.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (there, here))
+    return replace(undisturbed, folder=tmp_path / "run")

@@ -10,11 +10,12 @@ import pytest
 from filelock import FileLock
 
 from tests.pipelines.cli.conftest import refused
+from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Search
 
 
-def test_a_folder_of_another_run(search: Search) -> None:
-    first = search()
+def test_a_folder_of_another_run(ended: Outcome, search: Search) -> None:
+    first = ended
     text = (first.folder / "trajectory.jsonl").read_text()
     outcome = search("search.target_ratio=0.3", "calibration.batch_size=2")
     assert outcome.status == 2
@@ -72,8 +73,8 @@ def test_a_folder_in_use(search: Search, tmp_path: Path) -> None:
         refused(search, says=["another process is at work in"])
 
 
-def test_an_edited_trajectory(search: Search) -> None:
-    first = search()
+def test_an_edited_trajectory(ended: Outcome, search: Search) -> None:
+    first = ended
     path = first.folder / "trajectory.jsonl"
     lines = path.read_text().splitlines()
     lines[1] = (
@@ -104,9 +105,10 @@ def test_a_corrupt_store(search: Search, tmp_path: Path) -> None:
     )
 
 
-def test_a_locked_store(search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_store(
+    ended: Outcome, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipelines.store.scores.SQLITE_TIMEOUT_S", 0.2)
-    search()
     with sqlite3.connect(tmp_path / "scores.db", isolation_level=None) as other:
         other.execute("begin exclusive")
         outcome = search("calibration.batch_size=2", folder="second")
@@ -117,14 +119,13 @@ def test_a_locked_store(search: Search, tmp_path: Path, monkeypatch: pytest.Monk
     assert search("calibration.batch_size=2", folder="second").status == 0
 
 
-def test_a_full_disk(search: Search, tmp_path: Path) -> None:
+def test_a_full_disk(undisturbed: Outcome, search: Search, tmp_path: Path) -> None:
     """The kernel refuses every write beyond a file size, as a full disk would; afterwards the same
     command goes on.
     """
-    whole = search(folder="whole")
     journal = tmp_path / "run/trajectory.jsonl"
     limit = 2000
-    assert (whole.folder / "trajectory.jsonl").stat().st_size > limit
+    assert (undisturbed.folder / "trajectory.jsonl").stat().st_size > limit
     from pipelines.runs.journal import Journal
 
     append = Journal.append
@@ -145,7 +146,7 @@ def test_a_full_disk(search: Search, tmp_path: Path) -> None:
     )
     resumed = search()
     assert resumed.status == 0
-    assert resumed.trajectory == whole.trajectory
+    assert resumed.trajectory == undisturbed.trajectory
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

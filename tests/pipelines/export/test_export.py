@@ -26,7 +26,8 @@ from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape, Removal
 from tests.conftest import tokens
-from tests.pipelines.conftest import Cli, Search
+from tests.pipelines.command import Outcome
+from tests.pipelines.conftest import Cli
 
 REMOVALS = [
     Removal("attention", 0, 0),
@@ -37,11 +38,9 @@ REMOVALS = [
 
 
 @pytest.fixture
-def searched(search: Search) -> Path:
+def searched(ended: Outcome) -> Path:
     """The folder of a search of the tiny model."""
-    outcome = search()
-    assert outcome.status == 0, outcome.output
-    return outcome.folder
+    return ended.folder
 
 
 def masked_logits(run: Path, checkpoint_folder: Path) -> torch.Tensor:
@@ -52,6 +51,7 @@ def masked_logits(run: Path, checkpoint_folder: Path) -> torch.Tensor:
         return dense.model(tokens(), use_cache=False).logits
 
 
+@pytest.mark.usefixtures("own_process")
 def test_a_search_is_exported(searched: Path, cli: Cli, checkpoint_folder: Path) -> None:
     outcome = cli("export", f"run={searched}")
     assert outcome.status == 0, outcome.output

@@ -31,8 +31,8 @@ def counted(outcome: Outcome) -> dict[str, dict[str, int]]:
     }
 
 
-def test_a_search_says_what_was_planned_and_what_it_took(search: Search) -> None:
-    outcome = search()
+def test_a_search_says_what_was_planned_and_what_it_took(ended: Outcome, search: Search) -> None:
+    outcome = ended
     plan, taken = outcome.summary["plan"], outcome.summary["taken"]
     assert {name: taken[name] for name in ("steps", "evaluations")} == counted(outcome)
     for name in ("steps", "evaluations"):

@@ -25,17 +25,17 @@ from pruning.export.authors_config import read_authors_config
 from pruning.models.find import find_checkpoint
 from pruning.shape import ModelShape, Removal
 from tests.conftest import ROOT
-from tests.pipelines.command import without_times
+from tests.pipelines.command import Outcome, without_times
 from tests.pipelines.conftest import Cli, Search
 from workers.cluster.machine import LocalMachine
 from workers.evaluators import shapes as evaluator
 from workers.pool.ray_pool import RayPool
 
 
-def test_the_output_folder_holds_what_is_promised(search: Search, checkpoint_folder: Path) -> None:
-    outcome = search()
-    assert outcome.status == 0, outcome.output
-    folder, summary = outcome.folder, outcome.summary
+def test_the_output_folder_holds_what_is_promised(
+    undisturbed: Outcome, checkpoint_folder: Path
+) -> None:
+    folder, summary = undisturbed.folder, undisturbed.summary
     lines = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
     accounting = Accounting(find_checkpoint(str(checkpoint_folder)).config())
     shape = accounting.dense
@@ -92,11 +92,11 @@ def test_the_output_folder_holds_what_is_promised(search: Search, checkpoint_fol
         "candidates evaluated",
         "mlflow ui --backend-store-uri",
     ):
-        assert text in outcome.output
+        assert text in undisturbed.output
 
 
-def test_the_same_command_again_scores_nothing(search: Search) -> None:
-    first = search()
+def test_the_same_command_again_scores_nothing(ended: Outcome, search: Search) -> None:
+    first = ended
     assert first.summary["evaluations"]["scored"] > 0
     again, elsewhere = search(), search(folder="other")
     assert again.summary["evaluations"]["scored"] == 0
@@ -115,8 +115,8 @@ def test_another_target_pays_only_for_what_is_new(search: Search) -> None:
     assert 0 < long.summary["evaluations"]["scored"] <= 2 * 8 * new + 6
 
 
-def test_resume_takes_the_saved_settings(search: Search) -> None:
-    whole = search()
+def test_resume_takes_the_saved_settings(ended: Outcome, search: Search) -> None:
+    whole = ended
     text = (whole.folder / "trajectory.jsonl").read_text()
     lines = text.splitlines(keepends=True)
     (whole.folder / "trajectory.jsonl").write_text(
@@ -135,12 +135,11 @@ def _write(path: Path, text: str) -> Path:
 
 
 def test_a_driver_killed_and_started_again(
-    tmp_path: Path, arguments: list[str], search: Search
+    tmp_path: Path, arguments: list[str], undisturbed: Outcome, search: Search
 ) -> None:
     """SIGKILL in the middle: the same command goes on, scores nothing that is stored, and ends with
     the same bytes.
     """
-    whole = search(f"store.url=sqlite:///{tmp_path}/whole.db", folder="whole")
     command = [sys.executable, "-m", "pipelines.prune", *arguments, f"output_dir={tmp_path}/run"]
     process = subprocess.Popen(
         command,
@@ -161,22 +160,22 @@ def test_a_driver_killed_and_started_again(
         process.wait()
     with sqlite3.connect(tmp_path / "scores.db") as store:
         stored = store.execute("select count(*) from scores").fetchone()[0]
-    with sqlite3.connect(tmp_path / "whole.db") as store:
+    with sqlite3.connect(undisturbed.folder.parent / "scores.db") as store:
         total = store.execute("select count(*) from scores").fetchone()[0]
     done = len(journal.read_text().splitlines())
-    assert 2 <= done < len(whole.trajectory), "the kill came too late to show anything"
+    assert 2 <= done < len(undisturbed.trajectory), "the kill came too late to show anything"
     resumed = search()
     assert resumed.status == 0, resumed.output
-    assert resumed.trajectory == whole.trajectory
+    assert resumed.trajectory == undisturbed.trajectory
     assert resumed.summary["evaluations"]["scored"] == total - stored
     assert 0 < stored < total
 
 
 def test_the_summary_says_that_batches_were_halved(
-    search: Search, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Outcome, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Last digits may then differ, so whoever compares runs must be able to see it."""
-    assert search(folder="whole").summary["oom_splits"] == 0
+    assert undisturbed.summary["oom_splits"] == 0
     run_prefix = evaluator.run_prefix
 
     def short_of_memory(dense: Any, base: Any, input_ids_BT: torch.Tensor) -> Any:
@@ -192,12 +191,11 @@ def test_the_summary_says_that_batches_were_halved(
 
 
 def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(
-    search: Search, tmp_path: Path, small_disk: Path
+    undisturbed: Outcome, search: Search, tmp_path: Path, small_disk: Path
 ) -> None:
     """The run's folder is on it: whichever file is the first that does not fit, nothing that was
     written is lost.
     """
-    whole = search(folder="whole")
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (1024 * 1024 - 48 * 1024))
     stopped = search(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
@@ -210,7 +208,7 @@ def test_a_full_disk_stops_the_search_and_space_lets_it_go_on(
     filler.unlink()
     resumed = search(f"output_dir={small_disk}/run", f"store.url=sqlite:///{tmp_path}/other.db")
     assert resumed.status == 0, resumed.output
-    assert without_times(small_disk / "run/trajectory.jsonl") == whole.trajectory
+    assert without_times(small_disk / "run/trajectory.jsonl") == undisturbed.trajectory
     assert (small_disk / "run/trajectory.jsonl").read_text().splitlines()[: len(kept) - 1] == kept[
         :-1
     ]
@@ -229,9 +227,12 @@ def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("all_at_once")
 @pytest.mark.parametrize("num_evaluators", [1, 2, 3])
 def test_any_number_of_evaluators_gives_the_same_bytes(
-    search: Search, tmp_path: Path, local_cluster: LocalMachine, num_evaluators: int
+    undisturbed: Outcome,
+    search: Search,
+    tmp_path: Path,
+    local_cluster: LocalMachine,
+    num_evaluators: int,
 ) -> None:
-    inline = search(folder="inline")
     local = search(
         "cluster=local",
         f"cluster.num_evaluators={num_evaluators}",
@@ -241,13 +242,13 @@ def test_any_number_of_evaluators_gives_the_same_bytes(
     assert local.status == 0, local.output
     assert local.summary["num_evaluators"] == num_evaluators
     assert local.summary["evaluations"]["scored"] > 0
-    assert local.trajectory == inline.trajectory
+    assert local.trajectory == undisturbed.trajectory
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("all_at_once")
 def test_an_evaluator_killed_in_the_middle_of_a_step(
-    search: Search, tmp_path: Path, local_cluster: LocalMachine
+    undisturbed: Outcome, search: Search, tmp_path: Path, local_cluster: LocalMachine
 ) -> None:
     import psutil
 
@@ -272,10 +273,7 @@ def test_an_evaluator_killed_in_the_middle_of_a_step(
     assert len(killed) == 1
     assert "evaluator lost" in outcome.output
     assert outcome.summary["faults"] == {"evaluator lost": 1}
-    assert (
-        outcome.trajectory
-        == search(f"store.url=sqlite:///{tmp_path}/inline.db", folder="inline").trajectory
-    )
+    assert outcome.trajectory == undisturbed.trajectory
 
 
 @pytest.mark.data

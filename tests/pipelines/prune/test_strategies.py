@@ -185,8 +185,10 @@ def test_blockpruner_is_the_greedy_search_of_blocks(search: Search) -> None:
     assert named.summary["identity"] == spelt.summary["identity"]
 
 
-def test_folders_from_before_there_was_a_choice_belong_to_the_greedy_search(search: Search) -> None:
-    identity = search().summary["identity"]
+def test_folders_from_before_there_was_a_choice_belong_to_the_greedy_search(
+    ended: Outcome, search: Search
+) -> None:
+    identity = ended.summary["identity"]
     assert not {"search.strategy", "search.seed"} & set(identity)
     refused = search("search=random", BLOCKS)
     assert refused.status == 2

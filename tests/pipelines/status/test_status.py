@@ -16,7 +16,8 @@ from pipelines.runs.folder import RunFolder
 from pipelines.status.__main__ import read_status
 from pipelines.status.status_file import FILE, Heartbeat
 from pruning.errors import InputError, TargetNotReached
-from tests.pipelines.conftest import Cli, Search
+from tests.pipelines.command import Outcome
+from tests.pipelines.conftest import Cli
 from workers.pool.faults import Fault, FaultLog
 from workers.pool.protocol import EvaluatorState
 from workers.pool.task_times import TaskTimeModel
@@ -153,8 +154,8 @@ def test_how_a_search_ends(tmp_path: Path, error: BaseException | None, state: s
     assert (status["state"], status["alive"]) == (state, False)
 
 
-def test_a_whole_run(search: Search, show: Callable[..., str]) -> None:
-    outcome = search()
+def test_a_whole_run(ended: Outcome, show: Callable[..., str]) -> None:
+    outcome = ended
     text = show(outcome.folder)
     assert "finished: target reached" in text
     last = json.loads((outcome.folder / "trajectory.jsonl").read_text().splitlines()[-1])

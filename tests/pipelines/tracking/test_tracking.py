@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from pipelines.config.redaction import masked_url, without_secrets
 from pipelines.tracking.tracker import TokenDataset, Tracker
+from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Search
 
 
@@ -25,8 +26,8 @@ def only_run(tmp_path: Path) -> tuple[MlflowClient, object]:
     return client, run
 
 
-def test_a_run_is_described_in_full(search: Search, tmp_path: Path) -> None:
-    outcome = search()
+def test_a_run_is_described_in_full(ended: Outcome, tmp_path: Path) -> None:
+    outcome = ended
     client, run = only_run(tmp_path)
     lines = [
         json.loads(line) for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()
@@ -88,10 +89,9 @@ def test_a_run_is_described_in_full(search: Search, tmp_path: Path) -> None:
 
 
 def test_resuming_goes_on_in_the_same_run_and_sends_no_point_twice(
-    search: Search, tmp_path: Path
+    ended: Outcome, search: Search, tmp_path: Path
 ) -> None:
-    search()
-    path = tmp_path / "run/trajectory.jsonl"
+    path = ended.folder / "trajectory.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     outcome = search("resume=true", bare=True)
     client, run = only_run(tmp_path)
