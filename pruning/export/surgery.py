@@ -11,6 +11,7 @@ import torch
 
 from pruning.errors import InputError
 from pruning.models.loaded_model import BlockName, LoadedModel
+from pruning.scoring.residual import require_plain_residual
 from pruning.shape import LayerShape, ModelShape
 
 
@@ -71,6 +72,7 @@ def pruned_tensors(
     norms of removed blocks not at all.
 
     Raises:
+        InputError: a layer without blocks is not the same as no layer.
         ValueError: a block is narrowed in a family that is pruned by whole blocks only.
     """
     family, geometry = loaded.family, loaded.geometry
@@ -81,6 +83,7 @@ def pruned_tensors(
         for layer in layers
     ):
         raise ValueError("this family is pruned by whole blocks only: its widths cannot be cut")
+    require_plain_residual(loaded)
     prefix = family.layers + "."
     inside: list[dict[str, torch.Tensor]] = [{} for _ in range(geometry.num_layers)]
     seen: set[int] = set()

@@ -22,6 +22,7 @@ from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.kl import DenseOutputs, dense_outputs, divergence
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import Prefix, run_prefix, score_candidates, sequence_nll
+from pruning.scoring.residual import require_plain_residual
 from pruning.shape import LayerShape, ModelShape
 from workers.evaluators.device import Device, out_of_memory
 from workers.tasks import (
@@ -234,9 +235,10 @@ class Evaluator:
         )
 
     def _check_family(self) -> None:
-        """Scores two small shapes of this very model both ways, since families outside the registry
-        were found by their layout alone.
+        """Runs this very model without its blocks, and scores two small shapes both ways, since
+        families outside the registry were found by their layout alone.
         """
+        require_plain_residual(self.dense)
         full = self.dense.geometry.dense
         without_last = ModelShape((*full.layers[:-1], LayerShape(0, 0)))
         tokens = self._batch(next(iter(self.spec.token_sets)), 0)[:1, :8]
