@@ -18,7 +18,12 @@ from pruning.errors import InputError
 from pruning.importance.criteria import Importance
 from pruning.models.dtypes import DTYPES
 from pruning.models.geometry import Geometry
-from pruning.search.settings import STRATEGY_NAMES, SearchSettings, ShapeConstraint
+from pruning.search.settings import (
+    COMPENSATIONS,
+    STRATEGY_NAMES,
+    SearchSettings,
+    ShapeConstraint,
+)
 from pruning.search.strategies import STRATEGIES
 
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
@@ -131,6 +136,7 @@ class SearchConfig:
     head_group_channels: int | None = MISSING
     importance: str = one_of(IMPORTANCES)
     layout: str = one_of(tuple(LAYOUTS))
+    compensation: str = one_of(COMPENSATIONS)
 
     def resolved(self, geometry: Geometry) -> SearchSettings:
         """These settings for a model of these sizes; call `problems` first."""
@@ -143,6 +149,7 @@ class SearchConfig:
             head_group_channels=self.head_group_channels,
             importance=chosen(self.importance, IMPORTANCES),
             shape_constraint=LAYOUTS[self.layout],
+            compensation=chosen(self.compensation, COMPENSATIONS),
             seed=self.seed,
         )
 
@@ -181,6 +188,17 @@ class SearchConfig:
                 f"search.distribution: {shares}, but search.strategy={self.strategy} removes "
                 "whole blocks only; use search.distribution=[1,0,0], as "
                 "search=shortgpt and search=random do"
+            )
+        elif strategy is not None and strategy.channels_only and (shares[0] or shares[2]):
+            found.append(
+                f"search.distribution: {shares}, but search.strategy={self.strategy} narrows "
+                "MLPs only; use search.distribution=[0,1,0], as search=uniform does"
+            )
+        if self.compensation != "none" and self.importance != "activation":
+            found.append(
+                f"search.compensation: {self.compensation} with search.importance="
+                f"{self.importance}; it goes with search.importance=activation, whose order comes "
+                "from the same statistics"
             )
         for name in ("mlp_group_channels", "head_group_channels"):
             value = getattr(self, name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -18,10 +18,17 @@ from pipelines.runs.folder import RunFolder
 from pruning.calibration.build import make_calibration
 from pruning.calibration.spec import SOURCES, CalibrationSpec
 from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
+from pruning.compensation.least_squares import RIDGE
+from pruning.compensation.statistics import (
+    BlockStatistics,
+    LayerOrder,
+    LayerStatistics,
+    order_of,
+)
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity
-from pruning.importance.channel_order import ChannelOrder
+from pruning.importance.channel_order import STATISTICS, ChannelOrder, CompensationSource
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
@@ -33,7 +40,13 @@ from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.memory import evaluator_bytes
 from workers.pool.protocol import Pool
-from workers.tasks import EvaluatorSpec, InfluenceTask, OrderTask
+from workers.tasks import (
+    EvaluatorSpec,
+    InfluenceTask,
+    OrderTask,
+    StatisticsResult,
+    StatisticsTask,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +112,41 @@ class PruneJob:
         path = folder.path / "channel_order.safetensors"
         if path.exists():
             return ChannelOrder.load(path)
-        task = OrderTask(self.settings.importance, self.set_keys["width"])
-        [order] = [result for answers in pool.run([task]) for _, result in answers]
-        assert isinstance(order, ChannelOrder)
+        if self.settings.compensation == "none":
+            task = OrderTask(self.settings.importance, self.set_keys["width"])
+            [order] = [result for answers in pool.run([task]) for _, result in answers]
+            assert isinstance(order, ChannelOrder)
+        else:
+            order = self._compensated_order(pool, folder)
         folder.write_with(path.name, order.save)
         return order
+
+    def _compensated_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
+        """The order `activation`, and the statistics that compensate, from one pass over the width
+        set for each evaluator, which keeps layers of its own.
+        """
+        num_layers = self.accounting.geometry.num_layers
+        num_evaluators = (self.placement.num_evaluators if self.placement else None) or 1
+        share = -(-num_layers // num_evaluators)
+        tasks = [
+            StatisticsTask(
+                tuple(range(first, min(first + share, num_layers))), self.set_keys["width"]
+            )
+            for first in range(0, num_layers, share)
+        ]
+        results = [result for answers in pool.run(tasks) for _, result in answers]
+        layers: dict[int, LayerStatistics] = {}
+        orders: dict[int, LayerOrder] = {}
+        for result in results:
+            assert isinstance(result, StatisticsResult)
+            layers |= result.layers
+            orders |= result.orders
+            num_tokens = result.num_tokens
+        statistics = BlockStatistics.of(layers, num_tokens)
+        folder.write_with(STATISTICS, statistics.save)
+        source = CompensationSource(str(folder.path / STATISTICS), statistics.fingerprint, RIDGE)
+        order = order_of([orders[index] for index in range(num_layers)])
+        return replace(order, compensation=source)
 
     def measured(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> Measured:
         """What the strategy needs to know of the dense model."""

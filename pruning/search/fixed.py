@@ -20,7 +20,7 @@ class FixedSearch(GreedySearch):
     other, so that the trajectory has its perplexity.
 
     Args:
-        settings: of blocks only, which is a distribution of [1, 0, 0].
+        settings: of one stage only, such as a distribution of [1, 0, 0].
         path: removals that go together, such as both blocks of a layer: a search ends between two
             groups, never inside one. Groups that `shape_constraint` does not allow are left out.
     """
@@ -53,7 +53,7 @@ class FixedSearch(GreedySearch):
         for count, removal in enumerate(self._removals[len(self.steps) :]):
             if (
                 len(self.steps) + count in self._ends
-                and self.accounting.ratio(shape) >= self.stages[0].target_ratio
+                and self.accounting.ratio(shape) >= self.stages[-1].target_ratio
             ):
                 return count
             shape = shape.without(removal)

@@ -9,13 +9,18 @@ from typing import Literal, Self, get_args
 from pruning.importance.criteria import Importance
 from pruning.models.geometry import Geometry
 
-StrategyName = Literal["greedy", "block_influence", "random"]
+StrategyName = Literal["greedy", "block_influence", "random", "uniform"]
 """What decides the next removal."""
 
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
 
 ShapeConstraint = Literal["none", "deployable"]
 """Which shapes a search may come to: any, or those that every runtime serves."""
+
+CompensationName = Literal["none", "least_squares"]
+"""Nothing, or the weights that remain refitted in closed form (`pruning.compensation`)."""
+
+COMPENSATIONS: tuple[CompensationName, ...] = get_args(CompensationName)
 
 _SEED = 42
 
@@ -33,6 +38,7 @@ class SearchSettings:
             head dim.
         importance: what orders channels and heads.
         shape_constraint: which shapes are allowed.
+        compensation: what repairs a narrowed block, in scores, evaluation and exports alike.
         seed: of the strategies that draw.
     """
 
@@ -43,6 +49,7 @@ class SearchSettings:
     head_group_channels: int
     importance: Importance
     shape_constraint: ShapeConstraint
+    compensation: CompensationName
     seed: int
 
     @classmethod
@@ -57,6 +64,7 @@ class SearchSettings:
         head_group_channels: int | None = None,
         importance: Importance = "activation",
         shape_constraint: ShapeConstraint = "none",
+        compensation: CompensationName = "none",
         seed: int | None = None,
     ) -> Self:
         """Settings for a model of these sizes; None takes the default of that model."""
@@ -74,6 +82,7 @@ class SearchSettings:
             ),
             importance=importance,
             shape_constraint=shape_constraint,
+            compensation=compensation,
             seed=_SEED if seed is None else seed,
         )
 

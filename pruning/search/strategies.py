@@ -8,9 +8,11 @@ from pruning.search.fixed import BlockInfluenceStrategy, RandomStrategy
 from pruning.search.greedy import GreedyStrategy
 from pruning.search.settings import SearchSettings
 from pruning.search.strategy import Strategy
+from pruning.search.uniform import UniformStrategy
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (GreedyStrategy, BlockInfluenceStrategy, RandomStrategy)
+    strategy.name: strategy
+    for strategy in (GreedyStrategy, BlockInfluenceStrategy, RandomStrategy, UniformStrategy)
 }
 
 

@@ -66,6 +66,8 @@ class Strategy(ABC):
     """Settings that have an effect with this strategy and not with every other one."""
     blocks_only: ClassVar[bool] = False
     """Whether it can remove whole blocks alone: a distribution of [1, 0, 0]."""
+    channels_only: ClassVar[bool] = False
+    """Whether it narrows MLPs alone: a distribution of [0, 1, 0]."""
     whole_layers: ClassVar[bool] = False
     """Whether the two blocks of a layer go together."""
     compares_candidates: ClassVar[bool] = False
@@ -92,6 +94,8 @@ class Strategy(ABC):
         }
         if settings.shape_constraint == "deployable":
             identity["search.layout"] = "portable"
+        if settings.compensation != "none":
+            identity["search.compensation"] = settings.compensation
         return identity | self._own_identity()
 
     @abstractmethod

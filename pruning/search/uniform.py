@@ -6,7 +6,52 @@ from __future__ import annotations
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.shape import LayerShape, ModelShape
+from pruning.search.fixed import FixedSearch
+from pruning.search.plan import Range, SearchPlan, StagePlan
+from pruning.search.stages import make_stages
+from pruning.search.strategy import Measured, Strategy
+from pruning.shape import LayerShape, ModelShape, Removal
+
+
+class UniformStrategy(Strategy):
+    """A baseline, and for many users the answer: the same width in nearly every layer, by no score.
+
+    Its trajectory narrows every layer by one group, then every layer by the next.
+    """
+
+    name = "uniform"
+    channels_only = True
+
+    def search(self, accounting: Accounting, measured: Measured) -> FixedSearch:
+        make_stages(accounting, self.settings)  # says what does not fit the model
+        path = tuple((removal,) for removal in self._path(accounting))
+        return FixedSearch(accounting, self.settings, path)
+
+    def planned(self, accounting: Accounting) -> SearchPlan:
+        path = self._path(accounting)
+        ratio = accounting.ratio(self._shape(accounting))
+        steps = Range(len(path), len(path))
+        return SearchPlan(
+            tuple(
+                StagePlan(stage.name, stage.target_ratio, steps, steps, (ratio, ratio))
+                if stage.name == "mlp_channels"
+                else StagePlan(stage.name, stage.target_ratio, Range(0, 0), Range(0, 0), (0.0, 0.0))
+                for stage in make_stages(accounting, self.settings)
+            ),
+            dead_ends=False,
+            impossible=None,
+        )
+
+    def _shape(self, accounting: Accounting) -> ModelShape:
+        settings = self.settings
+        return uniform_shape(
+            accounting, target_ratio=settings.target_ratio, group=settings.mlp_group_channels
+        )
+
+    def _path(self, accounting: Accounting) -> tuple[Removal, ...]:
+        return uniform_path(
+            accounting.dense, self._shape(accounting), self.settings.mlp_group_channels
+        )
 
 
 def uniform_shape(
@@ -45,6 +90,21 @@ def uniform_shape(
         f"{len(narrowed)} of {num_layers} layers come to {most:.4f}, and search=uniform leaves "
         "attention whole; lower the target, or use smaller groups"
     )
+
+
+def uniform_path(dense: ModelShape, shape: ModelShape, group: int) -> tuple[Removal, ...]:
+    """From a dense model to a uniform shape: a group of channels from every layer that has more
+    than it may keep, lowest layer first, and again.
+    """
+    removals: list[Removal] = []
+    widths = [layer.mlp_channels for layer in dense.layers]
+    wanted = [layer.mlp_channels for layer in shape.layers]
+    while widths != wanted:
+        for index, most in enumerate(wanted):
+            if widths[index] > most:
+                widths[index] -= group
+                removals.append(Removal("mlp_channels", index, widths[index]))
+    return tuple(removals)
 
 
 def _evened(
