@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ExportError, InputError
-from pruning.export import FORMAT_NAMES
 from pruning.export import folder as folder_module
 from pruning.export.folder import Export, write_export
+from pruning.export.formats import FORMAT_NAMES
 from pruning.export.manifest import check_folder, read_manifest
 from pruning.export.source import ExportSource
 from pruning.export.surgery import pruned_layers
