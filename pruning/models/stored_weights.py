@@ -174,8 +174,8 @@ def _refuse_quantized(folder: Path, dtypes: Mapping[str, str]) -> None:
 def _loaded_files(folder: Path) -> list[Path]:
     """Those that transformers loads: one, else those of the index, else all."""
     index, single = folder / INDEX, folder / _SINGLE
+    if single.is_file():
+        return [single]
     if index.is_file():
-        files = sorted({folder / name for name in read_json(index)["weight_map"].values()})
-    else:
-        files = weight_files(folder)
-    return [single] if single.is_file() else files
+        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    return weight_files(folder)

@@ -119,6 +119,18 @@ def test_a_damaged_file_and_one_that_is_not_there(checkpoint_folder: Path, tmp_p
         Checkpoint(folder).check_weights()
 
 
+def test_the_one_file_counts_where_an_index_lies_beside_it(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    """transformers opens model.safetensors and does not look at the index then."""
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "both"))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.norm.weight": "model-2.safetensors"}})
+    )
+    Checkpoint(folder).check_weights()
+    Checkpoint(folder).load(dtype="float32")
+
+
 def test_a_configuration_that_contradicts_itself(checkpoint_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "contradiction"))
     (folder / "config.json").write_text(
