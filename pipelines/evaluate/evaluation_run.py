@@ -17,7 +17,7 @@ from pipelines.config.redaction import masked_url
 from pipelines.evaluate.measurement import EvaluationJob, Measured, ModelMeasurement, open_job
 from pipelines.evaluate.models import Subjects
 from pipelines.evaluate.results import as_csv, table
-from pipelines.runs.files import EVALUATION, EVALUATION_TABLE
+from pipelines.runs.files import EVALUATION, EVALUATION_TABLE, RUN
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_url
@@ -148,15 +148,13 @@ def identity_of(job: EvaluationJob) -> dict[str, Any]:
 def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
     """The MLflow run: that of the search, or one that the folder remembers, or a new one."""
     run, tracking = job.subjects.run, job.config.tracking
-    record = run.record if run is not None else folder.read("run.json") or {}
+    record = run.record if run is not None else folder.read(RUN) or {}
     if run is not None and saved_url(tracking.uri) != run.config.tracking.uri:
         record = {}  # the search's page is elsewhere
 
     def remember(run_id: str) -> None:
         if run is None:
-            folder.write(
-                "run.json", dump_json((folder.read("run.json") or {}) | {"mlflow_run_id": run_id})
-            )
+            folder.write(RUN, dump_json((folder.read(RUN) or {}) | {"mlflow_run_id": run_id}))
 
     return Tracker(
         uri=tracking.uri,

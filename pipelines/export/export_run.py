@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 
 from pipelines.cli.console import console
 from pipelines.config.export import ExportConfig
+from pipelines.runs.files import EVALUATION, read_json_if_there
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.saved_run import PastRun
 from pruning.costs.accounting import Accounting
@@ -152,14 +152,12 @@ def _story(run: PastRun) -> dict[str, Any]:
         {name: line[name] for name in ("step", "stage", "removed", "ratio", "perplexity")}
         for line in run.lines
     ]
-    evaluation = run.folder / "evaluation.json"
+    evaluation = read_json_if_there(run.folder / EVALUATION, option="run")
     return {
         "settings": settings
         | {_FINGERPRINTS.get(name, name): value for name, value in identity.items()},
         "perplexity": summary.get("perplexity"),
-        "evaluation": _same_shape(json.loads(evaluation.read_text()), run.shape)
-        if evaluation.is_file()
-        else None,
+        "evaluation": _same_shape(evaluation, run.shape),
         **{
             name: summary.get(name)
             for name in ("flops_per_token", "kv_cache_bytes_per_token", "context_length")
@@ -168,9 +166,9 @@ def _story(run: PastRun) -> dict[str, Any]:
     }
 
 
-def _same_shape(evaluation: dict[str, Any], shape: ModelShape) -> dict[str, Any] | None:
+def _same_shape(evaluation: dict[str, Any] | None, shape: ModelShape) -> dict[str, Any] | None:
     """An evaluation of an earlier shape of the same folder says nothing of this one."""
-    return evaluation if evaluation.get("shape") == shape.text else None
+    return evaluation if evaluation and evaluation.get("shape") == shape.text else None
 
 
 def made_by() -> dict[str, Any]:

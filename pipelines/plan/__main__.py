@@ -28,6 +28,7 @@ from pipelines.plan.estimate import (
     search_flops,
     search_plan,
 )
+from pipelines.runs.files import PLAN
 from pipelines.runs.folder import RunFolder
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
@@ -59,7 +60,7 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         else _search_report(config)[0]
     )
     with RunFolder(config.output_dir) as folder:
-        path = folder.write("plan.json", dump_json(report))
+        path = folder.write(PLAN, dump_json(report))
     console.print(_sweep_table(report) if grid else _table(report))
     console.print(f"written to {path}", markup=False, soft_wrap=True)
     return report

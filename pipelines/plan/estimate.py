@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from pipelines.config.prune import PruneConfig
+from pipelines.runs.files import CONFIG, SUMMARY, TRAJECTORY, read_json, read_trajectory, read_yaml
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.find import find_checkpoint
@@ -53,21 +51,22 @@ def measured_tflops(folder: Path) -> float:
     """10^12 FLOPs per second and evaluator of an earlier search, from its trajectory.
 
     Raises:
-        InputError: it has not ended, or took its scores from the store, which says nothing about
-            speed.
+        InputError: it has not ended, a file of it is damaged, or it took its scores from the store,
+            which says nothing about speed.
     """
-    try:
-        summary, config = (
-            json.loads((folder / "summary.json").read_text()),
-            OmegaConf.load(folder / "config.yaml"),
-        )
-        lines = [
-            json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()
-        ]
-    except (OSError, ValueError) as error:
+    missing = [name for name in (SUMMARY, CONFIG, TRAJECTORY) if not (folder / name).exists()]
+    if missing:
         raise InputError(
-            f"rate_of: {folder} is not the output_dir of a search that has ended: {error}"
-        ) from error
+            f"rate_of: {folder} is not the output_dir of a search that has ended: it has no "
+            f"{', '.join(missing)}"
+        )
+    summary = read_json(
+        folder / SUMMARY, option="rate_of", fields=("evaluations", "calibration", "num_evaluators")
+    )
+    config = read_yaml(folder / CONFIG, option="rate_of", fields=("model.path",))
+    lines = read_trajectory(folder / TRAJECTORY, option="rate_of")
+    if not lines:
+        raise InputError(f"rate_of: the search in {folder} has not taken a step yet")
     if not computed(summary["evaluations"]):
         raise InputError(
             f"rate_of: the search in {folder} took scores from the store, so that its time says "

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from pipelines.config.groups import chosen
 from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import find_placement, gpus_per_evaluator, open_pool
+from pipelines.runs.files import BLOCK_INFLUENCE, CHANNEL_ORDER, read_with
 from pipelines.runs.folder import RunFolder
 from pruning.calibration.build import make_calibration
 from pruning.calibration.spec import SOURCES, CalibrationSpec
@@ -109,9 +110,9 @@ class PruneJob:
 
     def channel_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
         """The order of the run, found once: a resumed run reads it from its folder."""
-        path = folder.path / "channel_order.safetensors"
+        path = folder.path / CHANNEL_ORDER
         if path.exists():
-            return ChannelOrder.load(path)
+            return read_with(ChannelOrder.load, path, option="output_dir")
         if self.settings.compensation == "none":
             task = OrderTask(self.settings.importance, self.set_keys["width"])
             [order] = [result for answers in pool.run([task]) for _, result in answers]
@@ -157,9 +158,9 @@ class PruneJob:
         """That of the dense model, found once like the channel order, in which the weights are by
         now.
         """
-        path = folder.path / "block_influence.json"
+        path = folder.path / BLOCK_INFLUENCE
         if path.exists():
-            return BlockInfluence.load(path)
+            return read_with(BlockInfluence.load, path, option="output_dir")
         num_batches = len(self.calibration.block.batches(self.config.calibration.batch_size))
         found: dict[int, LayerSimilarity] = {}
         for answers in pool.run(

@@ -16,6 +16,7 @@ from pipelines.evaluate.models import Subject, window_length
 from pipelines.export.export_run import export_run, is_exported
 from pipelines.prune.job import PruneJob
 from pipelines.prune.search_run import SearchRun
+from pipelines.runs.files import PRUNE_LOG
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.saved_run import read_run
 from pipelines.store.scores import ScoreStore
@@ -32,7 +33,7 @@ def run_job(job: PruneJob) -> dict[str, Any]:
     ):
         try:
             record = folder.claim(job.identity())
-            log_to(folder.path / "prune.log")
+            log_to(folder.path / PRUNE_LOG)
             summary = SearchRun(job, store, folder, record).go()
             finish(job.config, folder)
             return summary

@@ -19,6 +19,17 @@ from pipelines.prune.driver import run_search
 from pipelines.prune.job import PruneJob
 from pipelines.prune.scorer import Scorer
 from pipelines.prune.summary import costs, table
+from pipelines.runs.files import (
+    AUTHORS_CONFIG,
+    BLOCK_INFLUENCE,
+    CONFIG,
+    RUN,
+    SHAPE,
+    SHAPE_PICTURE,
+    SUMMARY,
+    TRAJECTORY,
+    TRAJECTORY_PICTURE,
+)
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import Journal
 from pipelines.runs.pictures import plot_shape, plot_trajectory
@@ -43,14 +54,14 @@ from workers.pool.protocol import Pool
 log = logging.getLogger(__name__)
 
 ARTIFACTS = (
-    "trajectory.jsonl",
-    "shape.json",
-    "pruning_config.json",
-    "summary.json",
-    "config.yaml",
-    "trajectory.png",
-    "shape.png",
-    "block_influence.json",
+    TRAJECTORY,
+    SHAPE,
+    AUTHORS_CONFIG,
+    SUMMARY,
+    CONFIG,
+    TRAJECTORY_PICTURE,
+    SHAPE_PICTURE,
+    BLOCK_INFLUENCE,
 )
 """What MLflow gets, as far as it is there: not every strategy writes every file."""
 
@@ -83,7 +94,7 @@ class SearchRun:
             record,
             pool,
         )
-        self.journal = Journal(folder.path / "trajectory.jsonl")
+        self.journal = Journal(folder.path / TRAJECTORY)
         self.search: Search
         if not job.strategy.needs:  # else evaluators measure first
             self._begin({})
@@ -117,7 +128,7 @@ class SearchRun:
 
     def _go(self) -> dict[str, Any]:
         started = time.monotonic()
-        self.folder.write("config.yaml", OmegaConf.to_yaml(saved_form(self.job.config)))
+        self.folder.write(CONFIG, OmegaConf.to_yaml(saved_form(self.job.config)))
         self._announce()
         self.tracker.start(self._params(), self._tags(), self._datasets())
         try:
@@ -298,16 +309,16 @@ class SearchRun:
             removals,
             channels_per_kv_head=geometry.channels_per_kv_head,
         )
-        self.folder.write("shape.json", dump_json(self.search.shape.to_json()))
-        self.folder.write("pruning_config.json", dump_json(authors))
-        self.folder.write("summary.json", dump_json(summary))
+        self.folder.write(SHAPE, dump_json(self.search.shape.to_json()))
+        self.folder.write(AUTHORS_CONFIG, dump_json(authors))
+        self.folder.write(SUMMARY, dump_json(summary))
         title = f"{summary['model']}, {summary['ratio']:.1%} removed"
         dense = {name: pair["dense"] for name, pair in summary["perplexity"].items()}
         self.folder.write_with(
-            "trajectory.png", lambda path: plot_trajectory(lines, dense, title, path)
+            TRAJECTORY_PICTURE, lambda path: plot_trajectory(lines, dense, title, path)
         )
         self.folder.write_with(
-            "shape.png", lambda path: plot_shape(self.search.shape, geometry, lines, title, path)
+            SHAPE_PICTURE, lambda path: plot_shape(self.search.shape, geometry, lines, title, path)
         )
 
     def _announce(self) -> None:
@@ -426,7 +437,7 @@ class SearchRun:
 
     def _record(self, **fields: Any) -> None:
         self.record |= fields
-        self.folder.write("run.json", dump_json(self.record))
+        self.folder.write(RUN, dump_json(self.record))
 
     def _show(self, summary: Mapping[str, Any], tracked: bool) -> None:
         console.print()

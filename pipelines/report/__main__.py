@@ -19,12 +19,12 @@ from pipelines.config.report import ReportConfig
 from pipelines.report.data import ReportRun, read_runs
 from pipelines.report.page import render
 from pipelines.report.sections import sections
+from pipelines.runs.files import REPORT
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.tracker import Tracker, local_folder
 
 log = logging.getLogger(__name__)
 
-PAGE = "report.html"
 _MLFLOW_TIMEOUT_S = 20.0
 
 
@@ -39,7 +39,7 @@ def report(raw: DictConfig, _overrides: Sequence[str]) -> Path:
     runs = read_runs(config.runs)
     page = render(*_titles(runs), sections(runs))
     with RunFolder(config.output_dir) as folder:
-        path = folder.write(PAGE, page)
+        path = folder.write(REPORT, page)
     console.print(
         f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {path}", markup=False, soft_wrap=True
     )

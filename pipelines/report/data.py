@@ -4,7 +4,6 @@ any more.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipelines.evaluate.results import metrics_of, stderr_name
+from pipelines.runs.files import (
+    EVALUATION,
+    SWEEP,
+    TRAJECTORY,
+    read_json,
+    read_json_if_there,
+    read_with,
+)
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.errors import InputError
 from pruning.search.stages import token_set_of
@@ -241,17 +248,19 @@ def _folders(path: str) -> list[tuple[str, Path]]:
     folder = Path(path).expanduser().absolute()
     if not path.strip() or not folder.is_dir():
         raise InputError(f"runs: no such folder: {path!r}")
-    sweep = folder / "sweep.json"
-    if not sweep.is_file():
+    sweep = folder / SWEEP
+    if not sweep.exists():
         return [(folder.name, folder)]
-    try:
-        points = [
+    report = read_json(sweep, option="runs", fields=("points",))
+    points = read_with(
+        lambda _: [
             (str(point["name"]), folder / point["folder"])
-            for point in json.loads(sweep.read_text())["points"]
+            for point in report["points"]
             if point.get("folder")
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"runs: {sweep} is damaged: {error!r}") from error
+        ],
+        sweep,
+        option="runs",
+    )
     started = [(f"{folder.name}/{name}", point) for name, point in points if _has_steps(point)]
     for name, point in points:
         if not _has_steps(point):
@@ -262,7 +271,7 @@ def _folders(path: str) -> list[tuple[str, Path]]:
 
 
 def _has_steps(folder: Path) -> bool:
-    path = folder / "trajectory.jsonl"
+    path = folder / TRAJECTORY
     return path.is_file() and b"\n" in path.read_bytes()
 
 
@@ -273,11 +282,9 @@ def _key(index: int) -> str:
 
 def _read_run(name: str, folder: Path) -> ReportRun:
     saved = read_saved_run(str(folder), option="runs")
+    evaluation = read_json_if_there(folder / EVALUATION, option="runs")
     try:
-        evaluation = folder / "evaluation.json"
-        return _run_of(
-            name, saved, json.loads(evaluation.read_text()) if evaluation.is_file() else None
-        )
+        return _run_of(name, saved, evaluation)
     except (
         OSError,
         ValueError,

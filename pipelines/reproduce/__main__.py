@@ -4,7 +4,6 @@ whether the difference is within its tolerance.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +44,15 @@ from pipelines.reproduce.verdict import (
     summed_up,
     table,
 )
-from pipelines.runs.files import EVALUATION, REPRODUCE_LOG, VERDICT
+from pipelines.runs.files import (
+    CHANNEL_ORDER,
+    EVALUATION,
+    REPRODUCE_LOG,
+    SHAPE,
+    VERDICT,
+    read_json,
+    read_with,
+)
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.saved_run import read_saved_run
@@ -129,7 +136,7 @@ def _shape(config: ReproduceConfig) -> dict[str, Any]:
                 }
             )
             log_to(folder.path / REPRODUCE_LOG)
-            folder.write("shape.json", dump_json(shape.to_json()))
+            folder.write(SHAPE, dump_json(shape.to_json()))
             subjects = _subjects(
                 config,
                 checkpoint,
@@ -186,7 +193,9 @@ def _search(config: ReproduceConfig) -> dict[str, Any]:
             else shape_check(wanted, shape)
         )
         report = (
-            json.loads((folder.path / EVALUATION).read_text()) if config.evaluation.wanted else None
+            read_json(folder.path / EVALUATION, option="output_dir")
+            if config.evaluation.wanted
+            else None
         )
         divergence = first_divergence(expected, run.lines)
         found = {
@@ -287,9 +296,9 @@ def _order(
     shape: ModelShape,
 ) -> ChannelOrder:
     """Found once: the same command reads it from its folder."""
-    path = folder.path / "channel_order.safetensors"
-    if path.is_file():
-        return ChannelOrder.load(path)
+    path = folder.path / CHANNEL_ORDER
+    if path.exists():
+        return read_with(ChannelOrder.load, path, option="output_dir")
     if config.search.importance == "activation":
         job = make_job(config.of_search)
         with job.pool() as pool:

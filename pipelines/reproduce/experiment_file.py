@@ -4,7 +4,6 @@ expected of the next one.
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 
 from pipelines.config import overrides
 from pipelines.reproduce.divergence import removal_text
-from pipelines.runs.files import EVALUATION
+from pipelines.runs.files import EVALUATION, SUMMARY, read_json_if_there
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.errors import InputError
 from pruning.models.find import find_checkpoint
@@ -56,7 +55,7 @@ def record_experiment(run_folder: str, name: str) -> Path:
     path = overrides.CONF / "experiment" / f"{name}.yaml"
     if path.exists():
         raise InputError(f"record_as: {path} is there already; give another name, or remove it")
-    run = read_saved_run(run_folder, option="record", needs=("summary.json",))
+    run = read_saved_run(run_folder, option="record", needs=(SUMMARY,))
     content = _settings(run) | {"expected": _expected(run)}
     text = yaml.safe_dump(
         content, sort_keys=False, width=150, default_flow_style=None, allow_unicode=True
@@ -136,8 +135,7 @@ def _figures(measured: dict[str, Any] | None) -> dict[str, Any]:
 
 def _evaluation(run: SavedRun) -> dict[str, Any] | None:
     """What was measured of the shape that the search came to."""
-    path = run.folder / EVALUATION
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    found = read_json_if_there(run.folder / EVALUATION, option="record", fields=("shape",))
     return (
         found
         if found is not None and run.summary is not None and found["shape"] == run.summary["shape"]

@@ -4,7 +4,6 @@ not there.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from pipelines.runs.files import LOCK, PRUNE_LOG, RUN, damaged, read_json_if_there
 from pruning.canonical_json import dump_json
 from pruning.errors import InputError
 
@@ -34,7 +34,7 @@ class RunFolder:
         self.path = Path(path).expanduser().absolute() if path else _dated_folder()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock")
+            self._lock = FileLock(self.path / LOCK)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(
@@ -68,12 +68,12 @@ class RunFolder:
         Raises:
             InputError: the folder belongs to another run, or holds something else.
         """
-        record = self.read("run.json")
+        record = self.read(RUN)
         if record is None:
             foreign = sorted(
                 entry.name
                 for entry in self.path.iterdir()
-                if not entry.name.startswith(".") and entry.name != "prune.log"
+                if not entry.name.startswith(".") and entry.name != PRUNE_LOG
             )
             if foreign:
                 raise InputError(
@@ -81,8 +81,10 @@ class RunFolder:
                     f"{', '.join(foreign[:4])}); give another folder"
                 )
             record = {"identity": dict(identity), "started": round(time.time(), 3)}
-            self.write("run.json", dump_json(record))
+            self.write(RUN, dump_json(record))
             return record
+        if not isinstance(record.get("identity"), dict):
+            raise damaged(self.path / RUN, KeyError("identity"), option="output_dir")
         theirs = record["identity"]
         names = dict.fromkeys([*identity, *theirs])
         differing = [
@@ -99,15 +101,12 @@ class RunFolder:
         return record
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder; None if it is not there."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            data: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"output_dir: cannot read {path}: {error}") from error
-        return data
+        """A JSON file of the folder; None if it is not there.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        return read_json_if_there(self.path / name, option="output_dir")
 
     def write(self, name: str, text: str) -> Path:
         """Writes a file so that it is there whole or not at all."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.runs.files import read_trajectory
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.scoring.nll import perplexity
@@ -22,23 +23,20 @@ class Journal:
 
     A line that a crash cut short is dropped when the file is opened again; its scores are in the
     store. Lines are never rewritten.
+
+    Raises:
+        InputError: the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         if path.exists():
+            self.lines = read_trajectory(path, option="output_dir")
             whole, _, torn = path.read_bytes().rpartition(b"\n")
             if torn:
                 with path.open("r+b") as file:
                     file.truncate(len(whole) + 1 if whole else 0)
-            try:
-                self.lines = [json.loads(line) for line in whole.decode().splitlines()]
-            except ValueError as error:
-                raise InputError(
-                    f"output_dir: {path} is damaged ({error}); move it away and run the same "
-                    "command again: the scores are in the store"
-                ) from error
 
     def append(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

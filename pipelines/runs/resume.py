@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipelines.config.groups import URLS
 from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import MASK, masked_url
+from pipelines.runs.files import CONFIG, read_yaml
 from pruning.errors import InputError
 
 
@@ -21,14 +22,14 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         InputError: the folder holds no run, or `experiment=` is given.
     """
     folder = Path(config.output_dir or "").expanduser()
-    saved = folder / "config.yaml"
-    if not saved.is_file():
+    saved = folder / CONFIG
+    if not saved.exists():
         raise InputError(
-            f"output_dir: no config.yaml in {folder.absolute()}, so there is no run to resume; "
+            f"output_dir: no {CONFIG} in {folder.absolute()}, so there is no run to resume; "
             "leave resume out to start one"
         )
     merged = config.copy()
-    merged.merge_with(OmegaConf.load(saved))
+    merged.merge_with(read_yaml(saved, option="output_dir", fields=("model.path",)))
     given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     if "experiment" in given:
         raise InputError(
@@ -102,16 +103,16 @@ def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig
     Raises:
         InputError: a URL had a password, which is not saved, and is not given again.
     """
-    path = Path(config.run or "").expanduser() / "config.yaml"
-    if config.run is None or not path.is_file():
+    path = Path(config.run or "").expanduser() / CONFIG
+    if config.run is None or not path.exists():
         return config
-    merged, saved = config.copy(), OmegaConf.load(path)
+    merged, saved = config.copy(), read_yaml(path, option="run")
     for group in _SAVED:
         if (
             not any(name.partition(".")[0] == group for name in given)
             and OmegaConf.select(saved, group) is not None
         ):
-            OmegaConf.update(merged, group, OmegaConf.merge(merged[group], saved[group]))  # type: ignore[index]
+            OmegaConf.update(merged, group, OmegaConf.merge(merged[group], saved[group]))
     for name in URLS:
         url, own = OmegaConf.select(merged, name), OmegaConf.select(config, name)
         if MASK in url and masked_url(own) != url:

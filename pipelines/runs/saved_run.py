@@ -4,18 +4,27 @@ came to, and the way there.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
-from yaml import YAMLError
+from omegaconf import DictConfig
 
+from pipelines.runs.files import (
+    CHANNEL_ORDER,
+    CONFIG,
+    RUN,
+    SUMMARY,
+    TRAJECTORY,
+    damaged,
+    read_json,
+    read_json_if_there,
+    read_trajectory,
+    read_with,
+    read_yaml,
+)
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
@@ -78,12 +87,9 @@ def read_run(path: str) -> PastRun:
         InputError: it is not one, something in it is missing or damaged, or its model is not where
             it was or not what it was.
     """
-    saved = read_saved_run(path, needs=("channel_order.safetensors",))
+    saved = read_saved_run(path, needs=(CHANNEL_ORDER,))
     folder, lines, model = saved.folder, saved.lines, saved.config.model
-    try:
-        order = ChannelOrder.load(folder / "channel_order.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"run: {folder} is damaged: {error}") from error
+    order = read_with(ChannelOrder.load, folder / CHANNEL_ORDER, option="run")
     checkpoint = find_checkpoint(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
@@ -126,38 +132,18 @@ def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ())
             missing or damaged.
     """
     folder = Path(path).expanduser().absolute()
-    missing = [
-        name
-        for name in ("run.json", "config.yaml", "trajectory.jsonl", *needs)
-        if not (folder / name).is_file()
-    ]
+    missing = [name for name in (RUN, CONFIG, TRAJECTORY, *needs) if not (folder / name).exists()]
     if missing:
         raise InputError(
             f"{option}: {folder} has no {', '.join(missing)}; give the output_dir of a search of "
             "pipelines.prune that has taken a step"
         )
-    try:
-        record = json.loads((folder / "run.json").read_text())
-        config = OmegaConf.load(folder / "config.yaml")
-        whole, _, _ = (folder / "trajectory.jsonl").read_bytes().rpartition(b"\n")
-        lines = tuple(json.loads(line) for line in whole.decode().splitlines())
-        summary = (
-            json.loads((folder / "summary.json").read_text())
-            if (folder / "summary.json").is_file()
-            else None
-        )
-        _ = record["identity"]["model"], config.model.path
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        YAMLError,
-        OmegaConfBaseException,
-    ) as error:
-        raise InputError(f"{option}: {folder} is damaged: {error}") from error
+    record = read_json(folder / RUN, option=option, fields=("identity",))
+    if not isinstance(record["identity"], dict) or "model" not in record["identity"]:
+        raise damaged(folder / RUN, KeyError("identity of a search"), option=option)
+    config = read_yaml(folder / CONFIG, option=option, fields=("model.path",))
+    lines = read_trajectory(folder / TRAJECTORY, option=option)
+    summary = read_json_if_there(folder / SUMMARY, option=option, fields=("status",))
     if not lines:
         raise InputError(f"{option}: the search in {folder} has not taken a step yet")
-    assert isinstance(config, DictConfig)
-    return SavedRun(folder, config, lines, record, summary)
+    return SavedRun(folder, config, tuple(lines), record, summary)

@@ -6,6 +6,7 @@ import gc
 import json
 from pathlib import Path
 
+from pipelines.runs.files import AUTHORS_CONFIG, CHANNEL_ORDER, SHAPE, read_with
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.authors_config import read_authors_config
@@ -21,8 +22,8 @@ def read_shape(path: Path, accounting: Accounting) -> ModelShape:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"shape: cannot read {path}: {error}; give shape.json of a search, or a "
-            "pruning_config.json of the method's authors"
+            f"shape: cannot read {path}: {error}; give {SHAPE} of a search, or a "
+            f"{AUTHORS_CONFIG} of the method's authors"
         ) from error
     geometry = accounting.geometry
     if isinstance(data, dict) and "pruned_attn_idx" in data:
@@ -46,16 +47,16 @@ def order_of(
     accounting: Accounting,
 ) -> ChannelOrder:
     """The order that the widths of a shape file refer to. Whole blocks refer to none."""
-    geometry, beside = accounting.geometry, path.parent / "channel_order.safetensors"
+    geometry, beside = accounting.geometry, path.parent / CHANNEL_ORDER
     narrowed = any(
         0 < layer.kv_heads < geometry.kv_heads or 0 < layer.mlp_channels < geometry.mlp_channels
         for layer in shape.layers
     )
-    if importance is None and beside.is_file():
-        return ChannelOrder.load(beside)
+    if importance is None and beside.exists():
+        return read_with(ChannelOrder.load, beside, option="shape")
     if importance is None and narrowed:
         raise InputError(
-            f"importance: {path} narrows blocks, and no channel_order.safetensors lies beside "
+            f"importance: {path} narrows blocks, and no {CHANNEL_ORDER} lies beside "
             "it, so it is not known which channels are left; give "
             "importance=l1 (the published order) or none (as stored), or run= instead of shape="
         )

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from pipelines import all_imported
 from pipelines.cli.console import console, duration
-from pipelines.status.status_file import FILE
+from pipelines.runs.files import LOCK, STATUS, read_json
 from pruning.errors import InputError
 
 _STALE_S = 30.0
@@ -34,22 +34,24 @@ def read_status(folder: Path) -> dict[str, Any]:
     Of a sweep, that of the point which was at work last.
 
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder holds no run, or the file is damaged.
     """
-    path = folder / FILE
+    path = folder / STATUS
     points = (
         []
-        if path.is_file()
-        else sorted(folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)
+        if path.exists()
+        else sorted(folder.glob(f"*/{STATUS}"), key=lambda file: file.stat().st_mtime)
     )
     if points:
         path = points[-1]
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
-            f"output_dir: no {FILE} in {folder.absolute()}; give the output_dir of a search that "
+            f"output_dir: no {STATUS} in {folder.absolute()}; give the output_dir of a search that "
             "has started"
         )
-    status: dict[str, Any] = json.loads(path.read_text())
+    status = read_json(
+        path, option="output_dir", fields=("state", "host", "pid", "started", "updated")
+    )
     if points:
         status["point"] = {"name": path.parent.name, "number": len(points)}
     status["age_s"] = round(max(0.0, time.time() - status["updated"]), 1)
@@ -209,7 +211,7 @@ def _fault(fault: Mapping[str, Any]) -> str:
 
 def _is_locked(folder: Path) -> bool:
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             return False
     except Timeout:
         return True

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from pipelines.runs.files import STATUS
 from pipelines.runs.folder import RunFolder
 from pruning.canonical_json import dump_json
 from pruning.errors import TargetNotReached
@@ -20,7 +21,6 @@ from workers.pool.protocol import EvaluatorState, Pool
 
 log = logging.getLogger(__name__)
 
-FILE = "status.json"
 _EVERY_S = 1.0
 
 
@@ -61,12 +61,12 @@ class Heartbeat:
         self._fields["updated"] = round(time.time(), 3)
         self._written = time.monotonic()
         try:
-            self._folder.write(FILE, dump_json(self._fields))
+            self._folder.write(STATUS, dump_json(self._fields))
         # who cannot be watched can still search; what matters is written by others, who do not
         # forgive
         except OSError as error:
             if not self._warned:
-                log.warning("%s cannot be written (%s)", FILE, error)
+                log.warning("%s cannot be written (%s)", STATUS, error)
             self._warned = True
 
     @contextmanager

@@ -18,7 +18,7 @@ from pipelines.config.grid import as_grid, plain_grid, points_of
 from pipelines.config.overrides import option_names, unknown_option
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluators import joined
-from pipelines.runs.files import SWEEP_LOG
+from pipelines.runs.files import RUN, SWEEP_LOG
 from pipelines.runs.folder import RunFolder
 from pipelines.sweep.point_jobs import check_folder, make_jobs
 from pipelines.sweep.resume import OWN_OPTIONS, resumed_sweep, saved_grid, saved_overrides
@@ -62,7 +62,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
                     each.job.config.output_dir = str(folder.path / each.point.name)
                     check_folder(each)
                 folder.write(
-                    "run.json",
+                    RUN,
                     dump_json(
                         record
                         | {

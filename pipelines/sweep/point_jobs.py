@@ -17,6 +17,7 @@ from pipelines.config.overrides import composition_error
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob, make_job
 from pipelines.prune.pipeline import check_what_follows
+from pipelines.runs.files import RUN
 from pipelines.runs.folder import RunFolder
 from pruning.errors import InputError
 from pruning.search.stages import make_stages
@@ -39,7 +40,7 @@ def check_folder(each: PointJob) -> None:
     """
     path = each.job.config.output_dir
     assert path is not None
-    if (Path(path) / "run.json").is_file():
+    if (Path(path) / RUN).exists():
         folder = RunFolder(path)
         try:
             folder.claim(each.job.identity())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import MASK
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob
+from pipelines.runs.files import RUN, read_json_if_there
 from pipelines.runs.resume import saved_url
 from pipelines.sweep.point_jobs import composed_point
 from pruning.errors import InputError
@@ -33,11 +33,8 @@ def resumed_sweep(
     """
     if not raw.output_dir:
         raise InputError("output_dir: missing; resume=true goes on with the sweep in that folder")
-    saved = Path(raw.output_dir).expanduser() / "run.json"
-    try:
-        record = json.loads(saved.read_text()) if saved.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"output_dir: cannot read {saved}: {error}") from error
+    saved = Path(raw.output_dir).expanduser() / RUN
+    record = read_json_if_there(saved, option="output_dir") or {}
     if "grid" not in record:
         raise InputError(
             f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to "

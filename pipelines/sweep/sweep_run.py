@@ -17,7 +17,15 @@ from pipelines.errors import Failed
 from pipelines.evaluators import local_session, open_pool
 from pipelines.prune.pipeline import finish
 from pipelines.prune.search_run import SearchRun
-from pipelines.runs.files import EVALUATION, SWEEP, SWEEP_LOG, SWEEP_PICTURE
+from pipelines.runs.files import (
+    EVALUATION,
+    PRUNE_LOG,
+    RUN,
+    SUMMARY,
+    SWEEP,
+    SWEEP_LOG,
+    SWEEP_PICTURE,
+)
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.pictures import plot_sweep
 from pipelines.runs.provenance import git_revision, versions
@@ -54,7 +62,7 @@ class SweepRun:
     ) -> None:
         self.config, self.jobs, self.folder, self.grid = config, jobs, folder, grid
         self.outcomes: dict[str, Outcome] = {}
-        record = folder.read("run.json") or {}
+        record = folder.read(RUN) or {}
         self.started = float(record["started"])
         self.tracker = Tracker(
             uri=config.tracking.uri,
@@ -166,8 +174,8 @@ class SweepRun:
         assert path is not None
         folder = RunFolder(path)
         try:
-            summary = folder.read("summary.json") if folder.read("run.json") is not None else None
-            if summary is None or summary["status"] != "target reached":
+            summary = folder.read(SUMMARY) if folder.read(RUN) is not None else None
+            if summary is None or summary.get("status") != "target reached":
                 return None
             folder.claim(each.job.identity())
             return outcome_of(each.point, each.job, self.folder.path, None)
@@ -181,7 +189,7 @@ class SweepRun:
         folder = RunFolder(each.job.config.output_dir)
         try:
             record = folder.claim(each.job.identity())
-            log_to(folder.path / "prune.log")
+            log_to(folder.path / PRUNE_LOG)
             SearchRun(each.job, store, folder, record, pool=pool, parent=self.tracker).go()
             return outcome_of(each.point, each.job, self.folder.path, None)
         finally:
@@ -201,7 +209,7 @@ class SweepRun:
                 config = replace(
                     config, evaluation=replace(config.evaluation, tasks=[], texts=[], cost=False)
                 )
-            log_to(folder.path / "prune.log")
+            log_to(folder.path / PRUNE_LOG)
             log.info("after the search of point %s", each.point.name)
             finish(config, folder)
         except _OF_ONE_POINT as error:
@@ -247,7 +255,7 @@ class SweepRun:
         return sorted(self.jobs, key=lambda each: order[each.point.name])
 
     def _remember(self, **fields: Any) -> None:
-        self.folder.write("run.json", dump_json((self.folder.read("run.json") or {}) | fields))
+        self.folder.write(RUN, dump_json((self.folder.read(RUN) or {}) | fields))
 
     def _show(self, report: Mapping[str, Any], tracked: bool) -> None:
         console.print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,16 @@ from pipelines.config.grid import Point
 from pipelines.evaluate.benchmarks import average_stderr
 from pipelines.evaluate.pareto import pareto_front
 from pipelines.prune.job import PruneJob
+from pipelines.runs.files import (
+    CHANNEL_ORDER,
+    EVALUATION,
+    RUN,
+    SUMMARY,
+    TRAJECTORY,
+    read_json_if_there,
+    read_trajectory,
+    read_with,
+)
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.shape import ModelShape, Removal
@@ -68,17 +77,20 @@ def outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | N
     """
     try:
         return _outcome_of(point, job, sweep_folder, problem)
-    except (OSError, ValueError, KeyError) as error:
+    except (InputError, LookupError, TypeError) as error:
+        if isinstance(error, InputError) and problem is None:
+            raise
         if problem is None:
             raise InputError(
-                f"output_dir: cannot read what is in {sweep_folder / point.name}: {error}"
+                f"output_dir: {sweep_folder / point.name} is damaged: {error!r}; remove it and run "
+                "the same command again: the scores are in the store"
             ) from error
         return Outcome(point, point.name, problem, target_ratio=job.config.search.target_ratio)
 
 
 def recorded_run_id(folder: Path) -> str | None:
     """What MLflow calls the run in a point's folder, as soon as it does."""
-    return (_read(folder / "run.json") or {}).get("mlflow_run_id")
+    return (read_json_if_there(folder / RUN, option="output_dir") or {}).get("mlflow_run_id")
 
 
 def judge(points: Sequence[Outcome]) -> str:
@@ -188,7 +200,7 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
     folder = sweep_folder / point.name
     model = f"{job.fingerprint} {job.dtype} {job.config.calibration.batch_size}"
     common: dict[str, Any] = {"model": model, "target_ratio": job.config.search.target_ratio}
-    summary = _read(folder / "summary.json")
+    summary = read_json_if_there(folder / SUMMARY, option="output_dir")
     if summary is None:
         return Outcome(point, point.name, problem, **common)
     pairs = {f"{name}_perplexity": pair for name, pair in summary["perplexity"].items()}
@@ -199,7 +211,7 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
         for name, tokens in summary["calibration"].items()
     }
     stderrs: dict[str, float] = {}
-    measured = _read(folder / "evaluation.json")
+    measured = read_json_if_there(folder / EVALUATION, option="output_dir")
     if measured is not None:
         texts |= {
             f"{name}_perplexity": fingerprint
@@ -330,10 +342,10 @@ def _best(points: Sequence[Outcome], metric: str, max_perplexity_ratio: float) -
 
 def _candidates(folder: Path, job: PruneJob) -> dict[str, dict[Key, int]]:
     """By stage, what the search looked at, from its trajectory."""
-    order = ChannelOrder.load(folder / "channel_order.safetensors").fingerprint
+    path = folder / CHANNEL_ORDER
+    order = read_with(ChannelOrder.load, path, option="output_dir").fingerprint
     base, found = job.accounting.dense, dict[str, dict[Key, int]]()
-    for text in (folder / "trajectory.jsonl").read_text().splitlines():
-        line = json.loads(text)
+    for line in read_trajectory(folder / TRAJECTORY, option="output_dir"):
         tokens = job.calibration.block if line["stage"] == "block" else job.calibration.width
         num_batches = len(tokens.batches(job.config.calibration.batch_size))
         stage = found.setdefault(line["stage"], {})
@@ -355,13 +367,6 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if name not in ("block_perplexity", "width_perplexity")] or list(
         names
     )[:1]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    data: dict[str, Any] = json.loads(path.read_text())
-    return data
 
 
 def _number(value: float | None) -> str:

@@ -12,9 +12,10 @@ import pytest
 from filelock import FileLock
 
 from pipelines.cli.console import console
+from pipelines.runs.files import STATUS
 from pipelines.runs.folder import RunFolder
 from pipelines.status.__main__ import read_status
-from pipelines.status.status_file import FILE, Heartbeat
+from pipelines.status.status_file import Heartbeat
 from pruning.errors import InputError, TargetNotReached
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
@@ -115,7 +116,7 @@ def test_a_driver_that_is_gone(
     running: tuple[RunFolder, Heartbeat], show: Callable[..., str]
 ) -> None:
     folder, _ = running
-    file = folder.path / FILE
+    file = folder.path / STATUS
     file.write_text(json.dumps(json.loads(file.read_text()) | {"updated": time.time() - 100}))
     assert read_status(folder.path)["alive"], "silent, but it holds the folder"
     assert "has said nothing for 1 min 40 s" in show(folder.path)
