@@ -22,7 +22,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_url
 from pipelines.store.scores import ScoreStore
-from pipelines.tracking.metrics import metrics
+from pipelines.tracking.metrics import evaluation_metrics, evaluation_params, evaluation_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.canonical_json import dump_json
 from pruning.costs.measured import Role
@@ -48,7 +48,8 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
     """Measures every model of the job; returns the report, which is in the folder by then."""
     config, started = job.config, time.time()
     tracker = _tracker(job, folder, started)
-    tracker.start(_params(job) if job.subjects.run is None else {}, _tags(job), {})
+    tags = evaluation_tags(job.subjects.main.fingerprint, of_search=job.subjects.run is not None)
+    tracker.start(_params(job), tags, {})
     try:
         with (
             ScoreStore(config.store.url, config.store.retry_s) as store,
@@ -63,7 +64,7 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
         folder.write(EVALUATION, dump_json(report))
         folder.write(EVALUATION_TABLE, as_csv(report))
         tracker.log_metrics(
-            metrics(report),
+            evaluation_metrics(report),
             step=len(job.subjects.run.lines) if job.subjects.run else 0,
             timestamp=time.time(),
         )
@@ -170,20 +171,10 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
 
 
 def _params(job: EvaluationJob) -> dict[str, Any]:
-    flat = {f"evaluation.{name}": value for name, value in _settings(job).items()}
-    return flat | {
-        "model": job.subjects.name,
-        "source": str(Path(job.subjects.source)),
-        "shape": job.subjects.shape,
-    }
-
-
-def _tags(job: EvaluationJob) -> dict[str, str]:
-    return {
-        "evaluation.model.fingerprint": job.subjects.main.fingerprint,
-        **(
-            {}
-            if job.subjects.run
-            else {"mlflow.source.name": "pipelines.evaluate", "mlflow.source.type": "LOCAL"}
-        ),
-    }
+    subjects = job.subjects
+    if subjects.run is not None:
+        return {}  # the page of the search has its own
+    source = str(Path(subjects.source))
+    return evaluation_params(
+        _settings(job), model=subjects.name, source=source, shape=subjects.shape
+    )

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -37,7 +37,13 @@ from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_form
 from pipelines.status.status_file import Heartbeat
 from pipelines.store.scores import Context, ScoreStore
-from pipelines.tracking.metrics import step_metrics
+from pipelines.tracking.metrics import (
+    dense_metrics,
+    result_metrics,
+    search_params,
+    search_tags,
+    step_metrics,
+)
 from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import SetName
 from pruning.canonical_json import dump_json
@@ -348,16 +354,15 @@ class SearchRun:
         """The dense model as step 0, and the steps of earlier processes: MLflow stores a point once
         however often it is sent.
         """
-        zero = {
-            "prune/perplexity": perplexity(dense["block"]),
-            "prune/nll": dense["block"],
-            "prune/ratio": 0.0,
-            "prune/num_parameters": self.job.accounting.num_dense_parameters,
-            "prune/flops_per_token": self.job.accounting.flops_per_token(
-                self.job.accounting.dense,
-                context_length=self.job.config.calibration.sequence_length,
+        accounting = self.job.accounting
+        zero = dense_metrics(
+            nll=dense["block"],
+            perplexity=perplexity(dense["block"]),
+            num_parameters=accounting.num_dense_parameters,
+            flops_per_token=accounting.flops_per_token(
+                accounting.dense, context_length=self.job.config.calibration.sequence_length
             ),
-        }
+        )
         self.tracker.log_metrics(zero, step=0, timestamp=self.record["started"])
         for line in self.journal.lines:
             self.tracker.log_metrics(
@@ -365,20 +370,12 @@ class SearchRun:
             )
 
     def _track_result(self, summary: Mapping[str, Any]) -> bool:
-        result = {
-            f"result/{name}_perplexity{suffix}": pair[side]
-            for name, pair in summary["perplexity"].items()
-            for side, suffix in (("pruned", ""), ("dense", "_dense"))
-        }
-        result |= {
-            f"result/{name}": summary[name]["pruned"]
-            for name in ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
-        }
-        result["result/ratio"] = summary["ratio"]
         ended = (
             self.journal.lines[-1]["timestamp"] if self.journal.lines else self.record["started"]
         )
-        self.tracker.log_metrics(result, step=len(self.search.steps), timestamp=ended)
+        self.tracker.log_metrics(
+            result_metrics(summary), step=len(self.search.steps), timestamp=ended
+        )
         succeeded = summary["status"] == "target reached"
         return self.tracker.finish(
             succeeded=succeeded, artifacts=[self.folder.path / name for name in self._written()]
@@ -388,33 +385,18 @@ class SearchRun:
         return [name for name in ARTIFACTS if (self.folder.path / name).exists()]
 
     def _params(self) -> dict[str, Any]:
-        tree = OmegaConf.to_container(saved_form(self.job.config))
-        assert isinstance(tree, dict)
-        flat = {
-            f"{group!s}.{name!s}": value
-            for group, fields in tree.items()
-            if isinstance(fields, dict)
-            for name, value in fields.items()
-        }
-        return (
-            flat
-            | {f"resolved.{name}": value for name, value in self.job.identity().items()}
-            | {"output_dir": str(self.folder.path)}
-        )
+        options = cast("dict[str, Any]", OmegaConf.to_container(saved_form(self.job.config)))
+        return search_params(options, self.job.identity(), str(self.folder.path))
 
     def _tags(self) -> dict[str, str]:
-        tags = {f"version.{name}": found for name, found in versions().items()}
-        tags |= {
-            "model.fingerprint": self.job.fingerprint,
-            "model.type": self.job.accounting.family.model_type,
-        }
-        tags |= {
-            f"calibration.{name}.fingerprint": tokens.fingerprint
-            for name, tokens in self.job.calibration.sets().items()
-        }
-        tags |= {"mlflow.source.name": "pipelines.prune", "mlflow.source.type": "LOCAL"}
-        revision = git_revision()
-        return tags | ({"mlflow.source.git.commit": revision} if revision else {})
+        sets = self.job.calibration.sets()
+        return search_tags(
+            model=self.job.fingerprint,
+            model_type=self.job.accounting.family.model_type,
+            calibration={name: tokens.fingerprint for name, tokens in sets.items()},
+            versions=versions(),
+            revision=git_revision(),
+        )
 
     def _datasets(self) -> dict[str, TokenDataset]:
         calibration = self.job.config.calibration

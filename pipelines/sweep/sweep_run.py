@@ -32,7 +32,7 @@ from pipelines.runs.provenance import git_revision, versions
 from pipelines.store.scores import ScoreStore
 from pipelines.sweep.point_jobs import PointJob, largest, same_evaluators, spec_of
 from pipelines.sweep.table import Outcome, judge, outcome_of, recorded_run_id, sweep_report, table
-from pipelines.tracking.metrics import sweep_metrics
+from pipelines.tracking.metrics import sweep_metrics, sweep_params, sweep_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.canonical_json import dump_json
 from pruning.errors import ExportError, InputError, ScoringError
@@ -77,16 +77,8 @@ class SweepRun:
 
     def go(self) -> dict[str, Any]:
         """All searches, then what the configuration asks for after them, then the table."""
-        tags = {f"version.{name}": found for name, found in versions().items()} | {
-            "mlflow.source.name": "pipelines.sweep",
-            "mlflow.source.type": "LOCAL",
-        }
-        self.tracker.start(
-            {f"grid.{name}": values for name, values in self.grid.items()}
-            | {"output_dir": str(self.folder.path)},
-            tags,
-            {},
-        )
+        params = sweep_params(self.grid, str(self.folder.path))
+        self.tracker.start(params, sweep_tags(versions()), {})
         try:
             with (
                 ScoreStore(self.config.store.url, self.config.store.retry_s) as store,

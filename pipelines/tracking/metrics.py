@@ -1,4 +1,4 @@
-"""Every metric name in MLflow."""
+"""Every name in MLflow: metrics, parameters, tags and datasets."""
 
 from __future__ import annotations
 
@@ -6,34 +6,87 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+Metrics = dict[str, float | int | None]
+"""By name; None is not sent."""
 
-def step_metrics(line: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """The metrics of one journal line, under the names that MLflow shows in the section `prune`."""
-    names = (
-        "perplexity",
-        "nll",
-        "ratio",
-        "num_parameters",
-        "flops_per_token",
-        "margin",
-        "seconds",
-        "evaluations",
-    )
-    found = {f"prune/{name}": line[name] for name in names} | {
-        "prune/num_candidates": len(line["candidates"])
-    }
+RATIO = "prune/ratio"
+RESULT_RATIO = "result/ratio"
+PARENT = "mlflow.parentRunId"
+DATASET_CONTEXT = "mlflow.data.context"
+SHARED_VIEW = "mlflow.sharedViewState"
+COLUMNS = {
+    "metrics": (RESULT_RATIO, "result/heldout_perplexity", "result/heldout_perplexity_dense"),
+    "params": ("search.target_ratio", "search.distribution", "search.importance"),
+}
+"""What compares runs in a table."""
+
+_OF_A_STEP = (
+    "perplexity",
+    "nll",
+    "ratio",
+    "num_parameters",
+    "flops_per_token",
+    "margin",
+    "seconds",
+    "evaluations",
+)
+
+
+def step_metrics(line: Mapping[str, Any]) -> Metrics:
+    """One line of a trajectory, in the section `prune`."""
+    found = {f"prune/{name}": line[name] for name in _OF_A_STEP}
+    # Trajectories from before it was recorded lack the standard error of the margin.
     return found | {
-        "prune/margin_stderr": line.get("margin_stderr")
-    }  # which journals from before it was recorded lack
+        "prune/num_candidates": len(line["candidates"]),
+        "prune/margin_stderr": line.get("margin_stderr"),
+    }
 
 
-def metrics(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """As MLflow stores them: `eval/TASK/METRIC` and `eval/TEXT/token_perplexity`; the dense model's
-    in `eval_dense/`, if there is a pruned one.
+def dense_metrics(
+    *, nll: float, perplexity: float | None, num_parameters: int, flops_per_token: int
+) -> Metrics:
+    """The dense model, which is step 0.
+
+    Args:
+        nll: on the calibration set of blocks, nats per token.
     """
-    found = _metrics_of("eval", report)
+    return {
+        "prune/perplexity": perplexity,
+        "prune/nll": nll,
+        RATIO: 0.0,
+        "prune/num_parameters": num_parameters,
+        "prune/flops_per_token": flops_per_token,
+    }
+
+
+def result_metrics(summary: Mapping[str, Any]) -> Metrics:
+    """What a search came to, in the section `result`.
+
+    Args:
+        summary: what `summary.json` says.
+    """
+    perplexities = {
+        f"result/{name}_perplexity{suffix}": pair[side]
+        for name, pair in summary["perplexity"].items()
+        for side, suffix in (("pruned", ""), ("dense", "_dense"))
+    }
+    sizes = {
+        f"result/{name}": summary[name]["pruned"]
+        for name in ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
+    }
+    return perplexities | sizes | {RESULT_RATIO: summary["ratio"]}
+
+
+def evaluation_metrics(report: Mapping[str, Any]) -> Metrics:
+    """`eval/TASK/METRIC` and `eval/TEXT/token_perplexity`; the dense model's in `eval_dense/`, if
+    there is a pruned one.
+
+    Args:
+        report: what `evaluation.json` says.
+    """
+    found = _quality("eval", report)
     if report["shape"] is not None and report["dense"] is not None:
-        found |= _metrics_of("eval_dense", report["dense"])
+        found |= _quality("eval_dense", report["dense"])
     cost = report["cost"] or {}
     for section, values in (
         ("eval_cost", cost.get("pruned") or cost.get("dense")),
@@ -48,7 +101,7 @@ def metrics(report: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _metrics_of(section: str, measured: Mapping[str, Any]) -> dict[str, float | None]:
+def _quality(section: str, measured: Mapping[str, Any]) -> Metrics:
     found = {
         f"{section}/{name}/token_perplexity": value
         for name, value in measured["perplexity"].items()
@@ -61,8 +114,88 @@ def _metrics_of(section: str, measured: Mapping[str, Any]) -> dict[str, float | 
     return found | {f"{section}/average": measured["average"]}
 
 
-def sweep_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """One point as a step of the sweep's own MLflow run."""
+def sweep_metrics(row: Mapping[str, Any]) -> Metrics:
+    """One point as a step of the sweep's own MLflow run.
+
+    Args:
+        row: of `points` in `sweep.json`.
+    """
     return {"sweep/ratio": row["ratio"]} | {
         f"sweep/{name}": value for name, value in row["values"].items()
     }
+
+
+def search_params(
+    options: Mapping[str, Any], identity: Mapping[str, Any], output_dir: str
+) -> dict[str, Any]:
+    """Every option, and under `resolved.` what the search made of those that decide its result.
+
+    Args:
+        options: by group, then name.
+    """
+    given = {
+        f"{group}.{name}": value
+        for group, fields in options.items()
+        if isinstance(fields, Mapping)
+        for name, value in fields.items()
+    }
+    resolved = {f"resolved.{name}": value for name, value in identity.items()}
+    return given | resolved | {"output_dir": output_dir}
+
+
+def search_tags(
+    *,
+    model: str,
+    model_type: str,
+    calibration: Mapping[str, str],
+    versions: Mapping[str, str],
+    revision: str | None,
+) -> dict[str, str]:
+    """What a search was made with.
+
+    Args:
+        model: fingerprint of the checkpoint.
+        calibration: fingerprint of each calibration set.
+        revision: the commit of this program.
+    """
+    found = _versions(versions) | {"model.fingerprint": model, "model.type": model_type}
+    found |= {f"calibration.{name}.fingerprint": value for name, value in calibration.items()}
+    found |= _source("pipelines.prune")
+    return found | ({"mlflow.source.git.commit": revision} if revision else {})
+
+
+def evaluation_params(
+    settings: Mapping[str, Any], *, model: str, source: str, shape: str | None
+) -> dict[str, Any]:
+    """Of an evaluation that has an MLflow run of its own."""
+    found = {f"evaluation.{name}": value for name, value in settings.items()}
+    return found | {"model": model, "source": source, "shape": shape}
+
+
+def evaluation_tags(model: str, *, of_search: bool) -> dict[str, str]:
+    """What was measured.
+
+    Args:
+        model: its fingerprint.
+        of_search: the MLflow run is that of the search, which says itself where it is from.
+    """
+    found = {"evaluation.model.fingerprint": model}
+    return found if of_search else found | _source("pipelines.evaluate")
+
+
+def sweep_params(grid: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
+    """The values of every option of the grid."""
+    return {f"grid.{name}": values for name, values in grid.items()} | {"output_dir": output_dir}
+
+
+def sweep_tags(versions: Mapping[str, str]) -> dict[str, str]:
+    """What a sweep was made with."""
+    return _versions(versions) | _source("pipelines.sweep")
+
+
+def _versions(versions: Mapping[str, str]) -> dict[str, str]:
+    return {f"version.{name}": version for name, version in versions.items()}
+
+
+def _source(command: str) -> dict[str, str]:
+    return {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}

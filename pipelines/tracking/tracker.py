@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from pipelines.config.redaction import masked_url, without_secrets
+from pipelines.tracking.metrics import DATASET_CONTEXT, PARENT
 from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -211,11 +212,7 @@ class Tracker:
         if self.parent is not None:
             while self.parent.run_id is None and not self._stop.wait(0.1):
                 pass  # it is on its way to the same server
-            tags = (
-                {**tags, "mlflow.parentRunId": self.parent.run_id}
-                if self.parent.run_id is not None
-                else tags
-            )
+            tags = {**tags, PARENT: self.parent.run_id} if self.parent.run_id is not None else tags
         known = client.get_run(self.run_id).data
         new = [
             Param(name, str(value)) for name, value in params.items() if name not in known.params
@@ -237,7 +234,7 @@ class Tracker:
                         }
                     ),
                 ),
-                tags=[InputTag("mlflow.data.context", context)],
+                tags=[InputTag(DATASET_CONTEXT, context)],
             )
             for context, dataset in datasets.items()
         ]

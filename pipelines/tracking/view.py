@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.tracking.metrics import COLUMNS, PARENT, RATIO, RESULT_RATIO, SHARED_VIEW
+
 VIEW = "multipruner"
 """Key of the preset view in MLflow."""
 
@@ -26,31 +28,25 @@ def view_of_sweep(name: str, run_id: str, key: str) -> tuple[str, str]:
     parent.
     """
     points = {
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'",
-        "orderByKey": "metrics.`result/ratio`",
+        "searchFilter": f"tags.`{PARENT}` = '{run_id}'",
+        "orderByKey": f"metrics.`{RESULT_RATIO}`",
         "orderByAsc": False,
     }
     return _shared_view(key, f"{name}, against ratio", points)
 
 
 def _shared_view(key: str, name: str, facets: Mapping[str, Any]) -> tuple[str, str]:
-    columns = [
-        "metrics.`result/ratio`",
-        "metrics.`result/heldout_perplexity`",
-        "metrics.`result/heldout_perplexity_dense`",
-    ]
-    columns += [
-        "params.`search.target_ratio`",
-        "params.`search.distribution`",
-        "params.`search.importance`",
-    ]
-    charts = {"xAxisKey": "metric", "selectedXAxisMetricKey": "prune/ratio", "lineSmoothness": 0}
+    columns = [f"{kind}.`{name}`" for kind, names in COLUMNS.items() for name in names]
+    charts = {"xAxisKey": "metric", "selectedXAxisMetricKey": RATIO, "lineSmoothness": 0}
     state = {"globalLineChartConfig": charts, "selectedColumns": columns, **facets}
-    return f"mlflow.sharedViewState.{key}", json.dumps(
+    return f"{SHARED_VIEW}.{key}", json.dumps(
         {"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     )
 
 
 def charts_link(server: str, experiment_id: str | None, view: str = VIEW) -> str:
     """The page of an experiment that shows its runs as charts over ratio."""
-    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={view}"
+    return (
+        f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+        f"&compareRunsMode=CHART&viewStateShareKey={view}"
+    )
