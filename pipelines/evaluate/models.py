@@ -127,15 +127,15 @@ def find_subjects(config: EvaluateConfig, *, on_gpu: bool) -> Subjects:
         InputError: a folder is missing, damaged, or of another model.
     """
     if config.run is not None:
-        return _of_run(config, config.run)
+        return models_of_run(config, read_run(config.run))
     if config.checkpoint is not None:
         return _of_export(config, config.checkpoint, on_gpu=on_gpu)
     dense = _dense_model(config, on_gpu=on_gpu)
     return Subjects(display_name(config.model.path), config.model.path, (dense,), None, None)
 
 
-def _of_run(config: EvaluateConfig, path: str) -> Subjects:
-    run = read_run(path)
+def models_of_run(config: EvaluateConfig, run: PastRun) -> Subjects:
+    """The model that a search came to, and on request the dense one."""
     accounting, dtype = (
         run.accounting,
         run.dtype if config.model.dtype == "auto" else config.model.dtype,

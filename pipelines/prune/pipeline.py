@@ -8,25 +8,24 @@ from pipelines.cli.console import log_to
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.groups import ModelConfig
-from pipelines.config.prune import PruneConfig
 from pipelines.evaluate.benchmarks import open_benchmarks
 from pipelines.evaluate.evaluation_run import evaluate_run
 from pipelines.evaluate.measurement import problems_of_cost
-from pipelines.evaluate.models import Subject, window_length
+from pipelines.evaluate.models import Subject, models_of_run, window_length
 from pipelines.export.export_run import export_run, is_exported
 from pipelines.prune.job import PruneJob
 from pipelines.prune.search_run import SearchRun
-from pipelines.runs.files import PRUNE_LOG
+from pipelines.runs.files import CHANNEL_ORDER, PRUNE_LOG
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.saved_run import read_run
+from pipelines.runs.saved_run import PastRun, read_saved_run
 from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.export.folder import FORMATS
 
 
 def run_job(job: PruneJob) -> dict[str, Any]:
-    """One search in its folder, and what the configuration asks for after it; returns its summary."""
-    check_what_follows(job)
+    """One search in its folder, then what the configuration asks for; returns its summary."""
+    validate_post_steps(job)
     with (
         ScoreStore(job.config.store.url, job.config.store.retry_s) as store,
         RunFolder(job.config.output_dir) as folder,
@@ -35,13 +34,13 @@ def run_job(job: PruneJob) -> dict[str, Any]:
             record = folder.claim(job.identity())
             log_to(folder.path / PRUNE_LOG)
             summary = SearchRun(job, store, folder, record).go()
-            finish(job.config, folder)
+            run_post_steps(job, folder)
             return summary
         finally:
             log_to(None)
 
 
-def check_what_follows(job: PruneJob) -> None:
+def validate_post_steps(job: PruneJob) -> None:
     """What evaluation and export need is asked for before the hours of the search, not after them.
 
     Raises:
@@ -71,20 +70,24 @@ def check_what_follows(job: PruneJob) -> None:
             pass
 
 
-def finish(config: PruneConfig, folder: RunFolder) -> None:
+def run_post_steps(job: PruneJob, folder: RunFolder) -> None:
     """What the configuration asks for after the search in this folder, which the caller holds.
 
-    Evaluation comes first: its numbers are on the model card.
+    Evaluation comes first: its numbers are on the model card. Both get the model that the search
+    has in memory, so that its weights are not hashed again.
     """
-    path = str(folder.path)
+    config, path = job.config, str(folder.path)
     if config.evaluation.wanted:
-        evaluate_run(
-            EvaluateConfig.like(
-                config, model=ModelConfig("", None, "auto", trust_remote_code=False), run=path
-            ),
-            folder,
+        evaluation = EvaluateConfig.like(
+            config, model=ModelConfig("", None, "auto", trust_remote_code=False), run=path
         )
+        evaluate_run(evaluation, folder, models_of_run(evaluation, _run_of(job, path)))
     if config.export is not None:
-        run = read_run(path)
+        run = _run_of(job, path)
         if not is_exported(run, folder.path / config.export):
             export_run(run, ExportConfig.of_run(path, config.export))
+
+
+def _run_of(job: PruneJob, path: str) -> PastRun:
+    saved = read_saved_run(path, option="output_dir", needs=(CHANNEL_ORDER,))
+    return saved.with_model(job.checkpoint, job.accounting)

@@ -69,6 +69,24 @@ class SavedRun:
         """That the search scored in."""
         return str(self.record["identity"]["model.dtype"])
 
+    def with_model(self, checkpoint: Checkpoint, accounting: Accounting) -> PastRun:
+        """The same with its model, whose weights the caller knows to be the ones that were pruned.
+
+        Raises:
+            InputError: the file with the order of its channels is missing or damaged.
+        """
+        return PastRun(
+            self.folder,
+            self.config,
+            self.lines,
+            self.record,
+            self.summary,
+            checkpoint,
+            accounting,
+            ModelShape.parse(self.lines[-1]["shape"]),
+            read_with(ChannelOrder.load, self.folder / CHANNEL_ORDER, option="run"),
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PastRun(SavedRun):
@@ -88,36 +106,24 @@ def read_run(path: str) -> PastRun:
             it was or not what it was.
     """
     saved = read_saved_run(path, needs=(CHANNEL_ORDER,))
-    folder, lines, model = saved.folder, saved.lines, saved.config.model
-    order = read_with(ChannelOrder.load, folder / CHANNEL_ORDER, option="run")
+    model, lines = saved.config.model, saved.lines
     checkpoint = find_checkpoint(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
     if checkpoint.fingerprint() != saved.fingerprint:
         raise InputError(
-            f"run: {model.path} is not the model that the search in {folder} pruned: it has "
+            f"run: {model.path} is not the model that the search in {saved.folder} pruned: it has "
             f"changed since (fingerprint {saved.fingerprint} then)"
         )
     accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
-    shape = ModelShape.parse(lines[-1]["shape"])
     if saved.summary is None:
         log.warning(
             "run: the search in %s has not ended: this is its shape after %d steps, ratio %.2f %%",
-            folder,
+            saved.folder,
             len(lines),
             100 * lines[-1]["ratio"],
         )
-    return PastRun(
-        folder,
-        saved.config,
-        lines,
-        saved.record,
-        saved.summary,
-        checkpoint,
-        accounting,
-        shape,
-        order,
-    )
+    return saved.with_model(checkpoint, accounting)
 
 
 def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ()) -> SavedRun:

@@ -16,7 +16,7 @@ from pipelines.config.grid import Point
 from pipelines.config.overrides import composition_error
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob, make_job
-from pipelines.prune.pipeline import check_what_follows
+from pipelines.prune.pipeline import validate_post_steps
 from pipelines.runs.files import RUN
 from pipelines.runs.folder import RunFolder
 from pruning.errors import InputError
@@ -76,7 +76,7 @@ def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
                 [each.job for each in jobs],
             )
             if all(each.job.config.model != job.config.model for each in jobs):
-                check_what_follows(job)
+                validate_post_steps(job)
             jobs.append(PointJob(point, job))
         except InputError as error:
             for problem in str(error).splitlines():

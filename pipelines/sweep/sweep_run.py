@@ -11,11 +11,12 @@ from typing import Any
 from pipelines.cli.console import console, log_to
 from pipelines.config.grid import points_of
 from pipelines.config.groups import EvaluationConfig
+from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import masked_url
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import Failed
 from pipelines.evaluators import local_session, open_pool
-from pipelines.prune.pipeline import finish
+from pipelines.prune.pipeline import run_post_steps
 from pipelines.prune.search_run import SearchRun
 from pipelines.runs.files import (
     EVALUATION,
@@ -195,15 +196,13 @@ class SweepRun:
         ):
             return
         folder = RunFolder(each.job.config.output_dir)
-        config, problem = each.job.config, None
+        job, problem = each.job, None
         try:
-            if _is_evaluated(folder, config.evaluation):
-                config = replace(
-                    config, evaluation=replace(config.evaluation, tasks=[], texts=[], cost=False)
-                )
+            if _is_evaluated(folder, job.config.evaluation):
+                job = replace(job, config=_without_evaluation(job.config))
             log_to(folder.path / PRUNE_LOG)
             log.info("after the search of point %s", each.point.name)
-            finish(config, folder)
+            run_post_steps(job, folder)
         except _OF_ONE_POINT as error:
             problem = str(error)
             log.error("point %s: %s", each.point.name, error)
@@ -265,6 +264,10 @@ class SweepRun:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _without_evaluation(config: PruneConfig) -> PruneConfig:
+    return replace(config, evaluation=replace(config.evaluation, tasks=[], texts=[], cost=False))
 
 
 def _is_evaluated(folder: RunFolder, evaluation: EvaluationConfig) -> bool:

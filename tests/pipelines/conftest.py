@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from pipelines.cli import launch
 from pipelines.config import grid, overrides
+from pruning.models.checkpoint import Checkpoint
 from tests.pipelines.command import Outcome, run_command
 from tests.tiny_search import places, tiny_search
 
@@ -71,6 +72,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of the checkpoints whose weights were hashed, once for each time."""
+    found: list[Path] = []
+    fingerprint = Checkpoint.fingerprint
+
+    def counted(checkpoint: Checkpoint) -> str:
+        found.append(checkpoint.folder)
+        return fingerprint(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "fingerprint", counted)
+    return found
 
 
 Cli = Callable[..., Outcome]

@@ -29,10 +29,11 @@ def whole(tmp_path: Path) -> list[str]:
 
 
 def test_search_evaluation_export(
-    search: Search, whole: list[str], monkeypatch: pytest.MonkeyPatch
+    search: Search, whole: list[str], monkeypatch: pytest.MonkeyPatch, hashed: list[Path]
 ) -> None:
     outcome = search(*whole)
     assert outcome.status == 0, outcome.output
+    assert len(hashed) == 1, "evaluation and export get the model that the search has"
     report = json.loads((outcome.folder / "evaluation.json").read_text())
     manifest = check_folder(outcome.folder / "transformers")
     assert report["shape"] == manifest["shape"] == outcome.summary["shape"]

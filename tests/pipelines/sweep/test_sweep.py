@@ -206,7 +206,7 @@ def test_a_parent_run_and_a_run_for_each_point(run_sweep: Sweep, tmp_path: Path)
 
 
 def test_points_are_evaluated_and_exported_once(
-    run_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[Path]
 ) -> None:
     model, data = save_reader(tmp_path / "reader"), save_tasks(tmp_path / "data", 4)
     words = (
@@ -219,6 +219,7 @@ def test_points_are_evaluated_and_exported_once(
     words += ("search.target_ratio=[0.1,0.3]", "export=transformers", "evaluation.batch_size=1")
     outcome = run_sweep(*words)
     assert outcome.status == 0, outcome.output
+    assert len(hashed) == 1, "all points share one model, and what follows them gets it"
     reports = [
         json.loads((outcome.folder / f"target_ratio_{target}/evaluation.json").read_text())
         for target in ("0.1", "0.3")
