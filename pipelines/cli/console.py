@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -54,6 +54,19 @@ def log_to(path: Path | None) -> None:
         "lm_eval",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def print_line(text: str) -> None:
+    """One line as it is: brackets are no markup, and no break is put into a path."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def show_result(table: RenderableType, *lines: str) -> None:
+    """How a command ends: its table, then where everything is."""
+    console.print()
+    console.print(table)
+    for line in lines:
+        print_line(line)
 
 
 class WorkProgress:

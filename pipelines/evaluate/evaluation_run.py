@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.console import WorkProgress, console
+from pipelines.cli.console import WorkProgress, show_result
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.redaction import masked_url
 from pipelines.evaluate.measurement import EvaluationJob, Measured, ModelMeasurement, open_job
@@ -74,14 +74,10 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
     except BaseException:
         tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
         raise
-    console.print()
-    console.print(table(report))
     where = (
         f"; in MLflow: run {tracker.run_id} of {masked_url(config.tracking.uri)}" if tracked else ""
     )
-    console.print(
-        f"everything is in {folder.path / EVALUATION}{where}", markup=False, soft_wrap=True
-    )
+    show_result(table(report), f"everything is in {folder.path / EVALUATION}{where}")
     return report
 
 
@@ -155,7 +151,7 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
 
     def remember(run_id: str) -> None:
         if run is None:
-            folder.write(RUN, dump_json((folder.read(RUN) or {}) | {"mlflow_run_id": run_id}))
+            folder.remember(mlflow_run_id=run_id)
 
     return Tracker(
         uri=tracking.uri,

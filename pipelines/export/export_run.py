@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipelines.cli.console import console
+from pipelines.cli.console import print_line
 from pipelines.config.export import ExportConfig
 from pipelines.runs.files import EVALUATION, read_json_if_there
 from pipelines.runs.provenance import git_revision, versions
@@ -98,11 +98,9 @@ def write_checked(job: Export, target: Path) -> dict[str, Any]:
         )
     else:
         log.warning("%s: %s", target, checked)
-    console.print(
+    print_line(
         f"{target}: {description['num_stored_parameters']:,} values, {description['dtype']}, "
-        f"{description['status']}; README.md there says how to open it",
-        markup=False,
-        soft_wrap=True,
+        f"{description['status']}; README.md there says how to open it"
     )
     return description
 
@@ -126,9 +124,8 @@ def dense_model(
     nothing.
     """
     local = path.startswith("package:") or Path(path).expanduser().exists()
-    name = display_name(path)
     return {
-        "name": name,
+        "name": display_name(path),
         "hub_id": None if local else path,
         "revision": revision,
         "fingerprint": fingerprint,

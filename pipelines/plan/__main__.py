@@ -16,7 +16,7 @@ from hydra import compose
 from omegaconf import DictConfig
 from rich.table import Table
 
-from pipelines.cli.console import console, duration, log_to
+from pipelines.cli.console import console, duration, log_to, print_line
 from pipelines.cli.launch import launch
 from pipelines.config.grid import as_grid, plain_grid, points_of
 from pipelines.config.groups import ClusterConfig
@@ -62,7 +62,7 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     with RunFolder(config.output_dir) as folder:
         path = folder.write(PLAN, dump_json(report))
     console.print(_sweep_table(report) if grid else _table(report))
-    console.print(f"written to {path}", markup=False, soft_wrap=True)
+    print_line(f"written to {path}")
     return report
 
 

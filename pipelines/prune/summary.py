@@ -1,18 +1,38 @@
-"""What a search came to: summary.json for scripts, a table for people."""
+"""What a search came to: summary.json and pictures, and a table for people."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from rich.table import Table
 
 from pipelines.cli.console import duration
+from pipelines.config.redaction import masked_url
 from pipelines.plan.against_actual import beside_plan_row
+from pipelines.prune.job import PruneJob
+from pipelines.prune.scorer import Scorer
+from pipelines.runs.files import (
+    AUTHORS_CONFIG,
+    SHAPE,
+    SHAPE_PICTURE,
+    SUMMARY,
+    TRAJECTORY_PICTURE,
+)
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.pictures import plot_shape, plot_trajectory
+from pipelines.runs.provenance import git_revision, versions
+from pruning.calibration.token_sets import SetName
+from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
+from pruning.errors import TargetNotReached
+from pruning.export.authors_config import write_authors_config
+from pruning.models.display_name import display_name
+from pruning.scoring.nll import perplexity
 from pruning.search.stages import StageName
+from pruning.search.strategy import Search
 from pruning.shape import ModelShape
 
 
@@ -40,6 +60,94 @@ def costs(
             "pruned": accounting.kv_cache_bytes_per_token(shape, bytes_per_value=bytes_per_value),
         },
     }
+
+
+def search_summary(
+    job: PruneJob,
+    search: Search,
+    scorer: Scorer,
+    *,
+    dense: Mapping[SetName, float],
+    pruned: Mapping[SetName, float],
+    seconds: float,
+    problem: TargetNotReached | None,
+    output_dir: str,
+    mlflow_run_id: str | None,
+) -> dict[str, Any]:
+    """What summary.json says of a search that is over.
+
+    Args:
+        dense, pruned: mean NLL on each calibration set, nats per token.
+        seconds: of this process.
+        problem: why the target was not met; None if it was.
+    """
+    config, context_length = job.config, job.config.calibration.sequence_length
+    return {
+        "status": "target reached" if problem is None else str(problem),
+        "model": display_name(config.model.path),
+        "strategy": job.strategy.label,
+        "target_ratio": config.search.target_ratio,
+        "ratio": search.ratio,
+        "steps": [step.stage for step in search.steps],
+        "perplexity": {
+            name: {"dense": perplexity(dense[name]), "pruned": perplexity(pruned[name])}
+            for name in sorted(dense)
+        },
+        **costs(job.accounting, search.shape, context_length=context_length, dtype=job.dtype),
+        "context_length": context_length,
+        "calibration": {
+            name: {
+                "num_sequences": tokens.num_sequences,
+                "sequence_length": tokens.sequence_length,
+                "fingerprint": tokens.fingerprint,
+            }
+            for name, tokens in job.calibration.sets().items()
+        },
+        "dtype": job.dtype,
+        "evaluations": {
+            "candidates": sum(len(step.candidates) for step in search.steps),
+            **scorer.evaluations,
+        },
+        "num_evaluators": scorer.pool.num_evaluators,
+        **scorer.pool.faults.counters(),
+        "seconds": round(seconds, 1),
+        "shape": search.shape.text,
+        "output_dir": output_dir,
+        "tracking": {"uri": masked_url(config.tracking.uri), "run_id": mlflow_run_id},
+        "identity": job.identity(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def write_results(
+    folder: RunFolder,
+    job: PruneJob,
+    search: Search,
+    lines: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+) -> None:
+    """The shape, in our form and in that of the method's authors, the summary, and the pictures.
+
+    Args:
+        lines: of the whole trajectory.
+    """
+    geometry = job.accounting.geometry
+    authors = write_authors_config(
+        search.shape,
+        geometry.dense,
+        [step.removal for step in search.steps],
+        channels_per_kv_head=geometry.channels_per_kv_head,
+    )
+    folder.write(SHAPE, dump_json(search.shape.to_json()))
+    folder.write(AUTHORS_CONFIG, dump_json(authors))
+    folder.write(SUMMARY, dump_json(summary))
+    title = f"{summary['model']}, {summary['ratio']:.1%} removed"
+    dense = {name: pair["dense"] for name, pair in summary["perplexity"].items()}
+    folder.write_with(TRAJECTORY_PICTURE, lambda path: plot_trajectory(lines, dense, title, path))
+    folder.write_with(
+        SHAPE_PICTURE, lambda path: plot_shape(search.shape, geometry, lines, title, path)
+    )
 
 
 def table(summary: Mapping[str, Any]) -> Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from sqlalchemy.engine import make_url
 
-from pipelines.cli.console import console, log_to
+from pipelines.cli.console import log_to, print_line
 from pipelines.cli.launch import launch, listed_in
 from pipelines.config.redaction import MASK
 from pipelines.config.report import ReportConfig
@@ -40,9 +40,7 @@ def report(raw: DictConfig, _overrides: Sequence[str]) -> Path:
     page = render(*_titles(runs), sections(runs))
     with RunFolder(config.output_dir) as folder:
         path = folder.write(REPORT, page)
-    console.print(
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {path}", markup=False, soft_wrap=True
-    )
+    print_line(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {path}")
     if config.log_to_mlflow:
         log_page(runs, path)
     return path

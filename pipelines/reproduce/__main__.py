@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipelines.cli.console import console, log_to
+from pipelines.cli.console import console, log_to, print_line
 from pipelines.cli.launch import launch
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.reproduce import ReproduceConfig
@@ -85,11 +85,9 @@ def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if config.record is not None:
         assert config.record_as is not None
         path = record_experiment(config.record, config.record_as)
-        console.print(
+        print_line(
             f"written to {path}; compare with it: python -m pipelines.reproduce "
-            f"experiment={config.record_as} mode=search",
-            markup=False,
-            soft_wrap=True,
+            f"experiment={config.record_as} mode=search"
         )
         return {"experiment": str(path)}
     with joined(config.cluster):
@@ -240,17 +238,14 @@ def _conclude(
     )
     if expected.settings:
         shown = ", ".join(f"{setting} {value}" for setting, value in expected.settings.items())
-        console.print(
-            f"published with {shown}; the experiment's file says why its own settings differ",
-            markup=False,
-            soft_wrap=True,
+        print_line(
+            f"published with {shown}; the experiment's file says why its own settings differ"
         )
     for line in _differences(found or {}):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(
+        print_line(line)
+    print_line(
         f"{summary['num_within']} within, {summary['num_outside']} outside, "
-        f"{summary['num_not_checked']} not checked; {path}",
-        soft_wrap=True,
+        f"{summary['num_not_checked']} not checked; {path}"
     )
     outside = [check.quantity for check in checks if check.verdict == "outside"]
     if outside:

@@ -108,6 +108,10 @@ class RunFolder:
         """
         return read_json_if_there(self.path / name, option="output_dir")
 
+    def remember(self, **fields: Any) -> None:
+        """Adds to the record of `run.json`."""
+        self.write(RUN, dump_json((self.read(RUN) or {}) | fields))
+
     def write(self, name: str, text: str) -> Path:
         """Writes a file so that it is there whole or not at all."""
         return self.write_with(name, lambda scratch: scratch.write_text(text, encoding="utf-8"))

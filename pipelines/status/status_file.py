@@ -69,6 +69,10 @@ class Heartbeat:
                 log.warning("%s cannot be written (%s)", STATUS, error)
             self._warned = True
 
+    def beat_step(self, line: Mapping[str, Any]) -> None:
+        """Takes where the search is from a line of its trajectory."""
+        self.beat(**{name: line[name] for name in ("step", "stage", "ratio", "perplexity")})
+
     @contextmanager
     def life(self) -> Iterator[None]:
         """Says how the search ended, whichever way it does."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipelines.cli.console import console, log_to
+from pipelines.cli.console import log_to, show_result
 from pipelines.config.grid import points_of
 from pipelines.config.groups import EvaluationConfig
 from pipelines.config.prune import PruneConfig
@@ -71,7 +71,7 @@ class SweepRun:
             run_name=f"sweep of {len(jobs)} points",
             started=self.started,
             run_id=record.get("mlflow_run_id"),
-            on_run_id=lambda run_id: self._remember(mlflow_run_id=run_id),
+            on_run_id=lambda run_id: folder.remember(mlflow_run_id=run_id),
             again="the same command",
             is_sweep=True,
         )
@@ -245,24 +245,13 @@ class SweepRun:
         order = {point.name: index for index, point in enumerate(points_of(self.grid))}
         return sorted(self.jobs, key=lambda each: order[each.point.name])
 
-    def _remember(self, **fields: Any) -> None:
-        self.folder.write(RUN, dump_json((self.folder.read(RUN) or {}) | fields))
-
     def _show(self, report: Mapping[str, Any], tracked: bool) -> None:
-        console.print()
-        console.print(table(report))
-        console.print(
+        show_result(
+            table(report),
             f"everything is in {self.folder.path}: {SWEEP}, {SWEEP_PICTURE}, and a folder for "
             "each point",
-            markup=False,
-            soft_wrap=True,
-        )
-        if tracked:
-            console.print(self.tracker.link(), markup=False, soft_wrap=True)
-        console.print(
+            *((self.tracker.link(),) if tracked else ()),
             f"to compare the points: python -m pipelines.report {self.folder.path}",
-            markup=False,
-            soft_wrap=True,
         )
 
 

@@ -1,0 +1,272 @@
+"""Who follows a search: MLflow, the person at the terminal, and the status file.
+
+The journal is none of them: `run_search` writes each step there before it tells anyone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from pipelines.cli.console import WorkProgress, duration
+from pipelines.prune.job import PruneJob
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.provenance import git_revision, versions
+from pipelines.runs.resume import saved_form
+from pipelines.status.status_file import Heartbeat
+from pipelines.tracking.metrics import (
+    dense_metrics,
+    result_metrics,
+    search_params,
+    search_tags,
+    step_metrics,
+)
+from pipelines.tracking.tracker import TokenDataset, Tracker
+from pruning.calibration.token_sets import SetName
+from pruning.models.display_name import display_name
+from pruning.scoring.nll import perplexity
+from pruning.search.greedy import GreedySearch
+from pruning.search.stages import token_set_of
+from workers.pool.protocol import Pool
+
+log = logging.getLogger(__name__)
+
+Line = Mapping[str, Any]
+"""Of a trajectory."""
+Scores = Mapping[SetName, float]
+"""Of one shape: mean NLL on each calibration set, nats per token."""
+
+
+class SearchObserver:
+    """Told what happens in a search. This one does nothing with it."""
+
+    def waiting(self, pool: Pool) -> None:
+        """Evaluators are coming up. Called about every second."""
+
+    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+        """The dense model is scored. `lines` are the steps that earlier processes took."""
+
+    def scored(
+        self, pool: Pool, evaluations: Mapping[str, int], candidates: float, *, scored: bool
+    ) -> None:
+        """So many candidates got done, by evaluators if `scored`, else they were in the store.
+
+        Called about every second. `evaluations` counts all so far, see `Scorer.evaluations`.
+        """
+
+    def stepped(self, search: GreedySearch, line: Line) -> None:
+        """A step is in the journal."""
+
+    def measured(self, pool: Pool) -> None:
+        """What the search came to is scored."""
+
+
+class Observers(SearchObserver):
+    """Several, told in their order."""
+
+    def __init__(self, *observers: SearchObserver) -> None:
+        self._observers = observers
+
+    def waiting(self, pool: Pool) -> None:
+        for each in self._observers:
+            each.waiting(pool)
+
+    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+        for each in self._observers:
+            each.started(search, dense, lines)
+
+    def scored(
+        self, pool: Pool, evaluations: Mapping[str, int], candidates: float, *, scored: bool
+    ) -> None:
+        for each in self._observers:
+            each.scored(pool, evaluations, candidates, scored=scored)
+
+    def stepped(self, search: GreedySearch, line: Line) -> None:
+        for each in self._observers:
+            each.stepped(search, line)
+
+    def measured(self, pool: Pool) -> None:
+        for each in self._observers:
+            each.measured(pool)
+
+
+class SearchTracking(SearchObserver):
+    """The search's run in MLflow.
+
+    Args:
+        record: what `run.json` says of the search.
+        parent: the MLflow run of the sweep that it is a point of.
+    """
+
+    def __init__(
+        self, job: PruneJob, folder: RunFolder, record: Mapping[str, Any], parent: Tracker | None
+    ) -> None:
+        self.job, self.folder, self.begun = job, folder, float(record["started"])
+        config = job.config
+        self.tracker = Tracker(
+            uri=config.tracking.uri,
+            experiment=config.tracking.experiment,
+            run_name=(
+                f"{display_name(config.model.path)} {config.search.target_ratio:.0%} "
+                f"{job.strategy.label}"
+            ),
+            started=self.begun,
+            run_id=record.get("mlflow_run_id"),
+            on_run_id=lambda run_id: folder.remember(mlflow_run_id=run_id),
+            parent=parent,
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Sends what describes the search; an error in the context makes its MLflow run a failed
+        one.
+        """
+        self.tracker.start(self._params(), self._tags(), self._datasets())
+        try:
+            yield
+        except BaseException:
+            self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
+            raise
+
+    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+        """The dense model is step 0. Past steps are sent again: MLflow stores a point once however
+        often it comes.
+        """
+        accounting = self.job.accounting
+        zero = dense_metrics(
+            nll=dense["block"],
+            perplexity=perplexity(dense["block"]),
+            num_parameters=accounting.num_dense_parameters,
+            flops_per_token=accounting.flops_per_token(
+                accounting.dense, context_length=self.job.config.calibration.sequence_length
+            ),
+        )
+        self.tracker.log_metrics(zero, step=0, timestamp=self.begun)
+        for line in lines:
+            self.stepped(search, line)
+
+    def stepped(self, search: GreedySearch, line: Line) -> None:
+        self.tracker.log_metrics(step_metrics(line), step=line["step"], timestamp=line["timestamp"])
+
+    def finish(
+        self, summary: Mapping[str, Any], lines: Sequence[Line], artifacts: Sequence[Path]
+    ) -> bool:
+        """Sends the result; whether the server has everything by now.
+
+        Args:
+            lines: of the whole trajectory.
+        """
+        ended = lines[-1]["timestamp"] if lines else self.begun
+        self.tracker.log_metrics(result_metrics(summary), step=len(lines), timestamp=ended)
+        return self.tracker.finish(
+            succeeded=summary["status"] == "target reached", artifacts=artifacts
+        )
+
+    def _params(self) -> dict[str, Any]:
+        options = cast("dict[str, Any]", OmegaConf.to_container(saved_form(self.job.config)))
+        return search_params(options, self.job.identity(), str(self.folder.path))
+
+    def _tags(self) -> dict[str, str]:
+        sets = self.job.calibration.sets()
+        return search_tags(
+            model=self.job.fingerprint,
+            model_type=self.job.accounting.family.model_type,
+            calibration={name: tokens.fingerprint for name, tokens in sets.items()},
+            versions=versions(),
+            revision=git_revision(),
+        )
+
+    def _datasets(self) -> dict[str, TokenDataset]:
+        calibration = self.job.config.calibration
+        source = {"source": calibration.source, "path": calibration.path, "seed": calibration.seed}
+        return {
+            name: TokenDataset(
+                f"{calibration.source}-{name}",
+                tokens.fingerprint,
+                source,
+                tokens.num_sequences,
+                tokens.sequence_length,
+            )
+            for name, tokens in self.job.calibration.sets().items()
+        }
+
+
+class SearchProgress(SearchObserver):
+    """The progress bar, and a line in the log for every step."""
+
+    def __init__(self, bar: WorkProgress) -> None:
+        self.bar = bar
+        self._previous: tuple[SetName, float | None] = ("block", None)
+
+    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+        self._previous = ("block", perplexity(dense["block"]))
+        for line in lines[-1:]:
+            self._previous = (token_set_of(line["stage"]), line["perplexity"])
+        self._expect(search)
+
+    def scored(
+        self, pool: Pool, evaluations: Mapping[str, int], candidates: float, *, scored: bool
+    ) -> None:
+        self.bar.advance(candidates, scored=scored)
+
+    def stepped(self, search: GreedySearch, line: Line) -> None:
+        self._expect(search)
+        log.info(
+            "step %d: cut %s; perplexity %s%s, ratio %.2f %%, %.1f s, %s left",
+            line["step"],
+            search.steps[-1].removal,
+            "not finite" if line["perplexity"] is None else f"{line['perplexity']:.3f}",
+            self._change(line),
+            100 * line["ratio"],
+            line["seconds"],
+            duration(self.bar.left_s if search.stage else 0),
+        )
+
+    def _change(self, line: Line) -> str:
+        """Of perplexity, on the same calibration set, which the stages do not share."""
+        current = (token_set_of(line["stage"]), line["perplexity"])
+        before, self._previous = self._previous, current
+        if before[0] != current[0] or before[1] is None or current[1] is None:
+            return ""
+        return f" ({current[1] - before[1]:+.3f})"
+
+    def _expect(self, search: GreedySearch) -> None:
+        stage = search.stage
+        self.bar.expect(stage.name if stage else "done", search.expected_evaluations())
+
+
+class SearchStatus(SearchObserver):
+    """The status file of the search.
+
+    Args:
+        bar: that knows the rate.
+        tracker: that knows whether MLflow is behind.
+    """
+
+    def __init__(self, heartbeat: Heartbeat, bar: WorkProgress, tracker: Tracker) -> None:
+        self.heartbeat, self.bar, self.tracker = heartbeat, bar, tracker
+
+    def waiting(self, pool: Pool) -> None:
+        self.heartbeat.beat(pool)
+
+    def scored(
+        self, pool: Pool, evaluations: Mapping[str, int], candidates: float, *, scored: bool
+    ) -> None:
+        self.heartbeat.beat(
+            pool,
+            rate=round(self.bar.rate, 3),
+            left_s=self.bar.left_s,
+            tracking=self.tracker.state(),
+            evaluations=evaluations,
+        )
+
+    def stepped(self, search: GreedySearch, line: Line) -> None:
+        self.heartbeat.beat_step(line)
+
+    def measured(self, pool: Pool) -> None:
+        self.heartbeat.beat(pool, now=True)
