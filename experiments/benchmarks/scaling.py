@@ -215,7 +215,15 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
     ):
         pool.describe()
         with ScoreStore(f"sqlite:///{scratch}/scores.db") as store:
-            context = Context("m", "", "o", "bfloat16", "simulated", BATCH_SIZE, 1)
+            context = Context(
+                model="m",
+                tokens="",
+                order="o",
+                dtype="bfloat16",
+                device="simulated",
+                batch_size=BATCH_SIZE,
+                num_threads=1,
+            )
             scorer = Scorer(pool, store, Calibration(tokens, tokens, None), context)
             journal = Journal(Path(scratch) / "trajectory.jsonl")
             started, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()

@@ -73,31 +73,26 @@ class EvaluationJob:
         """What the answers depend on: those to requests, and those to windows, on which neither
         tokenizer nor harness has a say.
         """
-        model = (
-            subject.fingerprint,
-            subject.shape.digest if subject.shape else "",
-            subject.order.fingerprint if subject.order else "",
+        windows = AnswerContext(
+            model=subject.fingerprint,
+            tokenizer="",
+            shape=subject.shape.digest if subject.shape else "",
+            order=subject.order.fingerprint if subject.order else "",
+            dtype=subject.dtype,
+            device=device,
+            batch_size=0,
+            num_threads=self.config.cluster.num_cpus_per_evaluator,
+            max_length=None,
+            harness="",
         )
-        fingerprint, shape, order = model
-        num_threads, max_length = (
-            self.config.cluster.num_cpus_per_evaluator,
-            self.config.evaluation.max_length,
+        requests = replace(
+            windows,
+            tokenizer=subject.tokenizer_fingerprint(),
+            batch_size=self.batch_size,
+            max_length=self.config.evaluation.max_length,
+            harness=version("lm_eval"),
         )
-        requests = AnswerContext(
-            fingerprint,
-            subject.tokenizer_fingerprint(),
-            shape,
-            order,
-            subject.dtype,
-            device,
-            self.batch_size,
-            num_threads,
-            max_length,
-            version("lm_eval"),
-        )
-        return requests, AnswerContext(
-            fingerprint, "", shape, order, subject.dtype, device, 0, num_threads, None, ""
-        )
+        return requests, windows
 
 
 @contextmanager

@@ -139,10 +139,10 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def patiently(self, work: Callable[[sql.Connection], _T], retry_s: float) -> _T:
+    def run_with_retry(self, work: Callable[[sql.Connection], _T], retry_s: float) -> _T:
         """Does `work` in one transaction, and again while the database is away.
 
-        `work` must bear being done twice: the answer to a commit may get lost.
+        `work` may run twice: the answer to a commit may get lost.
 
         Raises:
             sqlalchemy.exc.DBAPIError: at once where another attempt would not help, else after

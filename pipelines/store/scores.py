@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sql
 from filelock import FileLock
-from sqlalchemy.dialects import postgresql, sqlite
 
 from pipelines.errors import StoreUnavailable
+from pipelines.store import schema
 from pipelines.store.database import Database
 from pruning.errors import InputError
 
-SCHEMA_VERSION = 1
 SQLITE_TIMEOUT_S = 5.0
 """How long one attempt waits for another process that writes to the same file."""
 OPEN_RETRY_S = 3.0
@@ -34,62 +33,20 @@ CREATION_TIMEOUT_S = 30.0
 SHAPES_PER_QUERY = 500
 """A query takes 999 parameters in old SQLite, 32,766 in new, 65,535 in PostgreSQL."""
 
-_metadata = sql.MetaData()
-_contexts = sql.Table(
-    "contexts",
-    _metadata,
-    sql.Column("digest", sql.String(32), primary_key=True),
-    sql.Column("description", sql.Text, nullable=False, comment="JSON of the Context"),
-)
-_scores = sql.Table(
-    "scores",
-    _metadata,
-    sql.Column("context", sql.String(32)),
-    sql.Column("shape", sql.String(32), comment="digest of the shape"),
-    sql.Column("batch", sql.Integer),
-    sql.Column(
-        "nll", sql.Text, nullable=False, comment="JSON list: nats summed over each sequence"
-    ),
-    sql.Column(
-        "num_tokens", sql.Integer, nullable=False, comment="predicted tokens of each sequence"
-    ),
-    # The shape comes first: with the context in front, a PostgreSQL that has no statistics yet
-    # reads the whole context for every lookup.
-    sql.PrimaryKeyConstraint("shape", "context", "batch"),
-)
-_answers = sql.Table(
-    "answers",
-    _metadata,
-    sql.Column("context", sql.String(32)),
-    sql.Column(
-        "task",
-        sql.String(32),
-        comment="digest of the requests or windows that were answered together",
-    ),
-    sql.Column(
-        "answers", sql.Text, nullable=False, comment="JSON list, one for each request or window"
-    ),
-    sql.PrimaryKeyConstraint("task", "context"),
-)
-_versions = sql.Table(
-    "schema_version",
-    _metadata,
-    sql.Column("version", sql.Integer, primary_key=True, autoincrement=False),
-)
-
-_CREATION_LOCK = 55_671_403
-"""Key of the advisory lock under which drivers create the schema, one after another.
-
-Any number would do that is always the same.
-"""
+_T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """Everything besides the shape that a score depends on."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computation:
+    """What every result of a model depends on.
+
+    Args:
+        model: fingerprint of the checkpoint.
+        order: fingerprint of the channel order that shapes count in.
+        batch_size: sequences that run together.
+    """
 
     model: str
-    tokens: str
     order: str
     dtype: str
     device: str
@@ -98,38 +55,39 @@ class Context:
 
     @property
     def digest(self) -> str:
-        return _digest(self)
+        """SHA-256 over all fields, 32 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerContext:
-    """Everything besides the requests or windows themselves that an answer depends on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context(Computation):
+    """Everything besides the shape that a score depends on.
 
     Args:
-        model: fingerprint of the checkpoint.
+        tokens: fingerprint of the calibration set.
+    """
+
+    tokens: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerContext(Computation):
+    """Everything besides the requests or windows themselves that an answer depends on.
+
+    `batch_size` is 0 for windows, which are not padded to run together.
+
+    Args:
         tokenizer: fingerprint of the tokenizer's files; empty for windows, which are tokens
             already.
-        shape: digest of the shape that it is cut to, empty for the checkpoint as it is; and
-            `order`, the fingerprint of its channel order.
-        batch_size: requests that are padded to run together; 0 for windows, which are not.
+        shape: digest of the shape that the model is cut to, empty for the checkpoint as it is.
         max_length: tokens that a request may have; None is what the model can take.
         harness: version of lm-eval; empty for windows.
     """
 
-    model: str
     tokenizer: str
     shape: str
-    order: str
-    dtype: str
-    device: str
-    batch_size: int
-    num_threads: int
     max_length: int | None
     harness: str
-
-    @property
-    def digest(self) -> str:
-        return _digest(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +102,7 @@ class ScoreStore:
     """Opens (and creates) the store at an SQLAlchemy URL.
 
     Args:
-        retry_s: how long `lookup` and `add` try again while the database is locked, restarting or
+        retry_s: how long each method tries again while the database is locked, restarting or
             unreachable.
 
     Raises:
@@ -153,11 +111,14 @@ class ScoreStore:
 
     def __init__(self, url: str, retry_s: float = 600.0) -> None:
         self._retry_s = retry_s
-        self._described: set[Context | AnswerContext] = set()
+        self._described: set[Computation] = set()
         self._database = Database(url, sqlite_timeout_s=SQLITE_TIMEOUT_S)
         try:
             with _creating_alone(self._database.sqlite_file):
-                self._database.patiently(self._prepare, min(retry_s, OPEN_RETRY_S))
+                self._database.run_with_retry(
+                    lambda connection: schema.prepare(connection, self.name),
+                    min(retry_s, OPEN_RETRY_S),
+                )
         except (sql.exc.SQLAlchemyError, OSError) as error:
             raise InputError(f"store.url: {self._database.explain(error)}") from error
 
@@ -178,21 +139,18 @@ class ScoreStore:
         Raises:
             StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
         """
-        wanted = list(dict.fromkeys(shapes))
-        columns = (_scores.c.shape, _scores.c.batch, _scores.c.nll, _scores.c.num_tokens)
-        known = sql.select(*columns).where(_scores.c.context == context.digest)
-
-        rows = self._read(known, _scores.c.shape, wanted)
-        try:
-            return {
-                (shape, batch): BatchScore(tuple(json.loads(nll)), num_tokens)
-                for shape, batch, nll, num_tokens in rows
-            }
-        except ValueError as error:
-            raise StoreUnavailable(
-                f"store.url: {self.name}: a score is damaged ({error}); restore the store, or "
-                "delete the rows that are"
-            ) from error
+        table = schema.scores
+        rows = self._read(
+            sql.select(table.c.shape, table.c.batch, table.c.nll, table.c.num_tokens).where(
+                table.c.context == context.digest
+            ),
+            table.c.shape,
+            shapes,
+        )
+        return {
+            (shape, batch): BatchScore(tuple(self._parsed(nll, "a score")), num_tokens)
+            for shape, batch, nll, num_tokens in rows
+        }
 
     def add(self, context: Context, scores: Mapping[tuple[str, int], BatchScore]) -> None:
         """Writes scores in one transaction.
@@ -215,8 +173,7 @@ class ScoreStore:
             }
             for (shape, batch), score in sorted(scores.items(), key=lambda item: item[0])
         ]
-
-        self._write(context, _scores, rows)
+        self._write(context, schema.scores, rows)
 
     def lookup_answers(self, context: AnswerContext, tasks: Iterable[str]) -> dict[str, list[Any]]:
         """Known answers by digest of the task.
@@ -224,18 +181,13 @@ class ScoreStore:
         Raises:
             StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
         """
-        wanted = list(dict.fromkeys(tasks))
-        known = sql.select(_answers.c.task, _answers.c.answers).where(
-            _answers.c.context == context.digest
+        table = schema.answers
+        rows = self._read(
+            sql.select(table.c.task, table.c.answers).where(table.c.context == context.digest),
+            table.c.task,
+            tasks,
         )
-        rows = self._read(known, _answers.c.task, wanted)
-        try:
-            return {task: json.loads(answers) for task, answers in rows}
-        except ValueError as error:
-            raise StoreUnavailable(
-                f"store.url: {self.name}: an answer is damaged ({error}); restore the store, or "
-                "delete the rows that are"
-            ) from error
+        return {task: self._parsed(answers, "an answer") for task, answers in rows}
 
     def add_answers(self, context: AnswerContext, answers: Mapping[str, Sequence[Any]]) -> None:
         """Writes answers in one transaction.
@@ -249,90 +201,50 @@ class ScoreStore:
             {"context": context.digest, "task": task, "answers": json.dumps(answers[task])}
             for task in sorted(answers)
         ]
-        self._write(context, _answers, rows)
+        self._write(context, schema.answers, rows)
 
     def _read(
-        self, query: sql.Select[Any], key: sql.Column[Any], wanted: Sequence[str]
+        self, query: sql.Select[Any], key: sql.Column[Any], wanted: Iterable[str]
     ) -> list[Any]:
         """The rows of `query` with one of the wanted keys."""
-
-        def read(connection: sql.Connection) -> list[Any]:
-            starts = range(0, len(wanted), SHAPES_PER_QUERY)
-            queries = [
-                query.where(key.in_(wanted[start : start + SHAPES_PER_QUERY])) for start in starts
-            ]
-            return [row for query in queries for row in connection.execute(query)]
-
-        try:
-            return self._database.patiently(read, self._retry_s)
-        except sql.exc.SQLAlchemyError as error:
-            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
+        keys = list(dict.fromkeys(wanted))
+        queries = [
+            query.where(key.in_(keys[start : start + SHAPES_PER_QUERY]))
+            for start in range(0, len(keys), SHAPES_PER_QUERY)
+        ]
+        return self._run(
+            lambda connection: [row for each in queries for row in connection.execute(each)]
+        )
 
     def _write(
-        self,
-        context: Context | AnswerContext,
-        table: sql.Table,
-        rows: Sequence[Mapping[str, object]],
+        self, context: Computation, table: sql.Table, rows: Sequence[Mapping[str, object]]
     ) -> None:
         def write(connection: sql.Connection) -> None:
             if context not in self._described:
-                self._insert_new(
-                    connection,
-                    _contexts,
-                    [{"digest": context.digest, "description": json.dumps(asdict(context))}],
-                )
-            self._insert_new(connection, table, rows)
+                description = json.dumps(asdict(context))
+                described = [{"digest": context.digest, "description": description}]
+                schema.insert_new(connection, schema.contexts, described)
+            schema.insert_new(connection, table, rows)
 
-        try:
-            self._database.patiently(write, self._retry_s)
-        except sql.exc.SQLAlchemyError as error:
-            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
+        self._run(write)
         self._described.add(context)
 
-    def _prepare(self, connection: sql.Connection) -> None:
-        """Checks the version, makes what is missing, and shows that the store can be written."""
-        if connection.dialect.name == "postgresql":
-            connection.execute(
-                sql.select(sql.func.pg_advisory_xact_lock(_CREATION_LOCK))
-            )  # until the transaction ends, however it ends
-        found = None
-        if sql.inspect(connection).has_table(_versions.name):
-            found = connection.execute(sql.select(sql.func.max(_versions.c.version))).scalar()
-        if found not in (None, SCHEMA_VERSION):
-            raise InputError(
-                f"store.url: {self.name} has schema version {found}, this program writes "
-                f"{SCHEMA_VERSION}; use another one"
-            )
-        _metadata.create_all(connection)
-        self._insert_new(connection, _versions, [{"version": SCHEMA_VERSION}])
+    def _run(self, work: Callable[[sql.Connection], _T]) -> _T:
+        """One transaction, tried again while the database is away."""
+        try:
+            return self._database.run_with_retry(work, self._retry_s)
+        except sql.exc.SQLAlchemyError as error:
+            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
 
-    def _insert_new(
-        self, connection: sql.Connection, table: sql.Table, rows: Sequence[Mapping[str, object]]
-    ) -> None:
-        """Inserts what is not there.
-
-        SQLite and PostgreSQL do so in one statement; elsewhere rows that are there are left out
-        first.
-        """
-        if not rows:
-            return
-        if connection.dialect.name in ("sqlite", "postgresql"):
-            insert = (
-                sqlite.insert(table)
-                if connection.dialect.name == "sqlite"
-                else postgresql.insert(table)
-            )
-            connection.execute(insert.on_conflict_do_nothing(), list(rows))
-            return
-        keys = [column.name for column in table.primary_key]
-        for row in rows:
-            present = sql.select(sql.literal(1)).where(*(table.c[key] == row[key] for key in keys))
-            if connection.execute(present).first() is None:
-                connection.execute(sql.insert(table).values(row))
-
-
-def _digest(context: Context | AnswerContext) -> str:
-    return hashlib.sha256(json.dumps(asdict(context), sort_keys=True).encode()).hexdigest()[:32]
+    def _parsed(self, text: str, what: str) -> list[Any]:
+        try:
+            found: list[Any] = json.loads(text)
+        except ValueError as error:
+            raise StoreUnavailable(
+                f"store.url: {self.name}: {what} is damaged ({error}); restore the store, or "
+                "delete the rows that are"
+            ) from error
+        return found
 
 
 @contextmanager

@@ -160,13 +160,13 @@ class Chaos:
     ) -> Scorer:
         spec = self.spec
         context = Context(
-            "tiny",
-            "",
-            self.order.fingerprint,
-            spec.dtype,
-            pool.device,
-            spec.batch_size,
-            spec.num_threads,
+            model="tiny",
+            tokens="",
+            order=self.order.fingerprint,
+            dtype=spec.dtype,
+            device=pool.device,
+            batch_size=spec.batch_size,
+            num_threads=spec.num_threads,
         )
         scorer = Scorer(pool, store, self.calibration, context, self._on_evaluation)
         run_search(

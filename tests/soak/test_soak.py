@@ -147,13 +147,13 @@ class Soak:
         )
         spec = self.spec
         context = Context(
-            f"soak-{number}",
-            "",
-            self.order.fingerprint,
-            spec.dtype,
-            self.pool.device,
-            spec.batch_size,
-            spec.num_threads,
+            model=f"soak-{number}",
+            tokens="",
+            order=self.order.fingerprint,
+            dtype=spec.dtype,
+            device=self.pool.device,
+            batch_size=spec.batch_size,
+            num_threads=spec.num_threads,
         )
 
         def evaluated(candidates: float, *, scored: bool) -> None:

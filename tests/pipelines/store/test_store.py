@@ -21,12 +21,33 @@ import sqlalchemy as sql
 from filelock import FileLock
 
 from pipelines.errors import StoreUnavailable
-from pipelines.store.scores import BatchScore, Context, ScoreStore
+from pipelines.store.scores import AnswerContext, BatchScore, Context, ScoreStore
 from pruning.errors import InputError
 
 CONTEXT = Context(
     model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1
 )
+
+
+def test_keys_of_stores_that_exist() -> None:
+    """Stores outlive versions: what was stored under these keys must be found again."""
+    context = Context(
+        model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=4, num_threads=1
+    )
+    assert context.digest == "70d73734ffda0ea4b333ed54d1071a42"
+    answers = AnswerContext(
+        model="m",
+        tokenizer="k",
+        shape="s",
+        order="o",
+        dtype="float32",
+        device="cpu",
+        batch_size=4,
+        num_threads=1,
+        max_length=None,
+        harness="0.4.13",
+    )
+    assert answers.digest == "b3dec2a80c918d9f985bd903020f4b28"
 
 
 def test_scores_come_back_to_the_last_bit(tmp_path: Path) -> None:
