@@ -17,7 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines import all_imported
 from pipelines.cli.console import console
-from pipelines.config.overrides import CONF, composition_error, override_problems, quoted, spelt_out
+from pipelines.config.overrides import (
+    CONF,
+    composition_error,
+    option_of,
+    override_problems,
+    quoted,
+    spelt_out,
+)
 from pipelines.config.schemas import register
 from pipelines.errors import Failed, StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
@@ -65,7 +72,7 @@ def launch(
 
 def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
     """`experiment=[a,b]` would silently lay one file over the other."""
-    groups = {word: word.partition("=")[0].lstrip("+") for word in arguments if "=[" in word}
+    groups = {word: option_of(word) for word in arguments if "=[" in word}
     lists = {word: group for word, group in groups.items() if (CONF / group).is_dir()}
     if lists:
         others = [

@@ -42,6 +42,11 @@ def spelt_out(word: str) -> str:
     )
 
 
+def option_of(override: str) -> str:
+    """The option that an override is about: `search.seed` of `+search.seed=1` and `~search.seed`."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
     """What is wrong with each override on its own, if the whole does not compose."""
     with initialize_config_dir(str(CONF), version_base=None):
@@ -61,7 +66,7 @@ def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
-    name = override.split("=", 1)[0].lstrip("+~")
+    name = option_of(override)
     if name not in names and not isinstance(error, MissingConfigException):
         return unknown_option(name, names)
     value = override.partition("=")[2].lstrip(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
 from pipelines.config.prune import PruneConfig
 
@@ -15,7 +15,7 @@ class SweepConfig(PruneConfig):
     """Everything that `pipelines.sweep` takes: options of every point, and those of the sweep."""
 
     grid: dict[str, Any] = field(default_factory=dict)
-    max_perplexity_ratio: float = 1.5
+    max_perplexity_ratio: float = MISSING
 
     def problems(self) -> list[str]:
         found = super().problems()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from pipelines.cli.console import log_to
 from pipelines.cli.launch import launch
 from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.overrides import option_of
 from pipelines.evaluate.evaluation_run import identity_of, run_evaluation
 from pipelines.evaluate.measurement import open_job
 from pipelines.evaluators import joined
@@ -27,7 +28,7 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         InputError: something that the user can mend, found before anything expensive starts.
     """
     log_to(None)
-    given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    given = [option_of(override) for override in overrides]
     config = EvaluateConfig.of(with_settings_of_run(raw, given), given)
     with (
         joined(config.cluster),

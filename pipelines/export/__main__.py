@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from pipelines.cli.console import log_to
 from pipelines.cli.launch import launch
 from pipelines.config.export import ExportConfig
+from pipelines.config.overrides import option_of
 from pipelines.export.export_run import (
     dense_model,
     export_folder,
@@ -36,7 +37,7 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         ExportError: the folder does not compute what the search's masked model does.
     """
     log_to(None)
-    config = ExportConfig.of(raw, [override.partition("=")[0] for override in overrides])
+    config = ExportConfig.of(raw, [option_of(override) for override in overrides])
     if config.run is not None:
         return export_run(read_run(config.run), config)
     assert config.output_dir is not None

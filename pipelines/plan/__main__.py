@@ -20,6 +20,7 @@ from pipelines.cli.console import console, duration, log_to, print_line
 from pipelines.cli.launch import launch
 from pipelines.config.grid import as_grid, plain_grid, points_of
 from pipelines.config.groups import ClusterConfig
+from pipelines.config.overrides import option_of
 from pipelines.config.plan import PlanConfig
 from pipelines.plan.estimate import (
     TOKENS_PER_ROW,
@@ -53,9 +54,7 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     config = PlanConfig.of(raw)
     grid = plain_grid(raw.grid)
     report = (
-        _sweep_report(
-            grid, [word for word in overrides if word.partition("=")[0].lstrip("+~") != "grid"]
-        )
+        _sweep_report(grid, [override for override in overrides if option_of(override) != "grid"])
         if grid
         else _search_report(config)[0]
     )

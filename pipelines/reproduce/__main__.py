@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pipelines.cli.console import console, log_to, print_line
 from pipelines.cli.launch import launch
 from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.overrides import option_of
 from pipelines.config.reproduce import ReproduceConfig
 from pipelines.errors import Failed
 from pipelines.evaluate.benchmarks import open_benchmarks
@@ -79,9 +80,7 @@ def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         Failed: a figure is outside its tolerance. The verdict is written before.
     """
     log_to(None)
-    config = ReproduceConfig.given_with(
-        raw, [override.split("=", 1)[0].lstrip("+~") for override in overrides]
-    )
+    config = ReproduceConfig.given_with(raw, [option_of(override) for override in overrides])
     if config.record is not None:
         assert config.record_as is not None
         path = record_experiment(config.record, config.record_as)

@@ -9,6 +9,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines.config.groups import URLS
+from pipelines.config.overrides import option_of
 from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import MASK, masked_url
 from pipelines.runs.files import CONFIG, read_yaml
@@ -30,7 +31,7 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         )
     merged = config.copy()
     merged.merge_with(read_yaml(saved, option="output_dir", fields=("model.path",)))
-    given = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    given = [option_of(override) for override in overrides]
     if "experiment" in given:
         raise InputError(
             "experiment: cannot be given with resume=true, which takes the settings saved in "

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from pipelines.cli.console import log_to
 from pipelines.cli.launch import launch
 from pipelines.config.grid import as_grid, plain_grid, points_of
-from pipelines.config.overrides import option_names, unknown_option
+from pipelines.config.overrides import option_names, option_of, unknown_option
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluators import joined
 from pipelines.runs.files import RUN, SWEEP_LOG
@@ -36,11 +36,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         Failed: some points did; the others are done.
     """
     log_to(None)
-    given = [
-        override
-        for override in overrides
-        if override.partition("=")[0].lstrip("+~") not in OWN_OPTIONS
-    ]
+    given = [override for override in overrides if option_of(override) not in OWN_OPTIONS]
     config, given, grid = (
         resumed_sweep(raw, given)
         if raw.resume

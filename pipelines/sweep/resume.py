@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pipelines.config.grid import plain_grid
-from pipelines.config.overrides import quoted
+from pipelines.config.overrides import option_of, quoted
 from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import MASK
 from pipelines.config.sweep import SweepConfig
@@ -40,14 +40,13 @@ def resumed_sweep(
             f"output_dir: no sweep in {saved.parent.absolute()} to resume; leave resume out to "
             "start one"
         )
-    replaced = {
-        override.partition("=")[0].lstrip("+") for override in given
-    }  # store=postgresql replaces every store.* that was saved
+    # store=postgresql replaces every store.* that was saved.
+    replaced = {option_of(override) for override in given}
     overrides = [
         *(
             override
             for override in record["overrides"]
-            if override.partition("=")[0].lstrip("+").partition(".")[0] not in replaced
+            if option_of(override).partition(".")[0] not in replaced
         ),
         *given,
     ]
@@ -79,7 +78,7 @@ def saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
         name: f"{name}={quoted(url)}" for name, url in urls.items() if url.startswith("sqlite:")
     }
     for override in given:
-        name = override.partition("=")[0].lstrip("+")
+        name = option_of(override)
         saved.pop(name, None)  # what is given later counts
         saved[name] = f"{name}={quoted(values[name])}" if values.get(name) is not None else override
     return list(saved.values())

@@ -170,6 +170,10 @@ def test_all_mistakes_at_once(cli: Cli) -> None:
             ["run=RUN", "format=gguf", "max_shard_gb=2"],
             "max_shard_gb: 2, which has no effect with format=gguf",
         ),
+        (
+            ["run=RUN", "format=gguf", "++max_shard_gb=2"],
+            "max_shard_gb: 2, which has no effect with format=gguf",
+        ),
         (["run=RUN/nowhere"], r"run: .*nowhere has no run\.json, config\.yaml"),
         (["shape=x.json", "model.path=MODEL"], r"shape: cannot read x\.json"),
         (
