@@ -16,7 +16,7 @@ class TargetNotReached(InputError):
 
 
 class ScoringError(RuntimeError):
-    """A measurement failed in a way that another try would not mend, such as every candidate
+    """A measurement failed in a way that another try would not change, such as every candidate
     scoring NaN.
     """
 

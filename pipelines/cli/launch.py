@@ -40,7 +40,9 @@ Job = Callable[[DictConfig, Sequence[str]], object]
 def launch(
     config_name: str, job: Job, prepare: Callable[[Sequence[str]], list[str]] = list
 ) -> None:
-    """Runs a job under Hydra. Exit status: 0 done, 2 the user can mend it, 1 a fault.
+    """Runs a job under Hydra.
+
+    Exit status: 0 done, 2 invalid input (fix and rerun), 1 runtime failure.
 
     Args:
         prepare: turns the words of the command line into ones that Hydra understands.

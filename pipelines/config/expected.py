@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 
 @dataclass
-class Figures:
+class ReferenceMetrics:
     """Of one model. Null: not known.
 
     Args:
@@ -73,8 +73,8 @@ class ExpectedConfig:
     config: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     keep_qkv_bias: bool = False
-    dense: Figures = field(default_factory=Figures)
-    pruned: Figures = field(default_factory=Figures)
+    dense: ReferenceMetrics = field(default_factory=ReferenceMetrics)
+    pruned: ReferenceMetrics = field(default_factory=ReferenceMetrics)
     ratio: float | None = None
     shape: str | None = None
     removed_attention: list[int] | None = None

@@ -40,7 +40,7 @@ class ReproduceConfig(PruneConfig):
         return checked(cls, config, problems)
 
     @property
-    def figures(self) -> ExpectedConfig:
+    def reference(self) -> ExpectedConfig:
         assert self.expected is not None
         return self.expected
 

@@ -25,7 +25,7 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Runs one evaluation; returns what evaluation.json says.
 
     Raises:
-        InputError: something that the user can mend, found before anything expensive starts.
+        InputError: invalid input, found before anything expensive starts.
     """
     log_to(None)
     given = [option_of(override) for override in overrides]
@@ -36,7 +36,7 @@ def evaluate(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         RunFolder(config.output_dir or config.run) as folder,
     ):
         try:
-            if job.subjects.run is None or folder.path != job.subjects.run.folder:
+            if job.models.run is None or folder.path != job.models.run.folder:
                 folder.claim(identity_of(job))
             log_to(folder.path / EVALUATION_LOG)
             return run_evaluation(job, folder)

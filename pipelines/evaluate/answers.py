@@ -18,8 +18,8 @@ Called about every second, with 0 if nothing got done.
 """
 
 
-class Answerer:
-    """Answers tasks for one model.
+class CachedRequests:
+    """The requests and windows of one model, answered by the store, else by its evaluators.
 
     Args:
         context: what the answers depend on besides the tasks.

@@ -15,7 +15,7 @@ from pipelines.cli.console import WorkProgress, show_result
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.redaction import masked_url
 from pipelines.evaluate.measurement import EvaluationJob, Measured, ModelMeasurement, open_job
-from pipelines.evaluate.models import Subjects
+from pipelines.evaluate.models import ModelsUnderTest
 from pipelines.evaluate.results import as_csv, table
 from pipelines.runs.files import EVALUATION, EVALUATION_TABLE, RUN
 from pipelines.runs.folder import RunFolder
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_run(
-    config: EvaluateConfig, folder: RunFolder, subjects: Subjects | None = None
+    config: EvaluateConfig, folder: RunFolder, models: ModelsUnderTest | None = None
 ) -> dict[str, Any]:
     """The same for a search that has just ended, in its folder, which the caller holds.
 
     `config.run` is that folder.
 
     Args:
-        subjects: instead of a search, models that the caller has.
+        models: instead of a search, models that the caller has.
     """
-    with open_job(config, subjects) as job:
+    with open_job(config, models) as job:
         return run_evaluation(job, folder)
 
 
@@ -48,7 +48,7 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
     """Measures every model of the job; returns the report, which is in the folder by then."""
     config, started = job.config, time.time()
     tracker = _tracker(job, folder, started)
-    tags = evaluation_tags(job.subjects.main.fingerprint, of_search=job.subjects.run is not None)
+    tags = evaluation_tags(job.models.main.fingerprint, of_search=job.models.run is not None)
     tracker.start(_params(job), tags, {})
     try:
         with (
@@ -56,16 +56,14 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
             WorkProgress("tokens") as progress,
         ):
             measurement = ModelMeasurement(job, store, progress)
-            measured = {
-                subject.role: measurement.measure(subject) for subject in job.subjects.models
-            }
+            measured = {model.role: measurement.measure(model) for model in job.models.evaluated}
             cost = measurement.cost() if config.evaluation.cost else None
         report = _report(job, measured, cost, time.time() - started)
         folder.write(EVALUATION, dump_json(report))
         folder.write(EVALUATION_TABLE, as_csv(report))
         tracker.log_metrics(
             evaluation_metrics(report),
-            step=len(job.subjects.run.lines) if job.subjects.run else 0,
+            step=len(job.models.run.lines) if job.models.run else 0,
             timestamp=time.time(),
         )
         tracked = tracker.finish(
@@ -87,21 +85,21 @@ def _report(
     cost: Mapping[str, Any] | None,
     seconds: float,
 ) -> dict[str, Any]:
-    subjects, benchmarks, main = job.subjects, job.benchmarks, measured[job.subjects.main.role]
+    models, benchmarks, main = job.models, job.benchmarks, measured[job.models.main.role]
     dense = measured.get("dense")
     return {
-        "model": subjects.name,
-        "source": subjects.source,
-        "shape": subjects.shape,
-        "ratio": subjects.ratio,
+        "model": models.name,
+        "source": models.source,
+        "shape": models.shape,
+        "ratio": models.ratio,
         **main.to_json(),
         "dense": dense.to_json() if dense is not None else None,
         "cost": cost,
         "settings": _settings(job),
         "fingerprints": {
-            **{subject.role: subject.fingerprint for subject in subjects.models},
-            "tokenizer": subjects.main.tokenizer_fingerprint(),
-            "channel_order": subjects.main.order.fingerprint if subjects.main.order else None,
+            **{model.role: model.fingerprint for model in models.evaluated},
+            "tokenizer": models.main.tokenizer_fingerprint(),
+            "channel_order": models.main.order.fingerprint if models.main.order else None,
             "texts": {name: tokens.fingerprint for name, tokens in benchmarks.windows.items()},
         },
         "num_windows": {name: tokens.num_sequences for name, tokens in benchmarks.windows.items()},
@@ -125,7 +123,7 @@ def _settings(job: EvaluationJob) -> dict[str, Any]:
     """With everything resolved."""
     settings = asdict(job.config.evaluation) | {
         "batch_size": job.batch_size,
-        "dtype": job.subjects.main.dtype,
+        "dtype": job.models.main.dtype,
     }
     lengths = [tokens.sequence_length for tokens in job.benchmarks.windows.values()]
     return settings | {
@@ -138,13 +136,13 @@ def identity_of(job: EvaluationJob) -> dict[str, Any]:
     """Whose evaluation a folder holds; what is measured may change from one command to the next,
     since every answer is in the store.
     """
-    main = job.subjects.main
-    return {"evaluation.model": main.fingerprint, "evaluation.shape": job.subjects.shape}
+    main = job.models.main
+    return {"evaluation.model": main.fingerprint, "evaluation.shape": job.models.shape}
 
 
 def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
     """The MLflow run: that of the search, or one that the folder remembers, or a new one."""
-    run, tracking = job.subjects.run, job.config.tracking
+    run, tracking = job.models.run, job.config.tracking
     record = run.record if run is not None else folder.read(RUN) or {}
     if run is not None and saved_url(tracking.uri) != run.config.tracking.uri:
         record = {}  # the search's page is elsewhere
@@ -156,8 +154,8 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
     return Tracker(
         uri=tracking.uri,
         experiment=tracking.experiment,
-        run_name=f"evaluation of {job.subjects.name}"
-        + (f" {job.subjects.ratio:.0%}" if job.subjects.ratio is not None else ""),
+        run_name=f"evaluation of {job.models.name}"
+        + (f" {job.models.ratio:.0%}" if job.models.ratio is not None else ""),
         started=started,
         run_id=record.get("mlflow_run_id"),
         on_run_id=remember,
@@ -167,10 +165,8 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
 
 
 def _params(job: EvaluationJob) -> dict[str, Any]:
-    subjects = job.subjects
-    if subjects.run is not None:
+    models = job.models
+    if models.run is not None:
         return {}  # the page of the search has its own
-    source = str(Path(subjects.source))
-    return evaluation_params(
-        _settings(job), model=subjects.name, source=source, shape=subjects.shape
-    )
+    source = str(Path(models.source))
+    return evaluation_params(_settings(job), model=models.name, source=source, shape=models.shape)

@@ -1,5 +1,5 @@
-"""The farm as a model of lm-eval: its own `simple_evaluate` runs on the driver, and every request
-that it makes is answered by an evaluator.
+"""The evaluator pool as a model of lm-eval: its own `simple_evaluate` runs on the driver, and
+every request that it makes is answered by an evaluator.
 
 Importing this module imports lm_eval, which takes seconds.
 """

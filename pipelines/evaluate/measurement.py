@@ -15,13 +15,13 @@ from typing import Any
 from pipelines.cli.console import WorkProgress, duration
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.groups import EvaluationConfig
-from pipelines.evaluate.answers import Answerer, progress_size
+from pipelines.evaluate.answers import CachedRequests, progress_size
 from pipelines.evaluate.benchmarks import Benchmarks, average, open_benchmarks
 from pipelines.evaluate.models import (
     WINDOW_TOKENS,
-    Subject,
-    Subjects,
-    find_subjects,
+    EvaluatedModel,
+    ModelsUnderTest,
+    find_models,
     window_length,
 )
 from pipelines.evaluators import find_placement, gpus_per_evaluator, local_session, open_pool
@@ -51,17 +51,17 @@ class EvaluationJob:
     """One evaluation, checked and ready to run."""
 
     config: EvaluateConfig
-    subjects: Subjects
+    models: ModelsUnderTest
     benchmarks: Benchmarks
     batch_size: int
     machine: LocalMachine
     placement: Placement | None
 
     @contextmanager
-    def pool(self, subject: Subject) -> Iterator[Pool]:
+    def pool(self, model: EvaluatedModel) -> Iterator[Pool]:
         """Evaluators that hold this model, for the time of the context."""
         cluster = self.config.cluster
-        spec = subject.spec(
+        spec = model.spec(
             batch_size=self.batch_size,
             max_length=self.config.evaluation.max_length,
             num_threads=cluster.num_cpus_per_evaluator,
@@ -69,16 +69,16 @@ class EvaluationJob:
         with open_pool(cluster, self.machine, self.placement, spec, BenchmarkEvaluator) as pool:
             yield pool
 
-    def contexts(self, subject: Subject, device: str) -> tuple[AnswerContext, AnswerContext]:
+    def contexts(self, model: EvaluatedModel, device: str) -> tuple[AnswerContext, AnswerContext]:
         """What the answers depend on: those to requests, and those to windows, on which neither
         tokenizer nor harness has a say.
         """
         windows = AnswerContext(
-            model=subject.fingerprint,
+            model=model.fingerprint,
             tokenizer="",
-            shape=subject.shape.digest if subject.shape else "",
-            order=subject.order.fingerprint if subject.order else "",
-            dtype=subject.dtype,
+            shape=model.shape.digest if model.shape else "",
+            order=model.order.fingerprint if model.order else "",
+            dtype=model.dtype,
             device=device,
             batch_size=0,
             num_threads=self.config.cluster.num_cpus_per_evaluator,
@@ -87,7 +87,7 @@ class EvaluationJob:
         )
         requests = replace(
             windows,
-            tokenizer=subject.tokenizer_fingerprint(),
+            tokenizer=model.tokenizer_fingerprint(),
             batch_size=self.batch_size,
             max_length=self.config.evaluation.max_length,
             harness=version("lm_eval"),
@@ -96,11 +96,13 @@ class EvaluationJob:
 
 
 @contextmanager
-def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterator[EvaluationJob]:
+def open_job(
+    config: EvaluateConfig, models: ModelsUnderTest | None = None
+) -> Iterator[EvaluationJob]:
     """Finds the models, the tasks and the texts, and checks everything.
 
     Args:
-        subjects: models that are not to be found, since the caller has them.
+        models: models that are not to be found, since the caller has them.
 
     Raises:
         InputError: with all problems that could be found together.
@@ -108,22 +110,22 @@ def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterat
     cluster, evaluation = config.cluster, config.evaluation
     machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
     on_gpu = gpus_per_evaluator(cluster, machine) > 0
-    subjects = subjects or find_subjects(config, on_gpu=on_gpu)
+    models = models or find_models(config, on_gpu=on_gpu)
     batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
-    problems = problems_of_cost(evaluation, subjects.models)
+    problems = problems_of_cost(evaluation, models.evaluated)
     length, placement = WINDOW_TOKENS, None
     try:
-        length = window_length(evaluation.sequence_length, subjects.models)
-        placement = find_placement(cluster, machine, _needed_bytes(subjects, batch_size, length))
+        length = window_length(evaluation.sequence_length, models.evaluated)
+        placement = find_placement(cluster, machine, _needed_bytes(models, batch_size, length))
     except InputError as error:
         problems.append(str(error))
     try:
         # A pruned model has its dense one's tokenizer, so that both read the same windows.
-        with open_benchmarks(evaluation, subjects.main.checkpoint.tokenizer, length) as benchmarks:
+        with open_benchmarks(evaluation, models.main.checkpoint.tokenizer, length) as benchmarks:
             if problems:
                 raise InputError("\n".join(problems))
             with local_session(machine, placement):
-                yield EvaluationJob(config, subjects, benchmarks, batch_size, machine, placement)
+                yield EvaluationJob(config, models, benchmarks, batch_size, machine, placement)
     except InputError as error:
         found = [line for line in problems if line not in str(error)]
         if not found:
@@ -131,7 +133,7 @@ def open_job(config: EvaluateConfig, subjects: Subjects | None = None) -> Iterat
         raise InputError("\n".join([str(error), *found])) from error
 
 
-def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[Subject]) -> list[str]:
+def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[EvaluatedModel]) -> list[str]:
     """Why the cost of these models cannot be measured as asked for."""
     prompt, new = evaluation.cost_prompt_tokens, evaluation.cost_new_tokens
     contexts = [model.context_length for model in models if model.context_length]
@@ -145,11 +147,11 @@ def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[Subject]) ->
     ]
 
 
-def _needed_bytes(subjects: Subjects, batch_size: int, window_tokens: int) -> int:
+def _needed_bytes(models: ModelsUnderTest, batch_size: int, window_tokens: int) -> int:
     """Memory of an evaluator: the larger model, and the logits of a batch of requests, which the
     harness computes whole, twice.
     """
-    largest = max(subjects.models, key=lambda model: model.num_stored_parameters)
+    largest = max(models.evaluated, key=lambda model: model.num_stored_parameters)
     config = largest.checkpoint.config().get_text_config()
     tokens = batch_size * min(_REQUEST_TOKENS, largest.context_length or _REQUEST_TOKENS)
     needed = evaluator_bytes(
@@ -193,22 +195,22 @@ class ModelMeasurement:
 
     def __init__(self, job: EvaluationJob, store: ScoreStore, progress: WorkProgress) -> None:
         self.job, self.store, self.progress = job, store, progress
-        self._models_left = len(job.subjects.models)
+        self._models_left = len(job.models.evaluated)
         self._request_tokens = 0
         self._next_line = time.monotonic() + _LINE_EVERY_S
 
-    def measure(self, subject: Subject) -> Measured:
+    def measure(self, model: EvaluatedModel) -> Measured:
         """All tasks and texts on one model. Raises what `Pool.run` does."""
         started = time.monotonic()
-        with self.job.pool(subject) as pool:
-            log.info("%s model: %s, starting evaluators", subject.role, subject.dtype)
+        with self.job.pool(model) as pool:
+            log.info("%s model: %s, starting evaluators", model.role, model.dtype)
             for _ in pool.wait():
                 pass
-            requests, windows = self.job.contexts(subject, pool.device)
-            answerer = Answerer(pool, self.store, requests, self._report)
-            tasks = self._tasks(answerer, subject)
+            requests, windows = self.job.contexts(model, pool.device)
+            cached = CachedRequests(pool, self.store, requests, self._report)
+            tasks = self._tasks(cached, model)
             perplexities = {
-                name: self._perplexity(answerer, windows, name)
+                name: self._perplexity(cached, windows, name)
                 for name in self.job.benchmarks.windows
             }
             num_evaluators, faults = (
@@ -216,19 +218,19 @@ class ModelMeasurement:
                 {str(kind): count for kind, count in pool.faults.counts.items()},
             )
         self._models_left -= 1
-        if answerer.num_truncated:
+        if cached.num_truncated:
             log.warning(
                 "%d requests are longer than the model can take and lost their beginning",
-                answerer.num_truncated,
+                cached.num_truncated,
             )
-        counts = {"computed": answerer.num_computed, "reused": answerer.num_reused}
+        counts = {"computed": cached.num_computed, "reused": cached.num_reused}
         return Measured(
             perplexities,
             tasks,
             requests.device,
             num_evaluators,
             counts,
-            answerer.num_truncated,
+            cached.num_truncated,
             faults,
             time.monotonic() - started,
         )
@@ -236,12 +238,12 @@ class ModelMeasurement:
     def cost(self) -> dict[str, Any]:
         """What the models cost, measured side by side on one evaluator that does nothing else."""
         job, evaluation = self.job, self.job.config.evaluation
-        models = {subject.role: subject for subject in job.subjects.models}
+        models = {model.role: model for model in job.models.evaluated}
         specs = {
-            role: subject.spec(
+            role: model.spec(
                 batch_size=1, max_length=None, num_threads=job.config.cluster.num_cpus_per_evaluator
             )
-            for role, subject in models.items()
+            for role, model in models.items()
         }
         settings = SpeedSettings(
             evaluation.cost_batch_size,
@@ -250,7 +252,7 @@ class ModelMeasurement:
             evaluation.cost_rounds,
         )
         task = SpeedTask(
-            settings, tuple((role, subject.disk_bytes) for role, subject in models.items())
+            settings, tuple((role, model.disk_bytes) for role, model in models.items())
         )
         placement = None if job.placement is None else replace(job.placement, num_evaluators=1)
         log.info("measuring speed: %d rounds", settings.rounds)
@@ -267,9 +269,9 @@ class ModelMeasurement:
         found = result.to_json()
         return found | {"ratio": found.pop("ratios"), "device": device}
 
-    def _tasks(self, answerer: Answerer, subject: Subject) -> dict[str, dict[str, Any]]:
+    def _tasks(self, cached: CachedRequests, model: EvaluatedModel) -> dict[str, dict[str, Any]]:
         if not self.job.benchmarks.tasks:
-            self._expect(subject.role, 0)
+            self._expect(model.role, 0)
             return {}
         from pipelines.evaluate.harness import PoolLM, evaluate_tasks
 
@@ -277,10 +279,10 @@ class ModelMeasurement:
 
         def answer(tasks: Sequence[RequestTask]) -> list[list[Any]]:
             self._expect(
-                f"{subject.role}: {', '.join(dict.fromkeys(task.label for task in tasks))}"[:60],
+                f"{model.role}: {', '.join(dict.fromkeys(task.label for task in tasks))}"[:60],
                 sum(map(progress_size, tasks)),
             )
-            return answerer.answer(tasks)
+            return cached.answer(tasks)
 
         return evaluate_tasks(
             PoolLM(answer),
@@ -290,10 +292,12 @@ class ModelMeasurement:
             limit=evaluation.limit,
         )
 
-    def _perplexity(self, answerer: Answerer, context: AnswerContext, text: str) -> float | None:
+    def _perplexity(
+        self, cached: CachedRequests, context: AnswerContext, text: str
+    ) -> float | None:
         """exp(total NLL / total predicted tokens), added in the order of the windows."""
         tokens = self.job.benchmarks.windows[text]
-        answers = answerer.answer(self.job.benchmarks.window_tasks(text), context)
+        answers = cached.answer(self.job.benchmarks.window_tasks(text), context)
         total = sum(nll for batch in answers for nll in batch)
         return perplexity(total / (tokens.num_sequences * (tokens.sequence_length - 1)))
 

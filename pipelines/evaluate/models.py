@@ -42,7 +42,7 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subject:
+class EvaluatedModel:
     """One model to be measured.
 
     Args:
@@ -97,7 +97,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subjects:
+class ModelsUnderTest:
     """The models of one evaluation, the dense one first.
 
     Args:
@@ -109,18 +109,18 @@ class Subjects:
 
     name: str
     source: str
-    models: tuple[Subject, ...]
+    evaluated: tuple[EvaluatedModel, ...]
     shape: str | None
     ratio: float | None
     run: PastRun | None = None
 
     @property
-    def main(self) -> Subject:
+    def main(self) -> EvaluatedModel:
         """What was asked for: the pruned model if there is one."""
-        return self.models[-1]
+        return self.evaluated[-1]
 
 
-def find_subjects(config: EvaluateConfig, *, on_gpu: bool) -> Subjects:
+def find_models(config: EvaluateConfig, *, on_gpu: bool) -> ModelsUnderTest:
     """Finds the models and checks that they are what they should be.
 
     Raises:
@@ -131,16 +131,16 @@ def find_subjects(config: EvaluateConfig, *, on_gpu: bool) -> Subjects:
     if config.checkpoint is not None:
         return _of_export(config, config.checkpoint, on_gpu=on_gpu)
     dense = _dense_model(config, on_gpu=on_gpu)
-    return Subjects(display_name(config.model.path), config.model.path, (dense,), None, None)
+    return ModelsUnderTest(display_name(config.model.path), config.model.path, (dense,), None, None)
 
 
-def models_of_run(config: EvaluateConfig, run: PastRun) -> Subjects:
+def models_of_run(config: EvaluateConfig, run: PastRun) -> ModelsUnderTest:
     """The model that a search came to, and on request the dense one."""
     accounting, dtype = (
         run.accounting,
         run.dtype if config.model.dtype == "auto" else config.model.dtype,
     )
-    pruned = Subject(
+    pruned = EvaluatedModel(
         "pruned",
         run.checkpoint,
         run.fingerprint,
@@ -149,20 +149,20 @@ def models_of_run(config: EvaluateConfig, run: PastRun) -> Subjects:
         run.shape,
         run.order,
     )
-    dense = Subject(
+    dense = EvaluatedModel(
         "dense", run.checkpoint, run.fingerprint, dtype, accounting.num_dense_parameters
     )
     models = (dense, pruned) if config.evaluation.dense else (pruned,)
-    return Subjects(
+    return ModelsUnderTest(
         run.model_name, str(run.folder), models, run.shape.text, accounting.ratio(run.shape), run
     )
 
 
-def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> Subjects:
+def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> ModelsUnderTest:
     checkpoint, manifest = open_export(path)
     checkpoint.check_weights()
     dtype = resolve_dtype(config.model.dtype, on_gpu=on_gpu)
-    pruned = Subject(
+    pruned = EvaluatedModel(
         "pruned",
         checkpoint,
         checkpoint.fingerprint(),
@@ -171,7 +171,7 @@ def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> Subjects:
     )
     dense = _dense_of_export(config, manifest, on_gpu=on_gpu) if config.evaluation.dense else None
     models = (pruned,) if dense is None else (dense, pruned)
-    return Subjects(
+    return ModelsUnderTest(
         str(manifest["model"]["name"]),
         str(checkpoint.folder),
         models,
@@ -182,7 +182,7 @@ def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> Subjects:
 
 def _dense_of_export(
     config: EvaluateConfig, manifest: dict[str, Any], *, on_gpu: bool
-) -> Subject | None:
+) -> EvaluatedModel | None:
     described = manifest["model"]
     if config.model.path.strip():
         dense = _dense_model(config, on_gpu=on_gpu)
@@ -200,7 +200,7 @@ def _dense_of_export(
     return None
 
 
-def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> Subject:
+def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> EvaluatedModel:
     model = config.model
     checkpoint = find_checkpoint(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -210,10 +210,10 @@ def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> Subject:
     num_values = weight_file_bytes(checkpoint.folder) // int(
         getattr(torch, checkpoint.stored_dtype()).itemsize
     )
-    return Subject("dense", checkpoint, checkpoint.fingerprint(), dtype, num_values)
+    return EvaluatedModel("dense", checkpoint, checkpoint.fingerprint(), dtype, num_values)
 
 
-def window_length(wanted: int | None, models: Sequence[Subject]) -> int:
+def window_length(wanted: int | None, models: Sequence[EvaluatedModel]) -> int:
     """Tokens of a window of text: what was asked for, else `WINDOW_TOKENS`, or the context if that
     is smaller.
 

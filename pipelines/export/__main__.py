@@ -33,7 +33,7 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Writes one checkpoint; returns what its manifest says.
 
     Raises:
-        InputError: something that the user can mend, found before any weight is read.
+        InputError: invalid input, found before any weight is read.
         ExportError: the folder does not compute what the search's masked model does.
     """
     log_to(None)

@@ -15,7 +15,7 @@ from pruning.search.stages import StageName
 log = logging.getLogger(__name__)
 
 
-def beside_plan(
+def plan_vs_actual(
     config: PruneConfig,
     accounting: Accounting,
     lines: Sequence[Mapping[str, Any]],
@@ -40,7 +40,7 @@ def beside_plan(
         return {"plan": None, "taken": None}
 
 
-def beside_plan_row(summary: Mapping[str, Any], stage: StageName) -> tuple[str, str] | None:
+def plan_vs_actual_row(summary: Mapping[str, Any], stage: StageName) -> tuple[str, str] | None:
     """What one stage took, and what was planned, in words; None if there is nothing to say."""
     plan, taken = summary["plan"], summary["taken"]
     if plan is None or not (

@@ -24,7 +24,7 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Runs one search, or goes on with one; returns its summary.
 
     Raises:
-        InputError: something that the user can mend, found before anything expensive starts.
+        InputError: invalid input, found before anything expensive starts.
     """
     log_to(None)
     config = PruneConfig.of(resumed(raw, overrides) if raw.resume else raw)

@@ -30,8 +30,8 @@ from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import SetName
 from pruning.models.display_name import display_name
 from pruning.scoring.nll import perplexity
-from pruning.search.greedy import GreedySearch
 from pruning.search.stages import token_set_of
+from pruning.search.strategy import Search
 from workers.pool.protocol import Pool
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class SearchObserver:
     def waiting(self, pool: Pool) -> None:
         """Evaluators are coming up. Called about every second."""
 
-    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+    def started(self, search: Search, dense: Scores, lines: Sequence[Line]) -> None:
         """The dense model is scored. `lines` are the steps that earlier processes took."""
 
     def scored(
@@ -59,7 +59,7 @@ class SearchObserver:
         Called about every second. `evaluations` counts all so far, see `Scorer.evaluations`.
         """
 
-    def stepped(self, search: GreedySearch, line: Line) -> None:
+    def stepped(self, search: Search, line: Line) -> None:
         """A step is in the journal."""
 
     def measured(self, pool: Pool) -> None:
@@ -76,7 +76,7 @@ class Observers(SearchObserver):
         for each in self._observers:
             each.waiting(pool)
 
-    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+    def started(self, search: Search, dense: Scores, lines: Sequence[Line]) -> None:
         for each in self._observers:
             each.started(search, dense, lines)
 
@@ -86,7 +86,7 @@ class Observers(SearchObserver):
         for each in self._observers:
             each.scored(pool, evaluations, candidates, scored=scored)
 
-    def stepped(self, search: GreedySearch, line: Line) -> None:
+    def stepped(self, search: Search, line: Line) -> None:
         for each in self._observers:
             each.stepped(search, line)
 
@@ -133,7 +133,7 @@ class SearchTracking(SearchObserver):
             self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
             raise
 
-    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+    def started(self, search: Search, dense: Scores, lines: Sequence[Line]) -> None:
         """The dense model is step 0. Past steps are sent again: MLflow stores a point once however
         often it comes.
         """
@@ -150,7 +150,7 @@ class SearchTracking(SearchObserver):
         for line in lines:
             self.stepped(search, line)
 
-    def stepped(self, search: GreedySearch, line: Line) -> None:
+    def stepped(self, search: Search, line: Line) -> None:
         self.tracker.log_metrics(step_metrics(line), step=line["step"], timestamp=line["timestamp"])
 
     def finish(
@@ -203,7 +203,7 @@ class SearchProgress(SearchObserver):
         self.bar = bar
         self._previous: tuple[SetName, float | None] = ("block", None)
 
-    def started(self, search: GreedySearch, dense: Scores, lines: Sequence[Line]) -> None:
+    def started(self, search: Search, dense: Scores, lines: Sequence[Line]) -> None:
         self._previous = ("block", perplexity(dense["block"]))
         for line in lines[-1:]:
             self._previous = (token_set_of(line["stage"]), line["perplexity"])
@@ -214,7 +214,7 @@ class SearchProgress(SearchObserver):
     ) -> None:
         self.bar.advance(candidates, scored=scored)
 
-    def stepped(self, search: GreedySearch, line: Line) -> None:
+    def stepped(self, search: Search, line: Line) -> None:
         self._expect(search)
         log.info(
             "step %d: cut %s; perplexity %s%s, ratio %.2f %%, %.1f s, %s left",
@@ -235,7 +235,7 @@ class SearchProgress(SearchObserver):
             return ""
         return f" ({current[1] - before[1]:+.3f})"
 
-    def _expect(self, search: GreedySearch) -> None:
+    def _expect(self, search: Search) -> None:
         stage = search.stage
         self.bar.expect(stage.name if stage else "done", search.expected_evaluations())
 
@@ -265,7 +265,7 @@ class SearchStatus(SearchObserver):
             evaluations=evaluations,
         )
 
-    def stepped(self, search: GreedySearch, line: Line) -> None:
+    def stepped(self, search: Search, line: Line) -> None:
         self.heartbeat.beat_step(line)
 
     def measured(self, pool: Pool) -> None:

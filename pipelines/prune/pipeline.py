@@ -11,7 +11,7 @@ from pipelines.config.groups import ModelConfig
 from pipelines.evaluate.benchmarks import open_benchmarks
 from pipelines.evaluate.evaluation_run import evaluate_run
 from pipelines.evaluate.measurement import problems_of_cost
-from pipelines.evaluate.models import Subject, models_of_run, window_length
+from pipelines.evaluate.models import EvaluatedModel, models_of_run, window_length
 from pipelines.export.export_run import export_run, is_exported
 from pipelines.prune.job import PruneJob
 from pipelines.prune.search_run import SearchRun
@@ -55,7 +55,7 @@ def validate_post_steps(job: PruneJob) -> None:
             raise InputError("\n".join(problems))
     if config.evaluation.wanted:
         dense = [
-            Subject(
+            EvaluatedModel(
                 "dense", job.checkpoint, job.fingerprint, job.dtype, accounting.num_dense_parameters
             )
         ]

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipelines.cli.console import WorkProgress, show_result
-from pipelines.plan.against_actual import beside_plan
+from pipelines.plan.against_actual import plan_vs_actual
 from pipelines.prune.driver import run_search
 from pipelines.prune.job import PruneJob
 from pipelines.prune.observers import (
@@ -98,7 +98,7 @@ class SearchRun:
             TargetNotReached: it cannot be met. Everything up to there is written first.
         """
         started = time.monotonic()
-        with self.heartbeat.life():
+        with self.heartbeat.running():
             self.folder.write(CONFIG, OmegaConf.to_yaml(saved_form(self.job.config)))
             _announce(self.job, self.folder, self.journal)
             with self.tracking.running():
@@ -157,7 +157,7 @@ class SearchRun:
                 output_dir=str(self.folder.path),
                 mlflow_run_id=self.tracking.tracker.run_id,
             )
-        summary |= beside_plan(job.config, job.accounting, self.journal.lines, summary)
+        summary |= plan_vs_actual(job.config, job.accounting, self.journal.lines, summary)
         return summary, problem
 
     def _scorer(self, pool: Pool, order: ChannelOrder, observers: Observers) -> Scorer:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipelines.cli.console import duration
 from pipelines.config.redaction import masked_url
-from pipelines.plan.against_actual import beside_plan_row
+from pipelines.plan.against_actual import plan_vs_actual_row
 from pipelines.prune.job import PruneJob
 from pipelines.prune.scorer import Scorer
 from pipelines.runs.files import (
@@ -192,7 +192,7 @@ def table(summary: Mapping[str, Any]) -> Table:
         "",
     )
     for name in get_args(StageName):
-        words = beside_plan_row(summary, name)
+        words = plan_vs_actual_row(summary, name)
         if words is not None:
             rows.add_row(f"{name.replace('_', ' ')}: steps, candidates", "", *words)
     reused = f"{evaluations['reused']:,} from the store" if evaluations["reused"] else ""

@@ -24,7 +24,7 @@ class RunLabel:
     name: str = ""
 
     @property
-    def ink(self) -> str:
+    def text_color(self) -> str:
         """White on dark colours, black on light ones."""
         red, green, blue = (int(self.color[start : start + 2], 16) for start in (1, 3, 5))
         return "#fff" if 0.3 * red + 0.59 * green + 0.11 * blue < 130 else "#000"

@@ -19,7 +19,7 @@ from pipelines.config.reproduce import ReproduceConfig
 from pipelines.errors import Failed
 from pipelines.evaluate.benchmarks import open_benchmarks
 from pipelines.evaluate.evaluation_run import evaluate_run
-from pipelines.evaluate.models import Subject, Subjects, window_length
+from pipelines.evaluate.models import EvaluatedModel, ModelsUnderTest, window_length
 from pipelines.evaluators import gpus_per_evaluator, joined
 from pipelines.prune.job import make_job
 from pipelines.prune.pipeline import run_job
@@ -76,7 +76,7 @@ def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Compares once; returns what verdict.json says.
 
     Raises:
-        InputError: something that the user can mend.
+        InputError: invalid input.
         Failed: a figure is outside its tolerance. The verdict is written before.
     """
     log_to(None)
@@ -101,7 +101,7 @@ def _counts(config: ReproduceConfig) -> dict[str, Any]:
 
 def _shape(config: ReproduceConfig) -> dict[str, Any]:
     """The expected shape on the real model, which the order of its channels is found from anew."""
-    model, expected = config.model, config.figures
+    model, expected = config.model, config.reference
     checkpoint = find_checkpoint(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
@@ -134,7 +134,7 @@ def _shape(config: ReproduceConfig) -> dict[str, Any]:
             )
             log_to(folder.path / REPRODUCE_LOG)
             folder.write(SHAPE, dump_json(shape.to_json()))
-            subjects = _subjects(
+            models = _models_under_test(
                 config,
                 checkpoint,
                 fingerprint,
@@ -143,7 +143,7 @@ def _shape(config: ReproduceConfig) -> dict[str, Any]:
                 _order(config, folder, checkpoint, accounting, shape),
             )
             report = evaluate_run(
-                EvaluateConfig.like(config, model=config.model, run=None), folder, subjects
+                EvaluateConfig.like(config, model=config.model, run=None), folder, models
             )
             dense = compared(
                 "parameters, dense",
@@ -162,7 +162,7 @@ def _shape(config: ReproduceConfig) -> dict[str, Any]:
 
 def _search(config: ReproduceConfig) -> dict[str, Any]:
     """The whole search, by the code that `pipelines.prune` runs, in a folder that is one of its."""
-    expected = config.figures
+    expected = config.reference
     job = make_job(config.of_search)
     wanted = expected_shape(expected, job.accounting)
     summary = run_job(job)
@@ -213,7 +213,7 @@ def _conclude(
     Raises:
         Failed: a check is.
     """
-    expected, name = config.figures, display_name(config.model.path)
+    expected, name = config.reference, display_name(config.model.path)
     summary = summed_up(checks)
     report = (
         {
@@ -271,7 +271,7 @@ def _differences(found: dict[str, Any]) -> list[str]:
 
 
 def _quality(config: ReproduceConfig, report: dict[str, Any] | None) -> list[Check]:
-    expected = config.figures
+    expected = config.reference
     if report is None:
         return [not_checked("perplexity and accuracies", "evaluation=none")]
     dense = (
@@ -302,20 +302,20 @@ def _order(
     return order
 
 
-def _subjects(
+def _models_under_test(
     config: ReproduceConfig,
     checkpoint: Checkpoint,
     fingerprint: str,
     accounting: Accounting,
     shape: ModelShape,
     order: ChannelOrder,
-) -> Subjects:
+) -> ModelsUnderTest:
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     dtype = resolve_dtype(
         config.model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0
     )
-    dense = Subject("dense", checkpoint, fingerprint, dtype, accounting.num_dense_parameters)
-    pruned = Subject(
+    dense = EvaluatedModel("dense", checkpoint, fingerprint, dtype, accounting.num_dense_parameters)
+    pruned = EvaluatedModel(
         "pruned",
         checkpoint,
         fingerprint,
@@ -326,12 +326,12 @@ def _subjects(
     )
     models = (dense, pruned) if config.evaluation.dense else (pruned,)
     name = display_name(config.model.path)
-    return Subjects(name, config.model.path, models, shape.text, accounting.ratio(shape))
+    return ModelsUnderTest(name, config.model.path, models, shape.text, accounting.ratio(shape))
 
 
 def _window_length(config: ReproduceConfig, checkpoint: Checkpoint) -> int:
     return window_length(
-        config.evaluation.sequence_length, [Subject("dense", checkpoint, "", "float32", 0)]
+        config.evaluation.sequence_length, [EvaluatedModel("dense", checkpoint, "", "float32", 0)]
     )
 
 

@@ -28,7 +28,7 @@ def count_checks(config: ReproduceConfig) -> list[Check]:
         InputError: the experiment does not say how large the model is, or its shape is of another
             model.
     """
-    expected = config.figures
+    expected = config.reference
     if "model_type" not in expected.config:
         raise InputError(
             "expected.config: it has no model_type; mode=counts takes the sizes of the dense "
@@ -129,7 +129,7 @@ def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelSh
 
     Searches count no biases of what is removed.
     """
-    expected = config.figures
+    expected = config.reference
     settings = config.search.resolved(accounting.geometry)
     names = [f"{what}, {stage}" for stage in _STAGES.values() for what in ("steps", "evaluations")]
     if expected.no_plan is not None or not strategy_of(settings).compares_candidates:
@@ -192,7 +192,7 @@ def _planned(plan: SearchPlan, name: str) -> tuple[Range, Range]:
 
 def _checks_without_shape(config: ReproduceConfig, accounting: Accounting) -> list[Check]:
     """Of methods that remove whole blocks, a published ratio says how many went."""
-    ratio, search = config.figures.ratio, config.search
+    ratio, search = config.reference.ratio, config.search
     checks = [not_checked("parameters, pruned", "no shape is published")]
     if ratio is None:
         return [*checks, not_checked("ratio", "only the target is published")]
@@ -204,5 +204,5 @@ def _checks_without_shape(config: ReproduceConfig, accounting: Accounting) -> li
     quantity = f"ratio, nearest of whole blocks ({attention} attention, {mlp} MLP)"
     return [
         *checks,
-        compared(quantity, ratio, nearest, config.figures.tolerance.ratio_rounding + 1e-9),
+        compared(quantity, ratio, nearest, config.reference.tolerance.ratio_rounding + 1e-9),
     ]

@@ -108,8 +108,8 @@ def _expected(run: SavedRun) -> dict[str, Any]:
         ),
         "config": sizes,
         "dense": {"num_parameters": counts["dense"]}
-        | _figures(evaluation["dense"] if evaluation else None),
-        "pruned": {"num_parameters": counts["pruned"]} | _figures(evaluation),
+        | _reference_metrics(evaluation["dense"] if evaluation else None),
+        "pruned": {"num_parameters": counts["pruned"]} | _reference_metrics(evaluation),
         "shape": summary["shape"],
         "steps": [removal_text(Removal.from_json(line["removed"])) for line in run.lines],
         # Its figures have all their digits.
@@ -117,7 +117,7 @@ def _expected(run: SavedRun) -> dict[str, Any]:
     }
 
 
-def _figures(measured: dict[str, Any] | None) -> dict[str, Any]:
+def _reference_metrics(measured: dict[str, Any] | None) -> dict[str, Any]:
     if measured is None:
         return {}
     tasks = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from pipelines.config.expected import Figures, Tolerance
+from pipelines.config.expected import ReferenceMetrics, Tolerance
 from pipelines.evaluate.benchmarks import average_stderr
 
 Value = int | float | str | None
@@ -108,7 +108,7 @@ def not_checked(
 
 
 def compared_quality(
-    role: str, expected: Figures, measured: dict[str, Any], tolerance: Tolerance
+    role: str, expected: ReferenceMetrics, measured: dict[str, Any], tolerance: Tolerance
 ) -> list[Check]:
     """Perplexities and accuracies of one model.
 

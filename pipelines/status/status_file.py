@@ -74,7 +74,7 @@ class Heartbeat:
         self.beat(**{name: line[name] for name in ("step", "stage", "ratio", "perplexity")})
 
     @contextmanager
-    def life(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Says how the search ended, whichever way it does."""
         self.beat(now=True, state="running")
         try:

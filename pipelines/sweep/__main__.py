@@ -31,7 +31,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Runs every point of the grid that is not there yet; returns what sweep.json says.
 
     Raises:
-        InputError: something that the user can mend, in any point, found before the first one
+        InputError: invalid input, in any point, found before the first one
             starts.
         Failed: some points did; the others are done.
     """

@@ -32,7 +32,14 @@ from pipelines.runs.pictures import plot_sweep
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.store.scores import ScoreStore
 from pipelines.sweep.point_jobs import PointJob, largest, same_evaluators, spec_of
-from pipelines.sweep.table import Outcome, judge, outcome_of, recorded_run_id, sweep_report, table
+from pipelines.sweep.table import (
+    Outcome,
+    outcome_of,
+    recorded_run_id,
+    selection_metric,
+    sweep_report,
+    table,
+)
 from pipelines.tracking.metrics import sweep_metrics, sweep_params, sweep_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.canonical_json import dump_json
@@ -227,7 +234,9 @@ class SweepRun:
         ]
         report: dict[str, Any] = {
             "grid": dict(self.grid),
-            **sweep_report(points, order, judge(points), self.config.max_perplexity_ratio),
+            **sweep_report(
+                points, order, selection_metric(points), self.config.max_perplexity_ratio
+            ),
             "tracking": {
                 "uri": masked_url(self.config.tracking.uri),
                 "run_id": self.tracker.run_id,

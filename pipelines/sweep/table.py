@@ -93,7 +93,7 @@ def recorded_run_id(folder: Path) -> str | None:
     return (read_json_if_there(folder / RUN, option="output_dir") or {}).get("mlflow_run_id")
 
 
-def judge(points: Sequence[Outcome]) -> str:
+def selection_metric(points: Sequence[Outcome]) -> str:
     """The number that decides which point is best: perplexity on text that no search has seen,
     where all have it.
     """

@@ -128,7 +128,7 @@ class Soak:
         """A digest of each search's trajectory: the lines themselves would be what grows."""
         dataset = TokenDataset("tokens", self.calibration.block.fingerprint, {}, 4, 24)
         self.tracker.start({"searches": num_searches}, {"kind": "soak"}, {"block": dataset})
-        with self.heartbeat.life():
+        with self.heartbeat.running():
             found = [self.search(number) for number in range(num_searches)]
         assert self.tracker.finish(
             succeeded=True, artifacts=[self.folder / "search-0/trajectory.jsonl"], timeout_s=300

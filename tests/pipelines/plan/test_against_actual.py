@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.plan import against_actual as forecast
-from pipelines.plan.against_actual import beside_plan_row
+from pipelines.plan.against_actual import plan_vs_actual_row
 from pipelines.plan.estimate import measured_tflops
 from pruning.search.stages import StageName
 from tests.pipelines.command import Outcome
@@ -98,6 +98,6 @@ def test_words_for_people() -> None:
         "evaluations": dict.fromkeys(STAGES, 0) | {"block": 1310},
     }
     summary = {"plan": plan, "taken": taken}
-    assert beside_plan_row(summary, "block") == ("took 5, 1,310", "planned 5, 310 to 1,595")
-    assert beside_plan_row(summary, "mlp_channels") is None
-    assert beside_plan_row({"plan": None, "taken": None}, "block") is None
+    assert plan_vs_actual_row(summary, "block") == ("took 5, 1,310", "planned 5, 310 to 1,595")
+    assert plan_vs_actual_row(summary, "mlp_channels") is None
+    assert plan_vs_actual_row({"plan": None, "taken": None}, "block") is None

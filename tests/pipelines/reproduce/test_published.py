@@ -137,12 +137,12 @@ def test_experiments_say_what_was_published(shared: Path) -> None:
         config = checked(name)
         found[
             config.model.path,
-            round(100 * config.figures.settings.get("target_ratio", config.search.target_ratio)),
+            round(100 * config.reference.settings.get("target_ratio", config.search.target_ratio)),
         ] = config
     assert len(found) == len(published) == 21
     for run in published:
         config = found[run["hub_id"], run["target_ratio_percent"]]
-        expected, search = config.figures, config.search
+        expected, search = config.reference, config.search
         assert dict(expected.config) == run["config"]
         distribution = expected.settings.get("distribution") or (
             None if expected.no_plan else ":".join(f"{share:g}" for share in search.distribution)

@@ -146,10 +146,10 @@ def test_looking_does_not_take_the_folder(running: tuple[RunFolder, Heartbeat]) 
 )
 def test_how_a_search_ends(tmp_path: Path, error: BaseException | None, state: str) -> None:
     heartbeat = Heartbeat(RunFolder(str(tmp_path / "run")), target_ratio=0.2)
-    with heartbeat.life():
+    with heartbeat.running():
         assert read_status(tmp_path / "run")["state"] == "running"
     if error is not None:
-        with pytest.raises(type(error)), heartbeat.life():
+        with pytest.raises(type(error)), heartbeat.running():
             raise error
     status = read_status(tmp_path / "run")
     assert (status["state"], status["alive"]) == (state, False)
@@ -171,7 +171,7 @@ def test_a_sweep_shows_the_point_at_work(tmp_path: Path) -> None:
     sweep = RunFolder(str(tmp_path))
     points = [RunFolder(str(tmp_path / name)) for name in ("one", "two")]
     for point in points:
-        with Heartbeat(point, target_ratio=0.1).life():
+        with Heartbeat(point, target_ratio=0.1).running():
             pass
         point.release()
         status = read_status(tmp_path)
