@@ -159,11 +159,11 @@ def _has_dummy_prefix(path: Path) -> bool:
 
 
 def _key(folder: Path, weights: Sequence[Path]) -> str:
-    """Of the configuration's bytes, and of name, size and date of the weight files: their bytes
-    would take minutes, each time.
+    """Of the bytes of the configuration and of every weight file: sizes and dates may stay the
+    same where a weight was edited.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in weights:
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns} ".encode())
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

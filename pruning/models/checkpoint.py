@@ -79,7 +79,8 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the configuration and of every weight file, 32 hexadecimal
-        digits. Names and dates do not count. Values are checked while they are read.
+        digits. Names and dates do not count. Where the model is computed by its own code, that
+        code counts too. Values are checked while they are read.
 
         Raises:
             InputError: a value is NaN or infinite; see `stored_weights.check_finite`.
@@ -89,6 +90,10 @@ class Checkpoint:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
             stored_weights.check_finite(path)
+        if self.trust_remote_code and "auto_map" in read_json(self.folder / "config.json"):
+            for path in sorted(self.folder.rglob("*.py")):
+                name = path.relative_to(self.folder).as_posix()
+                digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:32]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

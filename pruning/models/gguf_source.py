@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pruning.models.cache import build_once, cache_folder
 from pruning.models.families import GGUFGaps, gguf_gaps
 
 _PACKAGE = "package:"
+_CONVERTER = 1
+"""Counts the changes of this file that make another model of a GGUF, or refuse it."""
 
 
 def gguf_source(path: str) -> Path | None:
@@ -46,13 +49,14 @@ def _file_of_package(reference: str) -> Path:
 
 def converted_gguf(path: Path) -> Path:
     """The safetensors folder of a GGUF file, made on first use: dequantized to float32, which is
-    exact.
+    exact. Other versions of what converts it make a folder of their own.
     """
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return build_once(
-        cache_folder() / f"{path.stem}-{digest}", lambda scratch: _convert_gguf(path, scratch)
-    )
+        digest = hashlib.file_digest(file, "sha256")
+    versions = [f"{name} {version(name)}" for name in ("transformers", "gguf")]
+    digest.update(f"converter {_CONVERTER}, {', '.join(versions)}".encode())
+    folder = cache_folder() / f"{path.stem}-{digest.hexdigest()[:16]}"
+    return build_once(folder, lambda scratch: _convert_gguf(path, scratch))
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ of their own in plain torch.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +164,18 @@ def test_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int
 
 
 def test_converted_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the checkpoint changes."""
+    """Until the checkpoint changes, be its size and date as they were."""
     first = find_checkpoint(str(folder))
     with monkeypatch.context() as patched:
         patched.setattr(baichuan, "write_shards", None)
         assert find_checkpoint(str(folder)).folder == first.folder
     path = next(folder.glob("*.safetensors"))
-    weights = load_file(path)
+    weights, status = load_file(path), path.stat()
     save_file(
         {name: tensor + 1 for name, tensor in weights.items()}, path, metadata={"format": "pt"}
     )
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
     second = find_checkpoint(str(folder))
     assert second.fingerprint() != first.fingerprint()
 

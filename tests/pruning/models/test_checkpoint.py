@@ -11,7 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning.errors import InputError
+from pruning.models import gguf_source
 from pruning.models.cache import cache_folder
+from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.families import gguf_gaps
 from pruning.models.find import find_checkpoint
@@ -251,3 +253,37 @@ def _write_gguf(path: Path, model, config, rope_freqs=None) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_code_of_a_trusted_model_is_part_of_its_fingerprint(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    """Of one that brings its own and is trusted; of others the fingerprint is what it was."""
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "remote"))
+    (folder / "modeling_own.py").write_text("FACTOR = 1\n")
+    known = Checkpoint(folder, trust_remote_code=True).fingerprint()
+    assert known == Checkpoint(checkpoint_folder).fingerprint()
+    config = json.loads((folder / "config.json").read_text())
+    own = config | {"auto_map": {"AutoConfig": "modeling_own.Config"}}
+    (folder / "config.json").write_text(json.dumps(own))
+    plain, trusted = (Checkpoint(folder, trust_remote_code=trust) for trust in (False, True))
+    before = plain.fingerprint(), trusted.fingerprint()
+    (folder / "modeling_own.py").write_text("FACTOR = 2\n")
+    assert plain.fingerprint() == before[0]
+    assert trusted.fingerprint() != before[1]
+
+
+def test_a_gguf_is_converted_anew_by_another_converter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused today must not come from yesterday's cache."""
+    (tmp_path / "a.gguf").write_bytes(b"x")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gguf_source, "_convert_gguf", lambda *_: None)
+    folders = {gguf_source.converted_gguf(tmp_path / "a.gguf") for _ in range(2)}
+    assert len(folders) == 1
+    monkeypatch.setattr(gguf_source, "_CONVERTER", 0)
+    folders.add(gguf_source.converted_gguf(tmp_path / "a.gguf"))
+    monkeypatch.setattr(gguf_source, "version", lambda name: f"another {name}")
+    folders.add(gguf_source.converted_gguf(tmp_path / "a.gguf"))
+    assert len(folders) == 3
