@@ -70,6 +70,19 @@ def test_sets_do_not_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast)
     assert len(set(rows)) == len(rows) == 10
 
 
+def test_heldout_text_is_the_part_that_is_not_calibrated_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Nine tenths `a`, one tenth `b`: no set has both."""
+    (tmp_path / "parts.txt").write_text("\n\n".join(["a" * 80] * 18 + ["b" * 80] * 2))
+    made = make(replace(SPEC, path=str(tmp_path / "parts.txt")), tokenizer)
+    assert made.heldout is not None
+    drawn = {int(token) for part in (made.block, made.width) for token in part.input_ids.flat}
+    held = {int(token) for token in made.heldout.input_ids.flat}
+    a, b = ord("a") - 31, ord("b") - 31
+    assert (a in drawn, b in drawn, a in held, b in held) == (True, False, False, True)
+
+
 def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
     """Its tokenizer puts one before a text, so that without care only the first window of many
     would have it.

@@ -1,5 +1,5 @@
-"""Evaluators of benchmarks: what they answer depends on the task alone, whoever does it and whatever
-happens to them.
+"""Evaluators of benchmarks: what they answer depends on the task alone, whoever does it and
+whatever happens to them.
 """
 
 from __future__ import annotations
@@ -75,6 +75,19 @@ def test_the_order_of_tasks_changes_nothing(spec: BenchmarkSpec) -> None:
     back = [second.run(task).answers for task in reversed(tasks())][::-1]
     assert there == back
     assert [len(found) for found in there] == [2, 2, 1, 2, 1, 2, 2]
+
+
+def test_every_task_that_samples_has_the_same_seed(spec: BenchmarkSpec) -> None:
+    """Whatever was drawn before, and nothing is drawn from the process's own generator."""
+    how = {"until": ["\n"], "max_gen_toks": 12, "do_sample": True, "temperature": 5.0}
+    task = RequestTask.of("generate_until", [("the cat", how)])
+    evaluator = BenchmarkEvaluator(spec)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = evaluator.run(task).answers
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    assert evaluator.run(task).answers == first
 
 
 def test_long_requests_are_counted(spec: BenchmarkSpec) -> None:
