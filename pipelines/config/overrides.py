@@ -43,7 +43,7 @@ def spelt_out(word: str) -> str:
 
 
 def option_of(override: str) -> str:
-    """The option that an override is about: `search.seed` of `+search.seed=1` and `~search.seed`."""
+    """The option that an override sets: `search.seed` of `+search.seed=1` or `~search.seed`."""
     return override.partition("=")[0].lstrip("+~")
 
 

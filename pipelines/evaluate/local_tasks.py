@@ -210,7 +210,8 @@ def _check_documents(manager: Any, names: Sequence[str], data_dir: str | None) -
     for name in names:
         try:
             tasks = manager.load([name])["tasks"]
-        except Exception as error:  # noqa: BLE001 - hub, network, file system and the readers of the data raise whatever they like
+        # Hub, network, file system and the readers of the data raise whatever they like.
+        except Exception as error:  # noqa: BLE001
             problems.append(_unloadable(name, error, data_dir))
             continue
         for task in tasks.values():
@@ -263,7 +264,8 @@ def _wrong_rows(task: Any, data_dir: str | None) -> list[str]:
         task.doc_to_target(documents[0])
         if task.config.doc_to_choice is not None:
             task.doc_to_choice(documents[0])
-    except Exception as error:  # noqa: BLE001 - templates and functions of a task fail in their own ways on rows that they were not made for
+    # Templates and functions of a task fail in ways of their own on rows that they were not made for.
+    except Exception as error:  # noqa: BLE001
         return [_unusable(task.config.task, error, data_dir)]
     return []
 

@@ -16,7 +16,8 @@ from pipelines.cli.console import log_to, print_line
 from pipelines.cli.launch import launch, listed_in
 from pipelines.config.redaction import MASK
 from pipelines.config.report import ReportConfig
-from pipelines.report.data import ReportRun, read_runs
+from pipelines.report.data import ReportRun
+from pipelines.report.folders import read_runs
 from pipelines.report.page import render
 from pipelines.report.sections import sections
 from pipelines.runs.files import REPORT

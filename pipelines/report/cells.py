@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from pipelines.report.analysis import Block
-from pipelines.report.charts import color
+from pipelines.report.chart_style import color
 from pipelines.report.data import NEAR_TIE_STDERRS, ReportRun
 from pipelines.report.page import RunLabel
 from pruning.shape import Removal
@@ -57,6 +57,12 @@ def block(removed: Block) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """With so many digits after the point."""
     return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def near_ties(run: ReportRun) -> str:
+    """How many of the choices were close, of those where that is known."""
+    known = sum(step.near_tie is not None for step in run.steps)
+    return f"{len(run.near_ties)} of {known}" if known else NONE
 
 
 def plain(figure: go.Figure) -> dict[str, object]:

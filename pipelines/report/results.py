@@ -4,12 +4,14 @@ settings they came from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipelines.cli.console import duration
-from pipelines.report import charts as plots
 from pipelines.report.analysis import ParetoGroup, pareto_groups
 from pipelines.report.cells import NONE, Runs, label, number, plain
-from pipelines.report.data import SIZES, Pair
+from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, TaskScore
 from pipelines.report.page import Cell, Chart, Folded, Heading, Part, Section, Table, Text
+from pipelines.report.result_charts import accuracies, pareto
 
 
 def front(runs: Runs) -> Section | None:
@@ -43,11 +45,14 @@ def _pareto(index: int, group: ParetoGroup, runs: Runs, *, wide: bool) -> tuple[
     )
     rows: list[tuple[Cell, ...]] = [
         (
-            label(point.run, runs, name=True) if point.run else "dense model", group.metric, f"{point.ratio:.2%}", number(point.value, 4 if accuracy else 3),
+            label(point.run, runs, name=True) if point.run else "dense model",
+            group.metric,
+            f"{point.ratio:.2%}",
+            number(point.value, 4 if accuracy else 3),
             "yes" if point.on_front else "no",
         )
         for point in sorted(group.points, key=lambda point: point.ratio)
-    ]  # fmt: skip
+    ]
     title = f"{group.metric.capitalize()} against ratio: {', '.join(keys)}"
     text = (
         f"{'Higher' if accuracy else 'Lower'} and further right is better. Not beaten: "
@@ -58,7 +63,7 @@ def _pareto(index: int, group: ParetoGroup, runs: Runs, *, wide: bool) -> tuple[
             f"pareto-{index}",
             title,
             text,
-            plain(plots.pareto(group.points, runs, y_title)),
+            plain(pareto(group.points, runs, y_title)),
             380,
             wide=wide,
         ),
@@ -133,83 +138,31 @@ def _saved(pair: Pair | None) -> tuple[str, str, str]:
 
 def benchmarks(runs: Runs) -> Section | None:
     """Zero-shot tasks and texts, where they were measured."""
-    evaluated = [run for run in runs if run.evaluation is not None]
-    rows: list[tuple[Cell, ...]] = []
-    chosen: dict[str, str] = {}
-    for run in evaluated:
-        assert run.evaluation is not None
-        rows += [
-            (
-                label(run, runs),
-                name,
-                "token perplexity",
-                number(pair.dense),
-                NONE,
-                number(pair.pruned),
-                NONE,
-                _relative(pair),
-            )
-            for name, (pair, _) in run.evaluation.texts.items()
-        ]
-        for task in run.evaluation.tasks:
-            rows.append(
-                (
-                    label(run, runs),
-                    task.task,
-                    task.metric,
-                    number(task.score.dense, 4),
-                    number(task.stderr.dense, 4),
-                    number(task.score.pruned, 4),
-                    number(task.stderr.pruned, 4),
-                    _difference(task.score),
-                )
-            )
-            if task.metric.partition(",")[0] == "acc_norm" or (
-                task.metric.partition(",")[0] == "acc" and task.task not in chosen
-            ):
-                chosen[task.task] = task.metric
-        average = run.evaluation.average
-        if average.pruned is not None:
-            rows.append(
-                (
-                    label(run, runs),
-                    "average",
-                    "acc_norm, else acc",
-                    number(average.dense, 4),
-                    NONE,
-                    number(average.pruned, 4),
-                    NONE,
-                    _difference(average),
-                )
-            )
+    evaluated = {run.key: run.evaluation for run in runs if run.evaluation is not None}
+    rows = [row for run in runs if run.evaluation for row in _scores(run, run.evaluation, runs)]
     if not rows:
         return None
-    parts: list[Part] = [
-        Table(
-            (
-                "run",
-                "benchmark",
-                "metric",
-                "dense",
-                "standard error",
-                "pruned",
-                "standard error",
-                "change",
-            ),
-            "lllrrrrr",
-            tuple(rows),
-        )
-    ]
+    columns = (
+        "run",
+        "benchmark",
+        "metric",
+        "dense",
+        "standard error",
+        "pruned",
+        "standard error",
+        "change",
+    )
+    parts: list[Part] = [Table(columns, "lllrrrrr", tuple(rows))]
+    chosen = _shown_metrics(list(evaluated.values()))
     if chosen:
-        measured = [run for run in evaluated if run.evaluation is not None and run.evaluation.tasks]
+        measured = [run for run in runs if run.evaluation is not None and run.evaluation.tasks]
         text = (
             "Open: dense. Filled: pruned. Bars: one standard error. acc_norm, or acc for "
             "tasks without one."
         )
-        figure = plots.accuracies(runs, measured, chosen)
+        figure = accuracies(runs, measured, chosen)
         parts.insert(0, Chart("accuracy", "Zero-shot accuracy", text, plain(figure)))
-    settings_used = {run.evaluation.settings for run in evaluated if run.evaluation is not None}
-    if len(settings_used) > 1:
+    if len({evaluation.settings for evaluation in evaluated.values()}) > 1:
         parts.append(
             Text(
                 "The evaluations were made with different settings, so that their accuracies do "
@@ -217,6 +170,51 @@ def benchmarks(runs: Runs) -> Section | None:
             )
         )
     return Section("benchmarks", "Benchmarks", tuple(parts))
+
+
+def _scores(run: ReportRun, evaluation: Evaluation, runs: Runs) -> list[tuple[Cell, ...]]:
+    """One row for each text and each metric of a task, then their average."""
+    badge = label(run, runs)
+    rows: list[tuple[Cell, ...]] = [
+        (
+            badge,
+            name,
+            "token perplexity",
+            number(pair.dense),
+            NONE,
+            number(pair.pruned),
+            NONE,
+            _relative(pair),
+        )
+        for name, (pair, _) in evaluation.texts.items()
+    ]
+    average = TaskScore("average", "acc_norm, else acc", evaluation.average, Pair(None, None))
+    shown = (*evaluation.tasks, *((average,) if average.score.pruned is not None else ()))
+    rows += [
+        (
+            badge,
+            each.task,
+            each.metric,
+            number(each.score.dense, 4),
+            number(each.stderr.dense, 4),
+            number(each.score.pruned, 4),
+            number(each.stderr.pruned, 4),
+            _difference(each.score),
+        )
+        for each in shown
+    ]
+    return rows
+
+
+def _shown_metrics(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """By task, the metric that the chart shows: acc_norm, else acc."""
+    chosen: dict[str, str] = {}
+    for evaluation in evaluations:
+        for each in evaluation.tasks:
+            name = each.metric.partition(",")[0]
+            if name == "acc_norm" or (name == "acc" and each.task not in chosen):
+                chosen[each.task] = each.metric
+    return chosen
 
 
 def settings(runs: Runs) -> Section:

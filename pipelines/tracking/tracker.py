@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -108,7 +109,7 @@ class Tracker:
         assert self._thread is not None
         status = "FINISHED" if succeeded else "FAILED"
         for path in artifacts:
-            self._queue.put(lambda client, path=path: client.log_artifact(self.run_id, str(path)))  # type: ignore[misc]
+            self._queue.put(partial(self._log_artifact, path=path))
         if not self.keeps_status:
             self._queue.put(lambda client: client.set_terminated(self.run_id, status))
         self._queue.put(None)
@@ -154,7 +155,8 @@ class Tracker:
                     action(client)
                     self._problem = ""
                     break
-                except Exception as error:  # noqa: BLE001 - whatever a tracking server does wrong must not reach the search
+                # Whatever a tracking server does wrong must not reach the search.
+                except Exception as error:  # noqa: BLE001
                     self._problem = without_secrets(_first_line(error), self.uri)
                     if not self._warned:
                         log.warning(
@@ -240,6 +242,9 @@ class Tracker:
         ]
         if inputs:
             client.log_inputs(self.run_id, inputs)
+
+    def _log_artifact(self, client: Any, path: Path) -> None:
+        client.log_artifact(self.run_id, str(path))
 
     def _log_batch(
         self, client: Any, values: Mapping[str, float], step: int, timestamp: float

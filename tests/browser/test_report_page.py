@@ -17,7 +17,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from pipelines.report.data import read_runs
+from pipelines.report.folders import read_runs
 from pipelines.report.page import render
 from pipelines.report.sections import sections
 from tests.browser.chromium import MARKS, chromium

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.report.data import ReportRun, read_runs
+from pipelines.report.data import ReportRun
+from pipelines.report.folders import read_runs
 from pruning.shape import ModelShape, Removal
 
 LAYERS, HEADS, CHANNELS = 4, 2, 8

@@ -17,7 +17,8 @@ from pipelines.report.analysis import (
     overlaps,
     pareto_groups,
 )
-from pipelines.report.data import num_stderrs, read_runs
+from pipelines.report.data import num_stderrs
+from pipelines.report.folders import read_runs
 from tests.pipelines.report.reports import (
     A1,
     A2,

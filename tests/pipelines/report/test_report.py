@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from pipelines.report.analysis import (
     divergence,
 )
-from pipelines.report.data import read_runs
+from pipelines.report.folders import read_runs
 from pipelines.tracking.tracker import Tracker
 from pruning.errors import InputError
 from tests.pipelines.command import Outcome

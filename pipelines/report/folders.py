@@ -1,0 +1,273 @@
+"""The searches that a report compares, read from their folders alone: the models need not be there
+any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pipelines.evaluate.results import metrics_of, stderr_name
+from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
+from pipelines.runs.files import (
+    EVALUATION,
+    SWEEP,
+    TRAJECTORY,
+    read_json,
+    read_json_if_there,
+    read_with,
+)
+from pipelines.runs.saved_run import SavedRun, read_saved_run
+from pruning.errors import InputError
+from pruning.shape import ModelShape, Removal
+
+log = logging.getLogger(__name__)
+
+_OWN = ("output_dir", "resume")
+"""Settings that differ between any two folders and decide nothing."""
+
+
+def read_runs(paths: Sequence[str]) -> tuple[ReportRun, ...]:
+    """Reads every folder; one with a `sweep.json` stands for the points of that sweep.
+
+    Raises:
+        InputError: with every problem at once.
+    """
+    problems: list[str] = []
+    found: list[tuple[str, Path]] = []
+    for path in paths:
+        try:
+            found += _folders(path)
+        except InputError as error:
+            problems.append(str(error))
+    names = [name for name, _ in found]
+    found = [
+        (name if names.count(name) == 1 else f"{folder.parent.name}/{name}", folder)
+        for name, folder in found
+    ]
+    runs: list[ReportRun] = []
+    seen: dict[Path, str] = {}
+    for name, folder in found:
+        if folder.resolve() in seen:
+            problems.append(f"runs: {folder} is there twice")
+            continue
+        seen[folder.resolve()] = name
+        try:
+            runs.append(_read_run(name, folder))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    runs = [replace(run, key=_key(index)) for index, run in enumerate(runs)]
+    return tuple(replace(run, dense=_dense_of(run, runs)) for run in runs)
+
+
+def _folders(path: str) -> list[tuple[str, Path]]:
+    """(name, folder) of each search that one word of the command stands for."""
+    folder = Path(path).expanduser().absolute()
+    if not path.strip() or not folder.is_dir():
+        raise InputError(f"runs: no such folder: {path!r}")
+    sweep = folder / SWEEP
+    if not sweep.exists():
+        return [(folder.name, folder)]
+    report = read_json(sweep, option="runs", fields=("points",))
+    points = read_with(
+        lambda _: [
+            (str(point["name"]), folder / point["folder"])
+            for point in report["points"]
+            if point.get("folder")
+        ],
+        sweep,
+        option="runs",
+    )
+    started = [(f"{folder.name}/{name}", point) for name, point in points if _has_steps(point)]
+    for name, point in points:
+        if not _has_steps(point):
+            log.warning("point %s of the sweep in %s has no step yet: it is left out", name, folder)
+    if not started:
+        raise InputError(f"runs: no point of the sweep in {folder} has taken a step yet")
+    return started
+
+
+def _has_steps(folder: Path) -> bool:
+    path = folder / TRAJECTORY
+    return path.is_file() and b"\n" in path.read_bytes()
+
+
+def _key(index: int) -> str:
+    """A, B, ... Z, AA, AB, ..."""
+    return (_key(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
+
+
+def _read_run(name: str, folder: Path) -> ReportRun:
+    saved = read_saved_run(str(folder), option="runs")
+    evaluation = read_json_if_there(folder / EVALUATION, option="runs")
+    try:
+        return _run_of(name, saved, evaluation)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # an InputError is a ValueError
+        reason = (
+            f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+        )
+        raise InputError(f"runs: {folder} is damaged: {reason}") from error
+
+
+def _run_of(name: str, saved: SavedRun, evaluation: Mapping[str, Any] | None) -> ReportRun:
+    summary = saved.summary or {}
+    identity = {key: str(value) for key, value in saved.record["identity"].items()}
+    settings = _flat(OmegaConf.to_container(saved.config))
+    perplexity = {set_name: _pair(pair) for set_name, pair in summary.get("perplexity", {}).items()}
+    heldout = perplexity.get("heldout", Pair(None, None))
+    steps = tuple(map(_step, saved.lines))
+    target, text = (
+        float(saved.config.search.target_ratio),
+        summary.get("calibration", {}).get("heldout", {}),
+    )
+    return ReportRun(
+        key="",
+        name=name,
+        folder=saved.folder,
+        model_name=saved.model_name,
+        ended=saved.summary is not None,
+        outcome=str(summary["status"])
+        if summary
+        else (
+            f"has not ended: {steps[-1].ratio:.2%} of {target:.2%} removed after {len(steps)} steps"
+        ),
+        target_ratio=target,
+        identity=identity,
+        settings=settings | {key: value for key, value in identity.items() if key in settings},
+        versions={key: str(value) for key, value in summary.get("versions", {}).items()}
+        | {"git revision": str(summary.get("git_revision") or "unknown")},
+        steps=steps,
+        dense={
+            set_name: pair.dense for set_name, pair in perplexity.items() if pair.dense is not None
+        },
+        heldout=heldout,
+        heldout_text=str(
+            (
+                identity["model"],
+                text.get("fingerprint")
+                or (
+                    text.get("num_sequences"),
+                    text.get("sequence_length"),
+                    f"{heldout.dense or 0:.3g}",
+                ),
+            )
+        ),
+        sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
+        costs=_costs(summary) if summary else {},
+        evaluation=_evaluation(evaluation) if evaluation is not None else None,
+        tracking_uri=str(saved.config.tracking.uri),
+        mlflow_run_id=saved.record.get("mlflow_run_id"),
+    )
+
+
+def _step(line: Mapping[str, Any]) -> ReportStep:
+    return ReportStep(
+        number=int(line["step"]),
+        stage=str(line["stage"]),
+        removal=Removal.from_json(line["removed"]),
+        shape=ModelShape.parse(line["shape"]),
+        perplexity=_number(line["perplexity"]),
+        ratio=float(line["ratio"]),
+        margin=_number(line["margin"]),
+        margin_stderr=_number(
+            line.get("margin_stderr")
+        ),  # folders from before it was recorded lack it, and `stderr` below
+        scores={
+            Removal.from_json(each): Score(_number(each["nll"]), _number(each.get("stderr")))
+            for each in line["candidates"]
+        },
+    )
+
+
+def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
+    evaluations = summary["evaluations"]
+    return {
+        "candidates": int(evaluations["candidates"]),
+        "scored": int(evaluations["scored"]),
+        "reused": int(evaluations["reused"]),
+        "num_evaluators": int(summary["num_evaluators"]),
+        "faults": {str(name): int(count) for name, count in summary["faults"].items()},
+        "lost_evaluations": int(summary["lost_evaluations"]),
+        "seconds": float(summary["seconds"]),
+    }
+
+
+def _evaluation(report: Mapping[str, Any]) -> Evaluation:
+    theirs = report["dense"] or {"perplexity": {}, "tasks": {}, "average": None}
+    fingerprints, settings = report["fingerprints"], report["settings"]
+    tasks = [
+        TaskScore(
+            task,
+            metric,
+            Pair(_number(theirs["tasks"].get(task, {}).get(metric)), _number(values[metric])),
+            Pair(
+                _number(theirs["tasks"].get(task, {}).get(stderr_name(metric))),
+                _number(values.get(stderr_name(metric))),
+            ),
+        )
+        for task, values in report["tasks"].items()
+        for metric in metrics_of(values)
+        if isinstance(values[metric], (int, float))
+    ]
+    return Evaluation(
+        ratio=float(report["ratio"]),
+        texts={
+            name: (
+                Pair(_number(theirs["perplexity"].get(name)), _number(value)),
+                str(fingerprints["texts"][name]),
+            )
+            for name, value in report["perplexity"].items()
+        },
+        tasks=tuple(tasks),
+        average=Pair(_number(theirs["average"]), _number(report["average"])),
+        settings=", ".join(
+            f"{name} {settings.get(name)}" for name in ("num_fewshot", "limit", "max_length")
+        ),
+    )
+
+
+def _dense_of(run: ReportRun, runs: Sequence[ReportRun]) -> dict[str, float]:
+    """What a search that was stopped has not written down, another with the same model and text may
+    have.
+    """
+    known = dict(run.dense)
+    for other in runs:
+        for name, value in other.dense.items():
+            same = all(
+                run.identity.get(key) == other.identity.get(key)
+                for key in ("model", "model.dtype", f"calibration.{name}", "calibration.batch_size")
+            )
+            if name != "heldout" and same:
+                known.setdefault(name, value)
+    return known
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif f"{prefix}{name}" not in _OWN:
+            flat[f"{prefix}{name}"] = "null" if value is None else str(value)
+    return flat
+
+
+def _pair(values: Mapping[str, Any]) -> Pair:
+    return Pair(_number(values["dense"]), _number(values["pruned"]))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
