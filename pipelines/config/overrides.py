@@ -50,19 +50,29 @@ def option_of(override: str) -> str:
 def override_problems(config_name: str, overrides: Sequence[str]) -> list[str]:
     """What is wrong with each override on its own, if the whole does not compose."""
     with initialize_config_dir(str(CONF), version_base=None):
-        try:
-            compose(config_name, overrides=list(overrides))
-            return []
-        except (HydraException, OmegaConfBaseException) as error:
-            whole = composition_error(error)
-        names = option_names(compose(config_name))
-        problems = []
-        for override in overrides:
-            try:
-                compose(config_name, overrides=[override])
-            except (HydraException, OmegaConfBaseException) as error:
-                problems.append(_explain(override, error, names))
-    return problems or [whole]
+        wrong = _not_composing(config_name, overrides)
+        names = option_names(compose(config_name)) if wrong else []
+    return [
+        _explain(override, error, names) if override else composition_error(error)
+        for override, error in wrong
+    ]
+
+
+def _not_composing(config_name: str, overrides: Sequence[str]) -> list[tuple[str, Exception]]:
+    """Overrides that are wrong on their own; "" where only several together are.
+
+    Searched for by halves: composing takes a tenth of a second, and of twenty one or two are wrong.
+    """
+    try:
+        compose(config_name, overrides=list(overrides))
+        return []
+    except (HydraException, OmegaConfBaseException) as error:
+        if len(overrides) == 1:
+            return [(overrides[0], error)]
+        half = len(overrides) // 2
+        parts = (overrides[:half], overrides[half:]) if half else ()
+        found = [wrong for part in parts for wrong in _not_composing(config_name, part)]
+        return found or [("", error)]
 
 
 def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
