@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 VLLM := .cache/vllm
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
+# For some tests it takes longer to start the processes than to run them in one.
+ALL_CORES := --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +34,7 @@ mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000
 	  $(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db
 
 test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --durations=10 $(or $(ARGS),$(ALL_CORES))
 
 gpu-test: setup ## The tests of scoring on a GPU
 	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu \

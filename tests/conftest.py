@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,21 @@ def tokens(sequences: int = 3, length: int = 24, seed: int = 1, vocab: int = 128
     return torch.randint(
         1, vocab, (sequences, length), generator=torch.Generator().manual_seed(seed)
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.one_ray import OneRay
+
+    return OneRay(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest chain first, or one worker has nothing to do at the end."""
+    if hasattr(config, "workerinput"):
+        from tests.one_ray import starts_ray
+
+        items.sort(key=lambda item: not starts_ray(item.path))
 
 
 @pytest.fixture(scope="session")
