@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
@@ -143,3 +143,15 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def stop(message: str, status: int) -> NoReturn:
+    """Ends the process with one error for each line that is not indented."""
+    lines = message.splitlines()
+    console.print(
+        "\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines),
+        style="red",
+        markup=False,
+        soft_wrap=True,
+    )
+    sys.exit(status)

@@ -4,9 +4,9 @@ a message instead of a traceback.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -16,9 +16,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines import all_imported
-from pipelines.cli.console import console
+from pipelines.cli.commands import command_line
+from pipelines.cli.console import stop
+from pipelines.cli.help import FLAGS, print_help
 from pipelines.config.overrides import (
     CONF,
+    as_override,
     composition_error,
     option_of,
     override_problems,
@@ -48,11 +51,14 @@ def launch(
         prepare: turns the words of the command line into ones that Hydra understands.
     """
     all_imported()
+    if FLAGS & set(sys.argv[1:]):
+        print_help(config_name)
+        return
     register()
     try:
         arguments = sys.argv[1:] = prepare([spelt_out(word) for word in sys.argv[1:]])
     except InputError as error:
-        _stop(str(error), 2)
+        stop(str(error), 2)
     _refuse_lists_of_files(config_name, arguments)
     if any(word.startswith("-") for word in arguments):
         _under_hydra(config_name, job, arguments)
@@ -69,7 +75,7 @@ def launch(
                 [word for word in arguments if not word.startswith(("hydra.", "hydra/"))],
             )
             return
-    _stop("\n".join(override_problems(config_name, arguments)), 2)
+    stop("\n".join(override_problems(config_name, arguments)), 2)
 
 
 def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
@@ -83,10 +89,10 @@ def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
             if "=" in word and word not in lists and not word.startswith("-")
         ]
         said = [
-            f"{word}: takes one file of conf/{group}; a list is for pipelines.sweep"
+            f"{word}: takes one file of conf/{group}; a list is for multipruner sweep"
             for word, group in lists.items()
         ]
-        _stop("\n".join([*said, *override_problems(config_name, others)]), 2)
+        stop("\n".join([*said, *override_problems(config_name, others)]), 2)
 
 
 def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
@@ -97,13 +103,13 @@ def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
 
 
 def _under_hydra(config_name: str, job: Job, arguments: Sequence[str]) -> None:
-    """With flags, which are Hydra's: --help, --cfg, --multirun."""
-    if not {"-m", "--multirun", "--help", "--hydra-help", "-h"} & set(arguments):
+    """With flags, which are Hydra's: --cfg, --multirun, --hydra-help."""
+    if not {"-m", "--multirun", "--hydra-help"} & set(arguments):
         problems = override_problems(
             config_name, [word for word in arguments if "=" in word and not word.startswith("-")]
         )
         if problems:
-            _stop("\n".join(problems), 2)
+            stop("\n".join(problems), 2)
 
     @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
     def hydrated(config: DictConfig) -> None:
@@ -116,25 +122,25 @@ def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str
     try:
         job(config, overrides)
     except InputError as error:
-        _stop(str(error), 2)
+        stop(str(error), 2)
     except OmegaConfBaseException as error:  # `${...}` is looked up only when it is read
-        _stop(
+        stop(
             f"{error.full_key}: {composition_error(error)}"
             if error.full_key
             else composition_error(error),
             2,
         )
     except (ExportError, Failed) as error:
-        _stop(str(error), 1)
+        stop(str(error), 1)
     except (
         ScoringError,
         StoreUnavailable,
         WorkersLost,
         OSError,
     ) as error:  # OSError: a full or vanished disk
-        _stop(f"{error}{_kept(config_name, error)}", 1)
+        stop(f"{error}{_kept(config_name, error)}", 1)
     except KeyboardInterrupt as error:
-        _stop(f"interrupted{_kept(config_name, error)}", 130)
+        stop(f"interrupted{_kept(config_name, error)}", 130)
 
 
 def _kept(config_name: str, error: BaseException) -> str:
@@ -146,12 +152,13 @@ def _kept(config_name: str, error: BaseException) -> str:
     folders = [note for note in getattr(error, "__notes__", []) if note.startswith("output_dir=")]
     if not folders:
         return ""
-    command = (
-        f"python -m pipelines.{config_name} resume=true"
+    folder = as_override("output_dir", folders[-1].removeprefix("output_dir="))
+    again = (
+        command_line(config_name, "resume=true", folder)
         if config_name in _RESUMED
-        else "the same command with"
+        else f"the same command with {shlex.quote(folder)}"
     )
-    return f"\n  Everything computed so far is kept. To go on: {command} {folders[-1]}"
+    return f"\n  Everything computed so far is kept. To go on: {again}"
 
 
 def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
@@ -164,7 +171,7 @@ def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
         if not free:
             return list(arguments)
         if any(word.startswith(f"{option}=") for word in arguments):
-            _stop(
+            stop(
                 f"{option}: given twice, as {option}= and as {', '.join(free)}; give all in one "
                 "place",
                 2,
@@ -175,14 +182,3 @@ def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
         ]
 
     return gathered
-
-
-def _stop(message: str, status: int) -> NoReturn:
-    lines = message.splitlines()
-    console.print(
-        "\n".join(f"error: {line}" if not line.startswith(" ") else line for line in lines),
-        style="red",
-        markup=False,
-        soft_wrap=True,
-    )
-    sys.exit(status)

@@ -63,7 +63,7 @@ def as_grid(words: Sequence[str]) -> list[str]:
         name, _, values = (commas or ["search.target_ratio=0.07,0.10"])[0].partition("=")
         raise InputError(
             f"{hydras[0]}: several values are a list here, {name}=[{values}]; --multirun is for "
-            "pipelines.prune"
+            "multipruner prune"
         )
     if not any("=[" in word or word.startswith("grid=") for word in words):
         return list(words)

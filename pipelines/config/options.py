@@ -152,7 +152,7 @@ def title(path: Path) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        if not re.match(r"# (@package|([A-Z_]+=\S+ )?python -m)", line):
+        if not re.match(r"# (@package|([A-Z_]+=\S+ )?multipruner )", line):
             lines.append(line.lstrip("# ").rstrip())
     return " ".join(lines)
 

@@ -30,6 +30,13 @@ def quoted(word: str) -> str:
     )
 
 
+def as_override(name: str, value: object) -> str:
+    """`NAME=VALUE` in Hydra's grammar, which reads it as that text."""
+    text = str(value)
+    is_plain_path = re.fullmatch(r"[\w.:@%+-]*(/[\w.:@%+-]*)+", text)
+    return f"{name}={text if is_plain_path else quoted(text)}"
+
+
 def spelt_out(word: str) -> str:
     """`model=PATH` for `model.path=PATH`: people write it, and Hydra takes it for a file of
     `conf/model`.

@@ -29,8 +29,8 @@ class ReportConfig:
             if self.runs
             else [
                 (
-                    "runs: missing; give the output_dir of one search or more, as python -m "
-                    "pipelines.report RUN RUN output_dir=DIR"
+                    "runs: missing; give the output_dir of one search or more, as "
+                    "multipruner report RUN RUN output_dir=DIR"
                 )
             ]
         )

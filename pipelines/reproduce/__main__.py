@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from pipelines.cli.commands import command_line
 from pipelines.cli.console import console, log_to, print_line
 from pipelines.cli.launch import launch
 from pipelines.config.evaluate import EvaluateConfig
@@ -85,8 +86,8 @@ def reproduce(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         assert config.record_as is not None
         path = record_experiment(config.record, config.record_as)
         print_line(
-            f"written to {path}; compare with it: python -m pipelines.reproduce "
-            f"experiment={config.record_as} mode=search"
+            f"written to {path}; compare with it: "
+            + command_line("reproduce", f"experiment={config.record_as}", "mode=search")
         )
         return {"experiment": str(path)}
     with joined(config.cluster):

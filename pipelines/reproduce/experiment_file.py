@@ -58,12 +58,9 @@ def record_experiment(run_folder: str, name: str) -> Path:
     run = read_saved_run(run_folder, option="record", needs=(SUMMARY,))
     content = _settings(run) | {"expected": _expected(run)}
     text = yaml.safe_dump(
-        content, sort_keys=False, width=150, default_flow_style=None, allow_unicode=True
+        content, sort_keys=False, width=100, default_flow_style=None, allow_unicode=True
     )
-    command = (
-        f"# python -m pipelines.reproduce experiment={name} mode=search    (or "
-        "mode=counts, mode=shape; the same with pipelines.prune)"
-    )
+    command = f"# multipruner reproduce experiment={name} mode=search"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# @package _global_\n{command}\n{text}", encoding="utf-8")
     return path

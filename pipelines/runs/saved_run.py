@@ -142,7 +142,7 @@ def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ())
     if missing:
         raise InputError(
             f"{option}: {folder} has no {', '.join(missing)}; give the output_dir of a search of "
-            "pipelines.prune that has taken a step"
+            "multipruner prune that has taken a step"
         )
     record = read_json(folder / RUN, option=option, fields=("identity",))
     if not isinstance(record["identity"], dict) or "model" not in record["identity"]:

@@ -20,7 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import all_imported
+from pipelines.cli.commands import COMMANDS, PROGRAM
 from pipelines.cli.console import console, duration
+from pipelines.cli.help import FLAGS, print_help
 from pipelines.runs.files import LOCK, STATUS, read_json
 from pruning.errors import InputError
 
@@ -79,12 +81,13 @@ def page(status: Mapping[str, Any]) -> RenderableType:
 def main() -> None:
     """The command."""
     all_imported()
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.status", description="How far a search is."
-    )
-    parser.add_argument("output_dir", type=Path, help="output_dir of the search")
-    parser.add_argument("--watch", action="store_true", help="show it until the search ends")
-    parser.add_argument("--json", action="store_true", help="print it for a program")
+    if FLAGS & set(sys.argv[1:]):
+        print_help("status")
+        return
+    parser = argparse.ArgumentParser(usage=f"{PROGRAM} status {COMMANDS['status'].usage}")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--watch", action="store_true")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:
         status = read_status(arguments.output_dir)

@@ -8,9 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+from pipelines.cli.commands import command_line
 from pipelines.cli.console import log_to, show_result
 from pipelines.config.grid import points_of
 from pipelines.config.groups import EvaluationConfig
+from pipelines.config.overrides import as_override
 from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import masked_url
 from pipelines.config.sweep import SweepConfig
@@ -115,8 +117,8 @@ class SweepRun:
                 f"point {name}: {outcome.problem}" for name, outcome in self._failed.items()
             )
             raise Failed(
-                f"{problems}\n  The other points are done; the same command with "
-                f"output_dir={self.folder.path} tries these again"
+                f"{problems}\n  The other points are done. To try these again: "
+                + command_line("sweep", "resume=true", as_override("output_dir", self.folder.path))
             )
         return report
 
@@ -260,7 +262,7 @@ class SweepRun:
             f"everything is in {self.folder.path}: {SWEEP}, {SWEEP_PICTURE}, and a folder for "
             "each point",
             *((self.tracker.link(),) if tracked else ()),
-            f"to compare the points: python -m pipelines.report {self.folder.path}",
+            f"to compare the points: {command_line('report', str(self.folder.path))}",
         )
 
 

@@ -40,7 +40,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint: no folder {folder}")
     if not path.is_file():
         raise InputError(
-            f"checkpoint: {folder} has no {FILE}, so it was not written by pipelines.export; "
+            f"checkpoint: {folder} has no {FILE}, so it was not written by multipruner export; "
             f"open other models with model.path={folder}"
         )
     try:

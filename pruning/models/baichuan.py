@@ -75,7 +75,7 @@ def refuse_alibi(raw: Mapping[str, Any], folder: Path) -> None:
         raise InputError(
             f"model.path: {folder} is a Baichuan model with ALiBi positions (the 13B ones), "
             "which cannot be run here; its counts and its plan can be made "
-            "(pipelines.plan, pipelines.reproduce mode=counts), and Baichuan2-7B can be pruned"
+            "(multipruner plan, multipruner reproduce mode=counts), and Baichuan2-7B can be pruned"
         )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
 
 from pruning.costs.accounting import Accounting
-from pruning.importance.block_influence import BlockInfluence
 from pruning.search.plan import SearchPlan
 from pruning.search.settings import SearchSettings, StrategyName
 from pruning.search.stages import Stage
 from pruning.search.step import Step
 from pruning.shape import ModelShape, Removal
+
+if TYPE_CHECKING:
+    from pruning.importance.block_influence import BlockInfluence
 
 Need = Literal["influence"]
 

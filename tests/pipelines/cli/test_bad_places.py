@@ -141,7 +141,7 @@ def test_a_full_disk(undisturbed: Outcome, search: Search, tmp_path: Path) -> No
     assert outcome.status == 1
     assert "No space left on device" in outcome.output
     assert (
-        f"To go on: python -m pipelines.prune resume=true output_dir={outcome.folder}"
+        f"To go on: multipruner prune resume=true output_dir={outcome.folder}"
         in outcome.output.replace("\n", " ")
     )
     resumed = search()

@@ -94,7 +94,7 @@ def test_experiments_say_how_to_run_them() -> None:
     for file in (CONF / "experiment").glob("**/*.yaml"):
         name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
         assert re.match(
-            r"# @package _global_\n# python -m pipelines\.(prune|sweep|reproduce) "
+            r"# @package _global_\n# multipruner (prune|sweep|reproduce) "
             rf"experiment={name}\s",
             file.read_text(),
         ), name

@@ -87,7 +87,7 @@ def test_a_choice_has_the_values_that_it_inherits() -> None:
 def test_the_meaning_is_the_comment_above_an_option_else_behind_it(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(
-        "# python -m pipelines.a\n# Title\ndefaults: [b]\n"
+        "# multipruner a\n# Title\ndefaults: [b]\n"
         "# of one,\n# in two lines\none: 1\ntwo: 2 # of two\nthree: '#3'\n"
     )
     assert comments(path) == {"one": "of one, in two lines", "two": "of two"}

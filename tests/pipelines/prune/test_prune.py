@@ -351,7 +351,7 @@ def test_interrupted_without_an_output_dir(
     *_, said, command = stopped.output.strip().splitlines()
     assert said == "error: interrupted"
     assert command == (
-        "  Everything computed so far is kept. To go on: python -m pipelines.prune "
+        "  Everything computed so far is kept. To go on: multipruner prune "
         f"resume=true output_dir={folder}"
     )
     monkeypatch.chdir("/")

@@ -258,7 +258,7 @@ def test_evaluators_have_the_memory_that_the_longest_sequences_take(
     outcome = run_sweep("search.target_ratio=0.2", "calibration.sequence_length=[8,32,16]")
     assert (outcome.status, outcome.output.splitlines()[-1].split(": ")[-1]) == (
         130,
-        f"python -m pipelines.sweep resume=true output_dir={outcome.folder}",
+        f"multipruner sweep resume=true output_dir={outcome.folder}",
     )
     [(_, _, placement, spec)] = opened
     assert len(needed) == 3

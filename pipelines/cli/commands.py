@@ -1,0 +1,185 @@
+"""The commands: what each does, in one line and in a few, and three examples of it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+PROGRAM = "multipruner"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command, as a person reads about it.
+
+    Args:
+        summary: one line.
+        description: what it takes and what comes out.
+        examples: the words behind the command's name, and what they do.
+        usage: the words that it takes.
+        flags: words without a value that it takes, and what they do.
+    """
+
+    name: str
+    summary: str
+    description: str
+    examples: tuple[tuple[str, str], ...]
+    usage: str = "[NAME=VALUE ...]"
+    flags: tuple[tuple[str, str], ...] = ()
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command(
+            "prune",
+            "search what to remove from a model",
+            "Removes residual blocks, then MLP channels, then attention heads from a pretrained "
+            "model, at each step what raises the perplexity of a calibration text least, until "
+            "search.target_ratio of all parameters is gone. Writes the pruned shape and the whole "
+            "path that led to it; evaluates and exports the pruned model on request. A search that "
+            "was stopped goes on with resume=true output_dir=DIR.",
+            (
+                ("experiment=demo", "SmolLM2-135M to ratio 0.10, in minutes on a laptop"),
+                (
+                    "model.path=MODEL calibration=alpaca search.target_ratio=0.2 output_dir=DIR",
+                    "a model of your own, on the text of the paper",
+                ),
+                (
+                    "model.path=MODEL evaluation=zero_shot export=transformers output_dir=DIR",
+                    "search, then measure the pruned model, then write it as a checkpoint",
+                ),
+            ),
+        ),
+        Command(
+            "plan",
+            "what a search or a sweep would take",
+            "Steps, evaluations, FLOPs and memory of a search, and with a known rate its hours, "
+            "from the model's configuration alone: a folder with config.json is enough. Takes the "
+            "options of prune, and lists of values as sweep does.",
+            (
+                ("model.path=MODEL search.target_ratio=0.22", "one search"),
+                (
+                    "model.path=MODEL search.target_ratio=[0.07,0.10,0.15]",
+                    "a sweep, what its points share paid for once",
+                ),
+                (
+                    "model.path=MODEL rate_of=outputs/earlier cluster.num_evaluators=8",
+                    "hours on eight evaluators as fast as those of an earlier search",
+                ),
+            ),
+        ),
+        Command(
+            "sweep",
+            "many searches as one experiment",
+            "Runs one search for every combination of values, on one pool of evaluators; what two "
+            "points have in common is scored once. Any option of model, calibration and search "
+            "that takes one value may be given a list, and so may the groups. The same command "
+            "goes on with what is missing.",
+            (
+                (
+                    "search.target_ratio=[0.07,0.10,0.15] output_dir=DIR",
+                    "three targets; the shorter searches are parts of the longest",
+                ),
+                (
+                    "search=[multipruner,blockpruner,shortgpt] output_dir=DIR",
+                    "three methods at the same target",
+                ),
+                (
+                    "experiment=sweep/smollm2 output_dir=DIR",
+                    "the sweep behind a page of results",
+                ),
+            ),
+        ),
+        Command(
+            "evaluate",
+            "benchmarks, perplexity and cost of a model",
+            "Measures a pruned model beside its dense one: lm-eval's tasks, token perplexity, and "
+            "what the model costs in memory and time. Writes evaluation.json and evaluation.csv. "
+            "An evaluation that was stopped goes on when the same command is given again.",
+            (
+                ("run=DIR", "the shape that a search came to, on the papers' zero-shot tasks"),
+                (
+                    "run=DIR evaluation=full",
+                    "the same, and token perplexity of WikiText-2",
+                ),
+                (
+                    "checkpoint=EXPORTED evaluation.tasks=[piqa] evaluation.limit=100",
+                    "an exported folder, on part of one task",
+                ),
+            ),
+        ),
+        Command(
+            "export",
+            "write a pruned model as a checkpoint",
+            "Writes what a search left of a model in a format that other software opens, and "
+            "checks in a fresh process that it computes the same as the search's own model.",
+            (
+                ("run=DIR", "for transformers, in the run's folder"),
+                ("run=DIR format=gguf output_dir=FILES", "for llama.cpp"),
+                (
+                    "shape=shape.json model.path=MODEL importance=l1 output_dir=FILES",
+                    "a shape without its run",
+                ),
+            ),
+        ),
+        Command(
+            "report",
+            "compare searches on one page",
+            "Writes report.html, which opens from disk without a network: curves, what is left of "
+            "every layer, near-ties, how far the searches agree. Reads the folders of searches and "
+            "sweeps only, and needs neither model nor GPU.",
+            (
+                ("outputs/first outputs/second output_dir=DIR", "two searches"),
+                ("outputs/my-sweep output_dir=DIR", "all points of a sweep"),
+                (
+                    "outputs/first outputs/second log_to_mlflow=false output_dir=DIR",
+                    "without adding the page to the runs in MLflow",
+                ),
+            ),
+            usage="RUN ... [NAME=VALUE ...]",
+        ),
+        Command(
+            "reproduce",
+            "compare with published results",
+            "Compares what an experiment expects with what comes out here, and says of each figure "
+            "whether it is within its tolerance. Exit status 1: one is not. Takes the options of "
+            "prune, too.",
+            (
+                (
+                    "experiment=multipruner/llama2_7b_22",
+                    "counts: seconds, without weights or network",
+                ),
+                (
+                    "experiment=multipruner/llama2_7b_22 mode=shape model.path=MODEL",
+                    "the published shape, measured on the real model",
+                ),
+                (
+                    "record=DIR record_as=mine/first",
+                    "make an experiment of a search of your own",
+                ),
+            ),
+        ),
+        Command(
+            "status",
+            "how far a search is",
+            "Shows how far a search is, what its evaluators are doing, and what went wrong so far. "
+            "Reads files in the run's folder only, so it works from any machine that sees them.",
+            (
+                ("outputs/my-search", "once"),
+                ("outputs/my-search --watch", "until the search ends"),
+                ("outputs/my-search --json", "for a program"),
+            ),
+            usage="OUTPUT_DIR [--watch] [--json]",
+            flags=(
+                ("--watch", "show it until the search ends"),
+                ("--json", "print it for a program"),
+            ),
+        ),
+    )
+}
+
+
+def command_line(command: str, *words: str) -> str:
+    """What to type to run a command, for messages; a shell takes it as it is."""
+    return shlex.join([PROGRAM, command, *words])
