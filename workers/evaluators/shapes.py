@@ -20,10 +20,10 @@ from pruning.importance.block_influence import LayerSimilarity, layer_similarity
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.kl import DenseOutputs, dense_outputs, divergence
-from pruning.scoring.masking import masked
-from pruning.scoring.nll import Prefix, run_prefix, score_candidates, sequence_nll
+from pruning.scoring.nll import Prefix, run_prefix, score_candidates
+from pruning.scoring.prefix_reuse import require_prefix_reuse
 from pruning.scoring.residual import require_plain_residual
-from pruning.shape import LayerShape, ModelShape
+from pruning.shape import ModelShape
 from workers.evaluators.device import Device, out_of_memory
 from workers.tasks import (
     EvaluatorInfo,
@@ -39,6 +39,11 @@ from workers.tasks import (
 )
 
 log = logging.getLogger(__name__)
+
+_ADVICE = (
+    "set a smaller calibration.sequence_length, or spread the model over more GPUs with "
+    "cluster.num_gpus_per_evaluator"
+)
 
 
 class Evaluator:
@@ -62,7 +67,8 @@ class Evaluator:
         self._order: ChannelOrder | None = None
         self._prefix: tuple[object, Prefix] | None = None
         self._dense_outputs: tuple[torch.Tensor, DenseOutputs] | None = None
-        self._check_family()
+        require_plain_residual(self.dense)
+        require_prefix_reuse(self.dense, self._batch(next(iter(spec.token_sets)), 0)[:1, :8])
         if order is not None:
             self.set_order(order)
 
@@ -96,6 +102,8 @@ class Evaluator:
                 return self._find_influence(task)
         raise TypeError(f"an evaluator of shapes cannot do {task}")
 
+    # Scores.
+
     def _score(self, task: ScoreTask) -> ScoreResult:
         self._check_order(task.order)
         started = time.perf_counter()
@@ -104,22 +112,18 @@ class Evaluator:
         ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
         try:
             # No name for the prefix here: this frame would hold it while the halves are scored.
-            nll = self._scores(task, self._prefix_of(task, base), candidates)
-            oom_split = False
+            nll, oom_split = self._scores(task, self._prefix_of(task, base), candidates), False
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            traceback.clear_frames(
-                error.__traceback__
-            )  # they hold the tensors that filled the memory
+            traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
             nll, oom_split = self._score_in_halves(task, base, candidates, error), True
-        num_tokens = len(self.spec.token_sets[task.set_name][0]) - 1
         return ScoreResult(
             tuple(tuple(row) for row in nll.tolist()),
-            num_tokens,
-            time.perf_counter() - started,
-            ran_prefix or oom_split,
-            oom_split,
+            num_tokens=len(self.spec.token_sets[task.set_name][0]) - 1,
+            seconds=time.perf_counter() - started,
+            ran_prefix=ran_prefix or oom_split,
+            oom_split=oom_split,
         )
 
     def _scores(
@@ -130,14 +134,6 @@ class Evaluator:
             return score_candidates(self.dense, prefix, candidates)
         return divergence(self.dense, prefix, self._dense_outputs_of(prefix), candidates)[0]
 
-    def _dense_outputs_of(self, prefix: Prefix) -> DenseOutputs:
-        """Those of the last batch are kept: the next task is often for the same."""
-        key = prefix.input_ids_BT
-        if self._dense_outputs is None or not torch.equal(self._dense_outputs[0], key):
-            self._dense_outputs = None
-            self._dense_outputs = (key, dense_outputs(self.dense, key))
-        return self._dense_outputs[1]
-
     def _score_in_halves(
         self, task: ScoreTask, base: ModelShape, candidates: Sequence[ModelShape], cause: Exception
     ) -> torch.Tensor:
@@ -147,23 +143,20 @@ class Evaluator:
         """
         self._free_memory()
         tokens_BT = self._batch(task.set_name, task.batch)
-        advice = (
-            "set a smaller calibration.sequence_length, or spread the model over more GPUs "
-            "with cluster.num_gpus_per_evaluator"
-        )
-        if len(tokens_BT) == 1:
+        num_sequences, num_tokens = tokens_BT.shape
+        if num_sequences == 1:
             raise InputError(
-                f"calibration: one sequence of {tokens_BT.shape[1]} tokens does not fit into the "
-                f"memory of {self.describe()}; {advice}"
+                f"calibration: one sequence of {num_tokens} tokens does not fit into the memory of "
+                f"{self.describe()}; {_ADVICE}"
             ) from cause
         log.warning(
             "out of memory with %d sequences at a time: scoring them in two halves, which can "
             "change the last digits",
-            len(tokens_BT),
+            num_sequences,
         )
         halves = []
         try:
-            for half_BT in tokens_BT.split((len(tokens_BT) + 1) // 2):
+            for half_BT in tokens_BT.split((num_sequences + 1) // 2):
                 prefix = run_prefix(self.dense, base, half_BT)
                 halves.append(self._scores(task, prefix, candidates))
                 del prefix
@@ -172,53 +165,58 @@ class Evaluator:
                 raise
             self._free_memory()
             raise InputError(
-                f"calibration.batch_size: {self.spec.batch_size} sequences of "
-                f"{tokens_BT.shape[1]} tokens do not fit into the memory of {self.describe()}, "
-                "nor do half of them; set a smaller one (it is part of every score's key, so "
-                f"scores are computed anew), or {advice}"
+                f"calibration.batch_size: {self.spec.batch_size} sequences of {num_tokens} tokens "
+                f"do not fit into the memory of {self.describe()}, nor do half of them; set a "
+                "smaller one (it is part of every score's key, so scores are computed anew), or "
+                f"{_ADVICE}"
             ) from error
         return torch.cat(halves, dim=1)
 
-    def _free_memory(self) -> None:
-        self._prefix = self._dense_outputs = None
-        self._device.free_memory()
+    # What is kept from one task to the next, which is often for the same batch.
 
     def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
-        """The prefix of the last task is kept: the next one is often for the same batch."""
         if self._prefix is None or self._prefix[0] != task.prefix_key:
             self._prefix = None  # the old one goes before the new one comes
             tokens_BT = self._batch(task.set_name, task.batch)
             self._prefix = (task.prefix_key, run_prefix(self.dense, base, tokens_BT))
         return self._prefix[1]
 
+    def _dense_outputs_of(self, prefix: Prefix) -> DenseOutputs:
+        key = prefix.input_ids_BT
+        if self._dense_outputs is None or not torch.equal(self._dense_outputs[0], key):
+            self._dense_outputs = None
+            self._dense_outputs = (key, dense_outputs(self.dense, key))
+        return self._dense_outputs[1]
+
+    def _free_memory(self) -> None:
+        self._prefix = self._dense_outputs = None
+        self._device.free_memory()
+
+    # What is measured on the dense model.
+
+    def _find_order(self, task: OrderTask) -> ChannelOrder:
+        self._sort_as_stored()
+        return channel_order(self.dense, task.importance, self._batches(task.set_name))
+
     def _find_statistics(self, task: StatisticsTask) -> StatisticsResult:
-        if self._order is not None:
-            self.set_order(ChannelOrder.as_stored(self.dense.geometry))
-        batches = self._batches(task.set_name)
-        layers = collect_statistics(self.dense, batches, task.layers)
+        self._sort_as_stored()
+        layers = collect_statistics(self.dense, self._batches(task.set_name), task.layers)
         orders = {
             layer: layer_order(self.dense, layer, statistics)
             for layer, statistics in layers.items()
         }
         return StatisticsResult(layers, orders, self.spec.token_sets[task.set_name].size)
 
-    def _batches(self, name: str) -> Iterator[torch.Tensor]:
-        """A whole calibration set, in its order."""
-        num_batches = -(-len(self.spec.token_sets[name]) // self.spec.batch_size)
-        return (self._batch(name, index) for index in range(num_batches))
-
-    def _find_order(self, task: OrderTask) -> ChannelOrder:
-        if (
-            self._order is not None
-            # a search before this one sorted them; sums over channels in another order have other
-            # last digits
-        ):
-            self.set_order(ChannelOrder.as_stored(self.dense.geometry))
-        return channel_order(self.dense, task.importance, self._batches(task.set_name))
-
     def _find_influence(self, task: InfluenceTask) -> LayerSimilarity:
         self._check_order(task.order)
         return layer_similarity(self.dense, self._batch(task.set_name, task.batch))
+
+    def _sort_as_stored(self) -> None:
+        """Undoes what a search before this one sorted: sums over channels in another order have
+        other last digits.
+        """
+        if self._order is not None:
+            self.set_order(ChannelOrder.as_stored(self.dense.geometry))
 
     def _check_order(self, asked: str) -> None:
         if self._order is None or asked != self._order.fingerprint:
@@ -227,34 +225,14 @@ class Evaluator:
                 f"{self._order and self._order.fingerprint}"
             )
 
-    def _batch(self, name: str, index: int) -> torch.Tensor:
-        start = index * self.spec.batch_size
-        return torch.tensor(
-            self.spec.token_sets[name][start : start + self.spec.batch_size],
-            device=self._device.torch,
-        )
+    # The calibration sets.
 
-    def _check_family(self) -> None:
-        """Runs this very model without its blocks, and scores two small shapes both ways, since
-        families outside the registry were found by their layout alone.
-        """
-        require_plain_residual(self.dense)
-        full = self.dense.geometry.dense
-        without_last = ModelShape((*full.layers[:-1], LayerShape(0, 0)))
-        tokens = self._batch(next(iter(self.spec.token_sets)), 0)[:1, :8]
-        try:
-            with masked(self.dense, without_last):
-                direct = sequence_nll(self.dense.model, tokens)
-            prefix = run_prefix(self.dense, full, tokens)
-            reused = score_candidates(self.dense, prefix, [without_last])[0]
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise InputError(
-                f"model: blocks of architecture {self.dense.family.model_type!r} cannot be taken "
-                f"out one by one: {error}"
-            ) from error
-        if not torch.equal(direct, reused) and not (direct.isnan() & reused.isnan()).all():
-            raise InputError(
-                f"model: with architecture {self.dense.family.model_type!r}, running only the "
-                "layers above a change gives another result than running all "
-                f"({reused.item()} against {direct.item()}), so its candidates cannot be scored"
-            )
+    def _batches(self, name: str) -> Iterator[torch.Tensor]:
+        """A whole one, in its order."""
+        num_batches = -(-len(self.spec.token_sets[name]) // self.spec.batch_size)
+        return (self._batch(name, index) for index in range(num_batches))
+
+    def _batch(self, name: str, index: int) -> torch.Tensor:
+        start, size = index * self.spec.batch_size, self.spec.batch_size
+        rows_BT = self.spec.token_sets[name][start : start + size]
+        return torch.tensor(rows_BT, device=self._device.torch)

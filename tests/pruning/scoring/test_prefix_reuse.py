@@ -1,0 +1,50 @@
+"""Models on which running only the layers above a change is not enough are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pruning.errors import InputError
+from pruning.models.loaded_model import LoadedModel
+from pruning.scoring.prefix_reuse import require_prefix_reuse
+from tests.conftest import tiny_config, tiny_model, tokens
+
+
+@pytest.fixture
+def dense() -> LoadedModel:
+    return LoadedModel.of(tiny_model(tiny_config("llama", attention_bias=False, mlp_bias=False)))
+
+
+def change_layer(dense: LoadedModel, index: int, change: Any) -> None:
+    """What a layer returns goes through a function."""
+    layer = dense.model.model.layers[index]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: change(forward(*args, **kwargs))
+
+
+def test_a_model_that_behaves_is_accepted(dense: LoadedModel) -> None:
+    require_prefix_reuse(dense, tokens(1, 8))
+    change_layer(dense, 1, lambda hidden: hidden * torch.nan)
+    require_prefix_reuse(dense, tokens(1, 8))  # weights without numbers are another check's
+
+
+def test_a_layer_that_remembers_is_refused(dense: LoadedModel) -> None:
+    """It computes something else each time that it runs."""
+    calls: list[None] = []
+
+    def drift(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        return hidden * len(calls)
+
+    change_layer(dense, 1, drift)
+    with pytest.raises(InputError, match=r"'llama', running only the layers above a change"):
+        require_prefix_reuse(dense, tokens(1, 8))
+
+
+def test_a_layer_that_returns_something_else_is_refused(dense: LoadedModel) -> None:
+    change_layer(dense, 1, lambda hidden: [hidden])
+    with pytest.raises(InputError, match=r"blocks of architecture 'llama' cannot be taken out"):
+        require_prefix_reuse(dense, tokens(1, 8))
