@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -132,6 +132,11 @@ class OrderTask:
 
     importance: Importance
     set_name: str = "width"
+    size: ClassVar[int] = 1
+
+    @property
+    def kind(self) -> str:
+        return f"order by {self.importance} of {self.set_name}"
 
     @property
     def num_evaluations(self) -> int:
@@ -147,6 +152,11 @@ class StatisticsTask:
 
     layers: tuple[int, ...]
     set_name: str = "width"
+    kind: ClassVar[str] = "statistics"
+
+    @property
+    def size(self) -> int:
+        return len(self.layers)
 
     @property
     def num_evaluations(self) -> int:
@@ -181,6 +191,8 @@ class InfluenceTask:
     batch: int
     order: str
     set_name: str = "block"
+    kind: ClassVar[str] = "influence"
+    size: ClassVar[int] = 1
 
     @property
     def num_evaluations(self) -> int:
@@ -215,7 +227,7 @@ class RequestTask:
     def of(
         cls, kind: RequestKind, requests: Sequence[tuple[Any, ...]], label: str = ""
     ) -> RequestTask:
-        """Raises TypeError if a request holds more than text, numbers, lists and mappings of them."""
+        """Raises TypeError if a request holds more than text, numbers, lists and mappings."""
         text = json.dumps([kind, list(requests)], sort_keys=True)
         return cls(kind, hashlib.sha256(text.encode()).hexdigest()[:32], tuple(requests), label)
 
@@ -283,6 +295,8 @@ class SpeedTask:
 
     settings: SpeedSettings
     disk_bytes: tuple[tuple[Role, int], ...]
+    kind: ClassVar[str] = "speed"
+    size: ClassVar[int] = 1
 
     @property
     def num_evaluations(self) -> int:
@@ -293,7 +307,9 @@ class SpeedTask:
 
 
 AnswerTask = RequestTask | WindowTask
-Task = ScoreTask | OrderTask | StatisticsTask | InfluenceTask | RequestTask | WindowTask | SpeedTask
+WholeTask = OrderTask | StatisticsTask | InfluenceTask | RequestTask | WindowTask | SpeedTask
+"""Is never split. Its time is expected to grow with its `size`, among tasks of its `kind`."""
+Task = ScoreTask | WholeTask
 
 
 @dataclass(frozen=True, slots=True)

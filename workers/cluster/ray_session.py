@@ -30,7 +30,6 @@ from ray._raylet import (  # type: ignore[attr-defined]
 )
 
 from pruning.errors import InputError
-from workers.cluster.machine import Node
 from workers.cluster.probe import Answer, ProbeFailed, ask, wait_for_listener
 
 log = logging.getLogger(__name__)
@@ -149,37 +148,6 @@ def joined_ray(
             yield
         finally:
             ray.shutdown()
-
-
-def nodes() -> tuple[Node, ...]:
-    """The nodes of the connected cluster, the dead ones too, in the order of their addresses."""
-    found = []
-    for node in ray.nodes():
-        resources = node["Resources"]
-        num_cpus, num_gpus, memory_bytes = (
-            int(resources.get(name, 0)) for name in ("CPU", "GPU", "memory")
-        )
-        found.append(
-            Node(
-                node["NodeID"],
-                node["NodeManagerAddress"],
-                num_cpus,
-                num_gpus,
-                memory_bytes,
-                node["Alive"],
-            )
-        )
-    return tuple(sorted(found, key=lambda node: (node.address, node.node_id)))
-
-
-def describe_cluster() -> str:
-    """What the connected cluster has, in words."""
-    resources = ray.cluster_resources()
-    count = sum(node.alive for node in nodes())
-    return (
-        f"{resources.get('GPU', 0):g} GPU and {resources.get('CPU', 0):g} CPU on {count} "
-        f"node{'s' if count != 1 else ''}"
-    )
 
 
 def ray_log_folder() -> Path:

@@ -12,6 +12,7 @@ from pruning.importance.channel_order import ChannelOrder
 from workers.evaluators.shapes import Evaluator
 from workers.pool.faults import FaultLog
 from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec
+from workers.pool.running import prefix_key
 from workers.pool.schedule import Schedule
 from workers.pool.task_times import TaskTimeModel
 from workers.tasks import EvaluatorInfo, ScoreResult, Task
@@ -51,11 +52,12 @@ class InlinePool:
         while (running := schedule.next(0, 1, held, time.monotonic())) is not None:
             started = time.monotonic()
             result = self.evaluator.run(running.task)
-            self._busy_s += time.monotonic() - started
+            now = time.monotonic()
+            self._busy_s += now - started
             self._num_tasks += 1
             self.faults.num_oom_splits += isinstance(result, ScoreResult) and result.oom_split
-            schedule.done(0, running, result)
-            held = getattr(running.task, "prefix_key", None)
+            schedule.done(0, running, result, now)
+            held = prefix_key(running.task)
             yield [(running.task, result)]
 
     def wait(self) -> Iterator[None]:

@@ -6,19 +6,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from pruning.errors import InputError, ScoringError
 from pruning.importance.channel_order import ChannelOrder
 from workers.cluster.placement import Placement
-from workers.cluster.ray_session import describe_cluster, nodes
+from workers.cluster.resources import nodes
 from workers.evaluators.shapes import Evaluator
 from workers.pool.actor import ActorLauncher, Reply
 from workers.pool.faults import (
@@ -30,46 +28,19 @@ from workers.pool.faults import (
     FaultPolicy,
     WorkersLost,
 )
-from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec, State
-from workers.pool.ray_faults import first_line, last_line, listens, lost_its_node
-from workers.pool.schedule import PrefixKey, Running, Schedule
+from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec
+from workers.pool.ray_faults import cause_of, fault_kind, first_line, last_line, lost_its_node
+from workers.pool.ray_worker import Worker
+from workers.pool.schedule import Schedule
+from workers.pool.stall import StallWatch
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import EvaluatorInfo, ScoreResult, ScoreTask, Task
+from workers.tasks import EvaluatorInfo, ScoreResult, Task
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _FILL_S = 5.0
 """How often the cluster is asked whether it has grown."""
-
-_HUNG_TIMES, _HUNG_AT_LEAST_S = 30.0, 60.0
-"""An evaluator that needs so many times as long as expected, and at least so long, hangs."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    """One actor. `ready` is the Ray reference that it will answer next; `running` its task, of a
-    run that may be over.
-    """
-
-    number: int
-    actor: Any
-    ready: Any
-    state: State = "waiting for resources"
-    since: float = field(default_factory=time.monotonic)
-    info: EvaluatorInfo | None = None
-    started: Any = None
-    ordered: bool = False
-    schedule: Schedule | None = None
-    running: Running | None = None
-    held: PrefixKey | None = None
-    num_tasks: int = 0
-    busy_s: float = 0.0
-
-    def __str__(self) -> str:
-        return (
-            f"evaluator {self.number} on {self.info}" if self.info else f"evaluator {self.number}"
-        )
 
 
 class RayPool:
@@ -80,7 +51,8 @@ class RayPool:
         placement: how many evaluators, and what each of them gets.
         policy: what to do about failures.
         task_timeout_s: a task that takes longer is taken from its evaluator, which is replaced;
-            hung processes are reported by nobody else.
+            hung processes are reported by nobody else. As far as it is known what a task should
+            take, it is taken away earlier.
         kind: the class of the evaluators.
         launcher: makes and ends the actors.
 
@@ -112,9 +84,10 @@ class RayPool:
         self._num_started = 0
         self._next_fill = 0.0
         self._back_off_until = 0.0
-        self._usable_since = time.monotonic()
+        self._stall = StallWatch(placement)
         self._device: str | None = None
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
+        self._schedule: Schedule | None = None  # of the run that goes on
         self._fill()
 
     def __enter__(self) -> Self:
@@ -126,6 +99,11 @@ class RayPool:
     @property
     def num_evaluators(self) -> int:
         return sum(worker.info is not None for worker in self._workers)
+
+    @property
+    def device(self) -> str:
+        assert self._device is not None, "no evaluator has started yet"
+        return self._device
 
     def set_order(self, order: ChannelOrder) -> None:
         self._order = order
@@ -141,51 +119,41 @@ class RayPool:
                 for as long as `placement.stall_timeout_s`.
             InputError, ScoringError: what an evaluator found wrong with the input.
         """
-        schedule = Schedule(tasks, self.task_times)
-        self._hand_out(schedule)
-        while not schedule.finished:
-            answers = self._collect(schedule)
-            self._fill()
-            self._hand_out(
-                schedule
-            )  # before the caller deals with the answers: evaluators do not wait for its disk
-            yield answers
+        schedule = self._schedule = Schedule(tasks, self.task_times)
+        try:
+            self._hand_out(schedule)
+            while not schedule.finished:
+                answers = self._collect()
+                self._fill()
+                # before the caller deals with the answers: evaluators do not wait for its disk
+                self._hand_out(schedule)
+                yield answers
+        finally:
+            if self._schedule is schedule:
+                self._schedule = None
 
     def wait(self) -> Iterator[None]:
         while not self.num_evaluators:
-            self._collect(None)
+            self._collect()
             self._fill()
             yield
-
-    @property
-    def device(self) -> str:
-        assert self._device is not None, "no evaluator has started yet"
-        return self._device
 
     def describe(self) -> list[EvaluatorInfo]:
         """Waits until every evaluator has started."""
         while not self._workers or any(worker.info is None for worker in self._workers):
-            self._collect(None)
+            self._collect()
             self._fill()
         return [worker.info for worker in self._workers if worker.info]
 
     def states(self) -> list[EvaluatorState]:
-        return [
-            EvaluatorState(
-                worker.number,
-                worker.state,
-                worker.info,
-                str(worker.running.task) if worker.running else "",
-                worker.num_tasks,
-                worker.busy_s,
-            )
-            for worker in self._workers
-        ]
+        return [worker.describe() for worker in self._workers]
 
     def close(self) -> None:
         for worker in self._workers:
             self.launcher.kill(worker.actor)
         self._workers.clear()
+
+    # Evaluators come and go.
 
     def _fill(self) -> None:
         """Asks for evaluators until there are as many as wanted.
@@ -197,27 +165,77 @@ class RayPool:
             return
         self._next_fill = now + _FILL_S
         wanted = self.placement.wanted(nodes())
-        for worker in [
-            worker for worker in self._workers if worker.state == "waiting for resources"
-        ][: max(0, len(self._workers) - wanted)]:
+        waiting = [worker for worker in self._workers if worker.state == "waiting for resources"]
+        for worker in waiting[: max(0, len(self._workers) - wanted)]:
             self._drop(worker)  # asked for on a node that has gone
         for _ in range(wanted - len(self._workers)):
-            actor = self.launcher.launch(self.placement)
-            worker = _Worker(
-                self._num_started,
-                actor,
-                actor.__ray_ready__.remote(),
-                ordered=self._order is not None,
+            self._launch()
+
+    def _launch(self) -> None:
+        actor = self.launcher.launch(self.placement)
+        worker = Worker(
+            self._num_started,
+            actor,
+            ready=actor.__ray_ready__.remote(),
+            started=actor.start.remote(self.kind, self._spec_ref, self._order_ref),
+            ordered=self._order is not None,
+        )
+        self._workers.append(worker)
+        self._num_started += 1
+
+    def _drop(self, worker: Worker) -> None:
+        self.launcher.kill(worker.actor)
+        self._workers.remove(worker)
+
+    def _replace(self, worker: Worker) -> None:
+        self._drop(worker)
+        self._next_fill = 0.0
+
+    def _started(self, worker: Worker, info: EvaluatorInfo, seconds: float) -> None:
+        driver_version = torch.__version__.split("+")[0]
+        if info.torch_version != driver_version:
+            error = f"torch {info.torch_version} on {info.node}, {driver_version} here: install "
+            self._start_failed(worker, InputError(f"{error}the same on every node"))
+            return
+        worker.rest(info)
+        self.task_times.observe_start(seconds)
+        self._failed_starts, self._back_off_until = 0, 0.0
+        log.info("%s: ready after %.1f s", worker, seconds)
+        if self._device is None:
+            self._device = info.device
+        elif info.device != self._device:
+            log.warning(
+                "%s is another kind of device than %s: the last digits of scores depend on who "
+                "computes them",
+                worker,
+                self._device,
             )
-            worker.started = actor.start.remote(self.kind, self._spec_ref, self._order_ref)
-            self._workers.append(worker)
-            self._num_started += 1
+
+    def _start_failed(self, worker: Worker, error: Exception) -> None:
+        """Before anything has ever started, an error in the input is the user's to mend at once."""
+        if isinstance(error, InputError) and self._device is None:
+            raise error
+        cause, others_ready = last_line(error), self.num_evaluators > 0
+        self._failed_starts += 1
+        decision = self._decide(
+            worker, Failure("start failed", self._failed_starts, cause, others_ready)
+        )
+        if decision is Decision.ABORT:
+            raise WorkersLost(
+                f"{self._failed_starts} evaluators in a row failed to start; the last one: {cause}"
+            ) from error
+        self._replace(worker)
+        if decision is Decision.BACK_OFF:
+            self._back_off_until = time.monotonic() + self.policy.back_off_s(self._failed_starts)
+
+    # Work goes out, answers come in.
 
     def _hand_out(self, schedule: Schedule) -> None:
+        """Gives work to whoever is ready, the fastest first."""
         num_evaluators, exhausted = self.num_evaluators, False
+        ready = [worker for worker in self._workers if worker.state == "ready"]
         for worker in sorted(
-            (worker for worker in self._workers if worker.state == "ready"),
-            key=lambda worker: self.task_times.straggler_factor(worker.number),
+            ready, key=lambda worker: self.task_times.straggler_factor(worker.number)
         ):
             if exhausted and not schedule.continues(worker.held):
                 continue
@@ -228,17 +246,14 @@ class RayPool:
                 continue
             if len(running.holders) > 1:
                 self.faults.num_speculative_tasks += 1
-                log.debug("%s copies a late task: %s", worker, running.task)
+                log.debug("%s runs a late task a second time: %s", worker, running.task)
             if self._order is not None and not worker.ordered:
-                worker.actor.set_order.remote(
-                    self._order_ref
-                )  # an actor works in order; a failure shows in the task behind it
+                # an actor works in order; a failure shows in the task behind it
+                worker.actor.set_order.remote(self._order_ref)
                 worker.ordered = True
-            worker.schedule, worker.running = schedule, running
-            worker.ready = worker.actor.run.remote(running.task)
-            worker.state, worker.since = "working", now
+            worker.work(schedule, running, now)
 
-    def _collect(self, schedule: Schedule | None) -> list[Answer]:
+    def _collect(self) -> list[Answer]:
         """Waits a moment; returns what was answered.
 
         Whatever else happened to evaluators is dealt with on the way.
@@ -257,115 +272,49 @@ class RayPool:
             try:
                 reply = ray.get(reference)
             except RayError as error:
-                self._failed(worker, error, schedule)
+                self._failed(worker, error)
                 continue
-            answers += self._advance(worker, reply, schedule)
+            answers += self._advance(worker, reply)
         for reference in waiting.keys() - set(done):
-            self._check_time(waiting[reference], schedule)
-        self._check_stall()
+            self._check_time(waiting[reference])
+        self._stall.check(self._workers)
         return answers
 
-    def _advance(self, worker: _Worker, reply: Any, schedule: Schedule | None) -> list[Answer]:
+    def _advance(self, worker: Worker, reply: Any) -> list[Answer]:
         """An evaluator has done what it was doing."""
         now = time.monotonic()
         if worker.state == "waiting for resources":
-            worker.state, worker.ready, worker.since = "loading", worker.started, now
+            worker.load(now)
             return []
         if worker.state == "loading":
             self._started(worker, reply.value, now - worker.since)
             _relay(worker, reply)
             return []
         _relay(worker, reply)
-        running = worker.running
-        assert running is not None
-        assert worker.schedule is not None
-        worker.num_tasks += 1
-        worker.busy_s += now - worker.since
-        worker.held = running.task.prefix_key if isinstance(running.task, ScoreTask) else None
-        first = worker.schedule.done(worker.number, running, reply.value)
-        current = worker.schedule is schedule
-        worker.state, worker.running, worker.schedule = "ready", None, None
+        schedule, running = worker.task
+        first = schedule.done(worker.number, running, reply.value, now)
+        worker.answered(now)
         self.faults.num_oom_splits += isinstance(reply.value, ScoreResult) and reply.value.oom_split
-        return [(running.task, reply.value)] if first and current else []
+        return [(running.task, reply.value)] if first and schedule is self._schedule else []
 
-    def _started(self, worker: _Worker, info: EvaluatorInfo, seconds: float) -> None:
-        driver_version = torch.__version__.split("+")[0]
-        if info.torch_version != driver_version:
-            self._start_failed(
-                worker,
-                InputError(
-                    f"torch {info.torch_version} on {info.node}, {driver_version} here: install "
-                    "the same on every node"
-                ),
-            )
-            return
-        worker.info, worker.state = info, "ready"
-        self._failed_starts, self._back_off_until = 0, 0.0
-        log.info("%s: ready after %.1f s", worker, seconds)
-        if self._device is None:
-            self._device = info.device
-        elif info.device != self._device:
-            log.warning(
-                "%s is another kind of device than %s: the last digits of scores depend on who "
-                "computes them",
-                worker,
-                self._device,
-            )
+    # Something goes wrong.
 
-    def _check_time(self, worker: _Worker, schedule: Schedule | None) -> None:
-        seconds = time.monotonic() - worker.since
-        if worker.state == "loading" and seconds > self.placement.start_timeout_s:
-            self._start_failed(
-                worker,
-                TimeoutError(
-                    f"not loaded within {self.placement.start_timeout_s:.0f} s "
-                    "(cluster.start_timeout_s)"
-                ),
-            )
+    def _check_time(self, worker: Worker) -> None:
+        """Whether an evaluator hangs."""
+        seconds, start_s = time.monotonic() - worker.since, self.placement.start_timeout_s
+        if worker.state == "loading" and seconds > start_s:
+            cause = f"not loaded within {start_s:.0f} s (cluster.start_timeout_s)"
+            self._start_failed(worker, TimeoutError(cause))
         elif worker.state == "working":
-            limit = self._time_limit(worker)
-            if seconds > limit:
-                self._task_failed(
-                    worker, "late", f"no answer within {limit:.0f} s", TimeoutError(), schedule
-                )
+            schedule, running = worker.task
+            limit_s = min(self.task_timeout_s, schedule.limit_s(worker.number, running))
+            if seconds > limit_s:
+                cause = f"no answer within {limit_s:.0f} s"
+                self._task_failed(worker, "late", cause, TimeoutError())
 
-    def _time_limit(self, worker: _Worker) -> float:
-        if (
-            worker.schedule is None
-            or worker.running is None
-            or not self.task_times.knows(worker.running.task)
-        ):
-            return self.task_timeout_s
-        return min(
-            self.task_timeout_s,
-            max(
-                _HUNG_AT_LEAST_S,
-                _HUNG_TIMES * worker.schedule.expected_s(worker.number, worker.running),
-            ),
-        )
-
-    def _check_stall(self) -> None:
-        """Somebody must be ready or at work, or at least come in time."""
-        now = time.monotonic()
-        if self.num_evaluators:
-            self._usable_since = now
-        elif now - self._usable_since > self.placement.stall_timeout_s:
-            states = Counter(worker.state for worker in self._workers)
-            doing = (
-                ", ".join(f"{count} {state}" for state, count in states.items())
-                or "none could be placed"
-            )
-            raise WorkersLost(
-                f"cluster: no evaluator for {self.placement.stall_timeout_s:.0f} s "
-                f"(cluster.stall_timeout_s): {doing}. Each asks for "
-                f"{self.placement.describe()}; the cluster has {describe_cluster()}. Ask for "
-                "less (cluster.num_gpus_per_evaluator, "
-                "cluster.num_cpus_per_evaluator), add nodes, or wait longer"
-            )
-
-    def _failed(self, worker: _Worker, error: RayError, schedule: Schedule | None) -> None:
+    def _failed(self, worker: Worker, error: RayError) -> None:
         """Ray reports an exception instead of an answer."""
-        cause = error.cause if isinstance(error, RayTaskError) else error
+        cause = cause_of(error)
         if worker.state != "working":
             if lost_its_node(error):
                 log.info(
@@ -376,81 +325,39 @@ class RayPool:
                 self._replace(worker)
             else:
                 self._start_failed(worker, cause)
-            return
-        if isinstance(cause, (InputError, ScoringError)):
-            current = worker.schedule is schedule
-            worker.state, worker.running, worker.schedule = (
-                "ready",
-                None,
-                None,
-            )  # it is well: another search may go on with it
+        elif isinstance(cause, (InputError, ScoringError)):
+            current = worker.schedule is self._schedule
+            worker.rest()  # it is well: another search may go on with it
             if current:
                 raise cause from error
-            return
-        if isinstance(error, RayTaskError) and not isinstance(cause, OutOfMemoryError):
-            kind: FaultKind = "task error"
-        elif isinstance(cause, OutOfMemoryError):
-            kind = "out of memory"
         else:
-            kind = "node lost" if self._node_is_gone(worker, error) else "evaluator lost"
-        self._task_failed(worker, kind, first_line(cause), error, schedule)
+            kind = fault_kind(error, worker.info.node_id if worker.info else "")
+            self._task_failed(worker, kind, first_line(cause), error)
 
-    def _task_failed(
-        self,
-        worker: _Worker,
-        kind: FaultKind,
-        cause: str,
-        error: Exception,
-        schedule: Schedule | None,
-    ) -> None:
-        running, count = worker.running, 0
-        assert running is not None
-        assert worker.schedule is not None
-        if worker.schedule is schedule:
+    def _task_failed(self, worker: Worker, kind: FaultKind, cause: str, error: Exception) -> None:
+        """The task goes to another evaluator, another evaluator takes the place of this one."""
+        (schedule, running), count = worker.task, 0
+        if schedule is self._schedule:
             alone = len(running.holders) == 1
-            count = worker.schedule.failed(
+            count = schedule.failed(
                 worker.number,
                 running,
                 blame=self.policy.blames_task(kind),
                 error=kind == "task error",
             )
             self.faults.num_lost_evaluations += running.task.num_evaluations if alone else 0
-        decision = self._decide(
-            worker, Failure(kind, count, cause, others_ready=self.num_evaluators > 1)
-        )
+        decision = self._decide(worker, Failure(kind, count, cause, self.num_evaluators > 1))
         if decision is Decision.ABORT:
-            advice = (
-                "; give evaluators more memory or start fewer (cluster.num_evaluators)"
-                if kind == "out of memory"
-                else ""
-            )
+            advice = ""
+            if kind == "out of memory":
+                advice = "; give evaluators more memory or start fewer (cluster.num_evaluators)"
             raise WorkersLost(
                 f"a task failed {count} times on different evaluators ({running.task}); the last "
                 f"time: {kind}: {cause}{advice}"
             ) from error
         self._replace(worker)
 
-    def _start_failed(self, worker: _Worker, error: Exception) -> None:
-        """Before anything has ever started, an error in the input is the user's to mend at once."""
-        if isinstance(error, InputError) and self._device is None:
-            raise error
-        cause = last_line(error)
-        self._failed_starts += 1
-        decision = self._decide(
-            worker,
-            Failure(
-                "start failed", self._failed_starts, cause, others_ready=self.num_evaluators > 0
-            ),
-        )
-        if decision is Decision.ABORT:
-            raise WorkersLost(
-                f"{self._failed_starts} evaluators in a row failed to start; the last one: {cause}"
-            ) from error
-        self._replace(worker)
-        if decision is Decision.BACK_OFF:
-            self._back_off_until = time.monotonic() + self.policy.back_off_s(self._failed_starts)
-
-    def _decide(self, worker: _Worker, failure: Failure) -> Decision:
+    def _decide(self, worker: Worker, failure: Failure) -> Decision:
         decision = self.policy.decide(failure)
         self.faults.add(
             Fault(time.time(), failure.kind, str(worker), failure.cause, decision.value)
@@ -458,31 +365,8 @@ class RayPool:
         log.warning("%s: %s (%s); %s", str(worker), failure.kind, failure.cause, decision.value)
         return decision
 
-    def _node_is_gone(self, worker: _Worker, error: Exception) -> bool:
-        """Ray declares a node dead after 15 s of silence at the earliest.
 
-        Until then what ran there is unavailable, and its raylet cannot be reached.
-        """
-        node_id = worker.info.node_id if worker.info else ""
-        [node] = [node for node in ray.nodes() if node["NodeID"] == node_id and node["Alive"]] or [
-            None
-        ]
-        if node is None or "node has died" in str(error):
-            return True
-        return isinstance(error, ActorUnavailableError) and not listens(
-            node["NodeManagerAddress"], node["NodeManagerPort"]
-        )
-
-    def _replace(self, worker: _Worker) -> None:
-        self._drop(worker)
-        self._next_fill = 0.0
-
-    def _drop(self, worker: _Worker) -> None:
-        self.launcher.kill(worker.actor)
-        self._workers.remove(worker)
-
-
-def _relay(worker: _Worker, reply: Reply) -> None:
+def _relay(worker: Worker, reply: Reply) -> None:
     """What an evaluator logged, in our log."""
     for level, message in reply.records:
         log.log(level, "%s: %s", str(worker), message)

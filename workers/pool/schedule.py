@@ -5,14 +5,13 @@ Bookkeeping only: no Ray, no clock of its own, so that a test can run a cluster 
 
 from __future__ import annotations
 
-import math
-from bisect import insort
 from collections import Counter, deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
 
+from workers.pool.batch import Batch
+from workers.pool.running import PrefixKey, Running, needs_prefix
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import Candidate, RequestTask, ScoreTask, Task, WindowTask
+from workers.tasks import Candidate, ScoreTask, Task, WholeTask
 
 MAX_TASK_S = 10.0
 """No task is longer than this, if it has more than one candidate: so much work is lost with an
@@ -27,87 +26,50 @@ _SHARE = 1.5
 at the end even the finish out.
 """
 
-_SLOW = 2.0
+_STRAGGLER = 2.0
 """Times an average evaluator's; below, evaluators are treated alike."""
 
 _JITTER_S = 0.25
 """Lateness that means nothing on a busy machine."""
 
 _UNMEASURED_CANDIDATES = 2
-"""Candidates of a task as long as nobody knows what one costs."""
-
-PrefixKey = tuple[str, int, str]
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A task and the evaluators that work on it: one, or two when it was handed out again because
-    the first is late.
-    """
-
-    task: Task
-    holders: dict[int, float] = field(
-        default_factory=dict
-    )  # evaluator -> when it is expected to be done
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is left of one task as it was given: candidates by falling cost, and the layers that
-    they would run.
-    """
-
-    whole: ScoreTask
-    left: list[Candidate]
-    layers_left: int
-    running: list[Running] = field(default_factory=list)
+"""Candidates of a task as long as nobody knows what one takes."""
 
 
 class Schedule:
     """Hands out the candidates of some tasks in chunks, each to one evaluator at a time.
 
     An evaluator stays with the batch whose prefix it has. Chunks are sized by expected seconds,
-    longest candidates first. When nothing is left, an idle evaluator gets a copy of a task that is
-    late: both answers are equal, the first one counts.
+    longest candidates first. When nothing is left, an idle evaluator runs a late task a second
+    time (speculative execution): both answers are equal, the first one counts.
 
     Args:
         tasks: one for each batch, with all candidates to be scored on it; other kinds of task are
-            handed out whole, the largest first.
+            handed out whole, the largest first, so that all evaluators are done at about the same
+            time.
         task_times: what a task is expected to take.
     """
 
     def __init__(self, tasks: Sequence[Task], task_times: TaskTimeModel) -> None:
         self.task_times = task_times
         task_times.decay()
-        self._whole = deque(
-            sorted(
-                (task for task in tasks if not isinstance(task, ScoreTask)),
-                key=_size_of_whole,
-                reverse=True,
-            )
+        whole = [task for task in tasks if not isinstance(task, ScoreTask)]
+        self._whole: deque[WholeTask] = deque(
+            sorted(whole, key=lambda task: task.size, reverse=True)
         )
         self._batches = {
-            task.prefix_key: _Batch(
-                task,
-                sorted(task.candidates, key=_first_layer),
-                sum(map(self._num_layers, task.candidates)),
-            )
+            task.prefix_key: Batch(task, task_times)
             for task in tasks
             if isinstance(task, ScoreTask) and task.candidates
         }
         self._running: list[Running] = []
-        self._failures: Counter[Hashable] = (
-            Counter()
-        )  # of (prefix key, candidate), or of a task that is handed out whole
+        # by (prefix key, candidate), or task that is handed out whole
+        self._failures: Counter[Hashable] = Counter()
         self._errors: Counter[Hashable] = Counter()
 
     @property
     def finished(self) -> bool:
-        return (
-            not self._whole
-            and not self._running
-            and not any(batch.left for batch in self._batches.values())
-        )
+        return not self._whole and not self._running and not self._waiting()
 
     @property
     def num_running(self) -> int:
@@ -122,36 +84,38 @@ class Schedule:
         Args:
             num_evaluators: that share the work.
             held: the prefix that this evaluator has from its last task.
-            now: seconds on the clock that `Running.holders` uses.
+            now: in seconds, on any clock.
         """
-        if self._whole and self._leaves_whole(evaluator, num_evaluators):
-            return None
-        task: Task | None = self._whole.popleft() if self._whole else None
-        if task is None:
+        task: Task
+        if self._whole:
+            if self._whole_would_be_last(evaluator, num_evaluators):
+                return None
+            task = self._whole.popleft()
+        else:
             batch = self._batch_for(held, now)
             if batch is None:
-                return self._speculate(evaluator, held, now)
+                return self._second_run(evaluator, held, now)
             if self._would_be_last(evaluator, num_evaluators, batch, held):
                 return None
-            task = self._chunk(batch, evaluator, num_evaluators)
+            task = batch.take(self._chunk(batch, evaluator, num_evaluators))
         running = Running(task)
+        running.hold(evaluator, held, now, self.task_times)
         self._running.append(running)
         if isinstance(task, ScoreTask):
             self._batches[task.prefix_key].running.append(running)
-        self._hold(running, evaluator, held, now)
         return running
 
     def continues(self, held: PrefixKey | None) -> bool:
         """Whether there is more to do on the batch whose prefix an evaluator has."""
-        return held is not None and held in self._batches and bool(self._batches[held].left)
+        return held in self._batches and bool(self._batches[held].left)
 
-    def done(self, evaluator: int, running: Running, result: object) -> bool:
+    def done(self, evaluator: int, running: Running, result: object, now: float) -> bool:
         """Takes an answer; false if another evaluator had given it already."""
-        self.task_times.observe(evaluator, running.task, result)
+        seconds = now - running.holders[evaluator].since
+        self.task_times.observe(evaluator, running.task, result, seconds)
         if running not in self._running:
             return False
-        self._running.remove(running)
-        self._release(running)
+        self._end(running)
         return True
 
     def failed(
@@ -172,180 +136,130 @@ class Schedule:
         if running not in self._running:
             return 0
         del running.holders[evaluator]
-        task = running.task
-        keys: list[Hashable] = (
-            [(task.prefix_key, candidate) for candidate in task.candidates]
-            if isinstance(task, ScoreTask)
-            else [task]
-        )
+        task, keys = running.task, _keys(running.task)
         if blame:
             self._failures.update(keys)
             self._errors.update(keys if error else ())
         if running.holders:
             return 0
-        self._running.remove(running)
-        self._release(running)
-        if isinstance(running.task, ScoreTask):
-            batch = self._batches[running.task.prefix_key]
-            batch.layers_left += sum(map(self._num_layers, running.task.candidates))
-            for candidate in running.task.candidates:
-                insort(batch.left, candidate, key=_first_layer)
+        self._end(running)
+        if isinstance(task, ScoreTask):
+            self._batches[task.prefix_key].give_back(task.candidates)
         else:
-            self._whole.appendleft(running.task)
-        return max(
-            self._errors[key] if error else self._failures[key] - self._errors[key] for key in keys
-        )
+            self._whole.appendleft(task)
+        if error:
+            return max(self._errors[key] for key in keys)
+        return max(self._failures[key] - self._errors[key] for key in keys)
 
-    def expected_s(self, evaluator: int, running: Running, *, with_prefix: bool = True) -> float:
-        return self.task_times.task_s(
-            running.task, with_prefix=with_prefix
-        ) * self.task_times.straggler_factor(evaluator)
+    def limit_s(self, evaluator: int, running: Running) -> float:
+        """After so long without an answer, an evaluator is taken to hang."""
+        num_failures = max(self._failures[key] for key in _keys(running.task))
+        return self.task_times.limit_s(evaluator, running.task, num_failures=num_failures)
 
-    def _leaves_whole(self, evaluator: int, num_evaluators: int) -> bool:
-        """An evaluator that is so slow that its next task would end after everything else leaves it
-        to the others.
-        """
-        factor = self.task_times.straggler_factor(evaluator)
-        if factor < _SLOW or not self._running or not self.task_times.knows(self._whole[0]):
+    def _waiting(self) -> list[Batch]:
+        return [batch for batch in self._batches.values() if batch.left]
+
+    def _end(self, running: Running) -> None:
+        self._running.remove(running)
+        if isinstance(running.task, ScoreTask):
+            self._batches[running.task.prefix_key].running.remove(running)
+
+    def _is_straggler(self, evaluator: int) -> bool:
+        """Whether it is so slow that others might better do its work, and there are others."""
+        return bool(self._running) and self.task_times.straggler_factor(evaluator) >= _STRAGGLER
+
+    def _whole_would_be_last(self, evaluator: int, num_evaluators: int) -> bool:
+        """Whether its next task would end after everything else; then it is left to the others."""
+        first = self._whole[0]
+        if not self._is_straggler(evaluator) or not self.task_times.knows(first):
             return False
-        return (
-            self.task_times.task_s(self._whole[0]) * factor
-            > sum(map(self.task_times.task_s, self._whole)) / num_evaluators
-        )
-
-    def _num_layers(self, candidate: Candidate) -> int:
-        return self.task_times.num_layers - candidate.layer if candidate else 0
-
-    def _left_s(self, batch: _Batch) -> float:
-        return self.task_times.work_s(batch.layers_left, len(batch.left))
+        all_s = sum(map(self.task_times.task_s, self._whole)) / num_evaluators
+        return self.task_times.expected_s(evaluator, first) > all_s
 
     def _would_be_last(
-        self, evaluator: int, num_evaluators: int, batch: _Batch, held: PrefixKey | None
+        self, evaluator: int, num_evaluators: int, batch: Batch, held: PrefixKey | None
     ) -> bool:
-        """An evaluator that is so slow that its next candidate would end after everything else
-        leaves it to the others.
-        """
-        factor = self.task_times.straggler_factor(evaluator)
-        if factor < _SLOW or not self._running:
+        """The same for its next candidate."""
+        if not self._is_straggler(evaluator):
             return False
-        mine = self.task_times.work_s(self._num_layers(batch.left[0]), 1) + (
-            0.0 if held == batch.whole.prefix_key else self.task_times.prefix_s()
-        )
-        return mine * factor > sum(map(self._left_s, self._batches.values())) / num_evaluators
+        mine = batch.candidate_s(batch.left[0])
+        if held != batch.whole.prefix_key:
+            mine += self.task_times.prefix_s()
+        all_s = sum(batch.left_s for batch in self._batches.values()) / num_evaluators
+        return mine * self.task_times.straggler_factor(evaluator) > all_s
 
-    def _batch_for(self, held: PrefixKey | None, now: float) -> _Batch | None:
+    def _batch_for(self, held: PrefixKey | None, now: float) -> Batch | None:
         """The batch whose prefix is there; else the one that will take longest, if another pair of
         hands would begin before the others are done.
         """
         own = self._batches.get(held) if held else None
         if own and own.left:
             return own
-        waiting = [batch for batch in self._batches.values() if batch.left]
+        waiting = self._waiting()
         if not waiting:
             return None
-        done_s = {id(batch): self._done_s(batch, now) for batch in waiting}
+        done_s = {id(batch): batch.done_s(now) for batch in waiting}
         longest = max(waiting, key=lambda batch: done_s[id(batch)])
-        mine = self.task_times.prefix_s() + self.task_times.work_s(
-            self._num_layers(longest.left[0]), 1
-        )
+        mine = self.task_times.prefix_s() + longest.candidate_s(longest.left[0])
         return longest if mine < done_s[id(longest)] else None
 
-    def _done_s(self, batch: _Batch, now: float) -> float:
-        """When those that work on a batch would be done with all of it; infinite if nobody does."""
-        if not batch.running:
-            return math.inf
-        working = sum(max(0.0, min(running.holders.values()) - now) for running in batch.running)
-        return (working + self._left_s(batch)) / len(batch.running)
-
-    def _chunk(self, batch: _Batch, evaluator: int, num_evaluators: int) -> ScoreTask:
-        suspects = (
-            [
-                candidate
-                for candidate in batch.left
-                if self._failures[batch.whole.prefix_key, candidate] >= 2
-            ]
-            if self._failures
-            else []
-        )
+    def _chunk(self, batch: Batch, evaluator: int, num_evaluators: int) -> Sequence[Candidate]:
+        """What an evaluator gets of a batch."""
+        suspects = [candidate for candidate in batch.left if self._is_suspect(batch, candidate)]
         if suspects:
-            return self._take(batch, suspects[:1])
-        sharing = max(
-            1.0, num_evaluators / sum(bool(other.left) for other in self._batches.values())
-        )
-        wanted = (
-            self._left_s(batch)
-            / (sharing * _SHARE if num_evaluators > 1 else 1.0)
-            / self.task_times.straggler_factor(evaluator)
-        )
-        limit = len(batch.left)
-        if self.task_times.measured:
-            wanted = min(max(wanted, MIN_TASK_S), MAX_TASK_S)
-        else:
-            limit = _UNMEASURED_CANDIDATES
-        taken: list[Candidate] = []
-        seconds = 0.0
-        for candidate in batch.left[:limit]:
-            cost = self.task_times.work_s(self._num_layers(candidate), 1)
-            if taken and seconds + cost > wanted:
-                break
-            taken.append(candidate)
-            seconds += cost
-        return self._take(batch, taken)
+            return suspects[:1]
+        wanted_s = batch.left_s / self.task_times.straggler_factor(evaluator)
+        if num_evaluators > 1:
+            wanted_s /= _SHARE * max(1.0, num_evaluators / len(self._waiting()))
+        if not self.task_times.measured:
+            return batch.first(wanted_s, _UNMEASURED_CANDIDATES)
+        return batch.first(min(max(wanted_s, MIN_TASK_S), MAX_TASK_S))
 
-    def _take(self, batch: _Batch, taken: Sequence[Candidate]) -> ScoreTask:
-        for candidate in taken:
-            batch.left.remove(candidate)
-        batch.layers_left -= sum(map(self._num_layers, taken))
-        return replace(batch.whole, candidates=tuple(taken))
+    def _is_suspect(self, batch: Batch, candidate: Candidate) -> bool:
+        return self._failures[batch.whole.prefix_key, candidate] >= 2
 
-    def _speculate(self, evaluator: int, held: PrefixKey | None, now: float) -> Running | None:
-        """The task that is expected last, if this evaluator would have it done well before."""
-        if not self._running:
-            return None
-        alone = (
-            running
-            for running in self._running
-            if len(running.holders) == 1 and self.task_times.knows(running.task)
-        )
-        late = max(alone, key=lambda running: self._remaining_s(running, now), default=None)
+    def _second_run(self, evaluator: int, held: PrefixKey | None, now: float) -> Running | None:
+        """A late task, for an evaluator that has nothing else to do: the one expected last, if it
+        would be done here well before; else one whose time nobody knows and that runs for long.
+        """
+        alone = [running for running in self._running if len(running.holders) == 1]
+        known = [running for running in alone if self.task_times.knows(running.task)]
+        late = max(known, key=lambda running: self._remaining_s(running, now), default=None)
+        if late is not None:
+            mine_s = self.task_times.expected_s(
+                evaluator, late.task, with_prefix=needs_prefix(late.task, held)
+            )
+            if self._remaining_s(late, now) < 1.5 * mine_s + MIN_TASK_S:
+                late = None
+        if late is None:
+            late = self._unknown_for_long(alone, now)
         if late is None or evaluator in late.holders:
             return None
-        mine = self.expected_s(
-            evaluator,
-            late,
-            with_prefix=not isinstance(late.task, ScoreTask) or late.task.prefix_key != held,
-        )
-        if self._remaining_s(late, now) < 1.5 * mine + MIN_TASK_S:
-            return None
-        self._hold(late, evaluator, held, now)
+        late.hold(evaluator, held, now, self.task_times)
         return late
 
     def _remaining_s(self, running: Running, now: float) -> float:
         """What is overdue is taken to need as long again as it is overdue; when that is as long as
         it should have taken, its evaluator may be stuck.
         """
-        [(evaluator, due)] = running.holders.items()
+        due = running.due(self.task_times)
         if now <= due:
             return due - now
-        overdue, whole = now - due, self.expected_s(evaluator, running)
+        [evaluator] = running.holders
+        overdue, whole = now - due, self.task_times.expected_s(evaluator, running.task)
         return overdue + (10 * whole if overdue > max(whole, _JITTER_S) else 0.0)
 
-    def _hold(self, running: Running, evaluator: int, held: PrefixKey | None, now: float) -> None:
-        with_prefix = not isinstance(running.task, ScoreTask) or running.task.prefix_key != held
-        running.holders[evaluator] = now + self.expected_s(
-            evaluator, running, with_prefix=with_prefix
-        )
-
-    def _release(self, running: Running) -> None:
-        if isinstance(running.task, ScoreTask):
-            self._batches[running.task.prefix_key].running.remove(running)
+    def _unknown_for_long(self, alone: Sequence[Running], now: float) -> Running | None:
+        """Nobody knows whether its evaluator hangs."""
+        unknown = [running for running in alone if not self.task_times.knows(running.task)]
+        oldest = min(unknown, key=Running.since, default=None)
+        if oldest is None or now - oldest.since() < self.task_times.patience_s(oldest.task):
+            return None
+        return oldest
 
 
-def _first_layer(candidate: Candidate) -> float:
-    """What the cost of a candidate falls with; the base itself runs no layer."""
-    return candidate.layer if candidate else math.inf
-
-
-def _size_of_whole(task: Task) -> int:
-    """So that the last ones are short, and all evaluators are done at about the same time."""
-    return task.size if isinstance(task, (RequestTask, WindowTask)) else 0
+def _keys(task: Task) -> Sequence[Hashable]:
+    """What failures are counted by."""
+    if isinstance(task, ScoreTask):
+        return [(task.prefix_key, candidate) for candidate in task.candidates]
+    return [task]

@@ -25,7 +25,7 @@ from workers.tasks import EvaluatorInfo, Result, ScoreResult, ScoreTask, Task
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a simulated evaluator takes for a layer of one batch, and for the head and loss of one."""
+    """What a simulated evaluator takes for a layer, and for the head and loss, of one batch."""
 
     layer_s: float
     head_s: float

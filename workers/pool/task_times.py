@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from workers.tasks import (
-    AnswerResult,
-    AnswerTask,
-    RequestTask,
-    ScoreResult,
-    ScoreTask,
-    Task,
-    WindowTask,
-)
+from workers.tasks import AnswerResult, ScoreResult, ScoreTask, SpeedTask, Task, WholeTask
 
 _MEMORY = 0.98
 """Weight of what was known when one more task is seen: about the last fifty count."""
@@ -31,34 +24,46 @@ _DECAY = 0.1
 could not show that it is fast again.
 """
 
+_HUNG_TIMES, _HUNG_AT_LEAST_S = 30.0, 60.0
+"""An evaluator that needs so many times as long as expected, and at least so long, hangs."""
+
+_UNKNOWN_START_TIMES, _UNKNOWN_AT_LEAST_S = 20.0, 600.0
+"""The same where nobody knows what to expect: times the slowest start, and at least so long. Each
+evaluator that was given up over a task has the next one get four times as long.
+"""
+_UNKNOWN_GROWTH = 4.0
+
+_PATIENCE_START_TIMES, _PATIENCE_AT_LEAST_S = 5.0, 60.0
+"""After so long, a task whose time nobody knows is handed to a second evaluator that is idle."""
+
 
 @dataclass(slots=True)
 class TaskTimeModel:
-    """Seconds as a x layers run + b x heads run, fitted to the tasks seen; and for each evaluator
-    a straggler factor, how much slower it is than that. Tasks that answer requests or windows take c x their size, with
-    a c of its own for each kind.
+    """Seconds of a `ScoreTask` as a x layers run + b x heads run, fitted to the tasks seen; of
+    other tasks as c x their size, with a c of its own for each kind; and for each evaluator a
+    straggler factor, how much slower it is than that.
 
     Before the first result a layer and a head count 1 each, so that tasks compare, and `measured`
     is false.
+
+    Args:
+        longest_start_s: until an evaluator was ready, once it had its resources.
     """
 
     num_layers: int
     measured: bool = False
+    longest_start_s: float = 0.0
     _layer_s: float = 1.0
     _head_s: float = 1.0
-    _sums: list[float] = field(
-        default_factory=lambda: [0.0] * 5
-    )  # of l*l, l*h, h*h, l*s, h*s over tasks: the normal equations
-    _sizes: dict[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # kind -> seconds and size seen
+    # of l*l, l*h, h*h, l*s, h*s over tasks: the normal equations
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+    # kind -> seconds and size seen
+    _sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     _straggler_factors: dict[int, float] = field(default_factory=dict)
 
     def knows(self, task: Task) -> bool:
         """Whether what a task is expected to take is more than a guess."""
-        if isinstance(task, (RequestTask, WindowTask)):
-            return task.kind in self._sizes
-        return self.measured and isinstance(task, ScoreTask)
+        return self.measured if isinstance(task, ScoreTask) else task.kind in self._sizes
 
     def prefix_s(self) -> float:
         return self.work_s(self.num_layers, 0)
@@ -68,12 +73,36 @@ class TaskTimeModel:
         return num_layers * self._layer_s + num_heads * self._head_s
 
     def task_s(self, task: Task, *, with_prefix: bool = True) -> float:
-        if isinstance(task, (RequestTask, WindowTask)):
-            seconds, size = self._sizes.get(task.kind, (0.0, 1.0))
-            return seconds / size * task.size
-        if not isinstance(task, ScoreTask):
-            return self.prefix_s()
-        return self.work_s(*work(task, self.num_layers, with_prefix=with_prefix))
+        """A whole task, on an average evaluator; 0 for a kind that was never seen."""
+        if isinstance(task, ScoreTask):
+            return self.work_s(*work(task, self.num_layers, with_prefix=with_prefix))
+        seconds, size = self._sizes.get(task.kind, (0.0, 1.0))
+        return seconds / size * task.size
+
+    def expected_s(self, evaluator: int, task: Task, *, with_prefix: bool = True) -> float:
+        return self.task_s(task, with_prefix=with_prefix) * self.straggler_factor(evaluator)
+
+    def limit_s(self, evaluator: int, task: Task, *, num_failures: int) -> float:
+        """After so long without an answer, an evaluator is taken to hang.
+
+        Args:
+            num_failures: of the same task on other evaluators.
+
+        Returns:
+            Infinity for what has to take as long as it takes, such as a measurement of speed.
+        """
+        if isinstance(task, SpeedTask):
+            return math.inf
+        if self.knows(task):
+            return max(_HUNG_AT_LEAST_S, _HUNG_TIMES * self.expected_s(evaluator, task))
+        first_s = max(_UNKNOWN_AT_LEAST_S, _UNKNOWN_START_TIMES * self.longest_start_s)
+        return first_s * _UNKNOWN_GROWTH**num_failures
+
+    def patience_s(self, task: Task) -> float:
+        """How long one evaluator alone may work on a task whose time nobody knows."""
+        if isinstance(task, SpeedTask):  # a second one on the same machine would slow it down
+            return math.inf
+        return max(_PATIENCE_AT_LEAST_S, _PATIENCE_START_TIMES * self.longest_start_s)
 
     def straggler_factor(self, evaluator: int) -> float:
         """1 for an average evaluator, 2 for one that takes twice as long."""
@@ -86,46 +115,59 @@ class TaskTimeModel:
             for evaluator, factor in self._straggler_factors.items()
         }
 
-    def observe(self, evaluator: int, task: Task, result: object) -> None:
-        """Learns from one task."""
-        if isinstance(task, (RequestTask, WindowTask)) and isinstance(result, AnswerResult):
-            self._observe_size(evaluator, task, result)
-        if not isinstance(task, ScoreTask) or not isinstance(result, ScoreResult):
-            return
-        expected = self.task_s(task, with_prefix=result.ran_prefix)
-        layers, heads = work(task, self.num_layers, with_prefix=result.ran_prefix)
-        if self.measured and expected > 0:
-            self._compare(evaluator, result.seconds / expected)
-        new = (
+    def observe_start(self, seconds: float) -> None:
+        """Learns from an evaluator that has become ready."""
+        self.longest_start_s = max(self.longest_start_s, seconds)
+
+    def observe(self, evaluator: int, task: Task, result: object, seconds: float) -> None:
+        """Learns from one task.
+
+        Args:
+            seconds: until the answer came, for results that do not say how long they took.
+        """
+        if isinstance(result, (ScoreResult, AnswerResult)):
+            seconds = result.seconds
+        if not isinstance(task, ScoreTask):
+            self._observe_size(evaluator, task, seconds)
+        elif isinstance(result, ScoreResult):
+            self._observe_work(evaluator, task, seconds, with_prefix=result.ran_prefix)
+
+    def _observe_size(self, evaluator: int, task: WholeTask, seconds: float) -> None:
+        self._compare(evaluator, seconds, self.task_s(task))
+        known_s, size = self._sizes.get(task.kind, (0.0, 0.0))
+        self._sizes[task.kind] = (_MEMORY * known_s + seconds, _MEMORY * size + task.size)
+
+    def _observe_work(
+        self, evaluator: int, task: ScoreTask, seconds: float, *, with_prefix: bool
+    ) -> None:
+        layers, heads = work(task, self.num_layers, with_prefix=with_prefix)
+        if self.measured:
+            self._compare(evaluator, seconds, self.work_s(layers, heads))
+        products = (
             layers * layers,
             layers * heads,
             heads * heads,
-            layers * result.seconds,
-            heads * result.seconds,
+            layers * seconds,
+            heads * seconds,
         )
-        self._sums = [_MEMORY * total + value for total, value in zip(self._sums, new, strict=True)]
+        self._sums = [
+            _MEMORY * total + product for total, product in zip(self._sums, products, strict=True)
+        ]
         self._fit()
 
-    def _observe_size(self, evaluator: int, task: AnswerTask, result: AnswerResult) -> None:
-        expected = self.task_s(task)
-        if expected > 0:
-            self._compare(evaluator, result.seconds / expected)
-        seconds, size = self._sizes.get(task.kind, (0.0, 0.0))
-        self._sizes[task.kind] = (_MEMORY * seconds + result.seconds, _MEMORY * size + task.size)
-
-    def _compare(self, evaluator: int, ratio: float) -> None:
-        old = self._straggler_factors.get(evaluator, 1.0)
-        seen = min(ratio, _MAX_FACTOR_GROWTH * old)
+    def _compare(self, evaluator: int, seconds: float, expected_s: float) -> None:
+        if expected_s <= 0:
+            return
+        old = self.straggler_factor(evaluator)
+        seen = min(seconds / expected_s, _MAX_FACTOR_GROWTH * old)
         self._straggler_factors[evaluator] = _FACTOR_MEMORY * old + (1 - _FACTOR_MEMORY) * seen
 
     def _fit(self) -> None:
         ll, lh, hh, ls, hs = self._sums
         determinant = ll * hh - lh * lh
-        layer_s, head_s = (
-            (ls * hh - hs * lh) / determinant if determinant > 1e-9 * ll * hh else -1.0,
-            0.0,
-        )
-        if layer_s > 0:
+        layer_s, head_s = -1.0, 0.0
+        if determinant > 1e-9 * ll * hh:
+            layer_s = (ls * hh - hs * lh) / determinant
             head_s = (hs * ll - ls * lh) / determinant
         if layer_s <= 0 or head_s < 0:  # tasks too alike to tell the two apart
             layer_s = head_s = (ls + hs) / (ll + 2 * lh + hh)

@@ -27,94 +27,17 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[3]
 
-JOIN = """
-import json, sys
-from pruning.errors import InputError
-from workers.cluster.ray_session import joined_ray
-try:
-    with joined_ray(sys.argv[1], allow_open=sys.argv[2] == "open", timeout_s=float(sys.argv[3])):
-        print(json.dumps("joined"))
-except InputError as error:
-    print(json.dumps(str(error)))
-"""
-
-# Loopback only, a token whatever the environment says, and nothing left of it afterwards.
-LOCAL = """
-import json, os
-from pathlib import Path
-import psutil, ray
-from workers.cluster.ray_session import describe_cluster, local_ray, nodes, ray_log_folder
-from workers.cluster.probe import ask
-before = dict(os.environ)
-with local_ray(1, 2):
-    with local_ray(8, 8):  # the one that is there is used
-        pass
-    address = ray.get_runtime_context().gcs_address
-    me = psutil.Process()
-    listening = {c.laddr.ip for p in [me, *me.children(recursive=True)] for c in p.net_connections(kind="inet") if c.status == "LISTEN"}
-    folder = ray_log_folder().parent.parent.parent
-    facts = {
-        "listening": sorted(listening),
-        "outcomes": [ask(address, with_token=token, timeout_s=20).outcome for token in (False, True)],
-        "mode": oct(folder.stat().st_mode & 0o777),
-        "logs": ray_log_folder().is_dir(),
-        "text": describe_cluster(),
-        "nodes": [(node.address, node.num_cpus, node.num_gpus, node.memory_bytes > 0, node.alive) for node in nodes()],
-    }
-changed = {name for name in before.keys() | os.environ.keys() if name.startswith("RAY_AUTH") and before.get(name) != os.environ.get(name)}
-print(json.dumps(facts | {"left": [folder.exists(), sorted(changed), len(psutil.Process().children())]}))
-"""
-
-DRIVE = """
-import json, os, sys
-from pathlib import Path
-import ray
-from pruning.errors import InputError
-from workers.cluster.ray_session import describe_cluster, joined_ray, nodes
-from workers.cluster.probe import ask
-
-class Witness:
-    def tell(self, slow):
-        import importlib.util
-        import pruning.marker, workers
-        if slow:
-            import workers.evaluators.shapes
-        return {
-            "node": ray.get_runtime_context().get_node_id(),
-            "files": [workers.__file__, pruning.marker.__file__, importlib.import_module("extra_module").__file__],
-            "installed": importlib.util.find_spec("pipelines") is not None,
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "environment": {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HOME")},
-            "cwd": os.listdir(),
-        }
-
-facts = {}
-with joined_ray("auto", allow_open=False, timeout_s=20, extra_modules=[Path("elsewhere/extra_module").resolve()]):
-    facts["nodes"] = [(node.node_id, node.address, node.num_cpus, node.num_gpus, node.alive) for node in nodes()]
-    facts["text"] = describe_cluster()
-    with joined_ray(os.environ["RAY_ADDRESS"], allow_open=False, timeout_s=1):
-        pass
-    try:
-        with joined_ray("127.0.0.1:1", allow_open=False, timeout_s=1):
-            pass
-    except InputError as error:
-        facts["other"] = str(error)
-    start = ray.remote(Witness)
-    actors = [start.options(num_cpus=1).remote() for _ in range(2)] + [start.options(num_cpus=0, num_gpus=1).remote() for _ in range(2)]
-    facts["witnesses"] = ray.get([actor.tell.remote(number == 0) for number, actor in enumerate(actors)])
-print(json.dumps(facts))
-"""
-
-# Undoes the editable installation of the project, for a node that does not have it.
-NOT_INSTALLED = """
-import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(getattr(finder, "__module__", ""))]
-"""
+PROGRAMS = Path(__file__).parent / "programs"
+JOIN, OWN_RAY, PRETEND_VERSIONS = (
+    f"tests.workers.cluster.programs.{name}" for name in ("join", "own_ray", "pretend_versions")
+)
 
 
-def drive(code: str | Path, *arguments: str, environment: dict[str, str], cwd: Path = ROOT) -> Any:
-    """What a driver printed last, as JSON."""
-    script = ["-c", code] if isinstance(code, str) else [str(code)]
+def drive(
+    program: str | Path, *arguments: str, environment: dict[str, str], cwd: Path = ROOT
+) -> Any:
+    """What a driver, a module or a file, printed last, as JSON."""
+    script = ["-m", program] if isinstance(program, str) else [str(program)]
     done = subprocess.run(
         [sys.executable, *script, *arguments],
         env=environment,
@@ -140,7 +63,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
     GPUs that has it.
     """
     folder = tmp_path_factory.mktemp("guarded")
-    (folder / "sitecustomize.py").write_text(NOT_INSTALLED)
+    shutil.copy(PROGRAMS / "not_installed.py", folder / "sitecustomize.py")
     with RayNodes(folder, new_token()) as running:
         running.start_head()
         running.add_node(environment={"PYTHONPATH": str(folder)})
@@ -162,14 +85,16 @@ def test_a_ray_of_our_own_is_for_this_user_on_this_machine(mode: str | None) -> 
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
     } | ({"RAY_AUTH_MODE": mode} if mode else {})
-    facts = drive(LOCAL, environment=environment)
+    facts = drive(OWN_RAY, environment=environment)
+    [[*_, memory_bytes, _]] = facts["nodes"]
+    assert memory_bytes > 0
     assert facts == {
         "listening": ["127.0.0.1", "::ffff:127.0.0.1"],
         "outcomes": ["denied", "answered"],
         "mode": "0o700",
         "logs": True,
         "text": "2 GPU and 1 CPU on 1 node",
-        "nodes": [["127.0.0.1", 1, 2, True, True]],
+        "nodes": [["127.0.0.1", 1, 2, memory_bytes, True]],
         "left": [False, [], 0],
     }
 
@@ -248,12 +173,6 @@ def test_something_else_is_there(unguarded: RayNodes) -> None:
 
 
 def test_no_node_here_and_another_version(tmp_path: Path) -> None:
-    change = """
-import json, sys
-from ray._raylet import GcsClient
-GcsClient(address=sys.argv[1]).internal_kv_put(b"CLUSTER_METADATA", sys.argv[2].encode(), True, namespace=b"cluster")
-print("null")
-"""
     with RayNodes(tmp_path, token=None) as other:
         head = other.start_head()
         [raylet] = [pid for pid in head.pids() if psutil.Process(pid).name() == "raylet"]
@@ -264,7 +183,7 @@ print("null")
         )
         assert f"ray start --address={other.address} --num-cpus=0" in message
         drive(
-            change,
+            PRETEND_VERSIONS,
             other.address,
             json.dumps({"ray_version": "2.40.0", "python_version": "3.10.2"}),
             environment=other.environment,
@@ -302,22 +221,27 @@ def test_addresses_that_are_none(address: str, words: str, monkeypatch: pytest.M
             pass
 
 
-def test_the_code_travels_and_nothing_else(guarded: RayNodes, tmp_path: Path) -> None:
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A driver's checkout, with a module of its own and files that must not travel."""
+    folder = tmp_path / "checkout"
+    for name in ("pruning", "workers"):
+        shutil.copytree(ROOT / name, folder / name)
+        (folder / name / "model.safetensors").write_bytes(os.urandom(3_000_000))
+    extra = folder / "elsewhere" / "extra_module"
+    for outputs in (folder / "outputs", extra / "outputs"):
+        outputs.mkdir(parents=True)
+        (outputs / "scores.db").write_bytes(os.urandom(3_000_000))
+    (folder / "pruning" / "marker.py").touch()
+    (extra / "__init__.py").touch()
+    shutil.copy(PROGRAMS / "ship.py", folder)
+    return folder
+
+
+def test_the_code_travels_and_nothing_else(guarded: RayNodes, checkout: Path) -> None:
     """The driver's copy is what runs, on a node that has the project installed and on one that has
     not, and although the driver's own folder exists there.
     """
-    checkout = tmp_path / "checkout"
-    for name in ("pruning", "workers"):
-        shutil.copytree(ROOT / name, checkout / name)
-        (checkout / name / "model.safetensors").write_bytes(os.urandom(3_000_000))
-    extra = checkout / "elsewhere" / "extra_module"
-    for folder in (checkout / "outputs", extra / "outputs"):
-        folder.mkdir(parents=True)
-        (folder / "scores.db").write_bytes(os.urandom(3_000_000))
-    (checkout / "pruning" / "marker.py").touch()
-    (extra / "__init__.py").touch()
-    (checkout / "drive.py").write_text(DRIVE)
-
     changes = {
         "RAY_ADDRESS": guarded.address,
         "PYTHONPATH": str(checkout),
@@ -325,12 +249,12 @@ def test_the_code_travels_and_nothing_else(guarded: RayNodes, tmp_path: Path) ->
         "HF_TOKEN": "hf_secret",
         "HF_HOME": "/home/driver",
     }
-    facts = drive(checkout / "drive.py", environment=guarded.environment | changes, cwd=checkout)
+    facts = drive(checkout / "ship.py", environment=guarded.environment | changes, cwd=checkout)
 
-    assert [node[1:] for node in facts["nodes"]] == [
-        ["127.0.0.2", 0, 0, True],
-        ["127.0.0.3", 1, 0, True],
-        ["127.0.0.4", 1, 2, True],
+    assert [(*node[1:4], node[5]) for node in facts["nodes"]] == [
+        ("127.0.0.2", 0, 0, True),
+        ("127.0.0.3", 1, 0, True),
+        ("127.0.0.4", 1, 2, True),
     ]
     assert facts["text"] == "2 GPU and 2 CPU on 3 nodes"
     assert facts["other"] == (
@@ -352,17 +276,18 @@ def test_the_code_travels_and_nothing_else(guarded: RayNodes, tmp_path: Path) ->
         assert witness["environment"] == {"HF_HUB_OFFLINE": "1", "HF_TOKEN": None, "HF_HOME": None}
         assert witness["cwd"] == []
         for file in witness["files"]:
-            package = next(
-                parent for parent in Path(file).parents if parent.parent.name == "py_modules_files"
-            )
-            assert "runtime_resources" in package.parts
-            sources = [
-                path
-                for path in package.rglob("*")
-                if path.is_file() and "__pycache__" not in path.parts
-            ]
-            assert {path.suffix for path in sources} == {".py"}
-            assert sum(path.stat().st_size for path in sources) < 1_000_000
+            check_shipped(Path(file))
+
+
+def check_shipped(file: Path) -> None:
+    """It lies in a package of small Python files that Ray brought."""
+    package = next(parent for parent in file.parents if parent.parent.name == "py_modules_files")
+    assert "runtime_resources" in package.parts
+    sources = [
+        path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert {path.suffix for path in sources} == {".py"}
+    assert sum(path.stat().st_size for path in sources) < 1_000_000
 
 
 def test_a_submitted_job_keeps_what_it_brought(

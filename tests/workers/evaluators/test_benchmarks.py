@@ -160,7 +160,7 @@ def test_the_longest_go_first_and_times_are_learnt() -> None:
     assert first is not None
     assert last is not None
     assert not task_times.knows(last.task)
-    schedule.done(0, first, AnswerResult(((0.0, True),), 10.0))
+    schedule.done(0, first, AnswerResult(((0.0, True),), 10.0), 11.0)
     assert task_times.knows(last.task)
     assert task_times.task_s(last.task) == pytest.approx(10.0 * last.task.size / first.task.size)  # type: ignore[union-attr]
 
@@ -171,7 +171,7 @@ def test_a_late_task_runs_a_second_time() -> None:
     late, quick = (schedule.next(evaluator, 2, None, 0.0) for evaluator in range(2))
     assert late is not None
     assert quick is not None
-    schedule.done(1, quick, AnswerResult(((0.0, True),), 0.5))
+    schedule.done(1, quick, AnswerResult(((0.0, True),), 0.5), 0.6)
     assert schedule.next(1, 2, None, 0.5) is None, "it is not late yet"
     assert schedule.next(1, 2, None, 1000.0) is late
 

@@ -1,5 +1,5 @@
 """One evaluator, without Ray: memory that runs out, several devices, a model that came by another
-way.
+way, weights that are sorted more than once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from accelerate import dispatch_model
 
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
+from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
-from pruning.shape import Removal
+from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config, tiny_model, tokens
 from workers.evaluators import shapes as module
 from workers.evaluators.shapes import Evaluator
-from workers.tasks import EvaluatorSpec, ScoreResult, ScoreTask
+from workers.tasks import EvaluatorSpec, OrderTask, ScoreResult, ScoreTask
 
+DENSE = ModelShape.dense(4, 3, 48)
 CANDIDATES = (
     Removal("attention", 0, 0),
     Removal("mlp_channels", 1, 0),
@@ -221,3 +223,57 @@ def test_a_model_over_two_gpus(wide: EvaluatorSpec) -> None:
     assert score(evaluator).nll == [
         pytest.approx(row, rel=1e-3) for row in score(Evaluator(wide)).nll
     ]
+
+
+def test_a_task_for_another_order_is_refused(spec: EvaluatorSpec) -> None:
+    evaluator = Evaluator(spec)
+    stored = ChannelOrder.as_stored(evaluator.dense.geometry)
+    evaluator.set_order(stored)
+    evaluator.set_order(stored)
+    with pytest.raises(ValueError, match="the task is for channel order other"):
+        evaluator.run(ScoreTask("block", 0, DENSE.text, (None,), "other"))
+
+
+@pytest.mark.parametrize("before", ["l1", "activation"])
+def test_weights_are_sorted_again_for_another_search(
+    spec: EvaluatorSpec, before: Importance
+) -> None:
+    """Whatever searches came before on the same evaluator: orders and scores are those of a fresh
+    one, to the bit.
+    """
+    removals = (Removal("mlp_channels", 1, 8), Removal("attention_heads", 0, 1), None)
+
+    def search(
+        evaluator: Evaluator, importance: Importance, set_name: str
+    ) -> tuple[ChannelOrder, object]:
+        order = evaluator.run(OrderTask(importance, set_name))
+        assert isinstance(order, ChannelOrder)
+        evaluator.set_order(order)
+        result = evaluator.run(ScoreTask("block", 0, DENSE.text, removals, order.fingerprint))
+        assert isinstance(result, ScoreResult)
+        return order, result.nll
+
+    used = Evaluator(spec)
+    first, _ = search(used, before, "width")
+    again, nll = search(used, "activation", "block")
+    fresh, fresh_nll = search(Evaluator(spec), "activation", "block")
+    assert first.fingerprint != again.fingerprint == fresh.fingerprint
+    assert nll == fresh_nll
+    back = used.run(ScoreTask("block", 0, DENSE.text, removals, again.fingerprint))
+    assert isinstance(back, ScoreResult)
+    assert back.nll == nll
+
+
+def test_sorting_never_reaches_the_checkpoint_on_disk(spec: EvaluatorSpec) -> None:
+    """Weights are mapped from their file and sorted in place: the file must stay what it was."""
+    before = spec.checkpoint.fingerprint()
+    evaluator = Evaluator(spec)
+    order = evaluator.run(OrderTask("l1"))
+    assert isinstance(order, ChannelOrder)
+    stored = [parameter.clone() for parameter in evaluator.dense.model.parameters()]
+    evaluator.set_order(order)
+    assert any(
+        (was != now).any()
+        for was, now in zip(stored, evaluator.dense.model.parameters(), strict=True)
+    ), "nothing was sorted"
+    assert spec.checkpoint.fingerprint() == before

@@ -19,28 +19,6 @@ SPARE_BYTES = 5 * 10**9
 may come to need meanwhile.
 """
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from safetensors.numpy import load_file
-from pruning.models.checkpoint import Checkpoint
-from tests.workers.pool.misbehaving import Swells
-from tests.workers.pool.test_ray_pool import score, steps, prepare
-from workers.cluster.ray_session import local_ray
-from workers.pool.inline_pool import InlinePool
-from workers.cluster.placement import Placement
-from workers.pool.ray_pool import RayPool
-from workers.tasks import EvaluatorSpec
-
-ids = load_file(sys.argv[2])["input_ids"]
-spec = EvaluatorSpec(Checkpoint(Path(sys.argv[1])), "float32", {"block": ids[:8], "width": ids[:4]}, batch_size=2)
-inline = InlinePool(spec)
-[expected] = [score(inline, tasks) for tasks in steps(prepare(inline))]
-with local_ray(2, 0), RayPool(spec, Placement(1, num_gpus=0), kind=Swells) as pool:
-    [found] = [score(pool, tasks) for tasks in steps(prepare(pool))]
-    print(json.dumps({"equal": found == expected, "faults": pool.faults.counts, "lost": pool.faults.num_lost_evaluations}))
-"""
-
 
 @pytest.mark.ray
 @pytest.mark.skipif(
@@ -59,9 +37,14 @@ def test_an_evaluator_that_fills_the_memory_is_replaced(
         "RAY_memory_usage_threshold": f"{threshold:.3f}",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-c", SCRIPT, str(spec.checkpoint.folder), str(token_file)]
+    arguments = [str(spec.checkpoint.folder), str(token_file)]
     done = subprocess.run(
-        command, env=os.environ | settings, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tests.workers.pool.swelling", *arguments],
+        cwd=ROOT,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     outcome = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
@@ -70,4 +53,4 @@ def test_an_evaluator_that_fills_the_memory_is_replaced(
     assert set(outcome["faults"]) <= {"start failed"}, (
         "its successor may come while the memory is still full, and is killed as well"
     )
-    assert outcome["lost"] >= 1
+    assert outcome["lost_evaluations"] >= 1

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
 
+from pruning.costs.measured import SpeedSettings
 from pruning.shape import Removal
-from workers.pool.schedule import MAX_TASK_S, PrefixKey, Running, Schedule
+from workers.pool.running import PrefixKey, Running
+from workers.pool.schedule import MAX_TASK_S, Schedule
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import ScoreResult, ScoreTask
+from workers.tasks import InfluenceTask, OrderTask, ScoreResult, ScoreTask, SpeedTask
 
 LAYERS = 32
 LAYER_S, HEAD_S = 0.012, 0.02
@@ -31,7 +34,7 @@ def step(
 
 @dataclass
 class Simulation:
-    """Evaluators that take as long as their work; `speed` slows some of them, `stuck` never answer."""
+    """Evaluators that take as long as their work; some are slower, the `stuck` never answer."""
 
     num_evaluators: int
     straggler_factors: dict[int, float] = field(default_factory=dict)
@@ -63,7 +66,7 @@ class Simulation:
             else:
                 self.now, evaluator, owner, running, result = heapq.heappop(self._events)
                 self._working.remove(evaluator)
-                if owner.done(evaluator, running, result) and owner is schedule:
+                if owner.done(evaluator, running, result, self.now) and owner is schedule:
                     self.answered.update(
                         (running.task.batch, candidate) for candidate in running.task.candidates
                     )  # type: ignore[union-attr]
@@ -205,7 +208,7 @@ def test_a_task_that_fails_is_handed_out_again() -> None:
     taken = [candidate for running in again for candidate in running.task.candidates]  # type: ignore[union-attr]
     assert taken == list(first.task.candidates)  # type: ignore[union-attr]
     for running in again + rest:
-        assert schedule.done(0, running, None)
+        assert schedule.done(0, running, None, 100.0)
     assert schedule.finished
 
 
@@ -224,7 +227,7 @@ def test_after_two_failures_candidates_are_told_apart() -> None:
                 assert running.task.candidates == (poison,)
                 return
         else:
-            schedule.done(0, running, None)
+            schedule.done(0, running, None, 100.0)
     pytest.fail(f"the poison candidate failed {worst} times")
 
 
@@ -254,9 +257,9 @@ def test_the_first_of_two_answers_counts() -> None:
     assert schedule.next(1, 2, None, 0.1) is None, "nothing is late yet"
     assert schedule.next(1, 2, None, 60.0) is first
     assert schedule.next(1, 2, None, 90.0) is None, "two are enough"
-    assert schedule.done(1, first, None)
+    assert schedule.done(1, first, None, 100.0)
     assert schedule.finished
-    assert not schedule.done(0, first, None)
+    assert not schedule.done(0, first, None, 100.0)
     assert schedule.failed(0, first) == 0
 
 
@@ -269,7 +272,7 @@ def test_one_of_two_holders_lost_is_no_loss() -> None:
     assert schedule.next(1, 2, None, 60.0) is first
     assert schedule.failed(0, first) == 0
     assert not schedule.finished
-    assert schedule.done(1, first, None)
+    assert schedule.done(1, first, None, 100.0)
     assert schedule.finished
 
 
@@ -280,7 +283,10 @@ def test_costs_are_learnt_from_noisy_tasks() -> None:
         layers = sum(LAYERS - candidate.layer for candidate in candidates) + LAYERS
         seconds = (layers * LAYER_S + len(candidates) * HEAD_S) * draw.uniform(0.8, 1.2)
         task_times.observe(
-            number % 7, ScoreTask("block", 0, "base", candidates, "o"), ScoreResult((), 1, seconds)
+            number % 7,
+            ScoreTask("block", 0, "base", candidates, "o"),
+            ScoreResult((), 1, seconds),
+            seconds,
         )
     assert task_times.work_s(1, 1) == pytest.approx(LAYER_S + HEAD_S, rel=0.3)
     assert task_times.prefix_s() == pytest.approx(LAYERS * LAYER_S, rel=0.1)
@@ -292,6 +298,72 @@ def test_equal_tasks_still_give_a_usable_cost() -> None:
     task_times = TaskTimeModel(LAYERS)
     for _ in range(5):
         task_times.observe(
-            0, ScoreTask("block", 0, "base", (BLOCK[0],), "o"), ScoreResult((), 1, 6.5)
+            0, ScoreTask("block", 0, "base", (BLOCK[0],), "o"), ScoreResult((), 1, 6.5), 7.0
         )
     assert task_times.task_s(ScoreTask("block", 0, "base", (BLOCK[0],), "o")) == pytest.approx(6.5)
+
+
+ORDER = OrderTask("activation")
+
+
+def test_a_task_of_unknown_time_runs_a_second_time_when_it_runs_for_long() -> None:
+    """The first task of all may hang, and nobody knows how long it should take."""
+    task_times = TaskTimeModel(LAYERS)
+    task_times.observe_start(20.0)
+    schedule = Schedule([ORDER], task_times)
+    first = schedule.next(0, 2, None, 0.0)
+    assert first is not None
+    assert schedule.next(1, 2, None, 99.0) is None, "five starts have not passed yet"
+    assert schedule.next(1, 2, None, 101.0) is first
+    assert schedule.next(2, 3, None, 1000.0) is None, "two are enough"
+    assert schedule.done(1, first, None, 131.0)
+    assert schedule.finished
+    assert task_times.task_s(ORDER) == pytest.approx(30.0)
+    assert schedule.limit_s(0, first) == pytest.approx(900.0), "known by now"
+
+
+def test_the_first_candidates_run_a_second_time_too() -> None:
+    schedule = Schedule(step(BLOCK[:1], 1), TaskTimeModel(LAYERS))
+    first = schedule.next(0, 2, None, 0.0)
+    assert first is not None
+    assert schedule.next(1, 2, None, 59.0) is None
+    assert schedule.next(1, 2, None, 61.0) is first
+
+
+def test_a_time_that_somebody_else_has_shown_is_expected_of_all() -> None:
+    """Both began before anybody knew; the second is late when the first has shown how long."""
+    task_times = TaskTimeModel(LAYERS)
+    schedule = Schedule([InfluenceTask(batch, "o") for batch in range(2)], task_times)
+    quick, late = (schedule.next(evaluator, 2, None, 0.0) for evaluator in range(2))
+    assert quick is not None
+    assert late is not None
+    assert schedule.limit_s(1, late) == 600.0
+    assert schedule.done(0, quick, None, 4.0)
+    assert schedule.limit_s(1, late) == pytest.approx(120.0)
+    assert schedule.next(0, 2, None, 4.5) is None, "it is not late yet"
+    assert schedule.next(0, 2, None, 12.5) is late
+
+
+def test_a_task_of_unknown_time_gets_more_of_it_after_each_time_out() -> None:
+    """So that one that only takes long is not given up like one that hangs."""
+    task_times = TaskTimeModel(LAYERS)
+    schedule, limits = Schedule([ORDER], task_times), []
+    for evaluator in range(3):
+        running = schedule.next(evaluator, 1, None, 0.0)
+        assert running is not None
+        limits.append(schedule.limit_s(evaluator, running))
+        assert schedule.failed(evaluator, running) == evaluator + 1
+    assert limits == [600.0, 2400.0, 9600.0]
+    task_times.observe_start(60.0)
+    again = schedule.next(3, 1, None, 0.0)
+    assert again is not None
+    assert schedule.limit_s(3, again) == 1200.0 * 64
+
+
+def test_a_measurement_of_speed_is_neither_hurried_nor_disturbed() -> None:
+    task = SpeedTask(SpeedSettings(1, 8, 8, 2), ())
+    schedule = Schedule([task], TaskTimeModel(LAYERS))
+    running = schedule.next(0, 2, None, 0.0)
+    assert running is not None
+    assert schedule.next(1, 2, None, 10_000.0) is None
+    assert schedule.limit_s(0, running) == math.inf

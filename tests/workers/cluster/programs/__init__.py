@@ -1,0 +1,1 @@
+"""What drivers and nodes run in processes of their own."""

@@ -1,0 +1,38 @@
+"""What the connected cluster has."""
+
+from __future__ import annotations
+
+import ray
+
+from workers.cluster.machine import Node
+
+
+def nodes() -> tuple[Node, ...]:
+    """The nodes of the cluster, the dead ones too, in the order of their addresses."""
+    found = []
+    for node in ray.nodes():
+        has = node["Resources"]
+        num_cpus, num_gpus, memory_bytes = (
+            int(has.get(name, 0)) for name in ("CPU", "GPU", "memory")
+        )
+        found.append(
+            Node(
+                node["NodeID"],
+                node["NodeManagerAddress"],
+                num_cpus,
+                num_gpus,
+                memory_bytes,
+                node["Alive"],
+            )
+        )
+    return tuple(sorted(found, key=lambda node: (node.address, node.node_id)))
+
+
+def describe_cluster() -> str:
+    """All of it, in words."""
+    count = sum(node.alive for node in nodes())
+    return f"{_words(ray.cluster_resources())} on {count} node{'s' if count != 1 else ''}"
+
+
+def _words(resources: dict[str, float]) -> str:
+    return f"{resources.get('GPU', 0):g} GPU and {resources.get('CPU', 0):g} CPU"
