@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,29 @@ class Placement:
         )
         return min((int(has // needs) for has, needs in pairs if needs), default=0)
 
+    def fits_into(self, resources: Mapping[str, float]) -> bool:
+        """Whether one would fit, were all that is free on one node."""
+        needs = {"GPU": self.num_gpus, "CPU": self.num_cpus, "memory": self.memory_bytes}
+        return all(resources.get(name, 0) >= count for name, count in needs.items())
+
+    def shortfall(self, nodes: Sequence[Node]) -> str | None:
+        """Why an evaluator fits on none of these nodes, even if nobody used them, and what to set;
+        None if it fits on one.
+        """
+        alive = [node for node in nodes if node.alive]
+        if any(self.fits_on(node) for node in alive):
+            return None
+        most_gpus = max((node.num_gpus for node in alive), default=0)
+        most_cpus = max((node.num_cpus for node in alive), default=0)
+        advice = []
+        if alive and most_gpus < self.num_gpus:
+            what = "at most" if most_gpus else "to score on CPUs"
+            advice.append(f"set cluster.num_gpus_per_evaluator={most_gpus} {what}")
+        if 0 < most_cpus < self.num_cpus:
+            advice.append(f"set cluster.num_cpus_per_evaluator={most_cpus} at most")
+        advice.append("add nodes that have it")
+        return f"each asks for {self.describe()}; {_offers(alive)}; {', or '.join(advice)}"
+
     def actor_options(self) -> dict[str, Any]:
         memory = {"memory": self.memory_bytes} if self.memory_bytes else {}
         return {
@@ -60,6 +84,20 @@ class Placement:
     def describe(self) -> str:
         memory = f" and {self.memory_bytes / 1e9:.1f} GB of memory" if self.memory_bytes else ""
         return f"{self.num_gpus} GPU and {self.num_cpus} CPU{memory}"
+
+
+def _offers(nodes: Sequence[Node]) -> str:
+    """What nodes have, those that are alike together."""
+    kinds = Counter(
+        f"{node.num_gpus} GPU, {node.num_cpus} CPU and {node.memory_bytes / 1e9:.1f} GB of memory"
+        for node in nodes
+    )
+    if not kinds:
+        return "the cluster has no nodes"
+    return ", ".join(
+        f"{count} node{'s offer' if count > 1 else ' offers'} {kind}"
+        for kind, count in kinds.items()
+    )
 
 
 def place_locally(

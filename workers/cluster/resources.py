@@ -34,5 +34,10 @@ def describe_cluster() -> str:
     return f"{_words(ray.cluster_resources())} on {count} node{'s' if count != 1 else ''}"
 
 
+def describe_free() -> str:
+    """What nobody uses, in words."""
+    return _words(ray.available_resources())
+
+
 def _words(resources: dict[str, float]) -> str:
     return f"{resources.get('GPU', 0):g} GPU and {resources.get('CPU', 0):g} CPU"

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
 
+from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from workers.cluster.placement import Placement
 from workers.pool.protocol import EvaluatorKind, Spec
@@ -55,6 +57,12 @@ class EvaluatorActor:
             logging.getLogger(name).setLevel(logging.INFO)
 
     def start(self, kind: EvaluatorKind, spec: Spec, order: ChannelOrder | None) -> Reply:
+        """Makes the evaluator.
+
+        Raises:
+            InputError: it cannot be made, or could not use the GPUs that it was given.
+        """
+        self._check_gpus()
         self.evaluator = kind(spec, order)
         return Reply(self.describe(), self._records.take())
 
@@ -73,13 +81,27 @@ class EvaluatorActor:
             node_id=context.get_node_id(),
         )
 
+    def _check_gpus(self) -> None:
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        if not gpus or torch.cuda.is_available():
+            return
+        why = "sees no CUDA device" if torch.version.cuda else "is a build for CPUs"
+        raise InputError(
+            f"cluster.num_gpus_per_evaluator: {len(gpus)}, and an evaluator on "
+            f"{ray.util.get_node_ip_address()} got GPU {','.join(gpus)}, but torch "
+            f"{torch.__version__} there {why}. Install a build of torch for the GPUs on every "
+            "node, or set 0 to score on CPUs"
+        )
+
 
 class ActorLauncher:
     """Makes an actor for an evaluator and ends it."""
 
+    actor: type[EvaluatorActor] = EvaluatorActor
+
     def launch(self, placement: Placement) -> Any:
         """Returns at once: Ray places the actor when there are resources."""
-        actor_class: Any = ray.remote(EvaluatorActor)
+        actor_class: Any = ray.remote(self.actor)
         return actor_class.options(**placement.actor_options()).remote()
 
     def kill(self, actor: Any) -> None:

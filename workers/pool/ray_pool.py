@@ -164,7 +164,9 @@ class RayPool:
         if now < max(self._next_fill, self._back_off_until):
             return
         self._next_fill = now + _FILL_S
-        wanted = self.placement.wanted(nodes())
+        found = nodes()
+        self._stall.look_at(found)
+        wanted = self.placement.wanted(found)
         waiting = [worker for worker in self._workers if worker.state == "waiting for resources"]
         for worker in waiting[: max(0, len(self._workers) - wanted)]:
             self._drop(worker)  # asked for on a node that has gone

@@ -95,6 +95,45 @@ def test_as_many_as_fit_on_the_living_nodes() -> None:
     assert Placement(None, num_gpus=9).wanted(nodes) == 0, "an evaluator never spans two nodes"
 
 
+@pytest.mark.parametrize(
+    ("placement", "nodes", "words"),
+    [
+        (
+            Placement(None, num_gpus=1),
+            [node(64, 0, 2 * 10**9), node(64, 0, 2 * 10**9), node(8, 8, 10**9, alive=False)],
+            "each asks for 1 GPU and 1 CPU; 2 nodes offer 0 GPU, 64 CPU and 2.0 GB of "
+            "memory; set cluster.num_gpus_per_evaluator=0 to score on CPUs, or add nodes that "
+            "have it",
+        ),
+        (
+            Placement(2, num_gpus=8, num_cpus=32),
+            [node(16, 4, 10**9), node(8, 0, 10**9)],
+            "each asks for 8 GPU and 32 CPU; 1 node offers 4 GPU, 16 CPU and 1.0 GB of "
+            "memory, 1 node offers 0 GPU, 8 CPU and 1.0 GB of memory; set "
+            "cluster.num_gpus_per_evaluator=4 at most, or set cluster.num_cpus_per_evaluator=16 "
+            "at most, or add nodes that have it",
+        ),
+        (
+            Placement(None, num_gpus=0, memory_bytes=30 * 10**9),
+            [node(16, 0, 16 * 10**9)],
+            "each asks for 0 GPU and 1 CPU and 30.0 GB of memory; 1 node offers 0 GPU, "
+            "16 CPU and 16.0 GB of memory; add nodes that have it",
+        ),
+        (
+            Placement(None, num_gpus=1),
+            [],
+            "each asks for 1 GPU and 1 CPU; the cluster has no nodes; add nodes that have it",
+        ),
+    ],
+    ids=["no GPUs", "too few", "too little memory", "nothing"],
+)
+def test_what_is_missing_and_what_to_set(
+    placement: Placement, nodes: list[Node], words: str
+) -> None:
+    assert placement.shortfall(nodes) == words
+    assert placement.shortfall([*nodes, node(64, 8, 100 * 10**9)]) is None
+
+
 def test_what_an_actor_asks_for() -> None:
     options = Placement(1, num_gpus=2, num_cpus=3, memory_bytes=7).actor_options()
     assert options == {

@@ -13,6 +13,7 @@ from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from workers.evaluators.benchmarks import BenchmarkEvaluator
 from workers.evaluators.shapes import Evaluator
+from workers.pool.actor import ActorLauncher, EvaluatorActor
 from workers.tasks import (
     AnswerResult,
     BenchmarkSpec,
@@ -112,6 +113,17 @@ class StopsInTheFirstTask(Evaluator):
         if first_time(self.spec, "first task"):
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().run(task)
+
+
+class ActorOnPretendedGpus(EvaluatorActor):
+    """Ray hands out GPUs that no machine has: pinning is Ray's, not CUDA's."""
+
+    def _check_gpus(self) -> None:
+        pass
+
+
+class PretendedGpus(ActorLauncher):
+    actor = ActorOnPretendedGpus
 
 
 class Swells(Once):

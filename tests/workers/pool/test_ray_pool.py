@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pruning.errors import InputError
-from tests.workers.pool.misbehaving import FindsBadInput, Slow
+from tests.workers.pool.misbehaving import FindsBadInput, PretendedGpus, Slow
 from tests.workers.pool.scoring import Scores, prepare, score, search, steps
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
@@ -56,7 +56,7 @@ def test_as_many_as_fit(local_cluster: LocalMachine, spec: EvaluatorSpec) -> Non
 def test_each_evaluator_sees_its_own_gpus(
     local_cluster: LocalMachine, spec: EvaluatorSpec, count: int, gpus: int
 ) -> None:
-    with RayPool(spec, Placement(count, num_gpus=gpus)) as pool:
+    with RayPool(spec, Placement(count, num_gpus=gpus), launcher=PretendedGpus()) as pool:
         seen = [info.visible_gpus for info in pool.describe()]
     assert all(len(own) == gpus for own in seen)
     assert len({gpu for own in seen for gpu in own}) == count * gpus
@@ -69,7 +69,7 @@ def test_what_evaluators_log_is_in_our_log(
     placement = Placement(1, num_gpus=1)
     with (
         caplog.at_level(logging.INFO),
-        RayPool(spec, placement) as pool,
+        RayPool(spec, placement, launcher=PretendedGpus()) as pool,
     ):
         pool.describe()
     said = [

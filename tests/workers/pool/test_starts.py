@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 from ray.exceptions import ActorUnavailableError
 
 from pruning.errors import InputError
@@ -84,16 +86,76 @@ def test_another_torch_on_a_node_is_refused(
         list(pool.wait())
 
 
+@pytest.mark.parametrize("count", [1, None], ids=["one", "as many as fit"])
 def test_a_start_that_never_comes_says_what_was_asked_and_what_there_is(
+    local_cluster: LocalMachine,
+    spec: EvaluatorSpec,
+    count: int | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At once, and again when it has waited in vain."""
+    with RayPool(spec, Placement(count, num_gpus=64, stall_timeout_s=3)) as pool:
+        [said] = [record.getMessage() for record in caplog.records]
+        assert re.fullmatch(
+            r"cluster: no node can take an evaluator: each asks for 64 GPU and 1 CPU; 1 node "
+            r"offers 8 GPU, 8 CPU and [\d.]+ GB of memory; set "
+            r"cluster.num_gpus_per_evaluator=8 at most, or add nodes that have it. Waiting for "
+            r"up to 3 s \(cluster.stall_timeout_s\)",
+            said,
+        ), said
+        doing = "1 waiting for resources" if count else "none could be placed"
+        message = (
+            rf"no evaluator for 3 s \(cluster.stall_timeout_s\): {doing}. Each asks for 64 GPU "
+            r"and 1 CPU; the cluster has 8 GPU and 8 CPU on 1 node"
+        )
+        with pytest.raises(WorkersLost, match=message):
+            list(pool.wait())
+    assert len(caplog.records) == 1, "it is said once"
+
+
+def test_a_start_that_others_stand_in_the_way_of_says_so(
+    local_cluster: LocalMachine,
+    spec: EvaluatorSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("workers.pool.stall._BUSY_S", 1.0)
+    other = ray.remote(SomebodyElse).options(num_cpus=0, num_gpus=5).remote()
+    ray.get(other.is_there.remote())
+    try:
+        pool = RayPool(spec, Placement(1, num_gpus=4, stall_timeout_s=4))
+        with pool, pytest.raises(WorkersLost):
+            list(pool.wait())
+    finally:
+        ray.kill(other)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "cluster: others use what evaluators need: each asks for 4 GPU and 1 CPU, of 8 GPU and 8 "
+        "CPU on 1 node there are 3 GPU and 8 CPU free. Waiting for up to 4 s "
+        "(cluster.stall_timeout_s)"
+    )
+
+
+def test_gpus_that_torch_cannot_use_are_refused(
     local_cluster: LocalMachine, spec: EvaluatorSpec
 ) -> None:
-    pool = RayPool(spec, Placement(1, num_gpus=64, stall_timeout_s=3))
+    """Ray hands out GPUs by their numbers, whatever torch is there: it would score on the CPU."""
+    pool = RayPool(spec, Placement(1, num_gpus=2))
     message = (
-        r"no evaluator for 3 s \(cluster.stall_timeout_s\): 1 waiting for resources. Each "
-        r"asks for 64 GPU and 1 CPU; the cluster has 8 GPU and 8 CPU on 1 node"
+        r"cluster.num_gpus_per_evaluator: 2, and an evaluator on 127.0.0.1 got GPU \d,\d, but "
+        r"torch \S+ there (is a build for CPUs|sees no CUDA device). Install a build of torch for "
+        r"the GPUs on every node, or set 0 to score on CPUs"
     )
-    with pool, pytest.raises(WorkersLost, match=message):
+    with pool, pytest.raises(InputError, match=message):
         list(pool.wait())
+    assert not pool.faults.counts, "it is not tried again"
+
+
+class SomebodyElse:
+    """Holds what it was given."""
+
+    def is_there(self) -> bool:
+        return True
 
 
 def test_a_node_that_goes_while_an_evaluator_starts_is_no_failed_start(
