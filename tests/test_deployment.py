@@ -168,10 +168,11 @@ def test_command_lines_are_understood(place: str, words: str) -> None:
         assert override_problems("prune", arguments) == []
 
 
-@pytest.mark.parametrize(
-    "arguments", re.findall(r"`((?:[\w.]+=[^\s`]+ ?)+)`", (DOCKER / "README.md").read_text())
-)
-def test_options_in_the_readme_are_understood(arguments: str) -> None:
+CLUSTER_PAGE = (ROOT / "docs/operate/cluster.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", re.findall(r"`((?:[\w.]+=[^\s`]+ ?)+)`", CLUSTER_PAGE))
+def test_options_on_the_page_of_clusters_are_understood(arguments: str) -> None:
     register()
     names = [word for word in arguments.split() if word[0].islower()]
     assert override_problems("prune", names) == []

@@ -14,12 +14,11 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.grid import points_of
 from pipelines.config.options import COMMANDS
-from pipelines.config.overrides import CONF, option_names
+from pipelines.config.overrides import CONF
 from pipelines.config.prune import PruneConfig
 from pipelines.config.schemas import register
 from pipelines.config.sweep import SweepConfig
 from pruning.models.shards import MAX_SHARD_BYTES
-from tests.conftest import ROOT
 
 FILES = sorted(
     path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name != "base"
@@ -114,21 +113,3 @@ def test_sweeps_are_points_that_compose(name: str) -> None:
         ]
     assert len(points) > 1
     assert len({str(config.search) + str(config.calibration) for config in configs}) == len(points)
-
-
-def test_the_readme_names_every_option() -> None:
-    """And names none that does not exist."""
-    register()
-    with initialize_config_dir(str(CONF), version_base=None):
-        names = {
-            name
-            for name in option_names(compose("prune"))
-            if "." in name or name in ("output_dir", "resume")
-        }
-    readme = (ROOT / "README.md").read_text()
-    missing = [name for name in names if f"`{name}`" not in readme]
-    assert missing == []
-    mentioned = set(
-        re.findall(r"`((?:model|calibration|search|cluster|tracking|store)\.[a-z_0-9]+)`", readme)
-    )
-    assert mentioned <= names
