@@ -264,7 +264,7 @@ def _wrong_rows(task: Any, data_dir: str | None) -> list[str]:
         task.doc_to_target(documents[0])
         if task.config.doc_to_choice is not None:
             task.doc_to_choice(documents[0])
-    # Templates and functions of a task fail in ways of their own on rows that they were not made for.
+    # Templates and functions of a task fail in ways of their own on rows of another kind.
     except Exception as error:  # noqa: BLE001
         return [_unusable(task.config.task, error, data_dir)]
     return []
