@@ -1,36 +1,16 @@
-"""`python -m pipelines.prune`: a pretrained model goes in, its pruned shape and the whole path that
-led to it come out.
-
-On request it goes all the way: the pruned model is measured and written as a checkpoint.
-"""
+"""Entry of `python -m pipelines.prune`: help and options are there before what does the work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from omegaconf import DictConfig
-
-from pipelines.cli.console import log_to
-from pipelines.cli.launch import launch
-from pipelines.config.prune import PruneConfig
-from pipelines.evaluators import joined
-from pipelines.prune.job import make_job
-from pipelines.prune.pipeline import run_job
-from pipelines.runs.resume import resumed
+from pipelines.cli.launch import Job, launch
 
 
-def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Runs one search, or goes on with one; returns its summary.
+def prune_job() -> Job:
+    """See `pipelines.prune.command`, which takes seconds to import."""
+    from pipelines.prune.command import prune
 
-    Raises:
-        InputError: invalid input, found before anything expensive starts.
-    """
-    log_to(None)
-    config = PruneConfig.of(resumed(raw, overrides) if raw.resume else raw)
-    with joined(config.cluster):
-        return run_job(make_job(config))
+    return prune
 
 
 if __name__ == "__main__":
-    launch("prune", prune)
+    launch("prune", prune_job)

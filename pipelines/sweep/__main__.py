@@ -1,77 +1,17 @@
-"""`python -m pipelines.sweep`: many searches as one experiment: one pool of evaluators, one store,
-one table.
-
-What two points have in common is scored once. A point that fails does not stop the others; the same
-command goes on with what is missing.
-"""
+"""Entry of `python -m pipelines.sweep`: help and options are there before what does the work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from omegaconf import DictConfig
-
-from pipelines.cli.console import log_to
-from pipelines.cli.launch import launch
-from pipelines.config.grid import as_grid, plain_grid, points_of
-from pipelines.config.overrides import option_names, option_of, unknown_option
-from pipelines.config.sweep import SweepConfig
-from pipelines.evaluators import joined
-from pipelines.runs.files import RUN, SWEEP_LOG
-from pipelines.runs.folder import RunFolder
-from pipelines.sweep.point_jobs import check_folder, make_jobs
-from pipelines.sweep.resume import OWN_OPTIONS, resumed_sweep, saved_grid, saved_overrides
-from pipelines.sweep.sweep_run import SweepRun
-from pruning.canonical_json import dump_json
-from pruning.errors import InputError
+from pipelines.cli.launch import Job, launch
+from pipelines.config.grid import as_grid
 
 
-def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Runs every point of the grid that is not there yet; returns what sweep.json says.
+def sweep_job() -> Job:
+    """See `pipelines.sweep.command`, which takes seconds to import."""
+    from pipelines.sweep.command import sweep
 
-    Raises:
-        InputError: invalid input, in any point, found before the first one
-            starts.
-        Failed: some points did; the others are done.
-    """
-    log_to(None)
-    given = [override for override in overrides if option_of(override) not in OWN_OPTIONS]
-    config, given, grid = (
-        resumed_sweep(raw, given)
-        if raw.resume
-        else (SweepConfig.of(raw), given, plain_grid(raw.grid))
-    )
-    unknown = [
-        unknown_option(name, option_names(raw))
-        for name in grid
-        if "." in name and name not in option_names(raw)
-    ]
-    if unknown:
-        raise InputError("\n".join(unknown))
-    with joined(config.cluster):
-        jobs = make_jobs(points_of(grid), given)
-        with RunFolder(raw.output_dir) as folder:
-            try:
-                record = folder.claim({"kind": "sweep"})
-                for each in jobs:
-                    each.job.config.output_dir = str(folder.path / each.point.name)
-                    check_folder(each)
-                folder.write(
-                    RUN,
-                    dump_json(
-                        record
-                        | {
-                            "grid": saved_grid(grid),
-                            "overrides": saved_overrides(given, jobs[0].job),
-                        }
-                    ),
-                )
-                log_to(folder.path / SWEEP_LOG)
-                return SweepRun(config, jobs, folder, grid).go()
-            finally:
-                log_to(None)
+    return sweep
 
 
 if __name__ == "__main__":
-    launch("sweep", sweep, prepare=as_grid)
+    launch("sweep", sweep_job, prepare=as_grid)

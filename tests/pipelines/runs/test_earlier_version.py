@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.status.__main__ import main as status
+from pipelines.status.command import main as status
 from pruning.export.manifest import check_folder
 from tests.conftest import ROOT
 from tests.pipelines.conftest import Cli, Search

@@ -14,7 +14,7 @@ from filelock import FileLock
 from pipelines.cli.console import console
 from pipelines.runs.files import STATUS
 from pipelines.runs.folder import RunFolder
-from pipelines.status.__main__ import read_status
+from pipelines.status.command import read_status
 from pipelines.status.status_file import Heartbeat
 from pruning.errors import InputError, TargetNotReached
 from tests.pipelines.command import Outcome

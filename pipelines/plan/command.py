@@ -1,0 +1,255 @@
+"""`multipruner plan`: what a search or a sweep would take, from the model's configuration
+alone: steps, evaluations, FLOPs, memory, hours.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from omegaconf import DictConfig
+from rich.table import Table
+
+from pipelines.cli.console import console, duration, log_to, print_line
+from pipelines.config.grid import plain_grid, points_of
+from pipelines.config.groups import ClusterConfig
+from pipelines.config.overrides import option_of
+from pipelines.config.plan import PlanConfig
+from pipelines.plan.estimate import (
+    TOKENS_PER_ROW,
+    measured_tflops,
+    num_sequences,
+    search_flops,
+    search_plan,
+)
+from pipelines.runs.files import PLAN
+from pipelines.runs.folder import RunFolder
+from pruning.canonical_json import dump_json
+from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
+from pruning.search.plan import SearchPlan
+from workers.evaluators.memory import evaluator_bytes
+
+log = logging.getLogger(__name__)
+
+
+def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Plans one search, or every point of a sweep; returns what plan.json says.
+
+    Raises:
+        InputError: the settings do not fit the model, or no path reaches the target.
+    """
+    log_to(None)
+    config = PlanConfig.of(raw)
+    grid = plain_grid(raw.grid)
+    report = (
+        _sweep_report(grid, [override for override in overrides if option_of(override) != "grid"])
+        if grid
+        else _search_report(config)[0]
+    )
+    with RunFolder(config.output_dir) as folder:
+        path = folder.write(PLAN, dump_json(report))
+    console.print(_sweep_table(report) if grid else _table(report))
+    print_line(f"written to {path}")
+    return report
+
+
+def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float]:
+    """What plan.json says of one search, and the FLOPs of its block stage alone."""
+    checkpoint, accounting = _model(
+        config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code
+    )
+    found = search_plan(accounting, config)
+    if found.impossible is not None:
+        raise InputError(
+            f"search.target_ratio: {config.search.target_ratio:g}; no path reaches it: the "
+            f"{found.impossible} stage runs out of candidates"
+        )
+    return _report(
+        config, accounting, found, hidden_size=checkpoint.config().get_text_config().hidden_size
+    )
+
+
+@lru_cache
+def _model(
+    path: str, revision: str | None, *, trust_remote_code: bool
+) -> tuple[Checkpoint, Accounting]:
+    checkpoint = find_checkpoint(
+        path, revision=revision, trust_remote_code=trust_remote_code, config_only=True
+    )
+    return checkpoint, Accounting(checkpoint.config(), trust_remote_code=trust_remote_code)
+
+
+def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Every point, and all together: of the points that differ in target and distribution alone,
+    only the longest pays for its block stage.
+    """
+    points, trunks = [], dict[str, list[tuple[dict[str, Any], float]]]()
+    for point in points_of(grid):
+        config = PlanConfig.of(compose("plan", overrides=[*given, *point.overrides]))
+        report, block_flops = _search_report(config)
+        points.append({"name": point.name, "settings": dict(point.settings), **report})
+        search = replace(config.search, target_ratio=0.0, distribution=[])
+        trunks.setdefault(str((config.model, config.calibration, search)), []).append(
+            (report, block_flops)
+        )
+    evaluations: dict[str, dict[str, int]] = {}
+    for stage in dict.fromkeys(stage for report in points for stage in report["evaluations"]):
+        ranges = [
+            [report["evaluations"][stage] for report, _ in group if stage in report["evaluations"]]
+            for group in trunks.values()
+        ]
+        together = max if stage == "block" else sum
+        evaluations[stage] = {
+            end: sum(together(each[end] for each in group) for group in ranges if group)
+            for end in ("min", "max")
+        }
+    flops = sum(report["flops"] - block for group in trunks.values() for report, block in group)
+    flops += sum(max(block for _, block in group) for group in trunks.values())
+    hours = [point["hours"] for point in points]
+    return {
+        "points": points,
+        "evaluations": evaluations,
+        "flops": flops,
+        "peak_bytes_per_evaluator": max(point["peak_bytes_per_evaluator"] for point in points),
+        "num_evaluators": points[0]["num_evaluators"],
+        "hours": None
+        if None in hours
+        else sum(hours) * flops / sum(point["flops"] for point in points),
+    }
+
+
+def _report(
+    config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int
+) -> tuple[dict[str, Any], float]:
+    calibration, num_evaluators = config.calibration, config.cluster.num_evaluators or 1
+    sequences = {
+        "block": num_sequences(
+            calibration.source, calibration.num_block_samples, calibration.sequence_length
+        ),
+        "width": num_sequences(
+            calibration.source, calibration.num_width_samples, calibration.sequence_length
+        ),
+    }
+    batches = {name: -(-count // calibration.batch_size) for name, count in sequences.items()}
+    lengths = {"sequence_length": calibration.sequence_length, "batch_size": calibration.batch_size}
+    blocks = replace(found, stages=found.stages[:1])
+    flops, block_flops = (
+        search_flops(accounting, each, sequences, **lengths, num_evaluators=num_evaluators)
+        for each in (found, blocks)
+    )
+    dtype = resolve_dtype(config.model.dtype, on_gpu=_on_gpu(config.cluster))
+    tokens = calibration.batch_size * calibration.sequence_length
+    tflops = (
+        measured_tflops(Path(config.rate_of).expanduser())
+        if config.rate_of
+        else config.tflops_per_evaluator
+    )
+    report = {
+        "model": display_name(config.model.path),
+        "num_parameters": accounting.num_dense_parameters,
+        "target_ratio": config.search.target_ratio,
+        **found.to_json(),
+        "calibration": {
+            name: {
+                "num_sequences": count,
+                "sequence_length": calibration.sequence_length,
+                "estimated": calibration.source in TOKENS_PER_ROW,
+            }
+            for name, count in sequences.items()
+        },
+        "tasks_per_candidate": batches,
+        "flops": flops,
+        "dtype": dtype,
+        "peak_bytes_per_evaluator": evaluator_bytes(
+            accounting.num_dense_parameters,
+            dtype,
+            tokens,
+            hidden_size,
+            accounting.geometry.num_layers,
+        ),
+        "num_evaluators": num_evaluators,
+        "tflops_per_evaluator": tflops,
+        "hours": flops / (tflops * 1e12 * num_evaluators * 3600) if tflops else None,
+    }
+    return report, block_flops
+
+
+def _on_gpu(cluster: ClusterConfig) -> bool:
+    """As `pipelines.evaluators.gpus_per_evaluator` decides it for a search, without the evaluators
+    that this would import.
+    """
+    if cluster.num_gpus_per_evaluator is not None:
+        return cluster.num_gpus_per_evaluator > 0
+    return (torch.cuda.device_count() if cluster.num_gpus is None else cluster.num_gpus) > 0
+
+
+def _table(report: Mapping[str, Any]) -> Table:
+    rows = Table(
+        title=(
+            f"{report['model']}, {report['num_parameters'] / 1e9:.2f} G parameters, to ratio "
+            f"{report['target_ratio']:g}"
+        ),
+        title_justify="left",
+    )
+    rows.add_column("")
+    for name in ("steps", "evaluations", "ends at ratio"):
+        rows.add_column(name, justify="right")
+    for stage in report["steps"]:
+        steps, evaluations, ratio = (
+            report[name][stage] for name in ("steps", "evaluations", "ratio")
+        )
+        rows.add_row(
+            stage,
+            *(f"{each['min']:,} to {each['max']:,}" for each in (steps, evaluations)),
+            f"{ratio['min']:.4f} to {ratio['max']:.4f}",
+        )
+    rows.add_section()
+    rows.add_row("FLOPs", "", f"{report['flops']:.2e}", "")
+    rows.add_row(
+        f"memory of an evaluator ({report['dtype']})",
+        "",
+        f"{report['peak_bytes_per_evaluator'] / 1e9:.1f} GB",
+        "",
+    )
+    rows.add_row(f"time on {report['num_evaluators']} evaluators", "", _time(report), "")
+    return rows
+
+
+def _sweep_table(report: Mapping[str, Any]) -> Table:
+    stages = list(report["evaluations"])
+    rows = Table(
+        title=f"{len(report['points'])} points: evaluations by stage", title_justify="left"
+    )
+    rows.add_column("point")
+    for name in (*(stage.replace("_", " ") for stage in stages), "FLOPs", "time"):
+        rows.add_column(name, justify="right")
+    for each in (*report["points"], report):
+        if each is report:
+            rows.add_section()
+        ranges = [each["evaluations"].get(stage) for stage in stages]
+        cells = [f"{found['min']:,} to {found['max']:,}" if found else "" for found in ranges]
+        rows.add_row(
+            each.get("name", "all, what they share paid for once"),
+            *cells,
+            f"{each['flops']:.2e}",
+            _time(each),
+        )
+    return rows
+
+
+def _time(report: Mapping[str, Any]) -> str:
+    hours = report["hours"]
+    return (
+        "unknown: give tflops_per_evaluator or rate_of" if hours is None else duration(hours * 3600)
+    )

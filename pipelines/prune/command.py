@@ -1,0 +1,31 @@
+"""`multipruner prune`: a pretrained model goes in, its pruned shape and the whole path that
+led to it come out.
+
+On request it goes all the way: the pruned model is measured and written as a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pipelines.cli.console import log_to
+from pipelines.config.prune import PruneConfig
+from pipelines.evaluators import joined
+from pipelines.prune.job import make_job
+from pipelines.prune.pipeline import run_job
+from pipelines.runs.resume import resumed
+
+
+def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Runs one search, or goes on with one; returns its summary.
+
+    Raises:
+        InputError: invalid input, found before anything expensive starts.
+    """
+    log_to(None)
+    config = PruneConfig.of(resumed(raw, overrides) if raw.resume else raw)
+    with joined(config.cluster):
+        return run_job(make_job(config))

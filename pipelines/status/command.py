@@ -1,0 +1,218 @@
+"""`multipruner status OUTPUT_DIR`: how far a search is, what its evaluators are doing, and
+what went wrong so far. Reads files only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.cli.commands import COMMANDS, PROGRAM
+from pipelines.cli.console import console, duration
+from pipelines.cli.help import FLAGS, print_help
+from pipelines.runs.files import LOCK, STATUS, read_json
+from pruning.errors import InputError
+
+_STALE_S = 30.0
+_OVER = ("finished", "failed", "stopped")
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `status.json` says, and under `alive` whether a driver is at work in the folder.
+
+    Of a sweep, that of the point which was at work last.
+
+    Raises:
+        InputError: the folder holds no run, or the file is damaged.
+    """
+    path = folder / STATUS
+    points = (
+        []
+        if path.exists()
+        else sorted(folder.glob(f"*/{STATUS}"), key=lambda file: file.stat().st_mtime)
+    )
+    if points:
+        path = points[-1]
+    if not path.exists():
+        raise InputError(
+            f"output_dir: no {STATUS} in {folder.absolute()}; give the output_dir of a search that "
+            "has started"
+        )
+    status = read_json(
+        path, option="output_dir", fields=("state", "host", "pid", "started", "updated")
+    )
+    if points:
+        status["point"] = {"name": path.parent.name, "number": len(points)}
+    status["age_s"] = round(max(0.0, time.time() - status["updated"]), 1)
+    # On the driver's own machine its lock on the folder tells. Elsewhere, on shared storage, locks
+    # may mean nothing: there it must have spoken lately.
+    here = status["host"] == socket.gethostname()
+    over = status["state"] in _OVER and not points
+    status["alive"] = not over and (_is_locked(folder) if here else status["age_s"] < _STALE_S)
+    if not status["alive"] and status["state"] not in _OVER:
+        status["state"] = "interrupted"
+    return status
+
+
+def page(status: Mapping[str, Any]) -> RenderableType:
+    """The whole of it, as a person reads it."""
+    return Group(
+        *(
+            part
+            for part in (_search(status), _evaluators(status), _faults(status))
+            if part is not None
+        )
+    )
+
+
+def main() -> None:
+    """Does what the words of the command line say."""
+    if FLAGS & set(sys.argv[1:]):
+        print_help("status")
+        return
+    parser = argparse.ArgumentParser(usage=f"{PROGRAM} status {COMMANDS['status'].usage}")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--watch", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        status = read_status(arguments.output_dir)
+        if arguments.json:
+            sys.stdout.write(json.dumps(status, indent=2) + "\n")
+        elif arguments.watch:
+            with Live(page(status), console=console, auto_refresh=False) as live:
+                while status["alive"]:
+                    time.sleep(1.0)
+                    status = read_status(arguments.output_dir)
+                    live.update(page(status), refresh=True)
+        else:
+            console.print(page(status))
+    except InputError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _search(status: Mapping[str, Any]) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    state = status["state"]
+    if state == "interrupted":
+        state += (
+            f": its driver (pid {status['pid']} on {status['host']}) is gone; the same "
+            "command with this output_dir goes on"
+        )
+    elif status["alive"] and status["age_s"] > _STALE_S:
+        state += (
+            f", but its driver (pid {status['pid']} on {status['host']}) has said nothing "
+            f"for {duration(status['age_s'])}"
+        )
+    if status.get("result"):
+        state += f": {status['result']}"
+    if "point" in status:
+        rows.add_row(
+            "sweep", f"point {status['point']['name']}, number {status['point']['number']}"
+        )
+    rows.add_row("search", state)
+    if "step" in status:
+        perplexity = (
+            "" if status.get("perplexity") is None else f", perplexity {status['perplexity']:.3f}"
+        )
+        rows.add_row(
+            "step",
+            (
+                f"{status['step']} ({status['stage']}): ratio {status['ratio']:.2%} of "
+                f"{status['target_ratio']:.2%}{perplexity}"
+            ),
+        )
+    if status.get("rate") and status["alive"]:
+        rows.add_row(
+            "rate", f"{status['rate']:.2f} candidates/s, {duration(status['left_s'])} left"
+        )
+    if "evaluations" in status:
+        counts = status["evaluations"]
+        rows.add_row(
+            "evaluations",
+            (
+                f"{counts['scored']:,} scored, {counts['reused']:,} from the store, "
+                f"{status.get('lost_evaluations', 0):,} lost in flight"
+            ),
+        )
+    if status.get("tracking"):
+        rows.add_row("MLflow", status["tracking"])
+    rows.add_row(
+        "updated",
+        (
+            f"{duration(status['age_s'])} ago; running for "
+            f"{duration(status['updated'] - status['started'])}"
+        ),
+    )
+    return rows
+
+
+def _evaluators(status: Mapping[str, Any]) -> RenderableType | None:
+    if not status.get("evaluators"):
+        return None
+    rows = Table(title="evaluators", title_justify="left")
+    for name, side in (
+        ("", "right"),
+        ("state", "left"),
+        ("node", "left"),
+        ("pid", "right"),
+        ("device", "left"),
+        ("tasks", "right"),
+        ("task", "left"),
+    ):
+        rows.add_column(name, justify=side)  # type: ignore[arg-type]
+    for evaluator in status["evaluators"]:
+        gpus = f" {','.join(evaluator['gpus'])}" if evaluator.get("gpus") else ""
+        cells = (
+            evaluator["number"],
+            evaluator["state"],
+            evaluator.get("node", ""),
+            evaluator.get("pid", ""),
+            f"{evaluator.get('device', '')}{gpus}",
+        )
+        rows.add_row(
+            *map(str, cells),
+            str(evaluator["num_tasks"]),
+            evaluator["task"] if status["alive"] else "",
+        )
+    return rows
+
+
+def _faults(status: Mapping[str, Any]) -> RenderableType | None:
+    if not status.get("faults"):
+        return None
+    counts = ", ".join(f"{count} {kind}" for kind, count in status["faults"].items())
+    speculative = status.get("speculative_tasks", status.get("copied_tasks", 0))  # its name in 0.1
+    lines = [
+        f"faults: {counts}; {speculative} late tasks were given to a second evaluator",
+        *map(_fault, status["recent_faults"][-5:]),
+    ]
+    return Text("\n".join(lines))
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    when = time.strftime("%H:%M:%S", time.localtime(fault["timestamp"]))
+    return f"  {when} {fault['evaluator']}: {fault['kind']} ({fault['cause']}); {fault['decision']}"
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True

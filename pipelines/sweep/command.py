@@ -1,0 +1,72 @@
+"""`multipruner sweep`: many searches as one experiment: one pool of evaluators, one store,
+one table.
+
+What two points have in common is scored once. A point that fails does not stop the others; the same
+command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pipelines.cli.console import log_to
+from pipelines.config.grid import plain_grid, points_of
+from pipelines.config.overrides import option_names, option_of, unknown_option
+from pipelines.config.sweep import SweepConfig
+from pipelines.evaluators import joined
+from pipelines.runs.files import RUN, SWEEP_LOG
+from pipelines.runs.folder import RunFolder
+from pipelines.sweep.point_jobs import check_folder, make_jobs
+from pipelines.sweep.resume import OWN_OPTIONS, resumed_sweep, saved_grid, saved_overrides
+from pipelines.sweep.sweep_run import SweepRun
+from pruning.canonical_json import dump_json
+from pruning.errors import InputError
+
+
+def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Runs every point of the grid that is not there yet; returns what sweep.json says.
+
+    Raises:
+        InputError: invalid input, in any point, found before the first one
+            starts.
+        Failed: some points did; the others are done.
+    """
+    log_to(None)
+    given = [override for override in overrides if option_of(override) not in OWN_OPTIONS]
+    config, given, grid = (
+        resumed_sweep(raw, given)
+        if raw.resume
+        else (SweepConfig.of(raw), given, plain_grid(raw.grid))
+    )
+    unknown = [
+        unknown_option(name, option_names(raw))
+        for name in grid
+        if "." in name and name not in option_names(raw)
+    ]
+    if unknown:
+        raise InputError("\n".join(unknown))
+    with joined(config.cluster):
+        jobs = make_jobs(points_of(grid), given)
+        with RunFolder(raw.output_dir) as folder:
+            try:
+                record = folder.claim({"kind": "sweep"})
+                for each in jobs:
+                    each.job.config.output_dir = str(folder.path / each.point.name)
+                    check_folder(each)
+                folder.write(
+                    RUN,
+                    dump_json(
+                        record
+                        | {
+                            "grid": saved_grid(grid),
+                            "overrides": saved_overrides(given, jobs[0].job),
+                        }
+                    ),
+                )
+                log_to(folder.path / SWEEP_LOG)
+                return SweepRun(config, jobs, folder, grid).go()
+            finally:
+                log_to(None)
