@@ -10,24 +10,32 @@ from pruning.errors import InputError
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement, place_locally
 from workers.cluster.ray_session import joined_ray, local_ray
+from workers.cluster.resources import nodes
 from workers.evaluators.shapes import Evaluator
 from workers.pool.inline_pool import InlinePool
 from workers.pool.protocol import EvaluatorKind, Pool, Spec
 from workers.pool.ray_pool import RayPool
+from workers.pool.stall import StallWatch
 
 
-def joined(cluster: ClusterConfig) -> AbstractContextManager[None]:
+@contextmanager
+def joined(cluster: ClusterConfig) -> Iterator[None]:
     """The running cluster that the configuration names, joined; nothing to do for other kinds.
+
+    A warning says at once if no node of it could take an evaluator.
 
     Raises:
         InputError: it cannot be joined.
     """
     if cluster.kind != "ray":
-        return nullcontext()
+        yield
+        return
     assert cluster.address is not None
-    return joined_ray(
+    with joined_ray(
         cluster.address, allow_open=cluster.allow_open, timeout_s=cluster.join_timeout_s
-    )
+    ):
+        StallWatch(_placement(cluster, memory_bytes=0)).look_at(nodes())
+        yield
 
 
 def gpus_per_evaluator(cluster: ClusterConfig, machine: LocalMachine) -> int:
@@ -54,14 +62,7 @@ def find_placement(
             )
         return None
     if cluster.kind == "ray":
-        return Placement(
-            cluster.num_evaluators,
-            gpus,
-            cluster.num_cpus_per_evaluator,
-            memory_bytes=0 if gpus else evaluator_bytes,
-            start_timeout_s=cluster.start_timeout_s,
-            stall_timeout_s=cluster.stall_timeout_s,
-        )
+        return _placement(cluster, memory_bytes=0 if gpus else evaluator_bytes)
     return place_locally(
         machine,
         num_evaluators=cluster.num_evaluators,
@@ -110,6 +111,19 @@ def open_pool(
         RayPool(spec, placement, task_timeout_s=cluster.task_timeout_s, kind=kind) as pool,
     ):
         yield pool
+
+
+def _placement(cluster: ClusterConfig, *, memory_bytes: int) -> Placement:
+    """On a running cluster."""
+    assert cluster.num_gpus_per_evaluator is not None
+    return Placement(
+        cluster.num_evaluators,
+        cluster.num_gpus_per_evaluator,
+        cluster.num_cpus_per_evaluator,
+        memory_bytes=memory_bytes,
+        start_timeout_s=cluster.start_timeout_s,
+        stall_timeout_s=cluster.stall_timeout_s,
+    )
 
 
 def _num_cpus(machine: LocalMachine, placement: Placement) -> int:
