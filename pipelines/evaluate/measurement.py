@@ -28,7 +28,7 @@ from pipelines.evaluators import find_placement, gpus_per_evaluator, local_sessi
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.costs.measured import SpeedComparison, SpeedSettings
 from pruning.errors import InputError
-from pruning.scoring.nll import perplexity
+from pruning.scoring.score import perplexity
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.benchmarks import BenchmarkEvaluator

@@ -1,4 +1,4 @@
-"""The loop of a search: propose, look up, score, store, observe, record."""
+"""The loop of a search: propose, select, look up, score, store, observe, record."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 
 from pipelines.prune.scorer import Scorer
 from pipelines.runs.journal import Journal, step_line
+from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
+from pruning.scoring.score import BatchScore, ShapeScore
+from pruning.search.selection import Ask
 from pruning.search.strategy import Search
+from pruning.shape import Removal
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +37,9 @@ def run_search(
         stage = search.stage
         assert stage is not None
         started = time.monotonic()
-        candidates = search.propose()
-        scores = scorer.score(stage.token_set, search.shape, candidates)
-        step = search.observe({candidate: scores[candidate].nll for candidate in candidates})
-        evaluations += len(candidates)
+        scores = _selected(search, scorer, stage.token_set)
+        step = search.observe({candidate: score.nll for candidate, score in scores.items()})
+        evaluations += len(scores)
         line = step_line(
             step,
             len(search.steps),
@@ -44,8 +47,8 @@ def run_search(
             context_length=context_length,
             evaluations=evaluations,
             stderrs={
-                candidate: scores[candidate].stderr_of_difference(scores[step.removal])
-                for candidate in candidates
+                candidate: score.stderr_of_difference(scores[step.removal])
+                for candidate, score in scores.items()
             },
             seconds=time.monotonic() - started,
             timestamp=time.time(),
@@ -58,3 +61,17 @@ def run_search(
                 ", ".join(map(str, step.excluded)),
             )
         on_step(line)
+
+
+def _selected(search: Search, scorer: Scorer, set_name: SetName) -> dict[Removal, ShapeScore]:
+    """The candidates of the next step that its selection scored on the whole set."""
+    num_batches = scorer.num_batches(set_name)
+    selection = search.selection(num_batches)
+    scores: dict[Ask, BatchScore] = {}
+    while asks := selection.next(scores):
+        scores |= scorer.score(set_name, search.shape, asks)
+    return {
+        candidate: ShapeScore.of(scores[candidate, batch] for batch in range(num_batches))
+        for candidate in search.propose()
+        if all((candidate, batch) in scores for batch in range(num_batches))
+    }

@@ -29,7 +29,7 @@ from pipelines.tracking.metrics import (
 from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import SetName
 from pruning.models.display_name import display_name
-from pruning.scoring.nll import perplexity
+from pruning.scoring.score import perplexity
 from pruning.search.stages import token_set_of
 from pruning.search.strategy import Search
 from workers.pool.protocol import Pool

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
-from pipelines.store.scores import BatchScore, Context, ScoreStore
+from pipelines.store.scores import Context, ScoreStore
 from pruning.calibration.token_sets import Calibration, SetName
+from pruning.scoring.score import BatchScore, ShapeScore
 from pruning.shape import ModelShape
 from workers.pool.protocol import Pool
 from workers.tasks import Candidate, ScoreResult, ScoreTask
@@ -24,40 +24,7 @@ class OnEvaluation(Protocol):
     def __call__(self, candidates: float, *, scored: bool) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ShapeScore:
-    """NLL of one shape on one set: `nll_per_sequence` in nats summed over `num_tokens` predicted
-    tokens of each sequence.
-    """
-
-    nll_per_sequence: tuple[float, ...]
-    num_tokens: int
-
-    @property
-    def nll(self) -> float:
-        """Mean NLL in nats per token.
-
-        Sequences are added in their order, so the result has the same bits wherever it was
-        computed.
-        """
-        return sum(self.nll_per_sequence) / (len(self.nll_per_sequence) * self.num_tokens)
-
-    def stderr_of_difference(self, other: ShapeScore) -> float | None:
-        """Standard error of `self.nll - other.nll` over the sequences, paired: both shapes saw the
-        same text, so what its difficulty adds cancels.
-
-        None where there is one sequence only, or a score is not finite. `fsum` rounds once, so the
-        bits depend on neither order nor Python.
-        """
-        pairs = zip(self.nll_per_sequence, other.nll_per_sequence, strict=True)
-        differences = [(mine - theirs) / self.num_tokens for mine, theirs in pairs]
-        count = len(differences)
-        if count < 2 or not all(map(math.isfinite, differences)):
-            return None
-        mean = math.fsum(differences) / count
-        return math.sqrt(
-            math.fsum((difference - mean) ** 2 for difference in differences) / (count - 1) / count
-        )
+_Candidate = TypeVar("_Candidate", bound=Candidate)
 
 
 class Scorer:
@@ -93,29 +60,35 @@ class Scorer:
             for name, tokens in calibration.sets().items()
         }
 
+    def num_batches(self, set_name: SetName) -> int:
+        """Batches of a calibration set."""
+        return self._num_batches[set_name]
+
     def score(
-        self, set_name: SetName, base: ModelShape, candidates: Sequence[Candidate]
-    ) -> dict[Candidate, ShapeScore]:
-        """Scores every candidate on every batch of a set."""
+        self, set_name: SetName, base: ModelShape, asks: Sequence[tuple[_Candidate, int]]
+    ) -> dict[tuple[_Candidate, int], BatchScore]:
+        """Scores candidates on batches of a set.
+
+        Args:
+            base: the shape that the candidates differ from.
+            asks: pairs of candidate and batch, no pair twice.
+        """
         context, num_batches = self._contexts[set_name], self._num_batches[set_name]
-        digests = {candidate: base.changed(candidate).digest for candidate in candidates}
-        known = self.store.lookup(context, digests.values())
-        missing = {
-            batch: [
-                candidate for candidate in candidates if (digests[candidate], batch) not in known
-            ]
-            for batch in range(num_batches)
+        digests: dict[Candidate, str] = {
+            candidate: base.changed(candidate).digest for candidate, _ in asks
         }
-        num_missing = sum(map(len, missing.values()))
-        self.num_reused += len(candidates) * num_batches - num_missing
-        self.on_evaluation(
-            (len(candidates) * num_batches - num_missing) / num_batches, scored=False
-        )
+        known = self.store.lookup(context, digests.values())
+        missing: dict[int, list[_Candidate]] = {}
+        for candidate, batch in asks:
+            if (digests[candidate], batch) not in known:
+                missing.setdefault(batch, []).append(candidate)
+        num_known = len(asks) - sum(map(len, missing.values()))
+        self.num_reused += num_known
+        self.on_evaluation(num_known / num_batches, scored=False)
         key = self._set_keys.get(set_name, set_name)
         tasks = [
-            ScoreTask(key, batch, base.text, tuple(missing[batch]), self._order)
-            for batch in missing
-            if missing[batch]
+            ScoreTask(key, batch, base.text, tuple(candidates), self._order)
+            for batch, candidates in missing.items()
         ]
         for answers in self.pool.run(tasks):
             scores = {
@@ -129,9 +102,14 @@ class Scorer:
             known |= scores
             self.num_scored += len(scores)
             self.on_evaluation(len(scores) / num_batches, scored=True)
-        return {
-            candidate: _joined(known, digests[candidate], num_batches) for candidate in candidates
-        }
+        return {(candidate, batch): known[digests[candidate], batch] for candidate, batch in asks}
+
+    def score_shape(self, set_name: SetName, shape: ModelShape) -> ShapeScore:
+        """Scores a shape on a whole set."""
+        scores = self.score(
+            set_name, shape, [(None, batch) for batch in range(self._num_batches[set_name])]
+        )
+        return ShapeScore.of(scores.values())
 
     @property
     def evaluations(self) -> dict[str, int]:
@@ -143,10 +121,3 @@ class Scorer:
 
 def _nobody(candidates: float, *, scored: bool) -> None:
     """Nobody wants to know of progress."""
-
-
-def _joined(
-    known: Mapping[tuple[str, int], BatchScore], digest: str, num_batches: int
-) -> ShapeScore:
-    batches = [known[digest, batch] for batch in range(num_batches)]
-    return ShapeScore(tuple(nll for batch in batches for nll in batch.nll), batches[0].num_tokens)

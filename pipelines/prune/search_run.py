@@ -193,10 +193,7 @@ class SearchRun:
         return None
 
     def _score_all(self, scorer: Scorer, shape: ModelShape) -> Scores:
-        return {
-            name: scorer.score(name, shape, [None])[None].nll
-            for name in self.job.calibration.sets()
-        }
+        return {name: scorer.score_shape(name, shape).nll for name in self.job.calibration.sets()}
 
 
 def _announce(job: PruneJob, folder: RunFolder, journal: Journal) -> None:

@@ -30,7 +30,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
 from pruning.models.display_name import display_name
-from pruning.scoring.nll import perplexity
+from pruning.scoring.score import perplexity
 from pruning.search.stages import StageName
 from pruning.search.strategy import Search
 from pruning.shape import ModelShape

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipelines.evaluate.pareto import pareto_front
 from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun, ReportStep, num_stderrs
-from pruning.scoring.nll import perplexity
+from pruning.scoring.score import perplexity
 from pruning.shape import Removal
 
 STAGES = {

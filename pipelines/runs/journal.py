@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.runs.files import read_trajectory
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.scoring.nll import perplexity
+from pruning.scoring.score import perplexity
 from pruning.search.step import Step
 from pruning.search.strategy import Search
 from pruning.shape import Removal
@@ -58,7 +58,7 @@ class Journal:
             }
             if (
                 search.done
-                or set(recorded) != set(search.propose())
+                or not search.decides(recorded)
                 or search.observe(recorded).removal != Removal.from_json(line["removed"])
             ):
                 raise InputError(

@@ -23,6 +23,7 @@ from pipelines.errors import StoreUnavailable
 from pipelines.store import schema
 from pipelines.store.database import Database
 from pruning.errors import InputError
+from pruning.scoring.score import BatchScore
 
 SQLITE_TIMEOUT_S = 5.0
 """How long one attempt waits for another process that writes to the same file."""
@@ -88,14 +89,6 @@ class AnswerContext(Computation):
     shape: str
     max_length: int | None
     harness: str
-
-
-@dataclass(frozen=True, slots=True)
-class BatchScore:
-    """NLL of each sequence of one batch, in nats summed over `num_tokens` predicted tokens."""
-
-    nll: tuple[float, ...]
-    num_tokens: int
 
 
 class ScoreStore:

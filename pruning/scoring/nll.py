@@ -6,7 +6,6 @@ Shape letters: B sequences of a batch, T tokens of a sequence, D hidden size, V 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -181,8 +180,3 @@ def head_alone(model: PreTrainedModel, outputs: ModelOutput) -> Iterator[None]:
         yield
     finally:
         setattr(model, name, decoder)
-
-
-def perplexity(nll: float) -> float | None:
-    """exp(nll); None where that is not a finite number."""
-    return math.exp(nll) if math.isfinite(nll) and nll < 700 else None

@@ -5,12 +5,13 @@ path is known before. They propose and observe; they never evaluate.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ScoringError, TargetNotReached
 from pruning.search.plan import SearchPlan, compared_blocks, plan_search
+from pruning.search.selection import Exhaustive, Selection
 from pruning.search.settings import SearchSettings, ShapeConstraint
 from pruning.search.stages import Stage, make_stages
 from pruning.search.step import Step
@@ -75,6 +76,23 @@ class GreedySearch:
             )
         return candidates
 
+    def selection(self, num_batches: int) -> Selection:
+        """What to score before the next step.
+
+        Args:
+            num_batches: of the calibration set of the stage.
+
+        Raises:
+            TargetNotReached: there is no candidate, though the stage's target is not met.
+        """
+        return Exhaustive(self.propose(), num_batches)
+
+    def decides(self, scored: Collection[Removal]) -> bool:
+        """Whether scores of these candidates are those that the selection asks for: all, where it
+        is exhaustive.
+        """
+        return set(scored) == set(self.propose())
+
     def observe(self, scores: Mapping[Removal, float]) -> Step:
         """Commits the candidate with the lowest NLL; equal scores: the first proposed.
 
@@ -82,11 +100,15 @@ class GreedySearch:
 
         Raises:
             ScoringError: no score is finite.
-            KeyError: a candidate has no score.
+            KeyError: the scores do not decide the step: a candidate has none, or was not proposed.
         """
         stage = self.stage
         assert stage is not None
-        scored = tuple((candidate, scores[candidate]) for candidate in self.propose())
+        if not self.decides(scores):
+            raise KeyError(f"step {len(self.steps) + 1}: scores of {len(scores)} candidates")
+        scored = tuple(
+            (candidate, scores[candidate]) for candidate in self.propose() if candidate in scores
+        )
         finite = [(candidate, nll) for candidate, nll in scored if math.isfinite(nll)]
         if not finite:
             raise ScoringError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
 
 from pruning.costs.accounting import Accounting
 from pruning.search.plan import SearchPlan
+from pruning.search.selection import Selection
 from pruning.search.settings import SearchSettings, StrategyName
 from pruning.search.stages import Stage
 from pruning.search.step import Step
@@ -46,6 +47,10 @@ class Search(Protocol):
     def done(self) -> bool: ...
 
     def propose(self) -> tuple[Removal, ...]: ...
+
+    def selection(self, num_batches: int) -> Selection: ...
+
+    def decides(self, scored: Collection[Removal]) -> bool: ...
 
     def observe(self, scores: Mapping[Removal, float]) -> Step: ...
 

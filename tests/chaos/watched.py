@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.journal import Journal
-from pipelines.store.scores import BatchScore, Context, ScoreStore
+from pipelines.store.scores import Context, ScoreStore
+from pruning.scoring.score import BatchScore
 from tests.chaos.injector import Injector
 from workers.pool.ray_pool import RayPool
 

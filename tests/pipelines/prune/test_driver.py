@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 
 from pipelines.prune.driver import run_search
-from pipelines.prune.scorer import Scorer, ShapeScore
-from pipelines.runs.journal import Journal
+from pipelines.prune.scorer import Scorer
+from pipelines.runs.journal import Journal, step_line
 from pipelines.store.scores import Context, ScoreStore
 from pipelines.tracking.metrics import step_metrics
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.scoring.score import ShapeScore
 from pruning.search.greedy import GreedySearch
+from pruning.search.selection import Exhaustive
 from pruning.search.settings import SearchSettings
-from pruning.shape import ModelShape
+from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config
 from workers.pool.protocol import Answer
 from workers.tasks import ScoreResult, ScoreTask, Task
@@ -75,8 +78,21 @@ class FakePool:
         return ScoreResult(tuple(rows), 8, 0.0)
 
 
+class FirstHalf(GreedySearch):
+    """Scores the first half of the candidates only."""
+
+    def selection(self, num_batches: int) -> Exhaustive:
+        return Exhaustive(self.propose()[: (len(self.propose()) + 1) // 2], num_batches)
+
+    def decides(self, scored: Collection[Removal]) -> bool:
+        return set(scored) == set(self.selection(1).candidates)
+
+
 def drive(
-    folder: Path, pool: FakePool, store: str = "scores.db"
+    folder: Path,
+    pool: FakePool,
+    store: str = "scores.db",
+    kind: type[GreedySearch] = GreedySearch,
 ) -> tuple[GreedySearch, Scorer, Journal]:
     folder.mkdir(exist_ok=True)
     accounting = Accounting(tiny_config("llama"))
@@ -87,7 +103,7 @@ def drive(
         mlp_group_channels=16,
         head_group_channels=16,
     )
-    search, journal = GreedySearch(accounting, settings), Journal(folder / "trajectory.jsonl")
+    search, journal = kind(accounting, settings), Journal(folder / "trajectory.jsonl")
     journal.replay(search)
     with ScoreStore(f"sqlite:///{folder}/{store}") as scores:
         scorer = Scorer(pool, scores, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
@@ -113,6 +129,64 @@ def test_every_candidate_is_asked_once(tmp_path: Path) -> None:
     )
     assert len(pool.asked) == expected
     assert len(journal.lines) == len(search.steps) > 5
+
+
+def test_the_whole_table_decides_each_step(tmp_path: Path) -> None:
+    """The journal is, byte for byte, what follows from every candidate's score on every batch."""
+    search, _, journal = drive(tmp_path, FakePool(num_parts=3))
+    again, evaluations = GreedySearch(search.accounting, search.settings), 0
+    for line in journal.lines:
+        assert again.stage is not None
+        set_name, counts = again.stage.token_set, {"block": (2, 2, 1), "width": (2, 2)}
+        table = {}
+        for candidate in again.propose():
+            text = again.shape.without(candidate).text
+            sequences = [
+                random.Random(f"{text} {batch} {sequence}").random() * 8
+                for batch, count in enumerate(counts[set_name])
+                for sequence in range(count)
+            ]
+            table[candidate] = ShapeScore(tuple(sequences), 8)
+        step = again.observe({candidate: score.nll for candidate, score in table.items()})
+        evaluations += len(table)
+        expected = step_line(
+            step,
+            len(again.steps),
+            again.accounting,
+            context_length=9,
+            evaluations=evaluations,
+            stderrs={
+                candidate: score.stderr_of_difference(table[step.removal])
+                for candidate, score in table.items()
+            },
+            seconds=line["seconds"],
+            timestamp=line["timestamp"],
+        )
+        assert json.dumps(line) == json.dumps(expected)
+
+
+def test_a_selection_leaves_candidates_out(tmp_path: Path) -> None:
+    """They are neither scored nor recorded, and the search goes on from its journal; one that
+    wants all of them does not.
+    """
+    pool = FakePool()
+    search, _, journal = drive(tmp_path, pool, kind=FirstHalf)
+    proposed, shape = FirstHalf(search.accounting, search.settings), search.accounting.dense
+    for step, line in zip(search.steps, journal.lines, strict=True):
+        half = proposed.selection(1).candidates
+        assert tuple(candidate for candidate, _ in step.candidates) == half
+        assert [Removal.from_json(candidate) for candidate in line["candidates"]] == list(half)
+        assert 0 < len(half) < len(proposed.propose())
+        left_out = set(proposed.propose()) - set(half)
+        assert not {shape.without(candidate).text for candidate in left_out} & {
+            text for text, _ in pool.asked
+        }
+        shape = proposed.observe(dict(step.candidates)).shape
+    assert journal.lines[-1]["evaluations"] == sum(len(step.candidates) for step in search.steps)
+    resumed, _, _ = drive(tmp_path, FakePool(dies_after=0), kind=FirstHalf)
+    assert resumed.steps == search.steps
+    with pytest.raises(InputError, match="step 1 of .* does not follow from its settings"):
+        drive(tmp_path, FakePool())
 
 
 @pytest.mark.parametrize("num_parts", [2, 5, 64])
@@ -150,7 +224,7 @@ def test_means_are_over_all_tokens(tmp_path: Path) -> None:
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
         scorer = Scorer(FakePool(), store, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
         dense = ModelShape.dense(4, 3, 48)
-        score = scorer.score("block", dense, [None])[None]
+        score = scorer.score_shape("block", dense)
     rows = [
         random.Random(f"{dense.text} {batch} {sequence}").random() * 8
         for batch, count in ((0, 2), (1, 2), (2, 1))

@@ -15,8 +15,9 @@ import psycopg
 import pytest
 
 from pipelines.errors import StoreUnavailable
-from pipelines.store.scores import BatchScore, ScoreStore
+from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
+from pruning.scoring.score import BatchScore
 from tests.pipelines.conftest import Search
 from tests.pipelines.store.test_store import CONTEXT, write_at_once
 from tests.postgres import PASSWORD, PostgresServer, postgres

@@ -21,8 +21,9 @@ import sqlalchemy as sql
 from filelock import FileLock
 
 from pipelines.errors import StoreUnavailable
-from pipelines.store.scores import AnswerContext, BatchScore, Context, ScoreStore
+from pipelines.store.scores import AnswerContext, Context, ScoreStore
 from pruning.errors import InputError
+from pruning.scoring.score import BatchScore
 
 CONTEXT = Context(
     model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1

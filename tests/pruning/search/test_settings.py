@@ -21,6 +21,7 @@ def test_groups_follow_from_the_model(channels: int, group: int) -> None:
     geometry = Geometry(4, kv_heads=3, queries_per_kv_head=2, head_dim=8, mlp_channels=channels)
     settings = SearchSettings.resolved(geometry, target_ratio=0.2)
     assert (settings.mlp_group_channels, settings.head_group_channels) == (group, 16)
+    assert settings.seed == 42, "of orders drawn before there was a choice"
 
 
 def test_what_is_given_stays() -> None:

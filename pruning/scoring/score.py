@@ -1,0 +1,63 @@
+"""What scoring comes to: sums over the tokens of each sequence, and the figures made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class BatchScore:
+    """NLL of each sequence of one batch, in nats summed over `num_tokens` predicted tokens."""
+
+    nll: tuple[float, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeScore:
+    """NLL of one shape on one set: `nll_per_sequence` in nats summed over `num_tokens` predicted
+    tokens of each sequence.
+    """
+
+    nll_per_sequence: tuple[float, ...]
+    num_tokens: int
+
+    @classmethod
+    def of(cls, batches: Iterable[BatchScore]) -> Self:
+        """All batches of the set, in their order."""
+        first, *rest = batches
+        return cls(sum((batch.nll for batch in rest), first.nll), first.num_tokens)
+
+    @property
+    def nll(self) -> float:
+        """Mean NLL in nats per token.
+
+        Sequences are added in their order, so the result has the same bits wherever it was
+        computed.
+        """
+        return sum(self.nll_per_sequence) / (len(self.nll_per_sequence) * self.num_tokens)
+
+    def stderr_of_difference(self, other: ShapeScore) -> float | None:
+        """Standard error of `self.nll - other.nll` over the sequences, paired: both shapes saw the
+        same text, so what its difficulty adds cancels.
+
+        None where there is one sequence only, or a score is not finite. `fsum` rounds once, so the
+        bits depend on neither order nor Python.
+        """
+        pairs = zip(self.nll_per_sequence, other.nll_per_sequence, strict=True)
+        differences = [(mine - theirs) / self.num_tokens for mine, theirs in pairs]
+        count = len(differences)
+        if count < 2 or not all(map(math.isfinite, differences)):
+            return None
+        mean = math.fsum(differences) / count
+        return math.sqrt(
+            math.fsum((difference - mean) ** 2 for difference in differences) / (count - 1) / count
+        )
+
+
+def perplexity(nll: float) -> float | None:
+    """exp(nll); None where that is not a finite number."""
+    return math.exp(nll) if math.isfinite(nll) and nll < 700 else None
