@@ -228,9 +228,10 @@ def without_bars(module: ModuleType) -> Iterator[None]:
     """One bar is shown, ours: the harness draws one for every few requests, and not all of them can
     be switched off.
     """
-    bar = module.tqdm
+    changed: Any = module
+    bar = changed.tqdm
     try:
-        module.tqdm = lambda *args, **options: bar(*args, **options | {"disable": True})  # type: ignore[attr-defined]
+        changed.tqdm = lambda *args, **options: bar(*args, **options | {"disable": True})
         yield
     finally:
-        module.tqdm = bar  # type: ignore[attr-defined]
+        changed.tqdm = bar

@@ -5,7 +5,15 @@ import pickle
 import pytest
 
 from pruning.errors import InputError, ScoringError, TargetNotReached
-from workers.pool.faults import Decision, Failure, Fault, FaultLog, FaultPolicy, WorkersLost
+from workers.pool.faults import (
+    Decision,
+    Failure,
+    Fault,
+    FaultKind,
+    FaultLog,
+    FaultPolicy,
+    WorkersLost,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +37,8 @@ from workers.pool.faults import Decision, Failure, Fault, FaultLog, FaultPolicy,
         ("node lost", 1000, False, Decision.RETRY),
     ],
 )
-def test_policy(kind: str, count: int, others_ready: bool, decision: Decision) -> None:
-    assert FaultPolicy().decide(Failure(kind, count, "cause", others_ready)) is decision  # type: ignore[arg-type]
+def test_policy(kind: FaultKind, count: int, others_ready: bool, decision: Decision) -> None:
+    assert FaultPolicy().decide(Failure(kind, count, "cause", others_ready)) is decision
 
 
 def test_back_off_doubles_up_to_a_limit() -> None:

@@ -15,7 +15,7 @@ from pruning.shape import Removal
 from workers.pool.running import PrefixKey, Running
 from workers.pool.schedule import MAX_TASK_S, Schedule
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import InfluenceTask, OrderTask, ScoreResult, ScoreTask, SpeedTask
+from workers.tasks import Candidate, InfluenceTask, OrderTask, ScoreResult, ScoreTask, SpeedTask
 
 LAYERS = 32
 LAYER_S, HEAD_S = 0.012, 0.02
@@ -200,13 +200,17 @@ def drain(schedule: Schedule) -> list[Running]:
     return taken
 
 
+def candidates(running: Running) -> list[Candidate]:
+    assert isinstance(running.task, ScoreTask)
+    return list(running.task.candidates)
+
+
 def test_a_task_that_fails_is_handed_out_again() -> None:
     schedule = Schedule(step(BLOCK, 1), TaskTimeModel(LAYERS))
     [first, *rest] = drain(schedule)
     assert schedule.failed(0, first) == 1
     again = drain(schedule)
-    taken = [candidate for running in again for candidate in running.task.candidates]  # type: ignore[union-attr]
-    assert taken == list(first.task.candidates)  # type: ignore[union-attr]
+    assert [one for running in again for one in candidates(running)] == candidates(first)
     for running in again + rest:
         assert schedule.done(0, running, None, 100.0)
     assert schedule.finished
