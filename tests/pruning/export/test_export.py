@@ -186,6 +186,7 @@ def test_other_types(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None
     } == {getattr(torch, dtype)}
 
 
+@pytest.mark.usefixtures("own_process")
 def test_an_export_that_computes_something_else_is_marked_as_bad(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
