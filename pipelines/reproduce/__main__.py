@@ -1,4 +1,5 @@
-"""Entry of `python -m pipelines.reproduce`: help and options are there before what does the work."""
+"""Entry of `python -m pipelines.reproduce`: help and options are there before what does the
+work."""
 
 from __future__ import annotations
 
