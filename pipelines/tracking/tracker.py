@@ -8,19 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from pipelines.config.redaction import masked_url, without_secrets
+from pipelines.config.redaction import masked_url
 from pipelines.tracking.metrics import DATASET_CONTEXT, PARENT
+from pipelines.tracking.sender import Call, Sender
 from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,9 +33,6 @@ FINISH_TIMEOUT_S = 60.0
 """How long the end of a search waits for a tracking server that is behind."""
 
 
-_RETRY_S = (1.0, 5.0, 15.0, 30.0)
-
-
 @dataclass(frozen=True, slots=True)
 class TokenDataset:
     """What MLflow shows as a dataset input of a run."""
@@ -49,7 +44,6 @@ class TokenDataset:
     sequence_length: int
 
 
-@dataclass(slots=True)
 class Tracker:
     """One MLflow run. Every method returns at once; `finish` waits for the rest.
 
@@ -63,22 +57,26 @@ class Tracker:
         is_sweep: that it is such a parent, with a view of its own of its points.
     """
 
-    uri: str
-    experiment: str
-    run_name: str
-    started: float
-    run_id: str | None
-    on_run_id: Callable[[str], None]
-    experiment_id: str | None = None
-    keeps_status: bool = False
-    again: str = "resume=true with this output_dir"
-    parent: Tracker | None = None
-    is_sweep: bool = False
-    _queue: Queue[Callable[[Any], None] | None] = field(default_factory=Queue)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-    _warned: bool = False
-    _problem: str = ""
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        started: float,
+        run_id: str | None,
+        on_run_id: Callable[[str], object],
+        *,
+        keeps_status: bool = False,
+        again: str = "resume=true with this output_dir",
+        parent: Tracker | None = None,
+        is_sweep: bool = False,
+    ) -> None:
+        self.uri, self.experiment, self.run_name, self.started = uri, experiment, run_name, started
+        self.run_id, self.on_run_id = run_id, on_run_id
+        self.experiment_id: str | None = None
+        self.keeps_status, self.again = keeps_status, again
+        self.parent, self.is_sweep = parent, is_sweep
+        self._sender = Sender(uri, lambda: self._connect())
 
     def start(
         self,
@@ -86,17 +84,20 @@ class Tracker:
         tags: Mapping[str, str],
         datasets: Mapping[str, TokenDataset],
     ) -> None:
-        """Begins to send; what describes the run goes first."""
-        self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
-        self._thread.start()
-        self._queue.put(lambda client: self._describe(client, params, tags, datasets))
+        """Begins to send; what describes the run goes first.
+
+        Args:
+            datasets: by what the run used them for.
+        """
+        self._sender.start()
+        self._sender.put(self._description(params, tags, datasets))
 
     def log_metrics(
         self, metrics: Mapping[str, float | int | None], *, step: int, timestamp: float
     ) -> None:
         """All metrics of one step in one call. The same point sent twice is stored once."""
         values = {name: float(value) for name, value in metrics.items() if value is not None}
-        self._queue.put(lambda client: self._log_batch(client, values, step, timestamp))
+        self._sender.put(self._points(values, step, timestamp))
 
     def finish(
         self, *, succeeded: bool, artifacts: Sequence[Path], timeout_s: float | None = None
@@ -106,17 +107,13 @@ class Tracker:
         False: the server did not take everything in time; the same command with `resume=true` sends
         it again.
         """
-        assert self._thread is not None
-        status = "FINISHED" if succeeded else "FAILED"
         for path in artifacts:
-            self._queue.put(partial(self._log_artifact, path=path))
+            self._sender.put(self._artifact(path))
         if not self.keeps_status:
-            self._queue.put(lambda client: client.set_terminated(self.run_id, status))
-        self._queue.put(None)
-        self._thread.join(FINISH_TIMEOUT_S if timeout_s is None else timeout_s)
-        if not self._thread.is_alive():
+            status = "FINISHED" if succeeded else "FAILED"
+            self._sender.put(lambda client: client.set_terminated(self.run_id, status))
+        if self._sender.finish(FINISH_TIMEOUT_S if timeout_s is None else timeout_s):
             return True
-        self._stop.set()
         log.warning(
             "MLflow at %s did not take everything; nothing is lost: %s sends it again",
             masked_url(self.uri),
@@ -124,11 +121,16 @@ class Tracker:
         )
         return False
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that the server has not taken yet."""
+        return self._sender.num_waiting
+
     def state(self) -> str:
         """In words, for people who watch."""
-        waiting = self._queue.qsize()
-        if self._problem:
-            return f"away ({self._problem[:100]}); {waiting} calls wait, nothing is lost"
+        waiting, problem = self.num_waiting, self._sender.problem
+        if problem:
+            return f"away ({problem[:100]}); {waiting} calls wait, nothing is lost"
         return f"{waiting} calls wait" if waiting > 1 else "up to date"
 
     def link(self) -> str:
@@ -142,36 +144,9 @@ class Tracker:
     def _view(self) -> str:
         return f"{VIEW}-{self.run_id}" if self.is_sweep else VIEW
 
-    def _send_all(self) -> None:
-        client: Any = None
-        while True:
-            action = self._queue.get()
-            if action is None:
-                return
-            attempt = 0
-            while not self._stop.is_set():
-                try:
-                    client = client or self._connect()
-                    action(client)
-                    self._problem = ""
-                    break
-                # Whatever a tracking server does wrong must not reach the search.
-                except Exception as error:  # noqa: BLE001
-                    self._problem = without_secrets(_first_line(error), self.uri)
-                    if not self._warned:
-                        log.warning(
-                            "MLflow at %s: %s; the search goes on, sending is tried again",
-                            masked_url(self.uri),
-                            self._problem,
-                        )
-                        self._warned = True
-                    self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
-                    attempt += 1
-
     def _connect(self) -> Any:
-        from mlflow import (
-            MlflowClient,
-        )  # takes seconds to import, which the search need not wait for
+        # It takes seconds to import, which the search need not wait for.
+        from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -180,83 +155,90 @@ class Tracker:
             folder.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(self.uri)
         if self.run_id is None:
-            found = client.get_experiment_by_name(self.experiment)
             artifacts = (folder / "mlartifacts").as_uri() if folder is not None else None
-            self.experiment_id = (
-                found.experiment_id
-                if found
-                else client.create_experiment(self.experiment, artifact_location=artifacts)
-            )
-            client.set_experiment_tag(self.experiment_id, *preset_view())
-            self.run_id = client.create_run(
-                self.experiment_id, start_time=round(self.started * 1000), run_name=self.run_name
-            ).info.run_id
-            self.on_run_id(self.run_id)
-            if self.is_sweep:
-                client.set_experiment_tag(
-                    self.experiment_id, *view_of_sweep(self.run_name, self.run_id, self._view)
-                )
+            self._create_run(client, artifacts)
         else:
             self.experiment_id = client.get_run(self.run_id).info.experiment_id
             if not self.keeps_status:
                 client.update_run(self.run_id, status="RUNNING")
         return client
 
-    def _describe(
+    def _create_run(self, client: Any, artifacts: str | None) -> None:
+        found = client.get_experiment_by_name(self.experiment)
+        self.experiment_id = (
+            found.experiment_id
+            if found
+            else client.create_experiment(self.experiment, artifact_location=artifacts)
+        )
+        client.set_experiment_tag(self.experiment_id, *preset_view())
+        run = client.create_run(
+            self.experiment_id, start_time=round(self.started * 1000), run_name=self.run_name
+        )
+        self.run_id = str(run.info.run_id)
+        self.on_run_id(self.run_id)
+        if self.is_sweep:
+            view = view_of_sweep(self.run_name, self.run_id, self._view)
+            client.set_experiment_tag(self.experiment_id, *view)
+
+    def _description(
         self,
-        client: Any,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         datasets: Mapping[str, TokenDataset],
-    ) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+    ) -> Call:
+        def send(client: Any) -> None:
+            from mlflow.entities import Param, RunTag
 
-        if self.parent is not None:
-            while self.parent.run_id is None and not self._stop.wait(0.1):
-                pass  # it is on its way to the same server
-            tags = {**tags, PARENT: self.parent.run_id} if self.parent.run_id is not None else tags
-        known = client.get_run(self.run_id).data
-        new = [
-            Param(name, str(value)) for name, value in params.items() if name not in known.params
-        ]
-        for start in range(0, len(new), 100):
-            client.log_batch(self.run_id, params=new[start : start + 100])
-        client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        inputs = [
-            DatasetInput(
-                Dataset(
-                    name=dataset.name,
-                    digest=dataset.digest,
-                    source_type="local",
-                    source=json.dumps(dict(dataset.source)),
-                    profile=json.dumps(
-                        {
-                            "num_sequences": dataset.num_sequences,
-                            "sequence_length": dataset.sequence_length,
-                        }
-                    ),
-                ),
-                tags=[InputTag(DATASET_CONTEXT, context)],
-            )
-            for context, dataset in datasets.items()
-        ]
-        if inputs:
-            client.log_inputs(self.run_id, inputs)
+            known = client.get_run(self.run_id).data.params
+            new = [Param(name, str(value)) for name, value in params.items() if name not in known]
+            for start in range(0, len(new), 100):
+                client.log_batch(self.run_id, params=new[start : start + 100])
+            sent = [RunTag(name, value) for name, value in {**tags, **self._parent_tag()}.items()]
+            client.log_batch(self.run_id, tags=sent)
+            if datasets:
+                client.log_inputs(self.run_id, _dataset_inputs(datasets))
 
-    def _log_artifact(self, client: Any, path: Path) -> None:
-        client.log_artifact(self.run_id, str(path))
+        return send
 
-    def _log_batch(
-        self, client: Any, values: Mapping[str, float], step: int, timestamp: float
-    ) -> None:
-        from mlflow.entities import Metric
+    def _parent_tag(self) -> dict[str, str]:
+        if self.parent is None:
+            return {}
+        while self.parent.run_id is None and not self._sender.pause(0.1):
+            pass  # it is on its way to the same server
+        return {} if self.parent.run_id is None else {PARENT: self.parent.run_id}
 
-        client.log_batch(
-            self.run_id,
-            metrics=[
-                Metric(name, value, int(timestamp * 1000), step) for name, value in values.items()
-            ],
+    def _points(self, values: Mapping[str, float], step: int, timestamp: float) -> Call:
+        def send(client: Any) -> None:
+            from mlflow.entities import Metric
+
+            milliseconds = int(timestamp * 1000)
+            points = [Metric(name, value, milliseconds, step) for name, value in values.items()]
+            client.log_batch(self.run_id, metrics=points)
+
+        return send
+
+    def _artifact(self, path: Path) -> Call:
+        return lambda client: client.log_artifact(self.run_id, str(path))
+
+
+def _dataset_inputs(datasets: Mapping[str, TokenDataset]) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = []
+    for context, dataset in datasets.items():
+        sizes = {
+            "num_sequences": dataset.num_sequences,
+            "sequence_length": dataset.sequence_length,
+        }
+        shown = Dataset(
+            name=dataset.name,
+            digest=dataset.digest,
+            source_type="local",
+            source=json.dumps(dict(dataset.source)),
+            profile=json.dumps(sizes),
         )
+        found.append(DatasetInput(shown, tags=[InputTag(DATASET_CONTEXT, context)]))
+    return found
 
 
 def local_folder(uri: str) -> Path | None:
@@ -268,8 +250,3 @@ def local_folder(uri: str) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     return Path(url.database).absolute().parent
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -188,7 +188,7 @@ class Soak:
 
     def sample(self) -> None:
         actors = [state.info.pid for state in self.pool.states() if state.info]
-        sample = self.sampler.take(self.steps, actors, self.tracker._queue.qsize())
+        sample = self.sampler.take(self.steps, actors, self.tracker.num_waiting)
         sys.stdout.write(
             f"step {sample.step}, {sample.seconds:.0f} s: driver {sample.driver_uss / MB:.1f} MB\n"
         )

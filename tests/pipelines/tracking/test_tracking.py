@@ -146,7 +146,7 @@ def test_a_server_that_never_answers_slows_no_step(
 def test_calls_return_at_once_and_points_arrive_when_it_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.tracking.tracker._RETRY_S", (0.05,))
+    monkeypatch.setattr("pipelines.tracking.sender._RETRY_S", (0.05,))
     connect, away = Tracker._connect, [True]
 
     def flaky(self: Tracker) -> object:
