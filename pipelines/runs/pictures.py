@@ -12,7 +12,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
@@ -25,6 +27,8 @@ STAGES = {
     "mlp_channels": ("MLP channels", "#E69F00", "s"),
     "attention_heads": ("attention heads", "#009E73", "^"),
 }
+
+TARGET = "search.target_ratio"
 
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
@@ -99,12 +103,6 @@ def plot_shape(
     """Layers across; for attention and MLP what is left of each block, and in it the step at which
     it was last cut.
     """
-    last_step = {
-        ("attention" if "kv_heads" in line["removed"] else "mlp", line["removed"]["layer"]): line[
-            "step"
-        ]
-        for line in lines
-    }
     num_layers = len(shape.layers)
     left = np.array([
         [layer.kv_heads / geometry.kv_heads for layer in shape.layers],
@@ -117,33 +115,7 @@ def plot_shape(
         under="white"
     )
     image = axes.imshow(left, cmap=shades, vmin=1e-6, vmax=1, aspect="auto")
-    for row, block in enumerate(("attention", "mlp")):
-        for layer in range(num_layers):
-            step = last_step.get((block, layer))
-            if left[row, layer] == 0:
-                axes.add_patch(
-                    Rectangle(
-                        (layer - 0.5, row - 0.5),
-                        1,
-                        1,
-                        fill=False,
-                        hatch="////",
-                        edgecolor="0.6",
-                        linewidth=0,
-                    )
-                )
-            if step is not None:
-                dark = 0 < left[row, layer] < 0.6
-                axes.text(
-                    layer,
-                    row,
-                    str(step),
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if dark else "black",
-                    bbox=_box(left[row, layer] == 0),
-                )
+    _mark_cuts(axes, left, lines)
     axes.set_xticks(range(0, num_layers, 1 if num_layers <= 40 else 5))
     axes.tick_params(axis="x", labelsize=7)
     axes.set_yticks([0, 1], ["attention", "MLP"])
@@ -157,6 +129,44 @@ def plot_shape(
     bar.set_ticks([0.25, 0.5, 0.75, 1], labels=["25 %", "50 %", "75 %", "100 %"])
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _mark_cuts(
+    axes: Axes, left: npt.NDArray[np.float64], lines: Sequence[Mapping[str, Any]]
+) -> None:
+    """Hatches the blocks that are gone, and writes the step of the last cut into each.
+
+    Args:
+        left: [attention and MLP, layers], 0..1.
+    """
+    last_step = {
+        (0 if "kv_heads" in line["removed"] else 1, line["removed"]["layer"]): line["step"]
+        for line in lines
+    }
+    for row, layer in np.ndindex(left.shape):
+        if left[row, layer] == 0:
+            axes.add_patch(
+                Rectangle(
+                    (layer - 0.5, row - 0.5),
+                    1,
+                    1,
+                    fill=False,
+                    hatch="////",
+                    edgecolor="0.6",
+                    linewidth=0,
+                )
+            )
+        if (row, layer) in last_step:
+            axes.text(
+                layer,
+                row,
+                str(last_step[row, layer]),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if 0 < left[row, layer] < 0.6 else "black",
+                bbox=_box(left[row, layer] == 0),
+            )
 
 
 def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
@@ -179,49 +189,12 @@ def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
     )
     series: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        series.setdefault(
-            ", ".join(
-                str(value)
-                for name, value in row["settings"].items()
-                if name != "search.target_ratio"
-            )
-            or "points",
-            [],
-        ).append(row)
+        series.setdefault(_series_of(row), []).append(row)
     for axes, name in zip(panels[0], names, strict=False):
         for (label, points), color, marker in zip(
             series.items(), itertools.cycle(SERIES), itertools.cycle("os^Dv*")
         ):
-            drawn = sorted(
-                (row for row in points if name in row["values"]), key=lambda row: row["ratio"]
-            )
-            across, up = (
-                [100 * row["ratio"] for row in drawn],
-                [row["values"][name] for row in drawn],
-            )
-            errors = [row["stderrs"].get(name, 0.0) for row in drawn]
-            axes.errorbar(
-                across,
-                up,
-                yerr=errors if any(errors) else None,
-                label=label,
-                color=color,
-                marker=marker,
-                markersize=5,
-                linewidth=1,
-                capsize=2,
-            )
-            front = [
-                (x, y) for x, y, row in zip(across, up, drawn, strict=True) if name in row["pareto"]
-            ]
-            axes.scatter(
-                *zip(*front, strict=True) if front else ([], []),
-                s=90,
-                facecolors="none",
-                edgecolors="black",
-                linewidths=0.8,
-                zorder=3,
-            )
+            _plot_series(axes, name, points, label=label, color=color, marker=marker)
         dense = next((row["dense"][name] for row in rows if name in row["dense"]), None)
         if dense is not None:
             axes.axhline(dense, color="0.5", linestyle=":", linewidth=1, label="dense")
@@ -234,6 +207,49 @@ def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
         panels[0][0].legend(fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _series_of(row: Mapping[str, Any]) -> str:
+    """What a point differs in besides the target."""
+    settings = row["settings"].items()
+    return ", ".join(str(value) for name, value in settings if name != TARGET) or "points"
+
+
+def _plot_series(
+    axes: Axes,
+    name: str,
+    points: Sequence[Mapping[str, Any]],
+    *,
+    label: str,
+    color: str,
+    marker: str,
+) -> None:
+    """One number of points that differ in their target alone."""
+    drawn = sorted((row for row in points if name in row["values"]), key=lambda row: row["ratio"])
+    across = [100 * row["ratio"] for row in drawn]
+    up = [row["values"][name] for row in drawn]
+    errors = [row["stderrs"].get(name, 0.0) for row in drawn]
+    axes.errorbar(
+        across,
+        up,
+        yerr=errors if any(errors) else None,
+        label=label,
+        color=color,
+        marker=marker,
+        markersize=5,
+        linewidth=1,
+        capsize=2,
+    )
+    front = [(x, y) for x, y, row in zip(across, up, drawn, strict=True) if name in row["pareto"]]
+    axes.scatter(
+        [x for x, _ in front],
+        [y for _, y in front],
+        s=90,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=0.8,
+        zorder=3,
+    )
 
 
 def _box(removed: bool) -> dict[str, Any] | None:
