@@ -16,6 +16,7 @@ from pipelines.evaluate.results import metrics_of, stderr_name
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
 from pipelines.runs.files import (
     EVALUATION,
+    SUMMARY,
     SWEEP,
     TRAJECTORY,
     read_json,
@@ -106,29 +107,26 @@ def _key(index: int) -> str:
 
 def _read_run(name: str, folder: Path) -> ReportRun:
     saved = read_saved_run(str(folder), option="runs")
-    evaluation = read_json_if_there(folder / EVALUATION, option="runs")
-    try:
-        return _run_of(name, saved, evaluation)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:  # an InputError is a ValueError
-        reason = (
-            f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-        )
-        raise InputError(f"runs: {folder} is damaged: {reason}") from error
+    measured = read_json_if_there(folder / EVALUATION, option="runs")
+    steps = read_with(lambda _: tuple(map(_step, saved.lines)), folder / TRAJECTORY, option="runs")
+    evaluation = (
+        read_with(lambda _: _evaluation(measured), folder / EVALUATION, option="runs")
+        if measured is not None
+        else None
+    )
+    return read_with(
+        lambda _: _run_of(name, saved, steps, evaluation), folder / SUMMARY, option="runs"
+    )
 
 
-def _run_of(name: str, saved: SavedRun, evaluation: Mapping[str, Any] | None) -> ReportRun:
+def _run_of(
+    name: str, saved: SavedRun, steps: tuple[ReportStep, ...], evaluation: Evaluation | None
+) -> ReportRun:
     summary = saved.summary or {}
     identity = {key: str(value) for key, value in saved.record["identity"].items()}
     settings = _flat(OmegaConf.to_container(saved.config))
     perplexity = {set_name: _pair(pair) for set_name, pair in summary.get("perplexity", {}).items()}
     heldout = perplexity.get("heldout", Pair(None, None))
-    steps = tuple(map(_step, saved.lines))
     target, text = (
         float(saved.config.search.target_ratio),
         summary.get("calibration", {}).get("heldout", {}),
@@ -167,7 +165,7 @@ def _run_of(name: str, saved: SavedRun, evaluation: Mapping[str, Any] | None) ->
         ),
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
         costs=_costs(summary) if summary else {},
-        evaluation=_evaluation(evaluation) if evaluation is not None else None,
+        evaluation=evaluation,
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )
