@@ -38,11 +38,6 @@ def joined(cluster: ClusterConfig) -> Iterator[None]:
         yield
 
 
-def gpus_per_evaluator(cluster: ClusterConfig, machine: LocalMachine) -> int:
-    """GPUs that an evaluator gets."""
-    return machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
-
-
 def find_placement(
     cluster: ClusterConfig, machine: LocalMachine, evaluator_bytes: int
 ) -> Placement | None:
@@ -54,7 +49,7 @@ def find_placement(
     Raises:
         InputError: they do not fit.
     """
-    gpus = gpus_per_evaluator(cluster, machine)
+    gpus = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
     if cluster.kind == "inline":
         if gpus > machine.num_gpus:
             raise InputError(
@@ -102,7 +97,9 @@ def open_pool(
         kind: their class.
     """
     if placement is None:
-        yield InlinePool(spec, kind=kind, num_gpus=gpus_per_evaluator(cluster, machine))
+        yield InlinePool(
+            spec, kind=kind, num_gpus=machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
+        )
         return
     # A cluster that was joined before is used as it is: local_ray starts one only where there is
     # none.

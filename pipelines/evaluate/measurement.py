@@ -24,7 +24,7 @@ from pipelines.evaluate.models import (
     find_models,
     window_length,
 )
-from pipelines.evaluators import find_placement, gpus_per_evaluator, local_session, open_pool
+from pipelines.evaluators import find_placement, local_session, open_pool
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.costs.measured import SpeedComparison, SpeedSettings
 from pruning.errors import InputError
@@ -109,7 +109,7 @@ def open_job(
     """
     cluster, evaluation = config.cluster, config.evaluation
     machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
-    on_gpu = gpus_per_evaluator(cluster, machine) > 0
+    on_gpu = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator) > 0
     models = models or find_models(config, on_gpu=on_gpu)
     batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
     problems = problems_of_cost(evaluation, models.evaluated)

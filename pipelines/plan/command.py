@@ -11,14 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose
 from omegaconf import DictConfig
 from rich.table import Table
 
 from pipelines.cli.console import console, duration, log_to, print_line
+from pipelines.cli.launch import freeze_gc
 from pipelines.config.grid import plain_grid, points_of
-from pipelines.config.groups import ClusterConfig
 from pipelines.config.overrides import option_of
 from pipelines.config.plan import PlanConfig
 from pipelines.plan.estimate import (
@@ -32,12 +31,13 @@ from pipelines.runs.files import PLAN
 from pipelines.runs.folder import RunFolder
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
+from pruning.costs.dense_sizes import DenseSizes
+from pruning.costs.known_sizes import sizes_of
 from pruning.errors import InputError
-from pruning.models.checkpoint import Checkpoint
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
-from pruning.models.find import find_checkpoint
 from pruning.search.plan import SearchPlan
+from workers.cluster.machine import LocalMachine
 from workers.evaluators.memory import evaluator_bytes
 
 log = logging.getLogger(__name__)
@@ -66,28 +66,22 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float]:
     """What plan.json says of one search, and the FLOPs of its block stage alone."""
-    checkpoint, accounting = _model(
-        config.model.path, config.model.revision, trust_remote_code=config.model.trust_remote_code
-    )
+    model = config.model
+    sizes = _sizes(model.path, model.revision, trust_remote_code=model.trust_remote_code)
+    accounting = Accounting(sizes)
     found = search_plan(accounting, config)
     if found.impossible is not None:
         raise InputError(
             f"search.target_ratio: {config.search.target_ratio:g}; no path reaches it: the "
             f"{found.impossible} stage runs out of candidates"
         )
-    return _report(
-        config, accounting, found, hidden_size=checkpoint.config().get_text_config().hidden_size
-    )
+    return _report(config, accounting, found, hidden_size=sizes.hidden_size)
 
 
-@lru_cache
-def _model(
-    path: str, revision: str | None, *, trust_remote_code: bool
-) -> tuple[Checkpoint, Accounting]:
-    checkpoint = find_checkpoint(
-        path, revision=revision, trust_remote_code=trust_remote_code, config_only=True
-    )
-    return checkpoint, Accounting(checkpoint.config(), trust_remote_code=trust_remote_code)
+@lru_cache  # all points of a sweep have one model
+def _sizes(path: str, revision: str | None, *, trust_remote_code: bool) -> DenseSizes:
+    with freeze_gc():  # counting imports torch, unless it was done before
+        return sizes_of(path, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
@@ -148,7 +142,10 @@ def _report(
         search_flops(accounting, each, sequences, **lengths, num_evaluators=num_evaluators)
         for each in (found, blocks)
     )
-    dtype = resolve_dtype(config.model.dtype, on_gpu=_on_gpu(config.cluster))
+    gpus = LocalMachine.detect(num_gpus=config.cluster.num_gpus).gpus_per_evaluator(
+        config.cluster.num_gpus_per_evaluator
+    )
+    dtype = resolve_dtype(config.model.dtype, on_gpu=gpus > 0)
     tokens = calibration.batch_size * calibration.sequence_length
     tflops = (
         measured_tflops(Path(config.rate_of).expanduser())
@@ -183,15 +180,6 @@ def _report(
         "hours": flops / (tflops * 1e12 * num_evaluators * 3600) if tflops else None,
     }
     return report, block_flops
-
-
-def _on_gpu(cluster: ClusterConfig) -> bool:
-    """As `pipelines.evaluators.gpus_per_evaluator` decides it for a search, without the evaluators
-    that this would import.
-    """
-    if cluster.num_gpus_per_evaluator is not None:
-        return cluster.num_gpus_per_evaluator > 0
-    return (torch.cuda.device_count() if cluster.num_gpus is None else cluster.num_gpus) > 0
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -10,8 +10,8 @@ from typing import Any
 from pipelines.config.prune import PruneConfig
 from pipelines.runs.files import CONFIG, SUMMARY, TRAJECTORY, read_json, read_trajectory, read_yaml
 from pruning.costs.accounting import Accounting
+from pruning.costs.known_sizes import sizes_of
 from pruning.errors import InputError
-from pruning.models.find import find_checkpoint
 from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
 from pruning.search.stages import token_set_of
 from pruning.search.strategies import strategy_of
@@ -72,9 +72,7 @@ def measured_tflops(folder: Path) -> float:
             f"rate_of: the search in {folder} took scores from the store, so that its time says "
             "nothing of its work; give another"
         )
-    accounting = Accounting(
-        find_checkpoint(config.model.path, revision=config.model.revision).config()
-    )
+    accounting = Accounting(sizes_of(config.model.path, revision=config.model.revision))
     total = trajectory_flops(accounting, lines, summary["calibration"])
     return total / (
         float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from pipelines.config.groups import chosen
 from pipelines.config.prune import PruneConfig
-from pipelines.evaluators import find_placement, gpus_per_evaluator, open_pool
+from pipelines.evaluators import find_placement, open_pool
 from pipelines.runs.files import BLOCK_INFLUENCE, CHANNEL_ORDER, read_with
 from pipelines.runs.folder import RunFolder
 from pruning.calibration.build import make_calibration
@@ -202,7 +202,9 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     settings = config.search.resolved(accounting.geometry)
     problems = stage_problems(accounting, settings) + _context_problems(config, model_config)
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
-    dtype = resolve_dtype(model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0)
+    dtype = resolve_dtype(
+        model.dtype, on_gpu=machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
+    )
     needed = evaluator_bytes(
         accounting.num_dense_parameters,
         dtype,

@@ -1,5 +1,4 @@
-"""Entry of `python -m pipelines.reproduce`: help and options are there before what does the
-work."""
+"""Entry of `python -m pipelines.reproduce`: help and options come before what does the work."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pipelines.errors import Failed
 from pipelines.evaluate.benchmarks import open_benchmarks
 from pipelines.evaluate.evaluation_run import evaluate_run
 from pipelines.evaluate.models import EvaluatedModel, ModelsUnderTest, window_length
-from pipelines.evaluators import gpus_per_evaluator, joined
+from pipelines.evaluators import joined
 from pipelines.prune.job import make_job
 from pipelines.prune.pipeline import run_job
 from pipelines.reproduce.counts import (
@@ -312,7 +312,8 @@ def _models_under_test(
 ) -> ModelsUnderTest:
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     dtype = resolve_dtype(
-        config.model.dtype, on_gpu=gpus_per_evaluator(config.cluster, machine) > 0
+        config.model.dtype,
+        on_gpu=machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0,
     )
     dense = EvaluatedModel("dense", checkpoint, fingerprint, dtype, accounting.num_dense_parameters)
     pruned = EvaluatedModel(

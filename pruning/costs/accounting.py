@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pruning.costs.dense_sizes import BlockSizes, dense_sizes
+from pruning.costs.dense_sizes import BlockSizes, DenseSizes, dense_sizes
 from pruning.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -20,19 +20,23 @@ class Accounting:
     norms.
 
     Args:
-        config: configuration of the dense model.
+        model: configuration of the dense model, or its sizes where they are known.
         keep_qkv_bias: count the q, k, v biases of removed KV heads and attention blocks as still
             there, as two of the published runs do.
     """
 
     def __init__(
         self,
-        config: PretrainedConfig,
+        model: PretrainedConfig | DenseSizes,
         *,
         keep_qkv_bias: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        sizes = dense_sizes(config, trust_remote_code=trust_remote_code)
+        sizes = (
+            model
+            if isinstance(model, DenseSizes)
+            else dense_sizes(model, trust_remote_code=trust_remote_code)
+        )
         self.family, self.geometry = sizes.family, sizes.geometry
         self.dense = sizes.geometry.dense
         self.keep_qkv_bias = keep_qkv_bias

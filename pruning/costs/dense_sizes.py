@@ -42,10 +42,14 @@ class BlockSizes:
 class DenseSizes:
     """Parameters of a dense model: all, those of the head's matrix, and those of the attention and
     the MLP block of every layer.
+
+    Args:
+        hidden_size: channels of the residual stream.
     """
 
     family: Family
     geometry: Geometry
+    hidden_size: int
     num_parameters: int
     head_weights: int
     attention: tuple[BlockSizes, ...]
@@ -67,6 +71,7 @@ def dense_sizes(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     return DenseSizes(
         family,
         geometry,
+        hidden_size=config.get_text_config().hidden_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         head_weights=head.weight.numel() if head is not None else 0,
         attention=tuple(

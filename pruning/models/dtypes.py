@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_NATIVE = frozenset({"avx512_bf16", "amx_bf16", "bf16", "arm_bf16"})
 
 
 def resolve_dtype(dtype: str, *, on_gpu: bool) -> str:
@@ -11,10 +16,17 @@ def resolve_dtype(dtype: str, *, on_gpu: bool) -> str:
     """
     if dtype != "auto":
         return dtype
-    import torch  # a second that a known type need not wait for
+    return "bfloat16" if on_gpu or _NATIVE & cpu_features() else "float32"
 
-    capabilities = torch.cpu.get_capabilities()
-    native = on_gpu or any(
-        capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
-    )
-    return "bfloat16" if native else "float32"
+
+def cpu_features() -> frozenset[str]:
+    """What the CPU can do: on Linux as the kernel lists it, else as torch does.
+
+    Both read the CPU's own identification; importing torch for it would take a second.
+    """
+    if sys.platform == "linux":
+        listed = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return frozenset(listed.split())
+    import torch
+
+    return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has)

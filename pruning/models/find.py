@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from typing import TYPE_CHECKING
 
 from pruning.errors import InputError, first_line
-from pruning.models import baichuan
 from pruning.models.cache import cache_folder
-from pruning.models.checkpoint import Checkpoint
 from pruning.models.gguf_source import converted_gguf, gguf_source
 from pruning.models.stored_json import read_json
+
+if TYPE_CHECKING:
+    from pruning.models.checkpoint import Checkpoint
 
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
@@ -38,31 +37,18 @@ def find_checkpoint(
     Raises:
         InputError: nothing usable is there.
     """
-    source = gguf_source(path)
-    if source is not None:
-        return Checkpoint(converted_gguf(source), trust_remote_code)
-    local = Path(path).expanduser()
-    if local.is_dir():
-        folder = local.resolve()
-    elif local.exists():
-        raise InputError(
-            f"model.path: {path} is a file; expected a folder with config.json and "
-            "*.safetensors, a .gguf file, or a hub id"
-        )
-    else:
-        folder = _downloaded(
-            path, revision, ["*.json"]
-        )  # some are refused for their configuration, before gigabytes come
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model.path: no config.json in {folder}")
+    from pruning.models import baichuan  # torch and transformers: seconds to import
+    from pruning.models.checkpoint import Checkpoint
+
+    folder = configured_folder(path, revision)
     found = Checkpoint(folder, trust_remote_code)
-    if config_only:
+    if config_only or gguf_source(path) is not None:
         return found
     raw = read_json(folder / "config.json")
     is_baichuan = baichuan.is_baichuan(raw)
     if is_baichuan:
         baichuan.refuse_alibi(raw, folder)
-    if not local.is_dir():
+    if not Path(path).expanduser().is_dir():
         found = Checkpoint(_downloaded(path, revision, _PATTERNS), trust_remote_code)
     return (
         Checkpoint(baichuan.converted(found.folder, raw, found.weight_files(), cache_folder()))
@@ -71,7 +57,32 @@ def find_checkpoint(
     )
 
 
+def configured_folder(path: str, revision: str | None) -> Path:
+    """The folder with the `config.json` of what a user names, as `find_checkpoint` with
+    `config_only`. Some models are refused for what it says, before gigabytes come.
+
+    Raises:
+        InputError: nothing usable is there.
+    """
+    source = gguf_source(path)
+    if source is not None:
+        return converted_gguf(source)
+    local = Path(path).expanduser()
+    if local.exists() and not local.is_dir():
+        raise InputError(
+            f"model.path: {path} is a file; expected a folder with config.json and "
+            "*.safetensors, a .gguf file, or a hub id"
+        )
+    folder = local.resolve() if local.is_dir() else _downloaded(path, revision, ["*.json"])
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.path: no config.json in {folder}")
+    return folder
+
+
 def _downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:

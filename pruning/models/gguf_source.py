@@ -8,9 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from pruning.errors import InputError
 from pruning.models.cache import build_once, cache_folder
 from pruning.models.families import GGUFGaps, gguf_gaps
@@ -60,6 +57,9 @@ def converted_gguf(path: Path) -> Path:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
+    import torch  # only a conversion needs it
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     gaps, rotary_factor = _gaps(path)
     model: Any = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32

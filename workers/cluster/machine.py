@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
+
+_DEVICES = Path("/dev")
+_DRIVERS = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
+"""Devices of NVIDIA's and AMD's drivers, and of Windows' under its Linux."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +42,7 @@ class LocalMachine:
     @classmethod
     def detect(cls, *, num_gpus: int | None = None) -> LocalMachine:
         if num_gpus is None:
-            import torch
-
-            num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            num_gpus = _visible_gpus()
         return cls(
             len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")
@@ -50,3 +54,14 @@ class LocalMachine:
     def gpus_per_evaluator(self, asked: int | None) -> int:
         """GPUs that an evaluator gets: those asked for, else one where there are any."""
         return asked if asked is not None else min(1, self.num_gpus)
+
+
+def _visible_gpus() -> int:
+    """As torch counts them. Where there is no device of a driver there are none, and importing
+    torch to hear that would take a second.
+    """
+    if sys.platform == "linux" and not any(any(_DEVICES.glob(name)) for name in _DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from pruning.models.dtypes import NUM_BYTES
 
 
 def evaluator_bytes(
@@ -11,7 +11,7 @@ def evaluator_bytes(
     """Memory that one evaluator needs, estimated: weights, the sorted copy of the largest of them,
     what the layers returned, and the process.
     """
-    width = torch.finfo(getattr(torch, dtype)).bits // 8
+    width = NUM_BYTES[dtype]
     return (
         int(num_parameters * width * 1.2 + batch_tokens * hidden_size * width * (num_layers + 8))
         + 600_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,7 +39,9 @@ Planning = Callable[..., Outcome]
 
 
 @pytest.fixture
-def planning(tmp_path: Path, cli: Cli) -> Planning:
+def planning(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Planning:
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+
     def run(*overrides: str, model: str = "7B") -> Outcome:
         folder = tmp_path / model
         folder.mkdir(exist_ok=True)
@@ -79,7 +82,7 @@ def test_llama_2_7b_as_published(planning: Planning) -> None:
 def test_the_type_is_that_of_the_search(
     planning: Planning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    monkeypatch.setattr("pruning.models.dtypes.cpu_features", frozenset)
     on_cpus = read(planning("cluster.num_gpus=0"))
     assert on_cpus["dtype"] == "float32"
     for gpus in (["cluster.num_gpus=8"], ["cluster=ray", "cluster.address=head:6379"]):
@@ -141,12 +144,7 @@ def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning
     )
 
 
-def test_it_loads_only_what_it_needs(tmp_path: Path) -> None:
-    """In a process of its own: these are what makes a command slow to start, and planning has no
-    use for them.
-    """
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2 | SIZES["70B"]))
-    program = """
+WATCHED = """
 import gc, json, re, runpy, sys
 found = {}
 def watch(event, arguments):
@@ -158,30 +156,46 @@ elsewhere = ["ray", "mlflow", "matplotlib", "datasets", "lm_eval", "pandas", "sk
 elsewhere += ["requests", "sqlalchemy", "gguf", "pruning.export.folder", "pruning.scoring.nll"]
 elsewhere += ["workers.evaluators.shapes", "workers.cluster.ray_session"]
 found["unwanted"] = [name for name in elsewhere if name in sys.modules]
+found["seconds to import"] = [name for name in ("torch", "transformers") if name in sys.modules]
 found["collects afterwards"] = gc.isenabled()
 found["looks through at the end"] = len(gc.get_objects()) / gc.get_freeze_count()
 # ru_maxrss counts the parent that it was forked from, too
 found["peak kB"] = int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 print(json.dumps(found))
 """
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        f"model.path={tmp_path}",
-        "calibration=alpaca",
-        f"output_dir={tmp_path / 'plan'}",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["unwanted"] == []
-    assert not found["collects while it imports"]
-    assert found["collects afterwards"]
-    assert found["looks through at the end"] < 0.1, (
+
+
+def test_it_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """In a process of its own: these are what makes a command slow to start, and planning has no
+    use for them. Once a configuration is known, torch and transformers are among them.
+    """
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2 | SIZES["70B"]))
+    command = [sys.executable, "-c", WATCHED, f"model.path={tmp_path}", "calibration=alpaca"]
+    found, plans = [], []
+    for name in ("first", "second"):
+        done = subprocess.run(
+            [*command, f"output_dir={tmp_path / name}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"MULTIPRUNER_CACHE": str(tmp_path / "cache")},
+        )
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        plans.append((tmp_path / name / "plan.json").read_bytes())
+    first, second = found
+    for each in found:
+        assert each["unwanted"] == []
+        assert each["collects afterwards"]
+        assert each["peak kB"] < 1_000_000
+    assert first["seconds to import"] == ["torch", "transformers"]
+    assert not first["collects while it imports"]
+    assert first["looks through at the end"] < 0.1, (
         "what is imported after the start is looked through object by object when the process ends"
     )
-    assert found["peak kB"] < 1_000_000
-    assert json.loads((tmp_path / "plan/plan.json").read_text())["num_parameters"] == 68_976_648_192
+    assert second["seconds to import"] == []
+    assert plans[0] == plans[1]
+    assert json.loads(plans[0])["num_parameters"] == 68_976_648_192
 
 
 def test_the_rate_of_an_earlier_search(ended: Outcome, search: Search, planning: Planning) -> None:

@@ -53,7 +53,7 @@ from tests.pipelines.sweep.conftest import Sweep
                 "-m: several values are a list here, "
                 "search.target_ratio=[0.1,0.2]; "
                 "--multirun is for "
-                "pipelines.prune"
+                "multipruner prune"
             ),
         ),
         (

@@ -197,7 +197,7 @@ def test_alibi_is_counted_and_not_run(tmp_path: Path, folder: Path) -> None:
     """The 13B models say `model_max_length` only."""
     larger = {name: value for name, value in CONFIG.items() if name != "max_position_embeddings"}
     (folder / "config.json").write_text(json.dumps(larger))
-    with pytest.raises(InputError, match=r"Baichuan model with ALiBi positions.*pipelines.plan"):
+    with pytest.raises(InputError, match=r"Baichuan model with ALiBi positions.*multipruner plan"):
         find_checkpoint(str(folder))
     accounting = Accounting(find_checkpoint(str(folder), config_only=True).config())
     assert accounting.num_dense_parameters == sum(

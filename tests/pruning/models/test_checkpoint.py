@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning.errors import InputError
-from pruning.models import gguf_source
+from pruning.models import dtypes, gguf_source
 from pruning.models.cache import cache_folder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
@@ -124,10 +124,15 @@ def test_package_that_is_not_there() -> None:
 def test_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_dtype("float16", on_gpu=False) == "float16"
     assert resolve_dtype("auto", on_gpu=True) == "bfloat16"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
-    assert resolve_dtype("auto", on_gpu=False) == "float32"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert resolve_dtype("auto", on_gpu=False) == "bfloat16"
+    for features, dtype in (({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")):
+        monkeypatch.setattr(dtypes, "cpu_features", lambda found=features: frozenset(found))
+        assert resolve_dtype("auto", on_gpu=False) == dtype
+
+
+def test_the_features_of_the_cpu_are_those_that_torch_finds() -> None:
+    names = ("avx2", "avx512_bf16", "amx_bf16", "bf16")
+    found, torchs = dtypes.cpu_features(), torch.cpu.get_capabilities()
+    assert [name in found for name in names] == [bool(torchs.get(name)) for name in names]
 
 
 def test_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

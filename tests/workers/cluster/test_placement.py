@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -148,3 +149,16 @@ def test_what_an_actor_asks_for() -> None:
         Placement(1, num_gpus=0, memory_bytes=2 * 10**9).describe()
         == "0 GPU and 1 CPU and 2.0 GB of memory"
     )
+
+
+def test_torch_is_asked_for_gpus_only_where_a_driver_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("workers.cluster.machine._DEVICES", tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    (tmp_path / "nvme0").touch()
+    assert LocalMachine.detect().num_gpus == 0
+    (tmp_path / "nvidiactl").touch()
+    assert LocalMachine.detect().num_gpus == 3
+    assert LocalMachine.detect(num_gpus=5).num_gpus == 5
