@@ -264,7 +264,7 @@ REASONS = {
         r"has model-00002-of-00002\.safetensors, which its multipruner\.json does not list"
     ),
     "no manifest": (
-        r"no multipruner\.json, so it was not written by pipelines\.export; open "
+        r"no multipruner\.json, so it was not written by multipruner export; open "
         r"other models with model\.path="
     ),
     "damaged manifest": r"multipruner\.json is damaged",
