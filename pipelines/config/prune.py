@@ -13,13 +13,13 @@ from pipelines.config.groups import (
     ClusterConfig,
     EvaluationConfig,
     ModelConfig,
-    SearchConfig,
     StoreConfig,
     TrackingConfig,
     checked,
     not_allowed,
     one_of,
 )
+from pipelines.config.search import SearchConfig
 from pruning.export.formats import FORMAT_NAMES
 
 

@@ -10,12 +10,12 @@ from pipelines.config.groups import (
     ClusterConfig,
     EvaluationConfig,
     ModelConfig,
-    SearchConfig,
     StoreConfig,
     TrackingConfig,
 )
 from pipelines.config.plan import PlanConfig
 from pipelines.config.prune import PruneConfig
+from pipelines.config.search import SearchConfig
 
 
 def register() -> None:

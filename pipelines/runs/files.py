@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from yaml import YAMLError
 
+from pipelines.config.renamed import with_current_names
 from pruning.errors import InputError
 
 RUN = "run.json"
@@ -129,7 +130,7 @@ def read_yaml(path: Path, *, option: str, fields: Sequence[str] = ()) -> DictCon
                     raise KeyError(name)
         except (YAMLError, OmegaConfBaseException) as error:
             raise ValueError(str(error)) from error
-        return found
+        return with_current_names(found)
 
     return read_with(mapping, path, option=option)
 

@@ -81,7 +81,9 @@ def saved_form(config: PruneConfig) -> DictConfig:
         False,
         None,
     )  # what a result is compared with is no part of the run
-    return cast("DictConfig", saved)
+    plain = OmegaConf.create(OmegaConf.to_container(saved))
+    del plain.search.layout  # an old name, which `SearchConfig` has replaced
+    return cast("DictConfig", plain)
 
 
 def saved_url(url: str) -> str:

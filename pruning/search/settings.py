@@ -17,6 +17,8 @@ STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
 ShapeConstraint = Literal["none", "deployable"]
 """Which shapes a search may come to: any, or those that every runtime serves."""
 
+SHAPE_CONSTRAINTS: tuple[ShapeConstraint, ...] = get_args(ShapeConstraint)
+
 CompensationName = Literal["none", "least_squares"]
 """Nothing, or the weights that remain refitted in closed form (`pruning.compensation`)."""
 

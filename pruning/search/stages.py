@@ -85,11 +85,11 @@ def _mlp_problems(geometry: Geometry, settings: SearchSettings) -> list[str]:
         channels % DEPLOYABLE_CHANNELS or group % DEPLOYABLE_CHANNELS
     ):
         return [
-            f"search.layout: portable, whose MLP widths are multiples of {DEPLOYABLE_CHANNELS}: "
-            f"this model has {channels} channels and "
+            "search.shape_constraint: deployable, whose MLP widths are multiples of "
+            f"{DEPLOYABLE_CHANNELS}: this model has {channels} channels and "
             f"search.mlp_group_channels takes {group} at a time; change the group, "
             "leave the widths alone (a search.distribution whose second "
-            "number is 0), or use search.layout=any"
+            "number is 0), or use search.shape_constraint=none"
         ]
     return []
 

@@ -100,7 +100,7 @@ class Strategy(ABC):
             "search.head_group_channels": settings.head_group_channels,
         }
         if settings.shape_constraint == "deployable":
-            identity["search.layout"] = "portable"
+            identity["search.layout"] = "portable"  # its names in folders of version 0.1.0
         if settings.compensation != "none":
             identity["search.compensation"] = settings.compensation
         return identity | self._own_identity()

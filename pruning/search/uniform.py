@@ -1,5 +1,5 @@
-"""The same share of every layer's MLP channels, nothing scored: the control of every comparison,
-and with one width for all layers a checkpoint that every engine opens.
+"""The same share of every layer's MLP channels, nothing scored: a baseline, and with one width for
+all layers a checkpoint that every engine opens.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tests.pipelines.conftest import Search
 from workers.cluster.machine import LocalMachine
 from workers.pool.ray_pool import RayPool
 
-CONTROLS = ("search=shortgpt", "search=random")
+BASELINES = ("search=shortgpt", "search=random")
 BLOCKS = "search.distribution=[1,0,0]"
 
 
@@ -95,11 +95,11 @@ def test_random_goes_in_the_drawn_order(search: Search, tmp_path: Path) -> None:
     assert {run.data.params["resolved.search.seed"] for run in runs} == {"42", "7"}
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("kept", [1, 2])
-def test_resumed_after_any_step(search: Search, control: str, kept: int) -> None:
+def test_resumed_after_any_step(search: Search, baseline: str, kept: int) -> None:
     """Inside a layer too. What was measured before is read, or measured again if it is gone."""
-    whole = search(control, BLOCKS, "search.target_ratio=0.45")
+    whole = search(baseline, BLOCKS, "search.target_ratio=0.45")
     assert whole.status == 0, whole.output
     text = (whole.folder / "trajectory.jsonl").read_text()
     influence = whole.folder / "block_influence.json"
@@ -117,9 +117,9 @@ def test_resumed_after_any_step(search: Search, control: str, kept: int) -> None
     assert (influence.read_bytes() if influence.exists() else b"") == measured
 
 
-@pytest.mark.parametrize("control", CONTROLS)
-def test_the_journal_of_another_path_is_refused(search: Search, control: str) -> None:
-    whole = search(control, BLOCKS)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_journal_of_another_path_is_refused(search: Search, baseline: str) -> None:
+    whole = search(baseline, BLOCKS)
     lines = [
         json.loads(line) for line in (whole.folder / "trajectory.jsonl").read_text().splitlines()
     ]
@@ -128,25 +128,25 @@ def test_the_journal_of_another_path_is_refused(search: Search, control: str) ->
     (whole.folder / "trajectory.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines)
     )
-    again = search(control, BLOCKS)
+    again = search(baseline, BLOCKS)
     assert again.status == 2
     assert "step 1 of" in again.errors[0]
     assert "does not follow from its settings" in again.errors[0]
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("baseline", BASELINES)
 def test_two_evaluators_give_the_same_bytes(
     search: Search,
     tmp_path: Path,
     local_cluster: LocalMachine,
     monkeypatch: pytest.MonkeyPatch,
-    control: str,
+    baseline: str,
 ) -> None:
     monkeypatch.setattr(RayPool, "wait", lambda self: iter([None for _ in self.describe()]))
-    inline = search(control, BLOCKS, folder="inline")
+    inline = search(baseline, BLOCKS, folder="inline")
     local = search(
-        control,
+        baseline,
         BLOCKS,
         "cluster=local",
         "cluster.num_evaluators=2",
@@ -157,16 +157,16 @@ def test_two_evaluators_give_the_same_bytes(
     assert local.summary["num_evaluators"] == 2
     assert local.summary["evaluations"]["scored"] > 0
     assert local.trajectory == inline.trajectory
-    if control == "search=shortgpt":
+    if baseline == "search=shortgpt":
         assert (local.folder / "block_influence.json").read_bytes() == (
             inline.folder / "block_influence.json"
         ).read_bytes()
 
 
-@pytest.mark.parametrize("control", CONTROLS)
-def test_the_result_is_exported(search: Search, control: str) -> None:
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_result_is_exported(search: Search, baseline: str) -> None:
     """The export opens itself in a fresh process and compares its logits."""
-    outcome = search(control, BLOCKS, "export=transformers")
+    outcome = search(baseline, BLOCKS, "export=transformers")
     assert outcome.status == 0, outcome.output
     manifest = json.loads((outcome.folder / "transformers/multipruner.json").read_text())
     assert (
@@ -204,14 +204,14 @@ def test_the_seed_has_a_default(search: Search) -> None:
     assert by_hand.summary["identity"]["search.seed"] == 42
 
 
-def test_portable_keeps_the_first_and_the_last_layer(search: Search) -> None:
-    for control in CONTROLS:
+def test_deployable_keeps_the_first_and_the_last_layer(search: Search) -> None:
+    for baseline in BASELINES:
         outcome = search(
-            control,
+            baseline,
             BLOCKS,
-            "search.layout=portable",
+            "search.shape_constraint=deployable",
             "search.target_ratio=0.25",
-            folder=control.partition("=")[2],
+            folder=baseline.partition("=")[2],
         )
         assert not {("attention", 0), ("mlp", 3)} & {
             (removal.kind, removal.layer) for removal in removed(outcome)
@@ -246,7 +246,12 @@ def test_portable_keeps_the_first_and_the_last_layer(search: Search) -> None:
             "search.seed: 3, which has no effect with search.strategy=block_influence",
         ),
         (
-            ["search=shortgpt", BLOCKS, "search.layout=portable", "search.target_ratio=0.6"],
+            [
+                "search=shortgpt",
+                BLOCKS,
+                "search.shape_constraint=deployable",
+                "search.target_ratio=0.6",
+            ],
             "'block' has no candidate left at ratio",
         ),
     ],

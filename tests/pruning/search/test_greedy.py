@@ -259,7 +259,7 @@ def test_deployable_widths(channels: int, group: int) -> None:
     with pytest.raises(
         InputError,
         match=(
-            f"search.layout: portable, .*this model has {channels} channels and "
+            f"search.shape_constraint: deployable, .*this model has {channels} channels and "
             f"search.mlp_group_channels takes {group}"
         ),
     ):

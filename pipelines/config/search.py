@@ -1,0 +1,111 @@
+"""Group `search`: its options, and what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+from omegaconf import MISSING
+
+from pipelines.config.groups import at_least, chosen, not_allowed, one_of
+from pipelines.config.renamed import LAYOUTS, constraint_of
+from pruning.importance.criteria import Importance
+from pruning.models.geometry import Geometry
+from pruning.search.settings import (
+    COMPENSATIONS,
+    SHAPE_CONSTRAINTS,
+    STRATEGY_NAMES,
+    SearchSettings,
+)
+from pruning.search.strategies import STRATEGIES
+
+IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
+
+
+@dataclass
+class SearchConfig:
+    """Group `search`."""
+
+    strategy: str = one_of(STRATEGY_NAMES)
+    seed: int | None = MISSING
+    target_ratio: float = MISSING
+    distribution: list[float] = MISSING
+    mlp_group_channels: int | None = MISSING
+    head_group_channels: int | None = MISSING
+    importance: str = one_of(IMPORTANCES)
+    shape_constraint: str = one_of(SHAPE_CONSTRAINTS)
+    layout: str | None = one_of(tuple(LAYOUTS))
+    compensation: str = one_of(COMPENSATIONS)
+
+    def __post_init__(self) -> None:
+        """Commands and experiments of version 0.1.0 say `layout`."""
+        if self.layout in LAYOUTS and constraint_of(self.layout) == "deployable":
+            self.shape_constraint = "deployable"
+
+    def resolved(self, geometry: Geometry) -> SearchSettings:
+        """These settings for a model of these sizes; call `problems` first."""
+        return SearchSettings.resolved(
+            geometry,
+            strategy=chosen(self.strategy, STRATEGY_NAMES),
+            target_ratio=self.target_ratio,
+            distribution=self.distribution,
+            mlp_group_channels=self.mlp_group_channels,
+            head_group_channels=self.head_group_channels,
+            importance=chosen(self.importance, IMPORTANCES),
+            shape_constraint=chosen(self.shape_constraint, SHAPE_CONSTRAINTS),
+            compensation=chosen(self.compensation, COMPENSATIONS),
+            seed=self.seed,
+        )
+
+    def problems(self) -> list[str]:
+        found = not_allowed(self, "search.")
+        strategy = STRATEGIES.get(self.strategy)
+        if self.seed is not None and strategy is not None and "seed" not in strategy.options:
+            users = [name for name, each in STRATEGIES.items() if "seed" in each.options]
+            found.append(
+                f"search.seed: {self.seed}, which has no effect with "
+                f"search.strategy={self.strategy}; it is for {', '.join(users)}"
+            )
+        if not 0 < self.target_ratio < 1:
+            hint = (
+                f"; did you mean {self.target_ratio / 100:g}?"
+                if 1 <= self.target_ratio < 100
+                else ""
+            )
+            found.append(
+                f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, "
+                f"above 0 and below 1{hint}"
+            )
+        shares = list(self.distribution)
+        if (
+            len(shares) != 3
+            or not all(math.isfinite(share) and share >= 0 for share in shares)
+            or sum(shares) <= 0
+        ):
+            found.append(
+                f"search.distribution: {shares}; it takes three numbers >= 0 with a positive "
+                "sum, the shares of blocks, MLP channels and attention heads, "
+                "such as [44,52,4]"
+            )
+        elif strategy is not None and strategy.blocks_only and sum(shares[1:]) > 0:
+            found.append(
+                f"search.distribution: {shares}, but search.strategy={self.strategy} removes "
+                "whole blocks only; use search.distribution=[1,0,0], as "
+                "search=shortgpt and search=random do"
+            )
+        elif strategy is not None and strategy.channels_only and (shares[0] or shares[2]):
+            found.append(
+                f"search.distribution: {shares}, but search.strategy={self.strategy} narrows "
+                "MLPs only; use search.distribution=[0,1,0], as search=uniform does"
+            )
+        if self.compensation != "none" and self.importance != "activation":
+            found.append(
+                f"search.compensation: {self.compensation} with search.importance="
+                f"{self.importance}; it goes with search.importance=activation, whose order comes "
+                "from the same statistics"
+            )
+        for name in ("mlp_group_channels", "head_group_channels"):
+            value = getattr(self, name)
+            found += [] if value is None else at_least(f"search.{name}", value, 1)
+        return found
