@@ -51,48 +51,31 @@ def implied_search(
     kv_heads = [layer.kv_heads for layer in shape.layers if layer.kv_heads]
     mlp_steps = _groups("MLP channels", mlp_widths, dense.mlp_channels, mlp_group)
     head_steps = _groups("KV heads", kv_heads, dense.kv_heads, head_group)
-    blocks = ModelShape(
-        tuple(
-            LayerShape(
-                dense.kv_heads if layer.kv_heads else 0,
-                dense.mlp_channels if layer.mlp_channels else 0,
-            )
-            for layer in shape.layers
-        )
-    )
     channels = ModelShape(
         tuple(
             LayerShape(dense.kv_heads if layer.kv_heads else 0, layer.mlp_channels)
             for layer in shape.layers
         )
     )
-    last_steps = [LayerShape(0, dense.mlp_channels)] if len(kv_heads) < len(shape.layers) else []
-    last_steps += [LayerShape(dense.kv_heads, 0)] if len(mlp_widths) < len(shape.layers) else []
-    num_blocks = 2 * len(shape.layers) - len(mlp_widths) - len(kv_heads)
-    of_blocks = sum(2 * len(shape.layers) - step for step in range(num_blocks))
-    one_mlp_group = (
-        [LayerShape(dense.kv_heads, dense.mlp_channels - mlp_group)] if any(mlp_steps) else []
-    )
-    one_head_group = (
-        [LayerShape(dense.kv_heads - head_group, dense.mlp_channels)] if any(head_steps) else []
-    )
+    one_mlp_group = LayerShape(dense.kv_heads, dense.mlp_channels - mlp_group)
+    one_head_group = LayerShape(dense.kv_heads - head_group, dense.mlp_channels)
     return (
-        _stage(accounting, "block", num_blocks, Range(of_blocks, of_blocks), blocks, last_steps),
+        _block_stage(accounting, shape),
         _stage(
             accounting,
             "mlp_channels",
             sum(mlp_steps),
-            candidates_of(mlp_steps, (dense.mlp_channels - 1) // mlp_group),
+            _candidates(mlp_steps, (dense.mlp_channels - 1) // mlp_group),
             channels,
-            one_mlp_group,
+            [one_mlp_group] if any(mlp_steps) else [],
         ),
         _stage(
             accounting,
             "attention_heads",
             sum(head_steps),
-            candidates_of(head_steps, (dense.kv_heads - 1) // head_group),
+            _candidates(head_steps, (dense.kv_heads - 1) // head_group),
             shape,
-            one_head_group,
+            [one_head_group] if any(head_steps) else [],
         ),
     )
 
@@ -109,6 +92,26 @@ def target_range(
         low = max(low, stage.ratio_before / share if stage.steps and share else 0.0)
         high = min(high, stage.ratio / share if share else 1.0)
     return (low, high) if low < high else None
+
+
+def _block_stage(accounting: Accounting, shape: ModelShape) -> ImpliedStage:
+    dense, num_layers = accounting.dense.layers[0], len(shape.layers)
+    num_attention = sum(not layer.kv_heads for layer in shape.layers)
+    num_mlp = sum(not layer.mlp_channels for layer in shape.layers)
+    blocks = ModelShape(
+        tuple(
+            LayerShape(
+                dense.kv_heads if layer.kv_heads else 0,
+                dense.mlp_channels if layer.mlp_channels else 0,
+            )
+            for layer in shape.layers
+        )
+    )
+    last_steps = [LayerShape(0, dense.mlp_channels)] if num_attention else []
+    last_steps += [LayerShape(dense.kv_heads, 0)] if num_mlp else []
+    steps = num_attention + num_mlp
+    evaluations = sum(2 * num_layers - step for step in range(steps))
+    return _stage(accounting, "block", steps, Range(evaluations, evaluations), blocks, last_steps)
 
 
 def _stage(
@@ -142,7 +145,7 @@ def _groups(what: str, widths: Sequence[int], full: int, group: int) -> list[int
     return [(full - width) // group for width in widths]
 
 
-def candidates_of(steps: Sequence[int], most: int) -> Range:
+def _candidates(steps: Sequence[int], most: int) -> Range:
     """A layer is a candidate until it has lost `most` groups: fewest candidates where layers that
     did were first, most where they were last.
     """
