@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.commands import COMMANDS, PROGRAM
-from pipelines.cli.console import console, duration
+from pipelines.cli.console import console, duration, stop
 from pipelines.cli.help import FLAGS, print_help
 from pipelines.runs.files import LOCK, STATUS, read_json
 from pruning.errors import InputError
@@ -100,8 +100,7 @@ def main() -> None:
         else:
             console.print(page(status))
     except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        stop(str(error), 2)
     except KeyboardInterrupt:
         sys.exit(130)
 
