@@ -20,7 +20,7 @@ from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.models.checkpoint import Checkpoint
 from pruning.search.greedy import GreedySearch
-from pruning.search.stages import make_stages
+from pruning.search.settings import SearchSettings
 from tests.conftest import tiny_config
 from workers.pool.inline_pool import InlinePool
 from workers.pool.simulated import Pace, SimulatedEvaluator
@@ -47,20 +47,28 @@ def searched(folder: Path) -> tuple[GreedySearch, SimulatedEvaluator]:
     config = tiny_config("llama", attention_bias=False, mlp_bias=False)
     config.save_pretrained(folder / "model")
     accounting = Accounting(config)
-    stages = make_stages(
-        accounting,
+    settings = SearchSettings.resolved(
+        accounting.geometry,
         target_ratio=0.3,
         distribution=(40, 40, 20),
         mlp_group_channels=8,
         head_group_channels=16,
     )
-    search = GreedySearch(accounting, stages)
+    search = GreedySearch(accounting, settings)
     evaluator = SimulatedEvaluator(0, config.num_hidden_layers, PACE)
     spec = EvaluatorSpec(Checkpoint(folder / "model"), "float32", {}, batch_size=2)
     pool = InlinePool(spec, kind=lambda *_, **__: evaluator)
     tokens = TokenSet(np.zeros((NUM_BATCHES * 2, 2), dtype=np.int64))
     with ScoreStore(f"sqlite:///{folder}/scores.db") as store:
-        context = Context("m", "", "o", "float32", "simulated", 2, 1)
+        context = Context(
+            model="m",
+            tokens="",
+            order="o",
+            dtype="float32",
+            device="simulated",
+            batch_size=2,
+            num_threads=1,
+        )
         scorer = Scorer(pool, store, Calibration(tokens, tokens, None), context)
         options: dict[str, Any] = {"context_length": 2, "on_step": lambda _: None}
         journal = Journal(folder / "trajectory.jsonl")

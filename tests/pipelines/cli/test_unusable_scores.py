@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.pipelines.conftest import Search
 
+_TOO_LARGE = 3e38
+"""Finite in float32, as weights must be; its products are not."""
+
 
 def test_an_unreachable_target_keeps_everything(search: Search) -> None:
     outcome = search(
@@ -33,7 +36,7 @@ def test_an_unreachable_target_keeps_everything(search: Search) -> None:
     assert again.summary["evaluations"]["scored"] == 0
 
 
-def _with_broken_weights(folder: Path, path: Path, change: object) -> Path:
+def _with_large_weights(folder: Path, path: Path, change: object) -> Path:
     copy = Path(shutil.copytree(folder, path))
     weights = load_file(copy / "model.safetensors")
     change(weights)  # type: ignore[operator]
@@ -44,10 +47,10 @@ def _with_broken_weights(folder: Path, path: Path, change: object) -> Path:
 def test_a_model_that_gives_nan_stops_with_the_cause(
     search: Search, tmp_path: Path, checkpoint_folder: Path
 ) -> None:
-    broken = _with_broken_weights(
+    broken = _with_large_weights(
         checkpoint_folder,
-        tmp_path / "nan",
-        lambda weights: weights["model.norm.weight"].fill_(torch.nan),
+        tmp_path / "overflow",
+        lambda weights: weights["model.norm.weight"].fill_(_TOO_LARGE),
     )
     outcome = search(f"model.path={broken}")
     assert outcome.status == 1
@@ -58,14 +61,12 @@ def test_a_model_that_gives_nan_stops_with_the_cause(
 def test_a_candidate_that_gives_nan_is_out(
     search: Search, tmp_path: Path, checkpoint_folder: Path
 ) -> None:
-    """Layer 1's MLP overflows unless its attention is there: with it removed, or in float16, that
-    happens in real models.
-    """
+    """Layer 3's MLP overflows: in float16 that happens in real models."""
 
-    def poison(weights: dict[str, torch.Tensor]) -> None:
-        weights["model.layers.3.mlp.down_proj.weight"].fill_(torch.nan)
+    def enlarge(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.3.mlp.down_proj.weight"].fill_(_TOO_LARGE)
 
-    broken = _with_broken_weights(checkpoint_folder, tmp_path / "one-nan", poison)
+    broken = _with_large_weights(checkpoint_folder, tmp_path / "one-overflow", enlarge)
     outcome = search(
         f"model.path={broken}",
         "search.importance=l1",
