@@ -99,7 +99,9 @@ def allowed_speedup(
     dense, gone = accounting.dense, LayerShape(0, 0)
 
     def flops(shape: ModelShape) -> int:
-        return accounting.flops_per_token(shape, context_length=context_length)
+        counted = accounting.flops_per_token(shape, context_length=context_length)
+        assert counted is not None
+        return counted
 
     def suffix(candidate: ModelShape) -> ModelShape:
         start = dense.first_difference(candidate)

@@ -259,10 +259,13 @@ def pace_of(config: PretrainedConfig) -> Pace:
     accounting = Accounting(config)
     gone = ModelShape((LayerShape(0, 0),) * config.num_hidden_layers)
     tokens = BATCH_SIZE * SEQUENCE_LENGTH
-    head = tokens * accounting.flops_per_token(gone, context_length=SEQUENCE_LENGTH)
-    layers = (
-        tokens * accounting.flops_per_token(accounting.dense, context_length=SEQUENCE_LENGTH) - head
+    head, whole = (
+        accounting.flops_per_token(shape, context_length=SEQUENCE_LENGTH)
+        for shape in (gone, accounting.dense)
     )
+    assert head is not None
+    assert whole is not None
+    head, layers = tokens * head, tokens * (whole - head)
     return Pace(layers / config.num_hidden_layers / FLOPS_PER_S, head / FLOPS_PER_S)
 
 

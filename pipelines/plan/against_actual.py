@@ -78,7 +78,7 @@ def _taken(
     accounting: Accounting, lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`tflops_per_evaluator` is None where scores came from the store, which says nothing about
-    speed.
+    speed, and where the FLOPs are not known.
     """
     steps = Counter(line["stage"] for line in lines)
     evaluations = {
@@ -92,7 +92,7 @@ def _taken(
         "evaluations": evaluations,
         "flops": flops,
         "tflops_per_evaluator": flops / (evaluator_s * 1e12)
-        if evaluator_s and computed(summary["evaluations"])
+        if flops is not None and evaluator_s and computed(summary["evaluations"])
         else None,
     }
 

@@ -30,7 +30,7 @@ from pipelines.plan.estimate import (
 from pipelines.runs.files import PLAN
 from pipelines.runs.folder import RunFolder
 from pruning.canonical_json import dump_json
-from pruning.costs.accounting import Accounting
+from pruning.costs.accounting import NOT_KNOWN, Accounting
 from pruning.costs.dense_sizes import DenseSizes
 from pruning.costs.known_sizes import sizes_of
 from pruning.errors import InputError
@@ -64,8 +64,10 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     return report
 
 
-def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float]:
-    """What plan.json says of one search, and the FLOPs of its block stage alone."""
+def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float | None]:
+    """What plan.json says of one search, and the FLOPs of its block stage alone (None: not
+    known).
+    """
     model = config.model
     sizes = _sizes(model.path, model.revision, trust_remote_code=model.trust_remote_code)
     accounting = Accounting(sizes)
@@ -88,7 +90,7 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
     """Every point, and all together: of the points that differ in target and distribution alone,
     only the longest pays for its block stage.
     """
-    points, trunks = [], dict[str, list[tuple[dict[str, Any], float]]]()
+    points, trunks = [], dict[str, list[tuple[dict[str, Any], float | None]]]()
     for point in points_of(grid):
         config = PlanConfig.of(compose("plan", overrides=[*given, *point.overrides]))
         report, block_flops = _search_report(config)
@@ -108,8 +110,7 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
             end: sum(together(each[end] for each in group) for group in ranges if group)
             for end in ("min", "max")
         }
-    flops = sum(report["flops"] - block for group in trunks.values() for report, block in group)
-    flops += sum(max(block for _, block in group) for group in trunks.values())
+    flops = _flops_together(list(trunks.values()))
     hours = [point["hours"] for point in points]
     return {
         "points": points,
@@ -118,14 +119,27 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
         "peak_bytes_per_evaluator": max(point["peak_bytes_per_evaluator"] for point in points),
         "num_evaluators": points[0]["num_evaluators"],
         "hours": None
-        if None in hours
+        if flops is None or None in hours
         else sum(hours) * flops / sum(point["flops"] for point in points),
     }
 
 
+def _flops_together(groups: Sequence[Sequence[tuple[Any, float | None]]]) -> float | None:
+    """FLOPs of a sweep, from report and FLOPs of the block stage of each point, grouped by the
+    block stage that they share; None if those of a point are not known.
+    """
+    total = 0.0
+    for group in groups:
+        blocks = [block for _, block in group if block is not None]
+        if len(blocks) < len(group):
+            return None
+        total += sum(report["flops"] for report, _ in group) - sum(blocks) + max(blocks)
+    return total
+
+
 def _report(
     config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int
-) -> tuple[dict[str, Any], float]:
+) -> tuple[dict[str, Any], float | None]:
     calibration, num_evaluators = config.calibration, config.cluster.num_evaluators or 1
     sequences = {
         "block": num_sequences(
@@ -177,7 +191,9 @@ def _report(
         ),
         "num_evaluators": num_evaluators,
         "tflops_per_evaluator": tflops,
-        "hours": flops / (tflops * 1e12 * num_evaluators * 3600) if tflops else None,
+        "hours": flops / (tflops * 1e12 * num_evaluators * 3600)
+        if tflops and flops is not None
+        else None,
     }
     return report, block_flops
 
@@ -203,7 +219,7 @@ def _table(report: Mapping[str, Any]) -> Table:
             f"{ratio['min']:.4f} to {ratio['max']:.4f}",
         )
     rows.add_section()
-    rows.add_row("FLOPs", "", f"{report['flops']:.2e}", "")
+    rows.add_row("FLOPs", "", _flops(report), "")
     rows.add_row(
         f"memory of an evaluator ({report['dtype']})",
         "",
@@ -230,14 +246,20 @@ def _sweep_table(report: Mapping[str, Any]) -> Table:
         rows.add_row(
             each.get("name", "all, what they share paid for once"),
             *cells,
-            f"{each['flops']:.2e}",
+            _flops(each),
             _time(each),
         )
     return rows
 
 
+def _flops(report: Mapping[str, Any]) -> str:
+    return NOT_KNOWN if report["flops"] is None else f"{report['flops']:.2e}"
+
+
 def _time(report: Mapping[str, Any]) -> str:
     hours = report["hours"]
+    if report["flops"] is None:
+        return f"{NOT_KNOWN}: FLOPs of this architecture are not counted"
     return (
         "unknown: give tflops_per_evaluator or rate_of" if hours is None else duration(hours * 3600)
     )

@@ -51,8 +51,8 @@ def measured_tflops(folder: Path) -> float:
     """10^12 FLOPs per second and evaluator of an earlier search, from its trajectory.
 
     Raises:
-        InputError: it has not ended, a file of it is damaged, or it took its scores from the store,
-            which says nothing about speed.
+        InputError: it has not ended, a file of it is damaged, it took its scores from the store,
+            which says nothing about speed, or the FLOPs of its model are not known.
     """
     missing = [name for name in (SUMMARY, CONFIG, TRAJECTORY) if not (folder / name).exists()]
     if missing:
@@ -67,13 +67,18 @@ def measured_tflops(folder: Path) -> float:
     lines = read_trajectory(folder / TRAJECTORY, option="rate_of")
     if not lines:
         raise InputError(f"rate_of: the search in {folder} has not taken a step yet")
+    accounting = Accounting(sizes_of(config.model.path, revision=config.model.revision))
+    total = trajectory_flops(accounting, lines, summary["calibration"])
+    if total is None:
+        raise InputError(
+            f"rate_of: {folder}; the FLOPs of its model ({accounting.family.model_type}) are not "
+            "known, so that its time says no rate; give a search of another model"
+        )
     if not computed(summary["evaluations"]):
         raise InputError(
             f"rate_of: the search in {folder} took scores from the store, so that its time says "
             "nothing of its work; give another"
         )
-    accounting = Accounting(sizes_of(config.model.path, revision=config.model.revision))
-    total = trajectory_flops(accounting, lines, summary["calibration"])
     return total / (
         float(sum(line["seconds"] for line in lines)) * int(summary["num_evaluators"]) * 1e12
     )
@@ -90,8 +95,9 @@ def trajectory_flops(
     accounting: Accounting,
     lines: Sequence[Mapping[str, Any]],
     calibration: Mapping[str, Mapping[str, Any]],
-) -> float:
-    """FLOPs of the steps of a trajectory, where each batch runs through the current shape once.
+) -> float | None:
+    """FLOPs of the steps of a trajectory, where each batch runs through the current shape once;
+    None: not known.
 
     Args:
         calibration: `num_sequences` and `sequence_length` of the sets `block` and `width`, as in
@@ -101,13 +107,16 @@ def trajectory_flops(
     for line in lines:
         tokens = calibration[token_set_of(line["stage"])]
         removals = [Removal.from_json(candidate) for candidate in line["candidates"]]
-        total += step_flops(
+        flops = step_flops(
             accounting,
             removals,
             base,
             num_sequences=tokens["num_sequences"],
             sequence_length=tokens["sequence_length"],
         )
+        if flops is None:
+            return None
+        total += flops
         base = ModelShape.parse(line["shape"])
     return total
 
@@ -120,8 +129,8 @@ def search_flops(
     sequence_length: int,
     batch_size: int,
     num_evaluators: int,
-) -> float:
-    """FLOPs of a whole search, estimated.
+) -> float | None:
+    """FLOPs of a whole search, estimated; None: not known.
 
     Args:
         sequences: of the calibration sets `block` and `width`.

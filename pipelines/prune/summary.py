@@ -26,7 +26,7 @@ from pipelines.runs.pictures import plot_shape, plot_trajectory
 from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import SetName
 from pruning.canonical_json import dump_json
-from pruning.costs.accounting import Accounting
+from pruning.costs.accounting import NOT_KNOWN, Accounting
 from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
 from pruning.models.display_name import display_name
@@ -38,8 +38,8 @@ from pruning.shape import ModelShape
 
 def costs(
     accounting: Accounting, shape: ModelShape, *, context_length: int, dtype: str
-) -> dict[str, dict[str, int]]:
-    """Dense against pruned, from the configuration alone."""
+) -> dict[str, dict[str, int | None]]:
+    """Dense against pruned, from the configuration alone; None: not known."""
     bytes_per_value = torch.finfo(getattr(torch, dtype)).bits // 8
     dense = accounting.dense
     return {
@@ -175,11 +175,11 @@ def table(summary: Mapping[str, Any]) -> Table:
     )
     rows.add_row(
         f"FLOPs per token at {summary['context_length']} tokens",
-        *_cells(summary["flops_per_token"], lambda value: f"{value / 1e6:,.1f} M"),
+        *_cells(summary["flops_per_token"], lambda value: f"{value / 1e6:,.1f} M", NOT_KNOWN),
     )
     rows.add_row(
         f"KV-cache bytes per token ({summary['dtype']})",
-        *_cells(summary["kv_cache_bytes_per_token"], lambda value: f"{value:,.0f}"),
+        *_cells(summary["kv_cache_bytes_per_token"], lambda value: f"{value:,.0f}", NOT_KNOWN),
     )
     evaluations, steps = summary["evaluations"], Counter(summary["steps"])
     rows.add_section()
@@ -202,12 +202,14 @@ def table(summary: Mapping[str, Any]) -> Table:
     return rows
 
 
-def _cells(pair: Mapping[str, float | None], show: Any) -> tuple[str, str, str]:
+def _cells(
+    pair: Mapping[str, float | None], show: Any, missing: str = "not finite"
+) -> tuple[str, str, str]:
     dense, pruned = pair["dense"], pair["pruned"]
     if dense is None or pruned is None:
         return (
-            show(dense) if dense is not None else "not finite",
-            show(pruned) if pruned is not None else "not finite",
+            show(dense) if dense is not None else missing,
+            show(pruned) if pruned is not None else missing,
             "",
         )
     return show(dense), show(pruned), f"{pruned / dense - 1:+.1%}" if dense else ""

@@ -12,6 +12,7 @@ from pipelines.report.cells import NONE, Runs, label, number, plain
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, TaskScore
 from pipelines.report.page import Cell, Chart, Folded, Heading, Part, Section, Table, Text
 from pipelines.report.result_charts import accuracies, pareto
+from pruning.costs.accounting import NOT_KNOWN
 
 
 def front(runs: Runs) -> Section | None:
@@ -127,8 +128,10 @@ _SIZE_NAMES = ("parameters", "FLOPs per token", "KV-cache bytes per token")
 
 
 def _saved(pair: Pair | None) -> tuple[str, str, str]:
-    if pair is None or pair.dense is None or pair.pruned is None:
+    if pair is None:
         return NONE, NONE, NONE
+    if pair.dense is None or pair.pruned is None:
+        return NOT_KNOWN, NOT_KNOWN, NONE
     return (
         f"{pair.dense:,.0f}",
         f"{pair.pruned:,.0f}",

@@ -43,7 +43,7 @@ def step_metrics(line: Mapping[str, Any]) -> Metrics:
 
 
 def dense_metrics(
-    *, nll: float, perplexity: float | None, num_parameters: int, flops_per_token: int
+    *, nll: float, perplexity: float | None, num_parameters: int, flops_per_token: int | None
 ) -> Metrics:
     """The dense model, which is step 0.
 

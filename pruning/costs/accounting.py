@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pruning.costs.dense_sizes import BlockSizes, DenseSizes, dense_sizes
-from pruning.shape import ModelShape
+from pruning.shape import LayerShape, ModelShape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+NOT_KNOWN = "not known"
+"""What people read in the place of a number that is None."""
 
 
 class Accounting:
@@ -42,7 +45,7 @@ class Accounting:
         self.keep_qkv_bias = keep_qkv_bias
         self.num_dense_parameters = sizes.num_parameters
         self.head_weights = sizes.head_weights
-        self._attention, self._mlp = sizes.attention, sizes.mlp
+        self._attention, self._mlp, self._reads = sizes.attention, sizes.mlp, sizes.reads
 
     def num_parameters(self, shape: ModelShape) -> int:
         """Parameters of `shape` by the published convention: norms of removed blocks included."""
@@ -63,31 +66,56 @@ class Accounting:
         """Removed parameters / all parameters of the dense model, 0..1."""
         return (self.num_dense_parameters - self.num_parameters(shape)) / self.num_dense_parameters
 
-    def flops_per_token(self, shape: ModelShape, *, context_length: int) -> int:
+    def flops_per_token(self, shape: ModelShape, *, context_length: int) -> int | None:
         """FLOPs of one token's forward pass at the mean position of a causal context of that many
         tokens.
 
-        Two per weight of every matrix multiplication (head included, embedding look-up not), and
-        for each query channel two for the score and two for the value at `context_length / 2`
-        positions.
-        """
-        weights = self.head_weights
-        for block, kept, full, _ in self._blocks_of(shape):
-            if kept:
-                weights += block.weights - (full - kept) * block.weights_per_unit
-        query_channels = (
-            sum(layer.kv_heads for layer in shape.layers) * self.geometry.channels_per_kv_head
-        )
-        return 2 * weights + 2 * query_channels * context_length
+        Two per weight of every matrix multiplication (head included, embedding look-up not; of a
+        mixture, the experts that the token is sent to), and two for each product with a key or
+        value at `context_length / 2` positions, or at those in the layer's window.
 
-    def kv_cache_bytes_per_token(self, shape: ModelShape, *, bytes_per_value: int) -> int:
-        """Keys and values of one token over all layers."""
-        return (
-            2
-            * sum(layer.kv_heads for layer in shape.layers)
-            * self.geometry.head_dim
-            * bytes_per_value
-        )
+        Returns:
+            None where they are not known: of latent attention, which programs compute in different
+            ways, and of models whose matrices are not all understood.
+        """
+        if self.head_weights is None:
+            return None
+        layers = [
+            self.layer_flops(index, layer, context_length=context_length)
+            for index, layer in enumerate(shape.layers)
+        ]
+        known = [flops for flops in layers if flops is not None]
+        return 2 * self.head_weights + sum(known) if len(known) == len(layers) else None
+
+    def layer_flops(self, index: int, layer: LayerShape, *, context_length: int) -> int | None:
+        """The same of one layer alone, of which `layer` is left."""
+        reads, dense = self._reads[index], self.dense.layers[index]
+        attention, mlp = self._attention[index], self._mlp[index]
+        if attention.weights is None or mlp.weights is None or reads.products is None:
+            return None
+        doubled = context_length if reads.window is None else min(context_length, 2 * reads.window)
+        flops = reads.products * layer.kv_heads // dense.kv_heads * doubled
+        if layer.kv_heads:
+            gone = (dense.kv_heads - layer.kv_heads) * attention.weights_per_unit
+            flops += 2 * (attention.weights - gone)
+        if layer.mlp_channels:
+            gone = (dense.mlp_channels - layer.mlp_channels) * mlp.weights_per_unit
+            flops += 2 * (mlp.weights - gone)
+        return flops
+
+    def kv_cache_bytes_per_token(self, shape: ModelShape, *, bytes_per_value: int) -> int | None:
+        """Keys and values of one token over all layers, while it is in the window of each; of
+        latent attention, the latents.
+
+        Returns:
+            None where they are not known: of families that keep something else.
+        """
+        cached = [
+            None if reads.cached is None else reads.cached * kept.kv_heads // full.kv_heads
+            for reads, kept, full in zip(self._reads, shape.layers, self.dense.layers, strict=True)
+        ]
+        known = [values for values in cached if values is not None]
+        return sum(known) * bytes_per_value if len(known) == len(cached) else None
 
     def _removed(self, block: BlockSizes, kept: int, full: int, keep_bias: bool) -> int:
         bias = block.bias_per_unit * (full - kept) if keep_bias else 0

@@ -23,7 +23,7 @@ class BlockSizes:
 
     Args:
         total: of all its tensors.
-        weights: of its matrices.
+        weights: of the matrices that each token is multiplied with; None: not known.
         per_unit: what one KV head or MLP channel takes with it.
         weights_per_unit: of that, what is in matrices.
         bias_per_unit: of that, what is in biases.
@@ -31,11 +31,29 @@ class BlockSizes:
     """
 
     total: int
-    weights: int
+    weights: int | None
     per_unit: int
     weights_per_unit: int
     bias_per_unit: int
     norms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionReads:
+    """What the attention of one layer does besides its weights: products with the keys and values
+    of earlier tokens, and what it keeps of each token for later ones.
+
+    Args:
+        products: multiplications for each position that a token attends to: query times key, and
+            weight times value. None: not known.
+        cached: values that are kept of each token: keys and values, or the latents that they are
+            made of. None: not known.
+        window: tokens that one attends to at most, itself included; None: all before it.
+    """
+
+    products: int | None
+    cached: int | None
+    window: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +63,19 @@ class DenseSizes:
 
     Args:
         hidden_size: channels of the residual stream.
+        head_weights: None where matrices outside of the blocks and the head are multiplied with,
+            so that the FLOPs are not known.
+        reads: of the attention of every layer.
     """
 
     family: Family
     geometry: Geometry
     hidden_size: int
     num_parameters: int
-    head_weights: int
+    head_weights: int | None
     attention: tuple[BlockSizes, ...]
     mlp: tuple[BlockSizes, ...]
+    reads: tuple[AttentionReads, ...]
 
 
 def dense_sizes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> DenseSizes:
@@ -62,27 +84,61 @@ def dense_sizes(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     Raises:
         InputError: it is not a language model, or one whose blocks cannot be told apart.
     """
+    from pruning.costs.attention_reads import attention_reads
     from pruning.models.meta_model import meta_model  # torch and transformers: seconds to import
 
     model = meta_model(config, trust_remote_code=trust_remote_code)
     family, geometry = family_of(config, model), Geometry.of(config)
-    head = model.get_output_embeddings()  # type: ignore[operator]
     pairs = list(zip(family.decoder_layers(model), blocks(model, family), strict=True))
     return DenseSizes(
         family,
         geometry,
         hidden_size=config.get_text_config().hidden_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        head_weights=head.weight.numel() if head is not None else 0,
+        head_weights=_head_weights(model, family),
         attention=tuple(
-            _block_sizes(layer, block, family.attention_cuts, family.attention_norms, geometry)
+            _block_sizes(
+                layer, block, family.attention_cuts, family.attention_norms, geometry, config
+            )
             for layer, (block, _) in pairs
         ),
         mlp=tuple(
-            _block_sizes(layer, block, family.mlp_cuts, family.mlp_norms, geometry)
+            _block_sizes(layer, block, family.mlp_cuts, family.mlp_norms, geometry, config)
             for layer, (_, block) in pairs
         ),
+        reads=tuple(
+            attention_reads(block, config, index) for index, (_, (block, _)) in enumerate(pairs)
+        ),
     )
+
+
+def _head_weights(model: nn.Module, family: Family) -> int | None:
+    """Weights of the head, if all other matrices are in the blocks or looked up (embeddings), and
+    the forward is that of transformers.
+    """
+    from torch import nn
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    known = {
+        id(parameter)
+        for pair in blocks(model, family)
+        for block in pair
+        for parameter in block.parameters()
+    }
+    known |= {
+        id(parameter)
+        for module in (head, *model.modules())
+        if module is head or isinstance(module, nn.Embedding)
+        for parameter in (module.parameters() if module is not None else ())
+    }
+    others = (
+        parameter
+        for parameter in model.parameters()
+        if parameter.dim() > 1 and id(parameter) not in known
+    )
+    if next(others, None) is not None or not type(model).__module__.startswith("transformers."):
+        return None
+    return head.weight.numel() if head is not None else 0
 
 
 def _block_sizes(
@@ -91,7 +147,10 @@ def _block_sizes(
     cuts: tuple[Cut, ...],
     norms: tuple[str, ...],
     geometry: Geometry,
+    config: PretrainedConfig,
 ) -> BlockSizes:
+    from pruning.costs.active_weights import active_weights
+
     one = LayerShape(1, 1)
     per_unit = weights_per_unit = bias_per_unit = 0
     for cut in cuts:
@@ -106,7 +165,7 @@ def _block_sizes(
     parameters = list(block.parameters())
     return BlockSizes(
         total=sum(parameter.numel() for parameter in parameters),
-        weights=sum(parameter.numel() for parameter in parameters if parameter.dim() > 1),
+        weights=active_weights(block, config),
         per_unit=per_unit,
         weights_per_unit=weights_per_unit,
         bias_per_unit=bias_per_unit,

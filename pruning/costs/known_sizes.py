@@ -13,10 +13,10 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from pruning import models
+from pruning import costs, models
 from pruning.canonical_json import dump_json
 from pruning.costs import dense_sizes
-from pruning.costs.dense_sizes import BlockSizes, DenseSizes
+from pruning.costs.dense_sizes import AttentionReads, BlockSizes, DenseSizes
 from pruning.models.cache import build_once, cache_folder
 from pruning.models.families import FAMILIES
 from pruning.models.find import configured_folder
@@ -56,9 +56,9 @@ def _key(config: Path) -> str:
     """Of everything that decides the counts."""
     digest = hashlib.sha256(config.read_bytes())
     digest.update(version("transformers").encode())
-    sources = [*Path(models.__file__).parent.glob("*.py"), Path(dense_sizes.__file__)]
-    for source in sorted(sources):
-        digest.update(source.read_bytes())
+    for package in (costs, models):
+        for source in sorted(Path(str(package.__file__)).parent.glob("*.py")):
+            digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 
 
@@ -77,10 +77,9 @@ def _read(path: Path) -> DenseSizes | None:
             fields["hidden_size"],
             fields["num_parameters"],
             fields["head_weights"],
-            *(
-                tuple(BlockSizes(**block) for block in fields[kind])
-                for kind in ("attention", "mlp")
-            ),
+            attention=tuple(BlockSizes(**block) for block in fields["attention"]),
+            mlp=tuple(BlockSizes(**block) for block in fields["mlp"]),
+            reads=tuple(AttentionReads(**layer) for layer in fields["reads"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from pruning.costs.counted_flops import flops_of_token
 from pruning.errors import InputError, ScoringError
 
 Role = Literal["dense", "pruned"]
@@ -85,16 +84,15 @@ class ModelCost:
         memory_bytes: its parameters and buffers, tied ones once.
         disk_bytes: its weight files; None if the caller did not say.
         kv_cache_bytes_per_token: keys and values of one token of one sequence over all layers, from
-            the cache's tensors. An exported layer without attention keeps one zero for each, so
-            this can be a few bytes above what `Accounting` says.
+            the cache's tensors, without the zero that an exported layer without attention keeps in
+            the place of each; as `Accounting.kv_cache_bytes_per_token` counts them.
         kv_cache_bytes: keys and values of the whole batch at the end, where sliding windows have
             dropped what is outside.
         peak_gpu_bytes: its weights and the most that a run allocated on top of them; None without
             CUDA.
         flops_per_token: of one token's forward pass at the mean position of a context of
-            `context_tokens`, as `Accounting.flops_per_token`
-            defines it, but counted in the matrix products that ran: outside a sliding window
-            nothing does.
+            `context_tokens`, as `Accounting.flops_per_token` defines it, but counted in the matrix
+            products that ran; see `flops_of_token`.
         prefill_tokens_per_s: batch x prompt tokens / seconds.
         decode_tokens_per_s: batch x new tokens / seconds.
     """
@@ -282,7 +280,7 @@ def _cost(
         kv_cache_bytes_per_token=runs[0].kv_cache_bytes_per_token,
         kv_cache_bytes=runs[0].kv_cache_bytes,
         peak_gpu_bytes=memory_bytes + max(run.peak_above_bytes for run in runs) if gpus else None,
-        flops_per_token=_flops_of_token(model, position=max(1, settings.context_tokens // 2)),
+        flops_per_token=flops_of_token(model, position=max(1, settings.context_tokens // 2)),
         prefill_tokens_per_s=Spread.of(
             settings.batch_size * settings.prompt_tokens / run.prefill_s for run in runs
         ),
@@ -313,23 +311,12 @@ def _ratio(pruned: int | None, dense: int | None) -> float | None:
     return None if pruned is None or dense is None else pruned / dense
 
 
-def _flops_of_token(model: PreTrainedModel, position: int) -> int:
-    """FLOPs of the forward of one token that attends to `position` tokens, itself included.
-
-    Attention runs by its plain formula here: fused kernels do not say what they compute.
-    """
-    ids = torch.zeros(1, position, dtype=torch.long, device=_embedding(model).device)
-    cache = model(input_ids=ids[:, 1:], use_cache=True).past_key_values if position > 1 else None
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
-    return int(counter.get_total_flops())
-
-
 def _cache_bytes(model: PreTrainedModel, cache: Any, batch_size: int) -> tuple[int, int]:
     """Bytes that one token of one sequence takes in the cache, and bytes of all that it holds.
 
     Keys and values are [B, heads, tokens, head size]. Each layer is divided by the tokens that it
-    holds, since sliding windows hold fewer.
+    holds, since sliding windows hold fewer. A layer without attention holds one number for each
+    token (see `pruning.export.modeling_pruned.NoMixing`), which is neither key nor value.
     """
     layers = getattr(cache, "layers", None)
     if layers is None:
@@ -341,7 +328,7 @@ def _cache_bytes(model: PreTrainedModel, cache: Any, batch_size: int) -> tuple[i
         tensor
         for layer in layers
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if tensor is not None and tensor.numel()
+        if tensor is not None and tensor.numel() and tensor.shape[1] * tensor.shape[3] > 1
     ]
     return sum(tensor.nbytes // (batch_size * tensor.shape[-2]) for tensor in held), sum(
         tensor.nbytes for tensor in held

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pruning.costs.accounting import NOT_KNOWN
+
 LOADING = {
     "transformers": """\
 ```python
@@ -130,7 +132,7 @@ def _numbers(description: Mapping[str, Any]) -> str:
     ):
         pair = description.get(name)
         if pair:
-            rows.append((label, f"{pair['dense']:,}", f"{pair['pruned']:,}"))
+            rows.append((label, _count(pair["dense"]), _count(pair["pruned"])))
     table = "\n".join(
         [
             "| | dense | pruned |",
@@ -169,6 +171,10 @@ def _making(description: Mapping[str, Any]) -> str:
         "\n".join(line for line in lines if line)
         + "\n\n`multipruner.json` has all of it for programs, and the SHA-256 of every file."
     )
+
+
+def _count(value: int | None) -> str:
+    return NOT_KNOWN if value is None else f"{value:,}"
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -167,17 +167,22 @@ def step_flops(
     num_sequences: int,
     sequence_length: int,
     num_prefixes: int = 1,
-) -> float:
+) -> float | None:
     """FLOPs of one step: the base shape once for each batch (or more often, where several
-    evaluators share one), then each candidate from its layer up.
+    evaluators share one), then each candidate from its layer up. None: not known.
 
     Args:
         num_prefixes: times that each token runs through the base shape.
     """
+    if accounting.flops_per_token(base, context_length=sequence_length) is None:
+        return None
     tokens = num_sequences * sequence_length
-    layers = [_layer_flops(accounting, layer, sequence_length) for layer in base.layers]
+    layers = [
+        accounting.layer_flops(index, layer, context_length=sequence_length) or 0
+        for index, layer in enumerate(base.layers)
+    ]
     suffixes = [sum(layers[index:]) for index in range(len(layers) + 1)]
-    head = 2 * accounting.head_weights
+    head = 2 * (accounting.head_weights or 0)
     return float(
         tokens
         * (num_prefixes * suffixes[0] + sum(suffixes[removal.layer] + head for removal in removals))
@@ -191,18 +196,18 @@ def planned_flops(
     tokens: dict[str, int],
     sequence_length: int,
     num_prefixes: dict[str, float],
-) -> float:
+) -> float | None:
     """FLOPs of a whole search in the middle of its range: candidates lie evenly over the layers,
-    and the model shrinks evenly towards each stage's end.
+    and the model shrinks evenly towards each stage's end. None: not known.
 
     Args:
         tokens: calibration tokens of the stages `block` and `width`.
         num_prefixes: times that each of them runs through the base shape in a step.
     """
-    dense, head = (
-        accounting.flops_per_token(accounting.dense, context_length=sequence_length),
-        2 * accounting.head_weights,
-    )
+    dense = accounting.flops_per_token(accounting.dense, context_length=sequence_length)
+    if dense is None:
+        return None
+    head = 2 * (accounting.head_weights or 0)
     num_layers, total, ratio = accounting.geometry.num_layers, 0.0, 0.0
     for stage in plan.stages:
         name = token_set_of(stage.name)
@@ -334,14 +339,4 @@ def _removed(accounting: Accounting, layer: LayerShape) -> int:
     """Parameters that one layer loses when `layer` is what is left of it."""
     return accounting.num_dense_parameters - accounting.num_parameters(
         ModelShape((layer, *accounting.dense.layers[1:]))
-    )
-
-
-def _layer_flops(accounting: Accounting, layer: LayerShape, context_length: int) -> int:
-    """FLOPs per token of one layer, without the head."""
-    nothing = LayerShape(0, 0)
-    only = ModelShape((layer, *(nothing,) * (accounting.geometry.num_layers - 1)))
-    return (
-        accounting.flops_per_token(only, context_length=context_length)
-        - 2 * accounting.head_weights
     )

@@ -5,6 +5,7 @@ be.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,10 +75,12 @@ def test_another_version_of_what_counts_counts(
         patched.setattr(known_sizes, "version", lambda _: "0.0")
         sizes_of(folder)
     assert len(counts) == 2
-    source = tmp_path / "changed.py"
-    source.write_text(Path(known_sizes.dense_sizes.__file__).read_text() + "# changed\n")
+    package = tmp_path / "costs"
+    shutil.copytree(Path(known_sizes.costs.__file__).parent, package)
+    with (package / "active_weights.py").open("a") as source:
+        source.write("# changed\n")
     with monkeypatch.context() as patched:
-        patched.setattr(known_sizes.dense_sizes, "__file__", str(source))
+        patched.setattr(known_sizes.costs, "__file__", str(package / "__init__.py"))
         sizes_of(folder)
     assert len(counts) == 3
     sizes_of(folder)

@@ -83,13 +83,8 @@ def test_counts_are_those_of_the_configuration(model_type: str, pruned_shape: Mo
     for cost, shape in ((found.dense, accounting.dense), (found.pruned, pruned_shape)):
         assert cost is not None
         assert cost.num_parameters == accounting.num_stored_parameters(shape)
-        places_held = sum(
-            layer.kv_heads == 0 for layer in shape.layers
-        )  # one zero for the key and one for the value, where attention is gone
-        assert (
-            cost.kv_cache_bytes_per_token
-            == accounting.kv_cache_bytes_per_token(shape, bytes_per_value=FLOAT32)
-            + places_held * 2 * FLOAT32
+        assert cost.kv_cache_bytes_per_token == accounting.kv_cache_bytes_per_token(
+            shape, bytes_per_value=FLOAT32
         )
         assert cost.flops_per_token == accounting.flops_per_token(
             shape, context_length=SETTINGS.context_tokens
