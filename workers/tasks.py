@@ -17,6 +17,7 @@ from pruning.importance.block_influence import LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder
 from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
+from pruning.scoring.arithmetic import Arithmetic
 from pruning.shape import Removal, Resize
 
 
@@ -358,19 +359,15 @@ class EvaluatorInfo:
     """Where an evaluator runs and what it sees.
 
     Args:
-        device: kind of device, as exactly as rounding depends on it: `cpu AVX2`, `cuda NVIDIA H100
-            80GB HBM3`.
-        torch_version: without its build, which differs between CPU and GPU.
+        arithmetic: what it computes with.
     """
 
     pid: int
     node: str
-    device: str
     visible_gpus: tuple[str, ...]
-    num_threads: int
-    torch_version: str
+    arithmetic: Arithmetic
     node_id: str = ""
 
     def __str__(self) -> str:
         gpus = f", GPU {','.join(self.visible_gpus)}" if self.visible_gpus else ""
-        return f"{self.node}, pid {self.pid}, {self.device}{gpus}"
+        return f"{self.node}, pid {self.pid}, {self.arithmetic.device}{gpus}"

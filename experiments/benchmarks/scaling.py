@@ -220,9 +220,8 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
                 tokens="",
                 order="o",
                 dtype="bfloat16",
-                device="simulated",
                 batch_size=BATCH_SIZE,
-                num_threads=1,
+                arithmetic=pool.arithmetic,
             )
             scorer = Scorer(pool, store, Calibration(tokens, tokens, None), context)
             journal = Journal(Path(scratch) / "trajectory.jsonl")

@@ -96,7 +96,7 @@ def average(tasks: Mapping[str, Mapping[str, Any]]) -> float | None:
     if any(name not in tasks for name in FIVE_TASKS):
         return None
     values = [tasks[name].get("acc_norm", tasks[name].get("acc")) for name in FIVE_TASKS]
-    return None if any(value is None for value in values) else sum(values) / len(values)
+    return None if any(value is None for value in values) else math.fsum(values) / len(values)
 
 
 def average_stderr(tasks: Mapping[str, Mapping[str, Any]]) -> float | None:

@@ -28,7 +28,8 @@ from pipelines.evaluators import find_placement, local_session, open_pool
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.costs.measured import SpeedComparison, SpeedSettings
 from pruning.errors import InputError
-from pruning.scoring.score import perplexity
+from pruning.scoring.arithmetic import Arithmetic
+from pruning.scoring.score import exact_sum, perplexity
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.benchmarks import BenchmarkEvaluator
@@ -69,7 +70,9 @@ class EvaluationJob:
         with open_pool(cluster, self.machine, self.placement, spec, BenchmarkEvaluator) as pool:
             yield pool
 
-    def contexts(self, model: EvaluatedModel, device: str) -> tuple[AnswerContext, AnswerContext]:
+    def contexts(
+        self, model: EvaluatedModel, arithmetic: Arithmetic
+    ) -> tuple[AnswerContext, AnswerContext]:
         """What the answers depend on: those to requests, and those to windows, on which neither
         tokenizer nor harness has a say.
         """
@@ -79,9 +82,8 @@ class EvaluationJob:
             shape=model.shape.digest if model.shape else "",
             order=model.order.fingerprint if model.order else "",
             dtype=model.dtype,
-            device=device,
             batch_size=0,
-            num_threads=self.config.cluster.num_cpus_per_evaluator,
+            arithmetic=arithmetic,
             max_length=None,
             harness="",
         )
@@ -206,7 +208,7 @@ class ModelMeasurement:
             log.info("%s model: %s, starting evaluators", model.role, model.dtype)
             for _ in pool.wait():
                 pass
-            requests, windows = self.job.contexts(model, pool.device)
+            requests, windows = self.job.contexts(model, pool.arithmetic)
             cached = CachedRequests(pool, self.store, requests, self._report)
             tasks = self._tasks(cached, model)
             perplexities = {
@@ -227,7 +229,7 @@ class ModelMeasurement:
         return Measured(
             perplexities,
             tasks,
-            requests.device,
+            requests.arithmetic.device,
             num_evaluators,
             counts,
             cached.num_truncated,
@@ -264,7 +266,7 @@ class ModelMeasurement:
             SpeedEvaluator,
         ) as pool:
             [result] = [result for answers in pool.run([task]) for _, result in answers]
-            device = pool.device
+            device = pool.arithmetic.device
         assert isinstance(result, SpeedComparison)
         found = result.to_json()
         return found | {"ratio": found.pop("ratios"), "device": device}
@@ -295,10 +297,10 @@ class ModelMeasurement:
     def _perplexity(
         self, cached: CachedRequests, context: AnswerContext, text: str
     ) -> float | None:
-        """exp(total NLL / total predicted tokens), added in the order of the windows."""
+        """exp(total NLL / total predicted tokens)."""
         tokens = self.job.benchmarks.windows[text]
         answers = cached.answer(self.job.benchmarks.window_tasks(text), context)
-        total = sum(nll for batch in answers for nll in batch)
+        total = exact_sum([nll for batch in answers for nll in batch])
         return perplexity(total / (tokens.num_sequences * (tokens.sequence_length - 1)))
 
     def _expect(self, description: str, request_tokens: int) -> None:

@@ -166,9 +166,8 @@ class SearchRun:
             tokens="",
             order=order.fingerprint,
             dtype=self.job.dtype,
-            device=pool.device,
             batch_size=self.job.config.calibration.batch_size,
-            num_threads=self.job.config.cluster.num_cpus_per_evaluator,
+            arithmetic=pool.arithmetic,
         )
 
         def report(candidates: float, *, scored: bool) -> None:

@@ -97,7 +97,7 @@ def _evaluator(state: EvaluatorState) -> Mapping[str, Any]:
         where = {
             "node": state.info.node,
             "pid": state.info.pid,
-            "device": state.info.device,
+            "device": state.info.arithmetic.device,
             "gpus": list(state.info.visible_gpus),
         }
     doing = {"task": state.task, "num_tasks": state.num_tasks, "busy_s": round(state.busy_s, 1)}

@@ -23,6 +23,7 @@ from pipelines.errors import StoreUnavailable
 from pipelines.store import schema
 from pipelines.store.database import Database
 from pruning.errors import InputError
+from pruning.scoring.arithmetic import Arithmetic
 from pruning.scoring.score import BatchScore
 
 SQLITE_TIMEOUT_S = 5.0
@@ -45,14 +46,15 @@ class Computation:
         model: fingerprint of the checkpoint.
         order: fingerprint of the channel order that shapes count in.
         batch_size: sequences that run together.
+        arithmetic: of whoever computes it. Versions up to 0.1 knew its device and number of
+            threads only; what they stored has keys without the rest, which match no key of today.
     """
 
     model: str
     order: str
     dtype: str
-    device: str
     batch_size: int
-    num_threads: int
+    arithmetic: Arithmetic
 
     @property
     def digest(self) -> str:

@@ -68,7 +68,7 @@ class BlockInfluence:
         num_tokens = sum(batch.num_tokens for batch in batches)
         return cls(
             tuple(
-                1 - sum(sums) / num_tokens
+                1 - math.fsum(sums) / num_tokens
                 for sums in zip(*(batch.cosine_sums for batch in batches), strict=True)
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -35,10 +35,9 @@ class ShapeScore:
     def nll(self) -> float:
         """Mean NLL in nats per token.
 
-        Sequences are added in their order, so the result has the same bits wherever it was
-        computed.
+        The sum is rounded once, so the result has the same bits wherever it was computed.
         """
-        return sum(self.nll_per_sequence) / (len(self.nll_per_sequence) * self.num_tokens)
+        return exact_sum(self.nll_per_sequence) / (len(self.nll_per_sequence) * self.num_tokens)
 
     def stderr_of_difference(self, other: ShapeScore) -> float | None:
         """Standard error of `self.nll - other.nll` over the sequences, paired: both shapes saw the
@@ -56,6 +55,14 @@ class ShapeScore:
         return math.sqrt(
             math.fsum((difference - mean) ** 2 for difference in differences) / (count - 1) / count
         )
+
+
+def exact_sum(values: Sequence[float]) -> float:
+    """The sum, rounded once: `sum` of floats adds otherwise from Python 3.12 on.
+
+    NaN or infinite where a value is.
+    """
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 def perplexity(nll: float) -> float | None:

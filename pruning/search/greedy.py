@@ -132,7 +132,7 @@ class GreedySearch:
             candidates = self._candidates(stage, shape)
             if ratio >= stage.target_ratio or not candidates:
                 continue
-            mean = sum(
+            mean = math.fsum(
                 self.accounting.ratio(shape.without(candidate)) for candidate in candidates
             ) / len(candidates) - self.accounting.ratio(shape)
             steps = math.ceil((stage.target_ratio - ratio) / mean)

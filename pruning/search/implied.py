@@ -4,6 +4,7 @@ the targets that end there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ def target_range(
     """
     low, high, share = 0.0, 1.0, 0.0
     for stage, part in zip(stages, distribution, strict=True):
-        share += part / sum(distribution)
+        share += part / math.fsum(distribution)
         low = max(low, stage.ratio_before / share if stage.steps and share else 0.0)
         high = min(high, stage.ratio / share if share else 1.0)
     return (low, high) if low < high else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +49,7 @@ def make_stages(accounting: Accounting, settings: SearchSettings) -> tuple[Stage
     if problems:
         raise InputError("\n".join(problems))
     block_share, mlp_share, _ = settings.distribution
-    total = sum(settings.distribution)
+    total = math.fsum(settings.distribution)
     return (
         Stage("block", settings.target_ratio * (block_share / total)),
         Stage(

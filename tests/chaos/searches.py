@@ -164,9 +164,8 @@ class Chaos:
             tokens="",
             order=self.order.fingerprint,
             dtype=spec.dtype,
-            device=pool.device,
             batch_size=spec.batch_size,
-            num_threads=spec.num_threads,
+            arithmetic=pool.arithmetic,
         )
         scorer = Scorer(pool, store, self.calibration, context, self._on_evaluation)
         run_search(

@@ -65,9 +65,8 @@ def searched(folder: Path) -> tuple[GreedySearch, SimulatedEvaluator]:
             tokens="",
             order="o",
             dtype="float32",
-            device="simulated",
             batch_size=2,
-            num_threads=1,
+            arithmetic=pool.arithmetic,
         )
         scorer = Scorer(pool, store, Calibration(tokens, tokens, None), context)
         options: dict[str, Any] = {"context_length": 2, "on_step": lambda _: None}

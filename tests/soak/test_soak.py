@@ -151,9 +151,8 @@ class Soak:
             tokens="",
             order=self.order.fingerprint,
             dtype=spec.dtype,
-            device=self.pool.device,
             batch_size=spec.batch_size,
-            num_threads=spec.num_threads,
+            arithmetic=self.pool.arithmetic,
         )
 
         def evaluated(candidates: float, *, scored: bool) -> None:

@@ -30,6 +30,7 @@ from ray._raylet import (  # type: ignore[attr-defined]
 )
 
 from pruning.errors import InputError
+from pruning.scoring.arithmetic import VARIABLES
 from workers.cluster.probe import Answer, ProbeFailed, ask, wait_for_listener
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,7 @@ _PASSED_ON = (
     "TRANSFORMERS_OFFLINE",
     "HF_HUB_DISABLE_TELEMETRY",
     "DO_NOT_TRACK",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "NVIDIA_TF32_OVERRIDE",
-    "ATEN_CPU_CAPABILITY",
-    "ONEDNN_MAX_CPU_ISA",
-    "MKL_CBWR",
+    *VARIABLES,
 )
 
 _LONGEST_TEMP = 14  # Unix sockets lie below, and their paths end at 103 bytes

@@ -62,7 +62,7 @@ class BenchmarkEvaluator:
         self._harness: Any = None
 
     def describe(self) -> EvaluatorInfo:
-        return self._device.describe()
+        return self._device.describe(self.model)
 
     def set_order(self, order: ChannelOrder) -> None:
         """Does nothing: a model is sorted by the order of its spec, before it is cut.

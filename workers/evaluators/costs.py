@@ -33,7 +33,7 @@ class SpeedEvaluator:
         }
 
     def describe(self) -> EvaluatorInfo:
-        return self._device.describe()
+        return self._device.describe(next(iter(self._models.values())))
 
     def set_order(self, order: ChannelOrder) -> None:
         """Does nothing: models are sorted by the order of their specs."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning.errors import InputError
 from pruning.models.checkpoint import Checkpoint
+from pruning.scoring.arithmetic import Arithmetic
 from workers.tasks import EvaluatorInfo
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
@@ -62,20 +63,10 @@ class Device:
             dtype=dtype, device=self.torch, device_map="balanced" if self.num_gpus > 1 else None
         )
 
-    def describe(self) -> EvaluatorInfo:
-        detail = (
-            torch.cuda.get_device_name(self.torch)
-            if self.torch.type == "cuda"
-            else torch.backends.cpu.get_cpu_capability()
-        )
-        device, version = f"{self.torch.type} {detail}", torch.__version__.split("+")[0]
+    def describe(self, model: PreTrainedModel) -> EvaluatorInfo:
+        """Where this is, and what it computes with, given the model that it holds."""
         return EvaluatorInfo(
-            os.getpid(),
-            socket.gethostname(),
-            device,
-            self.visible_gpus,
-            torch.get_num_threads(),
-            version,
+            os.getpid(), socket.gethostname(), self.visible_gpus, Arithmetic.of(model)
         )
 
     def free_memory(self) -> None:

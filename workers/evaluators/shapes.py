@@ -73,7 +73,7 @@ class Evaluator:
             self.set_order(order)
 
     def describe(self) -> EvaluatorInfo:
-        return self._device.describe()
+        return self._device.describe(self.dense.model)
 
     def set_order(self, order: ChannelOrder) -> None:
         """Sorts the weights, from whatever order they are in. Asking for that one does nothing."""

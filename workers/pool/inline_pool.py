@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from pruning.importance.channel_order import ChannelOrder
+from pruning.scoring.arithmetic import Arithmetic
 from workers.evaluators.shapes import Evaluator
 from workers.pool.faults import FaultLog
 from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec
@@ -64,8 +65,8 @@ class InlinePool:
         yield from ()
 
     @property
-    def device(self) -> str:
-        return self.evaluator.describe().device
+    def arithmetic(self) -> Arithmetic:
+        return self.evaluator.describe().arithmetic
 
     def describe(self) -> list[EvaluatorInfo]:
         return [self.evaluator.describe()]

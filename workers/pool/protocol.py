@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pruning.importance.channel_order import ChannelOrder
+from pruning.scoring.arithmetic import Arithmetic
 from workers.pool.faults import FaultLog
 from workers.pool.task_times import TaskTimeModel
 from workers.tasks import BenchmarkSpec, EvaluatorInfo, EvaluatorSpec, Result, SpeedSpec, Task
@@ -60,10 +61,8 @@ class Pool(Protocol):
         """Until the first evaluator is ready; yields about every second."""
 
     @property
-    def device(self) -> str:
-        """Kind of device that scores, see `EvaluatorInfo.device`; known when the first evaluator is
-        ready.
-        """
+    def arithmetic(self) -> Arithmetic:
+        """What the first evaluator computes with; known when that is ready."""
 
     def states(self) -> list[EvaluatorState]: ...
 

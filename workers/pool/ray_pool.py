@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from pruning.errors import InputError, ScoringError
 from pruning.importance.channel_order import ChannelOrder
+from pruning.scoring.arithmetic import Arithmetic
 from workers.cluster.placement import Placement
 from workers.cluster.resources import nodes
 from workers.evaluators.shapes import Evaluator
@@ -85,7 +86,7 @@ class RayPool:
         self._next_fill = 0.0
         self._back_off_until = 0.0
         self._stall = StallWatch(placement)
-        self._device: str | None = None
+        self._arithmetic: Arithmetic | None = None
         self._workers: list[Worker] = []
         self._schedule: Schedule | None = None  # of the run that goes on
         self._fill()
@@ -101,9 +102,9 @@ class RayPool:
         return sum(worker.info is not None for worker in self._workers)
 
     @property
-    def device(self) -> str:
-        assert self._device is not None, "no evaluator has started yet"
-        return self._device
+    def arithmetic(self) -> Arithmetic:
+        assert self._arithmetic is not None, "no evaluator has started yet"
+        return self._arithmetic
 
     def set_order(self, order: ChannelOrder) -> None:
         self._order = order
@@ -194,28 +195,31 @@ class RayPool:
         self._next_fill = 0.0
 
     def _started(self, worker: Worker, info: EvaluatorInfo, seconds: float) -> None:
-        driver_version = torch.__version__.split("+")[0]
-        if info.torch_version != driver_version:
-            error = f"torch {info.torch_version} on {info.node}, {driver_version} here: install "
+        # without its build, which differs between CPU and GPU
+        version, driver_version = (
+            each.split("+")[0] for each in (info.arithmetic.torch, torch.__version__)
+        )
+        if version != driver_version:
+            error = f"torch {version} on {info.node}, {driver_version} here: install "
             self._start_failed(worker, InputError(f"{error}the same on every node"))
             return
         worker.rest(info)
         self.task_times.observe_start(seconds)
         self._failed_starts, self._back_off_until = 0, 0.0
         log.info("%s: ready after %.1f s", worker, seconds)
-        if self._device is None:
-            self._device = info.device
-        elif info.device != self._device:
+        if self._arithmetic is None:
+            self._arithmetic = info.arithmetic
+        elif info.arithmetic != self._arithmetic:
             log.warning(
-                "%s is another kind of device than %s: the last digits of scores depend on who "
-                "computes them",
+                "%s computes otherwise than the first evaluator (%s): the last digits of scores "
+                "depend on who computes them",
                 worker,
-                self._device,
+                "; ".join(info.arithmetic.differences(self._arithmetic)),
             )
 
     def _start_failed(self, worker: Worker, error: Exception) -> None:
         """Before anything has ever started, an error in the input is the user's to mend at once."""
-        if isinstance(error, InputError) and self._device is None:
+        if isinstance(error, InputError) and self._arithmetic is None:
             raise error
         cause, others_ready = last_line(error), self.num_evaluators > 0
         self._failed_starts += 1

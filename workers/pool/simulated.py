@@ -17,6 +17,7 @@ import ray
 import torch
 
 from pruning.importance.channel_order import ChannelOrder
+from pruning.scoring.arithmetic import Arithmetic
 from workers.cluster.placement import Placement
 from workers.pool.actor import ActorLauncher, Reply
 from workers.pool.task_times import work
@@ -46,9 +47,8 @@ class SimulatedEvaluator:
         self._held: object = None
 
     def describe(self) -> EvaluatorInfo:
-        return EvaluatorInfo(
-            os.getpid(), socket.gethostname(), "simulated", (), 1, torch.__version__.split("+")[0]
-        )
+        arithmetic = Arithmetic(device="simulated", num_threads=1, torch=torch.__version__)
+        return EvaluatorInfo(os.getpid(), socket.gethostname(), (), arithmetic)
 
     def set_order(self, order: ChannelOrder) -> None:
         """Nothing to sort."""

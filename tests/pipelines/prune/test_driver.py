@@ -20,6 +20,7 @@ from pipelines.tracking.metrics import step_metrics
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
+from pruning.scoring.arithmetic import Arithmetic
 from pruning.scoring.score import ShapeScore
 from pruning.search.greedy import GreedySearch
 from pruning.search.selection import Exhaustive
@@ -29,8 +30,9 @@ from tests.conftest import tiny_config
 from workers.pool.protocol import Answer
 from workers.tasks import ScoreResult, ScoreTask, Task
 
+ARITHMETIC = Arithmetic(device="cpu", num_threads=1)
 CONTEXT = Context(
-    model="m", tokens="", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1
+    model="m", tokens="", order="o", dtype="float32", batch_size=2, arithmetic=ARITHMETIC
 )
 CALIBRATION = Calibration(
     TokenSet(np.zeros((5, 9), dtype=np.int64)), TokenSet(np.ones((4, 9), dtype=np.int64)), None

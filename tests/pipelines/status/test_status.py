@@ -17,6 +17,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.status.command import read_status
 from pipelines.status.status_file import Heartbeat
 from pruning.errors import InputError, TargetNotReached
+from pruning.scoring.arithmetic import Arithmetic
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
 from workers.pool.faults import Fault, FaultLog
@@ -43,7 +44,8 @@ class FakePool:
         )
 
     def states(self) -> list[EvaluatorState]:
-        info = EvaluatorInfo(4242, "gpu-node (10.0.0.2)", "cuda NVIDIA H100", ("5",), 1, "2.13.0")
+        arithmetic = Arithmetic(device="cuda NVIDIA H100", num_threads=1)
+        info = EvaluatorInfo(4242, "gpu-node (10.0.0.2)", ("5",), arithmetic)
         return [
             EvaluatorState(0, "working", info, "block batch 3: mlp 7", 12, 34.56),
             EvaluatorState(4, "waiting for resources", None, "", 0, 0.0),

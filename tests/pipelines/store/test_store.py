@@ -4,6 +4,8 @@ disk fail. PostgreSQL: test_postgres.py.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import multiprocessing
@@ -23,32 +25,84 @@ from filelock import FileLock
 from pipelines.errors import StoreUnavailable
 from pipelines.store.scores import AnswerContext, Context, ScoreStore
 from pruning.errors import InputError
+from pruning.scoring.arithmetic import Arithmetic
 from pruning.scoring.score import BatchScore
 
+ARITHMETIC = Arithmetic(device="cpu", num_threads=1)
 CONTEXT = Context(
-    model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=2, num_threads=1
+    model="m", tokens="t", order="o", dtype="float32", batch_size=2, arithmetic=ARITHMETIC
 )
 
 
 def test_keys_of_stores_that_exist() -> None:
     """Stores outlive versions: what was stored under these keys must be found again."""
-    context = Context(
-        model="m", tokens="t", order="o", dtype="float32", device="cpu", batch_size=4, num_threads=1
+    arithmetic = Arithmetic(
+        device="cpu AVX2",
+        num_threads=1,
+        processor="model name P",
+        torch="2.13.0+cpu",
+        transformers="5.23.0",
+        scoring="1, 128 tokens",
+        attention="sdpa",
+        precision="highest",
     )
-    assert context.digest == "70d73734ffda0ea4b333ed54d1071a42"
+    context = Context(
+        model="m", tokens="t", order="o", dtype="float32", batch_size=4, arithmetic=arithmetic
+    )
+    assert context.digest == "3ad7d174991d2aabb550ef1f51a82137"
     answers = AnswerContext(
         model="m",
         tokenizer="k",
         shape="s",
         order="o",
         dtype="float32",
-        device="cpu",
         batch_size=4,
-        num_threads=1,
+        arithmetic=arithmetic,
         max_length=None,
         harness="0.4.13",
     )
-    assert answers.digest == "b3dec2a80c918d9f985bd903020f4b28"
+    assert answers.digest == "997453fd337784cba1bf3a3c88617167"
+
+
+def test_what_earlier_versions_stored_stays_and_is_not_mixed_in(tmp_path: Path) -> None:
+    """Their keys held neither versions nor the processor."""
+    path, earlier = tmp_path / "scores.db", "70d73734ffda0ea4b333ed54d1071a42"
+    with ScoreStore(f"sqlite:///{path}"):
+        pass
+    described = {
+        "model": "m",
+        "tokens": "t",
+        "order": "o",
+        "dtype": "float32",
+        "device": "cpu",
+        "batch_size": 4,
+        "num_threads": 1,
+    }
+    text = json.dumps(described, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:32] == earlier
+    row = (earlier, "a", 0, "[1.0]", 3)
+    with sqlite3.connect(path) as file:
+        file.execute("insert into contexts values (?, ?)", (earlier, text))
+        file.execute("insert into scores values (?, ?, ?, ?, ?)", row)
+    new = BatchScore((2.0,), 3)
+    with ScoreStore(f"sqlite:///{path}") as store:
+        context = replace(CONTEXT, batch_size=4)
+        assert store.lookup(context, ["a"]) == {}
+        store.add(context, {("a", 0): new})
+        assert store.lookup(context, ["a"]) == {("a", 0): new}
+    with sqlite3.connect(path) as file:
+        query = "select * from scores where context = ?"
+        [kept] = file.execute(query, (earlier,)).fetchall()
+    assert kept == row
+
+
+def test_a_context_is_described_in_the_store(tmp_path: Path) -> None:
+    with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
+        store.add(CONTEXT, {("a", 0): BatchScore((1.0,), 3)})
+    with sqlite3.connect(tmp_path / "scores.db") as file:
+        [(digest, text)] = file.execute("select * from contexts").fetchall()
+    assert digest == CONTEXT.digest
+    assert json.loads(text)["arithmetic"] == ARITHMETIC.to_json()
 
 
 def test_scores_come_back_to_the_last_bit(tmp_path: Path) -> None:
@@ -78,9 +132,10 @@ def test_scores_that_are_not_finite(tmp_path: Path) -> None:
         {"tokens": "x"},
         {"order": "x"},
         {"dtype": "x"},
-        {"device": "x"},
         {"batch_size": 3},
-        {"num_threads": 2},
+        {"arithmetic": replace(ARITHMETIC, device="x")},
+        {"arithmetic": replace(ARITHMETIC, num_threads=2)},
+        {"arithmetic": replace(ARITHMETIC, variables="MKL_CBWR=COMPATIBLE")},
     ],
 )
 def test_nothing_is_shared_between_contexts(tmp_path: Path, change: dict[str, object]) -> None:

@@ -77,7 +77,7 @@ def score(evaluator: Evaluator, batch: int = 0) -> ScoreResult:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_reused_prefix_changes_no_bit(spec: EvaluatorSpec, dtype: str) -> None:
     evaluator = evaluator_of(replace(spec, dtype=dtype))
-    assert evaluator.describe().device == f"cuda {torch.cuda.get_device_name()}"
+    assert evaluator.describe().arithmetic.device == f"cuda {torch.cuda.get_device_name()}"
     batch_BT = torch.tensor(spec.token_sets["block"][:4], device="cuda")
     dense = evaluator.dense.geometry.dense
     reused = score(evaluator).nll

@@ -36,9 +36,10 @@ def test_same_bytes_for_any_number_of_evaluators(
         infos = pool.describe()
         assert search(pool, 2) == expected[:2]
         assert pool.num_evaluators == num_evaluators
-        assert [(info.visible_gpus, info.num_threads, info.device[:4]) for info in infos] == [
-            ((), 1, "cpu ")
-        ] * num_evaluators
+        assert [
+            (info.visible_gpus, info.arithmetic.num_threads, info.arithmetic.device[:4])
+            for info in infos
+        ] == [((), 1, "cpu ")] * num_evaluators
         states = pool.states()
         assert sum(state.num_tasks for state in states) >= 9
         assert {state.state for state in states} <= {"ready", "working"}

@@ -1,0 +1,111 @@
+"""What decides the last digits of a result, as the process that computes it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from pruning.models.checkpoint import Checkpoint
+from pruning.scoring import arithmetic
+from pruning.scoring.arithmetic import VARIABLES, Arithmetic
+from pruning.scoring.nll import HEAD_CHUNK_TOKENS
+from tests.conftest import tiny_config, tiny_model
+
+EXAMPLE = Arithmetic(
+    device="cpu AVX512",
+    num_threads=2,
+    processor="model name A",
+    torch="2.13.0+cpu",
+    transformers="5.23.0",
+    scoring="1, 128 tokens",
+    attention="sdpa",
+    precision="highest",
+    variables="MKL_CBWR=COMPATIBLE",
+    code="c0de",
+)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Arithmetic)])
+def test_every_field_counts(name: str) -> None:
+    changed = replace(EXAMPLE, **{name: 3 if name == "num_threads" else ""})
+    assert changed.digest != EXAMPLE.digest
+    [difference] = EXAMPLE.differences(changed)
+    assert difference.startswith(f"{name}: {getattr(EXAMPLE, name)}, ")
+    assert EXAMPLE.differences(EXAMPLE) == []
+
+
+def test_it_says_what_this_process_computes_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    found = Arithmetic.of(tiny_model(tiny_config("llama")))
+    assert found.device == f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    assert found.num_threads == torch.get_num_threads()
+    assert (found.torch, found.transformers) == (torch.__version__, transformers.__version__)
+    assert (found.scoring, found.attention) == ("1, 128 tokens", "sdpa")
+    assert (found.precision, found.variables, found.code) == ("highest", "", "")
+    assert found.processor
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_variables_count(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model = tiny_model(tiny_config("llama"))
+    monkeypatch.delenv(name, raising=False)
+    before = Arithmetic.of(model)
+    monkeypatch.setenv(name, "1")
+    assert f"{name}=1" in Arithmetic.of(model).variables
+    assert Arithmetic.of(model).digest != before.digest
+
+
+def test_how_we_compute_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tiny_config("llama"))
+    before = Arithmetic.of(model)
+    monkeypatch.setattr(arithmetic, "SCORING_VERSION", 2)
+    second = Arithmetic.of(model)
+    monkeypatch.setitem(HEAD_CHUNK_TOKENS, "cpu", 64)
+    third = Arithmetic.of(model)
+    model.set_attn_implementation("eager")
+    assert len({each.digest for each in (before, second, third, Arithmetic.of(model))}) == 4
+
+
+def test_the_model_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two with the same instructions are told apart."""
+    text = "processor\t: {}\nvendor_id\t: V\ncpu family\t: 6\nmodel\t\t: {}\nflags\t\t: avx2\n\n"
+    found = []
+    for model in (143, 207):
+        path = tmp_path / str(model)
+        path.write_text(text.format(0, model) + text.format(1, 1))
+        monkeypatch.setattr(arithmetic, "_CPUINFO", path)
+        arithmetic._processor.cache_clear()
+        found.append(arithmetic._processor())
+    arithmetic._processor.cache_clear()
+    assert found == ["vendor_id V, cpu family 6, model 143", "vendor_id V, cpu family 6, model 207"]
+
+
+def test_code_that_comes_with_the_model_counts(tmp_path: Path) -> None:
+    """Wherever transformers has put it."""
+    digests = set()
+    for number in range(2):
+        folder = tmp_path / f"own{number}"
+        tiny_model(tiny_config("llama")).save_pretrained(folder)
+        (folder / "modeling_own.py").write_text(
+            "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+            "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+            f"class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n    number = {number}\n"
+        )
+        config = tiny_config("llama").to_dict() | {
+            "model_type": "own",
+            "auto_map": {
+                "AutoConfig": "modeling_own.OwnConfig",
+                "AutoModelForCausalLM": "modeling_own.Own",
+            },
+        }
+        (folder / "config.json").write_text(json.dumps(config, default=str))
+        model = Checkpoint(folder, trust_remote_code=True).load(dtype="float32")
+        digests.add(Arithmetic.of(model).code)
+    assert len(digests) == 2
+    assert "" not in digests
