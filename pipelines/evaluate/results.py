@@ -58,6 +58,20 @@ def stderr_name(metric: str) -> str:
     return f"{name}_stderr{comma}{filter_name}"
 
 
+def conditions(report: Mapping[str, Any]) -> dict[str, str]:
+    """What decides the scores of a model, by name: accuracies that differ in one of these do not
+    compare, nor do perplexities in different dtypes.
+    """
+    settings = report["settings"]
+    names = ("dtype", "num_fewshot", "limit", "max_length", "data_dir")
+    found = {name: str(settings.get(name)) for name in names}
+    found["lm-eval"] = str(report.get("versions", {}).get("lm_eval"))
+    return found | {
+        f"documents of {name}": str(values.get("num_documents"))
+        for name, values in report["tasks"].items()
+    }
+
+
 def table(report: Mapping[str, Any]) -> Table:
     """As a person reads it."""
     pruned = report["shape"] is not None
@@ -85,16 +99,15 @@ def table(report: Mapping[str, Any]) -> Table:
         for name, label in (
             _SIZES | {name: name.replace("_per_s", "/s").replace("_", " ") for name in _SPEEDS}
         ).items():
-            cells = [
-                _count((cost.get(role) or {}).get(name))
-                for role in (("dense", "pruned") if pruned else ("dense",))
-            ]
+            roles = ("dense", "pruned") if pruned else ("dense",)
+            shown_costs = [(cost.get(role) or {}).get(name) for role in roles]
+            cells = [_count(each) for each in shown_costs]
             shown.add_row(
                 "cost" if name == "num_parameters" else "",
                 label,
                 *cells,
                 "",
-                _ratio((cost.get("ratio") or {}).get(name)),
+                _ratio((cost.get("ratio") or {}).get(name), *shown_costs),
             )
     return shown
 
@@ -144,7 +157,11 @@ def _change(metric: str, dense: float | None, value: float | None) -> str:
     return f"{value - dense:+.4f}"
 
 
-def _ratio(value: Any) -> str:
+def _ratio(value: Any, dense: Any = None, pruned: Any = None) -> str:
+    """Of speeds that of the two medians of the row, and the range of the rounds, which holds it:
+    the median of the rounds' ratios can be on the other side of 1.
+    """
     if isinstance(value, Mapping):
-        return f"x {value['median']:.2f} ({value['lowest']:.2f} to {value['highest']:.2f})"
+        shown = pruned["median"] / dense["median"]
+        return f"x {shown:.2f} ({value['lowest']:.2f} to {value['highest']:.2f})"
     return "" if value is None else f"x {value:.3f}"

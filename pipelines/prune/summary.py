@@ -195,8 +195,11 @@ def table(summary: Mapping[str, Any]) -> Table:
         words = plan_vs_actual_row(summary, name)
         if words is not None:
             rows.add_row(f"{name.replace('_', ' ')}: steps, candidates", "", *words)
-    reused = f"{evaluations['reused']:,} from the store" if evaluations["reused"] else ""
-    rows.add_row("candidates evaluated", "", f"{evaluations['candidates']:,}", reused)
+    rows.add_row("candidates evaluated", "", f"{evaluations['candidates']:,}", "")
+    if evaluations["reused"]:
+        # each candidate has one evaluation a batch; those of earlier processes are not counted
+        reused = f"{evaluations['reused']:,} from the store"
+        rows.add_row("evaluations (candidate, batch)", "", f"{evaluations['scored']:,}", reused)
     rows.add_row("evaluators", "", str(summary["num_evaluators"]), "")
     rows.add_row("time of this run", "", duration(summary["seconds"]), "")
     return rows

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from pipelines.evaluate.benchmarks import FIVE_TASKS
 from pipelines.evaluate.pareto import pareto_front
 from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun, ReportStep, num_stderrs
 from pruning.scoring.score import perplexity
@@ -52,7 +53,8 @@ class Divergence:
     Args:
         kind: `same` path to the end; `prefix`: one ends where the other goes on; `stage`: one
             removes other things than the other at this point, because a stage had met its target;
-            `choice`: the same stage chose otherwise.
+            `order`: both remove widths, and the same width stands for different channels; `choice`:
+            the same stage chose otherwise.
         num_common: steps that are the same.
         steps: the first that differ, None for a path that has ended.
         preferences: of `choice`, what each run thought of it.
@@ -60,7 +62,7 @@ class Divergence:
 
     first: ReportRun
     second: ReportRun
-    kind: Literal["same", "prefix", "stage", "choice"]
+    kind: Literal["same", "prefix", "stage", "order", "choice"]
     num_common: int
     steps: tuple[ReportStep | None, ReportStep | None]
     preferences: tuple[Preference, Preference] | None
@@ -87,6 +89,11 @@ class Divergence:
                 f"settings: {first.key} is removing {STAGES[mine.stage]} there, {second.key} "
                 f"{STAGES[theirs.stage]}, so the choices are of different kinds"
             )
+        if self.kind == "order":
+            return (
+                f"settings: {first.key} and {second.key} sorted their channels differently, so "
+                "that from there on the same width stands for different channels"
+            )
         assert self.preferences is not None
         return _verdict(first.key, second.key, *self.preferences)
 
@@ -98,11 +105,6 @@ class Divergence:
             return None
         name = f"calibration.{step.set_name}"
         return self.first.identity.get(name) == self.second.identity.get(name)
-
-    @property
-    def same_order(self) -> bool:
-        """Whether widths mean the same channels in both."""
-        return self.first.channel_order == self.second.channel_order
 
 
 def divergences(runs: Sequence[ReportRun]) -> tuple[Divergence, ...]:
@@ -116,9 +118,14 @@ def divergences(runs: Sequence[ReportRun]) -> tuple[Divergence, ...]:
 
 def divergence(first: ReportRun, second: ReportRun) -> Divergence:
     """Where two runs of the same model part."""
+    same_order = first.channel_order == second.channel_order
     pairs = zip(first.steps, second.steps, strict=False)
     common = next(
-        (index for index, (mine, theirs) in enumerate(pairs) if mine.removal != theirs.removal),
+        (
+            index
+            for index, (mine, theirs) in enumerate(pairs)
+            if mine.removal != theirs.removal or not (mine.removes_block or same_order)
+        ),
         min(len(first.steps), len(second.steps)),
     )
     mine, theirs = (
@@ -130,6 +137,8 @@ def divergence(first: ReportRun, second: ReportRun) -> Divergence:
         )
     if mine.stage != theirs.stage:
         return Divergence(first, second, "stage", common, (mine, theirs), None)
+    if not (mine.removes_block or same_order):
+        return Divergence(first, second, "order", common, (mine, theirs), None)
     return Divergence(
         first,
         second,
@@ -271,7 +280,8 @@ class ParetoPoint:
 
 @dataclass(frozen=True, slots=True)
 class ParetoGroup:
-    """Results that compare: the same model, measured on the same text or tasks.
+    """Results that compare: the same model, measured in the same dtype on the same text, or on the
+    same documents by the same harness.
 
     Args:
         metric: what was measured.
@@ -286,18 +296,25 @@ def pareto_groups(runs: Sequence[ReportRun]) -> tuple[ParetoGroup, ...]:
     """Every result of every run, with the ones that it compares to."""
     found: dict[tuple[str, bool, str], list[tuple[ReportRun, float, Pair]]] = {}
     for run in runs:
-        found.setdefault(("held-out perplexity", True, run.heldout_text), []).append(
+        text = f"{run.heldout_text} {run.identity.get('model.dtype')}"
+        found.setdefault(("held-out perplexity", True, text), []).append(
             (run, run.ratio, run.heldout)
         )
     for run in runs:
         if run.evaluation is not None:
             for name, (pair, text) in run.evaluation.texts.items():
-                found.setdefault(
-                    (f"perplexity on {name}", True, f"{run.fingerprint} {text}"), []
-                ).append((run, run.evaluation.ratio, pair))
+                same = f"{run.fingerprint} {text} {run.evaluation.conditions['dtype']}"
+                found.setdefault((f"perplexity on {name}", True, same), []).append(
+                    (run, run.evaluation.ratio, pair)
+                )
     for run in runs:
         if run.evaluation is not None:
-            key = ("average accuracy", False, f"{run.fingerprint} {run.evaluation.settings}")
+            # the average is over the five tasks, whatever else was measured
+            others = {f"documents of {each.task}" for each in run.evaluation.tasks} - {
+                f"documents of {name}" for name in FIVE_TASKS
+            }
+            where = {k: v for k, v in run.evaluation.conditions.items() if k not in others}
+            key = ("average accuracy", False, f"{run.fingerprint} {sorted(where.items())}")
             found.setdefault(key, []).append((run, run.evaluation.ratio, run.evaluation.average))
     groups = [
         _pareto_group(metric, lower, results) for (metric, lower, _), results in found.items()

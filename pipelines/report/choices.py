@@ -16,6 +16,7 @@ _KINDS = {
     "same": "on the same path",
     "prefix": "where one is a prefix of the other",
     "stage": "parted by settings",
+    "order": "parted by the order of channels",
     "choice": "parted by a choice",
 }
 _MANY_PAIRS = 30
@@ -43,8 +44,9 @@ def parting(runs: Runs) -> Section | None:
             reasons += [
                 Heading(f"{each.first.key} and {each.second.key}, step {each.num_common + 1}"),
                 _choice(each, runs),
-                *_notes(each),
             ]
+            if each.same_text:
+                reasons.append(Text("Both scored this step on the same text."))
     intro = Text(
         "For every two runs of the same model: the first step at which they removed different "
         "things, and how much each preferred its own choice there. The "
@@ -123,17 +125,6 @@ def _preference(preference: Preference) -> tuple[str, str, str]:
     )
 
 
-def _notes(each: Divergence) -> list[Part]:
-    notes = [] if not each.same_text else ["Both scored this step on the same text."]
-    step = each.steps[0]
-    if not each.same_order and step is not None and step.stage == "mlp_channels":
-        notes.append(
-            "The two sorted their channels differently, so that the same width stands for "
-            "different channels."
-        )
-    return [Text(" ".join(notes))] if notes else []
-
-
 def fragile(runs: Runs) -> Section:
     """Margins and near-ties."""
     rows: list[tuple[Cell, ...]] = []
@@ -151,13 +142,14 @@ def fragile(runs: Runs) -> Section:
                 smallest,
             )
         )
-    columns = ("run", "near-ties", "not known", "at steps", "smallest margin (standard errors)")
+    columns = ("run", "near-ties", "not known", "at steps", "closest (standard errors)")
     parts: list[Part] = [
         Text(
             "The margin of a step is the NLL of the second best candidate minus that of the one "
-            f"removed. Below {NEAR_TIE_STDERRS:g} of its standard "
-            "errors over the calibration sequences (paired), the choice is a near-tie: another "
-            "text may well have chosen otherwise. Not known for steps "
+            "removed. The choice is a near-tie if any candidate, the second best or a worse one "
+            f"that is less certain, lost by less than {NEAR_TIE_STDERRS:g} standard errors over "
+            "the calibration sequences (paired): another text may well have chosen otherwise. Not "
+            "known for steps "
             "that had one candidate only, were scored on one sequence, or were recorded before "
             "standard errors were."
         ),
@@ -167,7 +159,7 @@ def fragile(runs: Runs) -> Section:
         parts.append(
             Chart(
                 "fragility",
-                "Margins in standard errors",
+                "The closest candidate of each step in standard errors",
                 "Points in the shaded part are near-ties.",
                 plain(fragility(runs)),
             )
@@ -177,7 +169,8 @@ def fragile(runs: Runs) -> Section:
             title = f"{run.key}: margin of each step"
             text = (
                 f"Bars: {NEAR_TIE_STDERRS:g} standard errors either way; one that reaches 0 "
-                f"is a near-tie. Numbers: all steps of {run.key}, below."
+                "is a near-tie. So is one that does not, where a worse candidate is less certain. "
+                f"Numbers: all steps of {run.key}, below."
             )
             parts.append(
                 Chart(

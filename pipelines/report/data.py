@@ -56,17 +56,39 @@ class ReportStep:
         return token_set_of(self.stage)
 
     @property
-    def num_stderrs(self) -> float | None:
-        """The margin in its standard errors; None where there was no second candidate, or none was
-        recorded.
+    def removes_block(self) -> bool:
+        """Whether it took a whole block; else it narrowed one."""
+        return self.removal.kind in ("attention", "mlp")
+
+    @property
+    def distances(self) -> tuple[float, ...]:
+        """By how many standard errors each other candidate lost, where that is known, ascending.
+
+        The second best need not be the first of them: a worse one may be less certain.
         """
-        return num_stderrs(self.margin, self.margin_stderr)
+        own = self.scores[self.removal].nll
+        found = [
+            num_stderrs(score.nll - own, score.stderr)
+            for removal, score in self.scores.items()
+            if removal != self.removal and score.nll is not None and own is not None
+        ]
+        return tuple(sorted(distance for distance in found if distance is not None))
+
+    @property
+    def num_stderrs(self) -> float | None:
+        """Of the candidate that might most easily have been chosen instead; None where there was no
+        second candidate, or no standard error was recorded.
+        """
+        return min(self.distances, default=num_stderrs(self.margin, self.margin_stderr))
+
+    @property
+    def num_within(self) -> int:
+        """Candidates that might as well have been chosen."""
+        return sum(distance < NEAR_TIE_STDERRS for distance in self.distances)
 
     @property
     def near_tie(self) -> bool | None:
-        """Whether the second best candidate might as well have been chosen; None where that is not
-        known.
-        """
+        """Whether there is such a candidate; None where that is not known."""
         return None if self.num_stderrs is None else self.num_stderrs < NEAR_TIE_STDERRS
 
 
@@ -87,14 +109,14 @@ class Evaluation:
     Args:
         ratio: of the shape that was measured.
         texts: perplexity of each text, and the fingerprint of its tokens.
-        settings: that the tasks' scores depend on; scores with others do not compare.
+        conditions: what the scores depend on besides the model; see `results.conditions`.
     """
 
     ratio: float
     texts: Mapping[str, tuple[Pair, str]]
     tasks: tuple[TaskScore, ...]
     average: Pair
-    settings: str
+    conditions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipelines.evaluate.results import metrics_of, stderr_name
+from pipelines.evaluate.results import conditions, metrics_of, stderr_name
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
 from pipelines.runs.files import (
     EVALUATION,
@@ -205,7 +205,6 @@ def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _evaluation(report: Mapping[str, Any]) -> Evaluation:
     theirs = report["dense"] or {"perplexity": {}, "tasks": {}, "average": None}
-    fingerprints, settings = report["fingerprints"], report["settings"]
     tasks = [
         TaskScore(
             task,
@@ -225,15 +224,13 @@ def _evaluation(report: Mapping[str, Any]) -> Evaluation:
         texts={
             name: (
                 Pair(_number(theirs["perplexity"].get(name)), _number(value)),
-                str(fingerprints["texts"][name]),
+                str(report["fingerprints"]["texts"][name]),
             )
             for name, value in report["perplexity"].items()
         },
         tasks=tuple(tasks),
         average=Pair(_number(theirs["average"]), _number(report["average"])),
-        settings=", ".join(
-            f"{name} {settings.get(name)}" for name in ("num_fewshot", "limit", "max_length")
-        ),
+        conditions=conditions(report),
     )
 
 

@@ -202,6 +202,7 @@ def _steps(run: ReportRun) -> Table:
             number(step.margin, 5),
             number(step.margin_stderr, 5),
             number(step.num_stderrs, 1),
+            str(step.num_within) if step.distances else NONE,
             tie(step.num_stderrs),
         )
         for step in run.steps
@@ -214,10 +215,11 @@ def _steps(run: ReportRun) -> Table:
         "perplexity",
         "margin (nats per token)",
         "standard error",
-        "margin / standard error",
+        "closest (standard errors)",
+        "near-ties",
         "",
     )
-    return Table(columns, "rllrrrrrl", tuple(rows))
+    return Table(columns, "rllrrrrrrl", tuple(rows))
 
 
 def _groups(runs: Runs) -> list[list[ReportRun]]:

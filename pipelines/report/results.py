@@ -23,11 +23,14 @@ def front(runs: Runs) -> Section | None:
         parts += _pareto(index, group, runs, wide=len(groups) == 1)
     if not parts:
         return None
-    intro = Text(
+    said = (
         "What pruning costs at which ratio. Ringed and joined are the models that no other "
         "beats: none that is smaller is as good, and none as small is "
-        "better. Only results on the same text or tasks share a chart."
+        "better. Only results in the same dtype on the same text, or on the same documents by the "
+        "same harness, share a chart."
     )
+    differing = _differing_conditions(runs)
+    intro = Text(f"{said} {differing}" if differing else said)
     charts, tables = (
         [part for part in parts if isinstance(part, Chart)],
         [part for part in parts if not isinstance(part, Chart)],
@@ -161,17 +164,12 @@ def benchmarks(runs: Runs) -> Section | None:
         measured = [run for run in runs if run.evaluation is not None and run.evaluation.tasks]
         text = (
             "Open: dense. Filled: pruned. Bars: one standard error. acc_norm, or acc for "
-            "tasks without one."
+            f"tasks without one. {_differing_conditions(measured)}"
         )
         figure = accuracies(runs, measured, chosen)
-        parts.insert(0, Chart("accuracy", "Zero-shot accuracy", text, plain(figure)))
-    if len({evaluation.settings for evaluation in evaluated.values()}) > 1:
-        parts.append(
-            Text(
-                "The evaluations were made with different settings, so that their accuracies do "
-                "not compare across runs."
-            )
-        )
+        parts.insert(0, Chart("accuracy", "Zero-shot accuracy", text.rstrip(), plain(figure)))
+    elif _differing_conditions(runs):
+        parts.append(Text(_differing_conditions(runs)))
     return Section("benchmarks", "Benchmarks", tuple(parts))
 
 
@@ -207,6 +205,24 @@ def _scores(run: ReportRun, evaluation: Evaluation, runs: Runs) -> list[tuple[Ce
         for each in shown
     ]
     return rows
+
+
+def _differing_conditions(runs: Runs) -> str:
+    """Why scores of these runs do not compare; empty if they do."""
+    evaluated = [(run, run.evaluation.conditions) for run in runs if run.evaluation is not None]
+    names = dict.fromkeys(name for _, conditions in evaluated for name in conditions)
+    parts = []
+    for name in names:
+        keys: dict[str, list[str]] = {}
+        for run, conditions in evaluated:
+            if name in conditions:
+                keys.setdefault(conditions[name], []).append(run.key)
+        if len(keys) > 1:
+            each = "; ".join(f"{value} in {', '.join(of)}" for value, of in keys.items())
+            parts.append(f"{name} ({each})")
+    if not parts:
+        return ""
+    return f"Scores do not compare across runs that were measured differently: {', '.join(parts)}."
 
 
 def _shown_metrics(evaluations: Sequence[Evaluation]) -> dict[str, str]:

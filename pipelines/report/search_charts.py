@@ -173,8 +173,10 @@ def margins(run: ReportRun) -> go.Figure:
 
 
 def fragility(runs: Sequence[ReportRun]) -> go.Figure:
-    """The margins of all runs in their standard errors; what lies below the line is a near-tie."""
-    figure = new_figure("step", "margin (standard errors)")
+    """How close the closest candidate of each step came, in standard errors; what lies below the
+    line is a near-tie.
+    """
+    figure = new_figure("step", "closest candidate (standard errors)")
     last, highest = 1, 2 * NEAR_TIE_STDERRS
     for index, run in enumerate(runs):
         steps = [

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.config.grid import Point
 from pipelines.evaluate.benchmarks import average_stderr
+from pipelines.evaluate.results import conditions
 from pipelines.prune.job import PruneJob
 from pipelines.runs.files import (
     CHANNEL_ORDER,
@@ -42,8 +43,8 @@ class Outcome:
         candidates: by stage, batches of every candidate that it looked at.
         dense: the dense model's numbers, under the same names as `values`.
         values: its perplexities and its accuracy, as far as they were measured.
-        measured_on: fingerprint of the text behind each perplexity; numbers on different texts do
-            not compare.
+        measured_on: fingerprint of the text behind each perplexity, and what the accuracy depends
+            on; numbers measured on different ones do not compare.
     """
 
     point: Point
@@ -108,6 +109,7 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
             f"{name}_perplexity": fingerprint
             for name, fingerprint in measured["fingerprints"]["texts"].items()
         }
+        texts["accuracy"] = str(sorted(conditions(measured).items()))
         values |= _measured(measured)
         dense |= _measured(measured["dense"] or {"perplexity": {}, "average": None})
         error = average_stderr(measured["tasks"])

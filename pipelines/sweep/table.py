@@ -79,9 +79,8 @@ def table(report: Mapping[str, Any]) -> Table:
     for name in ("evaluations", "of them new", "front"):
         shown.add_column(name, justify="right")
     dense: Mapping[str, float] = next((row["dense"] for row in rows if row["dense"]), {})
-    if dense and all(
-        row["dense"] in (dense, {}) for row in rows
-    ):  # one model, and one text for all
+    comparable = all(row["dense"] in (dense, {}) for row in rows)  # one model, one text for all
+    if dense and comparable:
         shown.add_row(
             "dense", "0.0000", *(_number(dense.get(name)) for name in names), "", "", "", ""
         )
@@ -94,7 +93,8 @@ def table(report: Mapping[str, Any]) -> Table:
             sum(each[name] for each in row["evaluations"]["stages"].values())
             for name in ("needed", "new")
         ]
-        marks = ("*" if row["name"] == report["best"] else "") + ("o" if row["pareto"] else "")
+        on_front = set(names) & set(row["pareto"])  # of a column that is not shown says nothing
+        marks = ("*" if row["name"] == report["best"] else "") + ("o" if on_front else "")
         cells = [_number(row["values"].get(name)) for name in names]
         name = row["name"] if row["problem"] is None else f"{row['name']} ({row['status']})"
         shown.add_row(
@@ -114,6 +114,9 @@ def table(report: Mapping[str, Any]) -> Table:
         "*: best; o: on the Pareto front of ratio and a number of its columns. New: "
         "not in common with a point that ran before"
     )
+    if not comparable:
+        shown.caption += ". Points of different models, texts or documents do not compare: each "
+        shown.caption += "kind has a front of its own"
     return shown
 
 
@@ -180,13 +183,13 @@ def _paid(order: Sequence[Outcome]) -> dict[str, dict[str, dict[str, int]]]:
 
 def _fronts(points: Sequence[Outcome]) -> dict[str, list[str]]:
     """For each number, the points that no other one of the same model, on the same text, beats in
-    it and in ratio.
+    it and in ratio; one that is not what was asked for may beat, but is not on the front.
     """
     fronts: dict[str, list[str]] = {}
     for metric in dict.fromkeys(name for outcome in points for name in outcome.values):
         groups: dict[tuple[str, str], list[Outcome]] = {}
         for outcome in points:
-            if outcome.problem is None and metric in outcome.values:
+            if outcome.ratio is not None and metric in outcome.values:
                 groups.setdefault((outcome.model, outcome.measured_on.get(metric, "")), []).append(
                     outcome
                 )
@@ -199,7 +202,7 @@ def _fronts(points: Sequence[Outcome]) -> dict[str, list[str]]:
             fronts[metric] += [
                 outcome.point.name
                 for outcome, on_front in zip(group, front, strict=True)
-                if on_front
+                if on_front and outcome.problem is None
             ]
     return fronts
 

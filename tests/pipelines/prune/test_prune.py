@@ -105,6 +105,16 @@ def test_the_same_command_again_scores_nothing(ended: Outcome, search: Search) -
     assert (first.folder / "trajectory.jsonl").read_text().count("\n") == len(first.trajectory)
 
 
+def test_the_table_counts_evaluations_apart_from_candidates(ended: Outcome, search: Search) -> None:
+    """What came from the store is (candidate, batch) pairs, several for each candidate."""
+    elsewhere = search(folder="other")
+    counts = elsewhere.summary["evaluations"]
+    assert counts["reused"] > counts["candidates"]
+    words = " ".join(elsewhere.output.replace("│", " ").split())
+    assert f"candidates evaluated {counts['candidates']} evaluations" in words
+    assert f"evaluations (candidate, batch) 0 {counts['reused']} from the store" in words
+
+
 def test_another_target_pays_only_for_what_is_new(search: Search) -> None:
     short, long = (
         search("search.distribution=[1,0,0]", folder="short"),

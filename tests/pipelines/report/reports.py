@@ -170,7 +170,8 @@ def an_evaluation(ratio: float, perplexity: float, average: float) -> dict[str, 
             },
             "average": 0.6,
         },
-        "settings": {"num_fewshot": None, "limit": None, "max_length": None},
+        "settings": {"num_fewshot": None, "limit": None, "max_length": None, "dtype": "bfloat16"},
+        "versions": {"lm_eval": "0.4.13"},
         "fingerprints": {"texts": {"wikitext2": "w"}},
     }
 
@@ -205,6 +206,12 @@ M3: Step = ("mlp:3", {"mlp:3": (2.4, 0.0), "mlp:0": (2.9, 0.1)})
 WIDTH: Step = (
     "mlp_channels:0:6",
     {"mlp_channels:0:6": (2.6, 0.0), "mlp_channels:1:6": (2.61, 0.02)},
+)
+
+
+HEAD: Step = (
+    "attention_heads:0:1",
+    {"attention_heads:0:1": (2.6, 0.0), "attention_heads:2:1": (2.61, 0.02)},
 )
 
 

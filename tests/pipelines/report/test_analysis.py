@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 from pathlib import Path
@@ -19,9 +20,11 @@ from pipelines.report.analysis import (
 )
 from pipelines.report.data import num_stderrs
 from pipelines.report.folders import read_runs
+from pipelines.report.results import benchmarks, front
 from tests.pipelines.report.reports import (
     A1,
     A2,
+    HEAD,
     M3,
     WIDTH,
     Step,
@@ -128,9 +131,29 @@ def test_other_models_are_not_compared(tmp_path: Path) -> None:
     assert divergences(pair(tmp_path, [A1], [A2], model="other")) == ()
 
 
-def test_widths_of_other_texts_stand_for_other_channels(tmp_path: Path) -> None:
-    assert not divergence(*pair(tmp_path / "a", [WIDTH], [WIDTH], text="u")).same_order
-    assert divergence(*pair(tmp_path / "b", [WIDTH], [WIDTH])).same_order
+@pytest.mark.parametrize(
+    ("width", "another"),
+    [
+        (
+            WIDTH,
+            ("mlp_channels:1:6", {"mlp_channels:0:6": (2.7, 0.1), "mlp_channels:1:6": (2.6, 0.0)}),
+        ),
+        (HEAD, ("attention_heads:2:1", {"attention_heads:2:1": (2.6, 0.0)})),
+    ],
+    ids=["channels", "heads"],
+)
+def test_widths_of_other_orders_stand_for_other_channels(
+    tmp_path: Path, width: Step, another: Step
+) -> None:
+    """The paths are the same up to the first width; blocks do not depend on the order."""
+    parted = divergence(*pair(tmp_path / "a", [A1, width], [A1, width], text="u"))
+    assert (parted.kind, parted.num_common, parted.preferences) == ("order", 1, None)
+    assert parted.verdict.startswith("settings: A and B sorted their channels differently")
+    changes = {"settings": {"search.importance": "l1"}}
+    other = divergence(*pair(tmp_path / "b", [A1, width], [A1, another], **changes))
+    assert (other.kind, other.num_common) == ("order", 1)
+    assert divergence(*pair(tmp_path / "c", [A1, width], [A1, width])).kind == "same"
+    assert divergence(*pair(tmp_path / "d", [A1, M3], [A1, M3], text="u")).kind == "same"
 
 
 def test_near_ties_are_counted(tmp_path: Path) -> None:
@@ -145,6 +168,32 @@ def test_near_ties_are_counted(tmp_path: Path) -> None:
     assert [
         num_stderrs(*given) for given in ((0.0, 0.0), (0.1, 0.0), (None, 0.1), (0.1, None))
     ] == [0.0, math.inf, None, None]
+
+
+def test_a_worse_but_less_certain_candidate_makes_a_near_tie(tmp_path: Path) -> None:
+    """The second best lost by five standard errors, the third by one and the fourth by 1.9."""
+    scores = {
+        "attention:1": (2.0, 0.0),
+        "attention:2": (2.5, 0.1),
+        "mlp:3": (2.6, 0.6),
+        "mlp:0": (3.9, 1.0),
+        "mlp:1": (4.1, 1.0),
+    }
+    run, _ = pair(tmp_path, [("attention:1", scores), M3], [A1])
+    step = run.steps[0]
+    assert step.near_tie
+    assert step.num_within == 2
+    assert step.num_stderrs == pytest.approx(1.0)
+    assert step.distances == pytest.approx([1.0, 1.9, 2.1, 5.0])
+    assert not run.steps[1].near_tie
+    assert [each.number for each in run.near_ties] == [1]
+
+
+def test_the_margin_counts_where_candidates_have_no_standard_errors(tmp_path: Path) -> None:
+    run, _ = pair(tmp_path, [A1], [A1], fields=("margin_stderr",))
+    old, _ = pair(tmp_path / "more", [A1], [A1], fields=())
+    assert run.steps[0].near_tie
+    assert old.steps[0].near_tie
 
 
 def test_votes_and_overlaps_by_hand(tmp_path: Path) -> None:
@@ -225,6 +274,70 @@ def test_only_results_on_the_same_text_share_a_front(tmp_path: Path) -> None:
         ("perplexity on wikitext2", [("", 20.0, True), ("A", 25.0, True), ("B", 30.0, True)]),
         ("average accuracy", [("", 0.6, True), ("A", 0.5, False), ("B", 0.55, True)]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"settings": {"dtype": "float32"}}, "dtype (bfloat16 in A; float32 in B)"),
+        ({"settings": {"data_dir": "/other"}}, "data_dir (None in A; /other in B)"),
+        ({"versions": {"lm_eval": "0.4.12"}}, "lm-eval (0.4.13 in A; 0.4.12 in B)"),
+        (
+            {"tasks": {"piqa": {"acc": 0.5, "num_documents": 1838}}},
+            "documents of piqa (100 in A; 1838 in B)",
+        ),
+    ],
+    ids=["dtype", "data_dir", "harness", "documents"],
+)
+def test_accuracies_that_were_measured_differently_share_no_front(
+    tmp_path: Path, changes: dict[str, dict[str, object]], differs: str
+) -> None:
+    theirs = an_evaluation(0.05, 25.0, 0.55)
+    for name, values in changes.items():
+        theirs[name] |= values
+    one = write_run(tmp_path / "one", [A1], evaluation=an_evaluation(0.05, 25.0, 0.5))
+    two = write_run(tmp_path / "two", [A1], evaluation=theirs)
+    runs = read_runs([str(one), str(two)])
+    groups = [group for group in pareto_groups(runs) if group.metric == "average accuracy"]
+    assert [[point.value for point in group.points] for group in groups] == [
+        [0.6, 0.5],
+        [0.6, 0.55],
+    ]
+    texts = [group for group in pareto_groups(runs) if group.metric == "perplexity on wikitext2"]
+    assert len(texts) == (2 if "dtype" in changes.get("settings", {}) else 1)
+    for section in (str(front(runs)), str(benchmarks(runs))):
+        assert "Scores do not compare across runs that were measured differently" in section
+        assert differs in section
+
+
+def test_another_task_beside_the_five_does_not_part_their_averages(tmp_path: Path) -> None:
+    theirs = an_evaluation(0.05, 25.0, 0.55)
+    theirs["tasks"]["boolq"] = {"acc": 0.5, "num_documents": 3270}
+    one = write_run(tmp_path / "one", [A1], evaluation=an_evaluation(0.05, 25.0, 0.5))
+    two = write_run(tmp_path / "two", [A1], evaluation=theirs)
+    runs = read_runs([str(one), str(two)])
+    groups = [group for group in pareto_groups(runs) if group.metric == "average accuracy"]
+    assert [len(group.points) for group in groups] == [3]
+    assert "measured differently" not in f"{front(runs)} {benchmarks(runs)}"
+
+
+def test_perplexities_in_other_dtypes_come_with_a_word_where_no_chart_is(tmp_path: Path) -> None:
+    paths = []
+    for dtype in ("float32", "bfloat16"):
+        report = an_evaluation(0.05, 25.0, 0.55) | {"tasks": {}, "average": None}
+        report["settings"] |= {"dtype": dtype}
+        paths.append(write_run(tmp_path / dtype, [A1], evaluation=report))
+    said = str(benchmarks(read_runs([str(path) for path in paths])))
+    assert "dtype (float32 in A; bfloat16 in B)" in said
+
+
+def test_heldout_perplexities_in_two_dtypes_share_no_front(tmp_path: Path) -> None:
+    one, two = (write_run(tmp_path / name, [A1]) for name in ("one", "two"))
+    record = json.loads((two / "run.json").read_text())
+    record["identity"]["model.dtype"] = "bfloat16"
+    (two / "run.json").write_text(json.dumps(record))
+    groups = pareto_groups(read_runs([str(one), str(two)]))
+    assert [group.metric for group in groups] == ["held-out perplexity"] * 2
 
 
 def test_a_stopped_run_borrows_the_dense_score(tmp_path: Path) -> None:

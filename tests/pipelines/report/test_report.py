@@ -333,3 +333,36 @@ def test_damage_names_one_folder(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text("model: [")
     with pytest.raises(InputError, match=f"runs: {folder}/config.yaml is damaged"):
         read_runs([str(folder)])
+
+
+def test_every_run_is_on_the_page(command: Command, tmp_path: Path) -> None:
+    """In the tables, and with charts and traces of its own, however many there are."""
+    names = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh"]
+    paths = [
+        write_run(
+            tmp_path / name,
+            [A1, M3, WIDTH],
+            evaluation=an_evaluation(0.25, 25.0, 0.5 + 0.01 * index),
+        )
+        for index, name in enumerate(names)
+    ]
+    outcome = command(*paths, "log_to_mlflow=false")
+    assert outcome.status == 0, outcome.output
+    page = outcome.folder / "report.html"
+    shown, keys = figures(page), "ABCDEFG"
+    labels = [f"{key} {name}" for key, name in zip(keys, names, strict=True)]
+    for chart in ("trajectory-block", "trajectory-width", "fragility"):
+        assert [trace["name"] for trace in shown[chart]["data"]] == labels, chart
+    for key in keys:
+        assert {f"margin-{key}", f"left-{key}"} <= set(shown)
+    fronts = [trace["name"] for trace in shown["pareto-2"]["data"]]
+    assert set(labels) <= set(fronts)
+    accuracies = {trace["name"] for trace in shown["accuracy"]["data"]}
+    assert {f"{label}, pruned" for label in labels} <= accuracies
+    assert shown["overlap-0"]["data"][0]["x"] == list(keys)
+    text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
+    for section in text.split("<section")[1:]:
+        title = re.search(r"<h2[^>]*>(.*?)</h2>", section)
+        assert title
+        missing = [key for key in keys if not re.search(rf">\s*{key}\s*<|\b{key}\b", section)]
+        assert not missing, (title[1], missing)
