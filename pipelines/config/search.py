@@ -99,6 +99,16 @@ class SearchConfig:
                 f"search.distribution: {shares}, but search.strategy={self.strategy} narrows "
                 "MLPs only; use search.distribution=[0,1,0], as search=uniform does"
             )
+        elif (
+            strategy is not None
+            and strategy.solves_shares
+            and (shares[0] or not set(shares) <= {0, 1})
+        ):
+            found.append(
+                f"search.distribution: {shares}, but search.strategy={self.strategy} finds out how "
+                "much each kind of block loses; [0,1,1] lets MLPs and KV heads lose, [0,1,0] "
+                "MLPs alone"
+            )
         if self.compensation != "none" and self.importance != "activation":
             found.append(
                 f"search.compensation: {self.compensation} with search.importance="

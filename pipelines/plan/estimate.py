@@ -9,11 +9,11 @@ from typing import Any
 
 from pipelines.config.prune import PruneConfig
 from pipelines.runs.files import CONFIG, SUMMARY, TRAJECTORY, read_json, read_trajectory, read_yaml
+from pipelines.runs.journal import set_of
 from pruning.costs.accounting import Accounting
 from pruning.costs.known_sizes import sizes_of
 from pruning.errors import InputError
 from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
-from pruning.search.stages import token_set_of
 from pruning.search.strategies import strategy_of
 from pruning.shape import ModelShape, Removal
 
@@ -105,7 +105,7 @@ def trajectory_flops(
     """
     total, base = 0.0, accounting.dense
     for line in lines:
-        tokens = calibration[token_set_of(line["stage"])]
+        tokens = calibration[set_of(line)]
         removals = [Removal.from_json(candidate) for candidate in line["candidates"]]
         flops = step_flops(
             accounting,

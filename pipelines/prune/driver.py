@@ -44,6 +44,7 @@ def run_search(
             step,
             len(search.steps),
             accounting,
+            token_set=stage.token_set,
             context_length=context_length,
             evaluations=evaluations,
             stderrs={

@@ -36,7 +36,7 @@ from pruning.models.find import find_checkpoint
 from pruning.search.settings import SearchSettings
 from pruning.search.stages import stage_problems
 from pruning.search.strategies import strategy_of
-from pruning.search.strategy import Measured, Strategy
+from pruning.search.strategy import Strategy
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.memory import evaluator_bytes
@@ -108,6 +108,10 @@ class PruneJob:
         with open_pool(self.config.cluster, self.machine, self.placement, self.spec()) as pool:
             yield pool
 
+    @property
+    def _num_evaluators(self) -> int:
+        return (self.placement.num_evaluators if self.placement else None) or 1
+
     def channel_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
         """The order of the run, found once: a resumed run reads it from its folder."""
         path = folder.path / CHANNEL_ORDER
@@ -126,9 +130,9 @@ class PruneJob:
         """The order `activation`, and the statistics that compensate, from one pass over the width
         set for each evaluator, which keeps layers of its own.
         """
-        num_layers = self.accounting.geometry.num_layers
-        num_evaluators = (self.placement.num_evaluators if self.placement else None) or 1
-        share = -(-num_layers // num_evaluators)
+        geometry = self.accounting.geometry
+        num_layers, num_evaluators = geometry.num_layers, self._num_evaluators
+        share = layers_per_task(geometry, num_evaluators)
         tasks = [
             StatisticsTask(
                 tuple(range(first, min(first + share, num_layers))), self.set_keys["width"]
@@ -149,12 +153,7 @@ class PruneJob:
         order = order_of([orders[index] for index in range(num_layers)])
         return replace(order, compensation=source)
 
-    def measured(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> Measured:
-        """What the strategy needs to know of the dense model."""
-        needs = self.strategy.needs
-        return {"influence": self._influence(pool, folder, order)} if "influence" in needs else {}
-
-    def _influence(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> BlockInfluence:
+    def influence(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> BlockInfluence:
         """That of the dense model, found once like the channel order, in which the weights are by
         now.
         """

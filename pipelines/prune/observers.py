@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from pipelines.cli.console import WorkProgress, duration
 from pipelines.prune.job import PruneJob
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.journal import set_of
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_form
 from pipelines.status.status_file import Heartbeat
@@ -30,7 +31,6 @@ from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import SetName
 from pruning.models.display_name import display_name
 from pruning.scoring.score import perplexity
-from pruning.search.stages import token_set_of
 from pruning.search.strategy import Search
 from workers.pool.protocol import Pool
 
@@ -59,6 +59,9 @@ class SearchObserver:
         Called about every second. `evaluations` counts all so far, see `Scorer.evaluations`.
         """
 
+    def measuring(self, description: str, candidates: int) -> None:
+        """So many candidates are scored next, before the first step."""
+
     def stepped(self, search: Search, line: Line) -> None:
         """A step is in the journal."""
 
@@ -85,6 +88,10 @@ class Observers(SearchObserver):
     ) -> None:
         for each in self._observers:
             each.scored(pool, evaluations, candidates, scored=scored)
+
+    def measuring(self, description: str, candidates: int) -> None:
+        for each in self._observers:
+            each.measuring(description, candidates)
 
     def stepped(self, search: Search, line: Line) -> None:
         for each in self._observers:
@@ -206,8 +213,11 @@ class SearchProgress(SearchObserver):
     def started(self, search: Search, dense: Scores, lines: Sequence[Line]) -> None:
         self._previous = ("block", perplexity(dense["block"]))
         for line in lines[-1:]:
-            self._previous = (token_set_of(line["stage"]), line["perplexity"])
+            self._previous = (set_of(line), line["perplexity"])
         self._expect(search)
+
+    def measuring(self, description: str, candidates: int) -> None:
+        self.bar.expect(description, candidates)
 
     def scored(
         self, pool: Pool, evaluations: Mapping[str, int], candidates: float, *, scored: bool
@@ -229,7 +239,7 @@ class SearchProgress(SearchObserver):
 
     def _change(self, line: Line) -> str:
         """Of perplexity, on the same calibration set, which the stages do not share."""
-        current = (token_set_of(line["stage"]), line["perplexity"])
+        current = (set_of(line), line["perplexity"])
         before, self._previous = self._previous, current
         if before[0] != current[0] or before[1] is None or current[1] is None:
             return ""

@@ -9,9 +9,10 @@ from typing import Protocol, TypeVar
 from pipelines.store.scores import Context, ScoreStore
 from pruning.calibration.token_sets import Calibration, SetName
 from pruning.scoring.score import BatchScore, ShapeScore
-from pruning.shape import ModelShape
+from pruning.search.allocation import UNITS
+from pruning.shape import ModelShape, Resize
 from workers.pool.protocol import Pool
-from workers.tasks import Candidate, ScoreResult, ScoreTask
+from workers.tasks import Candidate, ScoreKind, ScoreResult, ScoreTask
 
 
 class OnEvaluation(Protocol):
@@ -73,26 +74,62 @@ class Scorer:
             base: the shape that the candidates differ from.
             asks: pairs of candidate and batch, no pair twice.
         """
-        context, num_batches = self._contexts[set_name], self._num_batches[set_name]
-        digests: dict[Candidate, str] = {
-            candidate: base.changed(candidate).digest for candidate, _ in asks
+        found = self._scores(set_name, [(base, *ask) for ask in asks], "nll")
+        return {ask: found[base, *ask] for ask in asks}
+
+    def score_shape(self, set_name: SetName, shape: ModelShape) -> ShapeScore:
+        """Scores a shape on a whole set."""
+        return self.score_near(set_name, shape, [shape], "nll")[shape]
+
+    def score_near(
+        self, set_name: SetName, base: ModelShape, shapes: Sequence[ModelShape], kind: ScoreKind
+    ) -> dict[ModelShape, ShapeScore]:
+        """Scores shapes on a whole set, all together.
+
+        Args:
+            base: that most of them differ from in one block; they share what lies before it.
+        """
+        batches = range(self._num_batches[set_name])
+        starts = {shape: _as_change(base, shape) for shape in shapes}
+        asks = [(*starts[shape], batch) for shape in shapes for batch in batches]
+        found = self._scores(set_name, asks, kind)
+        return {
+            shape: ShapeScore.of(found[(*starts[shape], batch)] for batch in batches)
+            for shape in shapes
+        }
+
+    def _scores(
+        self,
+        set_name: SetName,
+        asks: Sequence[tuple[ModelShape, _Candidate, int]],
+        kind: ScoreKind,
+    ) -> dict[tuple[ModelShape, _Candidate, int], BatchScore]:
+        """Of triples of base, candidate and batch."""
+        context = replace(self._contexts[set_name], kind=kind)
+        num_batches = self._num_batches[set_name]
+        digests: dict[tuple[ModelShape, Candidate], str] = {
+            (base, candidate): base.changed(candidate).digest
+            for base, candidate in dict.fromkeys(ask[:2] for ask in asks)
         }
         known = self.store.lookup(context, digests.values())
-        missing: dict[int, list[_Candidate]] = {}
-        for candidate, batch in asks:
-            if (digests[candidate], batch) not in known:
-                missing.setdefault(batch, []).append(candidate)
+        missing: dict[tuple[ModelShape, int], list[_Candidate]] = {}
+        for base, candidate, batch in asks:
+            if (digests[base, candidate], batch) not in known:
+                missing.setdefault((base, batch), []).append(candidate)
         num_known = len(asks) - sum(map(len, missing.values()))
         self.num_reused += num_known
         self.on_evaluation(num_known / num_batches, scored=False)
         key = self._set_keys.get(set_name, set_name)
-        tasks = [
-            ScoreTask(key, batch, base.text, tuple(candidates), self._order)
-            for batch, candidates in missing.items()
-        ]
-        for answers in self.pool.run(tasks):
+        tasks = {
+            ScoreTask(key, batch, base.text, tuple(candidates), self._order, kind): base
+            for (base, batch), candidates in missing.items()
+        }
+        bases = {base.text: base for base in tasks.values()}
+        for answers in self.pool.run(list(tasks)):
             scores = {
-                (digests[candidate], task.batch): BatchScore(nll, result.num_tokens)
+                (digests[bases[task.base], candidate], task.batch): BatchScore(
+                    nll, result.num_tokens
+                )
                 for task, result in answers
                 if isinstance(task, ScoreTask) and isinstance(result, ScoreResult)
                 for candidate, nll in zip(task.candidates, result.nll, strict=True)
@@ -102,14 +139,7 @@ class Scorer:
             known |= scores
             self.num_scored += len(scores)
             self.on_evaluation(len(scores) / num_batches, scored=True)
-        return {(candidate, batch): known[digests[candidate], batch] for candidate, batch in asks}
-
-    def score_shape(self, set_name: SetName, shape: ModelShape) -> ShapeScore:
-        """Scores a shape on a whole set."""
-        scores = self.score(
-            set_name, shape, [(None, batch) for batch in range(self._num_batches[set_name])]
-        )
-        return ShapeScore.of(scores.values())
+        return {ask: known[digests[ask[:2]], ask[2]] for ask in asks}
 
     @property
     def evaluations(self) -> dict[str, int]:
@@ -117,6 +147,19 @@ class Scorer:
         store.
         """
         return {"scored": self.num_scored, "reused": self.num_reused}
+
+
+def _as_change(base: ModelShape, shape: ModelShape) -> tuple[ModelShape, Resize | None]:
+    """A shape as a base and what it changes of that: of `base` if it is one block, else of
+    itself.
+    """
+    changes = [
+        Resize(layer, unit, getattr(after, unit))
+        for layer, (before, after) in enumerate(zip(base.layers, shape.layers, strict=True))
+        for unit in UNITS
+        if getattr(before, unit) != getattr(after, unit)
+    ]
+    return (base, changes[0]) if len(changes) == 1 else (shape, None)
 
 
 def _nobody(candidates: float, *, scored: bool) -> None:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from pipelines.cli.console import WorkProgress, show_result
 from pipelines.plan.against_actual import plan_vs_actual
+from pipelines.prune.allocate import find_allocation
 from pipelines.prune.driver import run_search
 from pipelines.prune.job import PruneJob
 from pipelines.prune.observers import (
@@ -25,6 +26,7 @@ from pipelines.prune.observers import (
 from pipelines.prune.scorer import Scorer
 from pipelines.prune.summary import search_summary, table, write_results
 from pipelines.runs.files import (
+    ALLOCATION,
     AUTHORS_CONFIG,
     BLOCK_INFLUENCE,
     CONFIG,
@@ -43,6 +45,7 @@ from pipelines.tracking.tracker import Tracker
 from pruning.errors import TargetNotReached
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.display_name import display_name
+from pruning.search.allocation_path import AllocationStrategy
 from pruning.search.strategy import Measured, Search
 from pruning.shape import ModelShape
 from workers.pool.protocol import Pool
@@ -58,6 +61,7 @@ ARTIFACTS = (
     TRAJECTORY_PICTURE,
     SHAPE_PICTURE,
     BLOCK_INFLUENCE,
+    ALLOCATION,
 )
 """What MLflow gets, as far as it is there: not every strategy writes every file."""
 
@@ -138,9 +142,9 @@ class SearchRun:
                 observers.waiting(pool)
             order = job.channel_order(pool, self.folder)
             pool.set_order(order)
-            if job.strategy.needs:
-                self._begin(job.measured(pool, self.folder, order))
             scorer = self._scorer(pool, order, observers)
+            if job.strategy.needs:
+                self._begin(self._dense_measured(pool, order, scorer, observers))
             dense = self._score_all(scorer, job.accounting.dense)
             observers.started(self.search, dense, self.journal.lines)
             problem = self._search(scorer, observers)
@@ -159,6 +163,22 @@ class SearchRun:
             )
         summary |= plan_vs_actual(job.config, job.accounting, self.journal.lines, summary)
         return summary, problem
+
+    def _dense_measured(
+        self, pool: Pool, order: ChannelOrder, scorer: Scorer, observers: Observers
+    ) -> Measured:
+        """What the strategy needs to know before its first step."""
+        job, found = self.job, Measured()
+        if "influence" in job.strategy.needs:
+            found["influence"] = job.influence(pool, self.folder, order)
+        if isinstance(job.strategy, AllocationStrategy):
+            found["allocation"] = find_allocation(
+                job.strategy.measuring(job.accounting),
+                scorer,
+                self.folder,
+                on_wave=observers.measuring,
+            )
+        return found
 
     def _scorer(self, pool: Pool, order: ChannelOrder, observers: Observers) -> Scorer:
         context = Context(

@@ -31,6 +31,7 @@ from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
 from pruning.models.display_name import display_name
 from pruning.scoring.score import perplexity
+from pruning.search.allocation_path import AllocationPath
 from pruning.search.stages import StageName
 from pruning.search.strategy import Search
 from pruning.shape import ModelShape
@@ -108,6 +109,7 @@ def search_summary(
             "candidates": sum(len(step.candidates) for step in search.steps),
             **scorer.evaluations,
         },
+        **_allocation(search),
         "num_evaluators": scorer.pool.num_evaluators,
         **scorer.pool.faults.counters(),
         "seconds": round(seconds, 1),
@@ -117,6 +119,20 @@ def search_summary(
         "identity": job.identity(),
         "versions": versions(),
         "git_revision": git_revision(),
+    }
+
+
+def _allocation(search: Search) -> dict[str, Any]:
+    """What was measured before the first step, where a search has that part."""
+    if not isinstance(search, AllocationPath):
+        return {}
+    found = search.allocation
+    return {
+        "allocation": {
+            "evaluations": found.num_shapes,
+            "rounds": len(found.rounds),
+            "kl": {"uniform": found.start_score, "pruned": found.score},
+        }
     }
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.search.stages import token_set_of
 from pruning.shape import ModelShape, Removal
 
 NEAR_TIE_STDERRS = 2.0
@@ -49,11 +48,8 @@ class ReportStep:
     margin: float | None
     margin_stderr: float | None
     scores: Mapping[Removal, Score]
-
-    @property
-    def set_name(self) -> str:
-        """The calibration set that it was scored on."""
-        return token_set_of(self.stage)
+    set_name: str
+    """The calibration set that it was scored on."""
 
     @property
     def removes_block(self) -> bool:

@@ -23,6 +23,7 @@ from pipelines.runs.files import (
     read_json_if_there,
     read_with,
 )
+from pipelines.runs.journal import set_of
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.errors import InputError
 from pruning.shape import ModelShape, Removal
@@ -187,6 +188,7 @@ def _step(line: Mapping[str, Any]) -> ReportStep:
             Removal.from_json(each): Score(_number(each["nll"]), _number(each.get("stderr")))
             for each in line["candidates"]
         },
+        set_name=set_of(line),
     )
 
 

@@ -23,6 +23,7 @@ TRAJECTORY, TRAJECTORY_PICTURE = "trajectory.jsonl", "trajectory.png"
 SHAPE, SHAPE_PICTURE, AUTHORS_CONFIG = "shape.json", "shape.png", "pruning_config.json"
 SUMMARY, PRUNE_LOG = "summary.json", "prune.log"
 CHANNEL_ORDER, BLOCK_INFLUENCE = "channel_order.safetensors", "block_influence.json"
+ALLOCATION = "allocation.json"
 STATUS = "status.json"
 EVALUATION, EVALUATION_TABLE, EVALUATION_LOG = "evaluation.json", "evaluation.csv", "evaluate.log"
 SWEEP, SWEEP_PICTURE, SWEEP_LOG = "sweep.json", "sweep.png", "sweep.log"
@@ -41,6 +42,7 @@ _REMEDIES = {
     EVALUATION: "remove it, or measure again with pipelines.evaluate",
     CHANNEL_ORDER: "remove it and run the same command again, which finds the order anew",
     BLOCK_INFLUENCE: "remove it and run the same command again, which measures it anew",
+    ALLOCATION: "remove it and run the same command again: the scores are in the store",
     STATUS: "a running search writes it anew every second",
 }
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.files import read_trajectory
+from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.scoring.score import perplexity
+from pruning.search.stages import token_set_of
 from pruning.search.step import Step
 from pruning.search.strategy import Search
 from pruning.shape import Removal
@@ -68,11 +70,18 @@ class Journal:
                 )
 
 
+def set_of(line: Mapping[str, Any]) -> SetName:
+    """The calibration set that a step was scored on."""
+    found: SetName = line.get("token_set") or token_set_of(line["stage"])
+    return found
+
+
 def step_line(
     step: Step,
     number: int,
     accounting: Accounting,
     *,
+    token_set: SetName,
     context_length: int,
     evaluations: int,
     stderrs: Mapping[Removal, float | None],
@@ -84,6 +93,7 @@ def step_line(
     Only `seconds` and `timestamp` differ between two runs with the same settings.
 
     Args:
+        token_set: that it was scored on; written where the stage's name does not say so.
         evaluations: candidates of all steps so far, this one included.
         stderrs: of each candidate, the standard error of its NLL minus that of the one removed;
             None where it has none.
@@ -92,6 +102,7 @@ def step_line(
     return {
         "step": number,
         "stage": step.stage,
+        **({} if token_set == token_set_of(step.stage) else {"token_set": token_set}),
         "removed": step.removal.to_json(),
         "nll": step.nll,
         "perplexity": perplexity(step.nll),

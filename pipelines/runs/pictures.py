@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
+from pipelines.runs.journal import set_of
 from pruning.models.geometry import Geometry
 from pruning.shape import ModelShape
 
@@ -45,9 +46,7 @@ def plot_trajectory(
     drawn: list[float] = []
     for set_name, style, marker in (("block", "-", "D"), ("width", "--", "d")):
         steps = [
-            (100 * line["ratio"], line["perplexity"])
-            for line in lines
-            if (line["stage"] == "block") == (set_name == "block")
+            (100 * line["ratio"], line["perplexity"]) for line in lines if set_of(line) == set_name
         ]
         start = dense[set_name]
         if not steps or start is None:

@@ -68,9 +68,11 @@ class Context(Computation):
 
     Args:
         tokens: fingerprint of the calibration set.
+        kind: `nll` of the next tokens, or `kl` from the dense model.
     """
 
     tokens: str
+    kind: str = "nll"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

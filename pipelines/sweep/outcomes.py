@@ -21,6 +21,7 @@ from pipelines.runs.files import (
     read_trajectory,
     read_with,
 )
+from pipelines.runs.journal import set_of
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.shape import ModelShape, Removal
@@ -137,7 +138,7 @@ def _candidates(folder: Path, job: PruneJob) -> dict[str, dict[Key, int]]:
     order = read_with(ChannelOrder.load, path, option="output_dir").fingerprint
     base, found = job.accounting.dense, dict[str, dict[Key, int]]()
     for line in read_trajectory(folder / TRAJECTORY, option="output_dir"):
-        tokens = job.calibration.block if line["stage"] == "block" else job.calibration.width
+        tokens = job.calibration.sets()[set_of(line)]
         num_batches = len(tokens.batches(job.config.calibration.batch_size))
         stage = found.setdefault(line["stage"], {})
         for candidate in line["candidates"]:

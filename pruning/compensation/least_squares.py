@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from cachetools import LRUCache
 
 from pruning.compensation.statistics import check_statistics, read_gram
 from pruning.importance.channel_order import ChannelOrder, part_order, reorder
@@ -29,10 +30,17 @@ RIDGE = 0.01
 """
 
 
+NUM_FACTORS = 2
+"""Factors that are kept: of both blocks of one layer. One of 11,008 channels takes 1 GB."""
+NUM_SIZES = 2
+"""Refitted weights of one block that are kept: a shape's own, and of a candidate."""
+
+
 class Compensation:
     """Refitted projections of a dense model whose weights are sorted by `order`.
 
-    Statistics are read from their file, factors and weights made, when they are first asked for.
+    Statistics are read from their file, factors and weights made, when they are first asked for,
+    and what was asked for last is kept.
     On a CPU they are computed by one thread, so that every process makes the same bits.
 
     Args:
@@ -46,8 +54,8 @@ class Compensation:
         assert order.compensation is not None
         self.order, self.source, self.geometry = order, order.compensation, geometry
         check_statistics(Path(self.source.path), self.source.statistics)
-        self._factors: dict[tuple[int, BlockName], torch.Tensor] = {}
-        self._weights: dict[tuple[int, BlockName, int], torch.Tensor] = {}
+        self._factors = LRUCache[tuple[int, BlockName], torch.Tensor](NUM_FACTORS)
+        self._weights: dict[tuple[int, BlockName], LRUCache[int, torch.Tensor]] = {}
 
     def weight(
         self, weight_DC: torch.Tensor, layer: int, block: BlockName, kept: int
@@ -58,12 +66,12 @@ class Compensation:
             weight_DC: the whole projection of that layer, sorted by `order`.
             kept: input channels that stay.
         """
-        key = (layer, block, kept)
-        if key not in self._weights:
+        sizes = self._weights.setdefault((layer, block), LRUCache(NUM_SIZES))
+        if kept not in sizes:
             with _one_thread():
                 factor = self._factor(layer, block, weight_DC.device)
-                self._weights[key] = compensated(weight_DC, factor, kept)
-        return self._weights[key]
+                sizes[kept] = compensated(weight_DC, factor, kept)
+        return sizes[kept]
 
     def _factor(self, layer: int, block: BlockName, device: torch.device) -> torch.Tensor:
         key = (layer, block)

@@ -64,8 +64,9 @@ class BlockStatistics:
             for index, layer in enumerate(self.layers)
             for block in ("attention", "mlp")
         }
-        made_of = {"fingerprint": self.fingerprint, "num_tokens": str(self.num_tokens)}
-        save_file(tensors, path, metadata=made_of)
+        tensors["num_tokens"] = torch.tensor(self.num_tokens)
+        # One entry of metadata: of several, safetensors writes a random order.
+        save_file(tensors, path, metadata={"fingerprint": self.fingerprint})
 
     def order(self, loaded: LoadedModel) -> ChannelOrder:
         """The order `activation` (see `pruning.importance.channel_order`): the norm of what flows
@@ -116,13 +117,6 @@ def read_gram(path: Path, layer: int, block: BlockName) -> torch.Tensor:
     with safe_open(path, framework="pt") as file:
         gram: torch.Tensor = file.get_tensor(f"{layer}.{block}")
     return gram
-
-
-def statistics_bytes(layers: int, attention_channels: int, mlp_channels: int) -> int:
-    """Bytes that the Gram matrices of so many layers take on disk; twice that while they are
-    summed.
-    """
-    return 4 * layers * (attention_channels**2 + mlp_channels**2)
 
 
 def projections(loaded: LoadedModel) -> list[tuple[nn.Module, nn.Module]]:

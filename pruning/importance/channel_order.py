@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ class ChannelOrder:
         source = self.compensation
         made_of = None
         if source is not None:
-            made_of = {"statistics": source.statistics, "ridge": repr(source.ridge)}
+            # One entry of metadata: of several, safetensors writes a random order.
+            said = {"statistics": source.statistics, "ridge": source.ridge}
+            made_of = {"compensation": json.dumps(said)}
         tensors = {"kv_heads": self.kv_heads, "mlp_channels": self.mlp_channels}
         save_file(tensors, path, metadata=made_of)
 
@@ -107,12 +110,10 @@ class ChannelOrder:
         with safe_open(path, framework="numpy") as file:
             made_of = file.metadata() or {}
         source = None
-        if "statistics" in made_of:
-            source = CompensationSource(
-                str(path.absolute().with_name(STATISTICS)),
-                made_of["statistics"],
-                float(made_of["ridge"]),
-            )
+        if "compensation" in made_of:
+            said = json.loads(made_of["compensation"])
+            beside = str(path.absolute().with_name(STATISTICS))
+            source = CompensationSource(beside, said["statistics"], float(said["ridge"]))
         return cls(tensors["kv_heads"], tensors["mlp_channels"], source)
 
 

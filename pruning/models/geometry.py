@@ -65,3 +65,11 @@ class Geometry:
         if part in ("k", "v"):
             return layer.kv_heads * self.head_dim
         return layer.mlp_channels
+
+
+def gram_bytes(geometry: Geometry) -> int:
+    """Bytes of both float64 Gram matrices of one layer, while they are summed; half of that on
+    disk.
+    """
+    attention = geometry.kv_heads * geometry.channels_per_kv_head
+    return 8 * (attention**2 + geometry.mlp_channels**2)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_array
 
 from pruning.errors import InputError
 from pruning.shape import ModelShape, Resize
@@ -107,6 +105,9 @@ def solve(
     Raises:
         InputError: no choice of the measured sizes keeps a limit.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # a plan does without
+    from scipy.sparse import lil_array
+
     base = table.base
     choices = [
         (block, size, change)

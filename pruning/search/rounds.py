@@ -20,7 +20,9 @@ from pruning.search.allocation import (
     resized,
     solve,
 )
-from pruning.shape import ModelShape
+from pruning.search.greedy import is_allowed
+from pruning.search.settings import ShapeConstraint
+from pruning.shape import Kind, ModelShape, Removal
 
 Scores = tuple[float, ...]
 """Score of one shape on each sequence of the selection text: KL in nats per token."""
@@ -44,12 +46,14 @@ class Round:
 
     Args:
         table: sensitivities around the shape that it began with.
+        base_score: of that shape, nats per token.
         solutions: with their measured change of score, in the order of `MOVES`, no shape twice.
         gain: of the best solution over the base, nats per token, with its paired standard error
             over the sequences.
     """
 
     table: Sensitivities
+    base_score: float
     solutions: tuple[tuple[Solution, float], ...]
     shape: ModelShape
     gain: float
@@ -62,7 +66,8 @@ class AllocationSearch:
     Args:
         start: a shape that keeps every limit, such as the uniform one.
         group: MLP channels of one step; the first round looks two steps up and down.
-        heads: whether KV heads may go.
+        heads: KV heads of one step; 0 leaves attention alone.
+        constraint: which shapes are allowed.
 
     Example:
         >>> while (wave := search.propose()) is not None:                 # doctest: +SKIP
@@ -76,11 +81,13 @@ class AllocationSearch:
         limits: Sequence[Limit],
         *,
         group: int,
-        heads: bool = True,
+        heads: int = 1,
+        constraint: ShapeConstraint = "none",
         max_rounds: int = 3,
     ) -> None:
         self.dense, self.shape, self.limits = dense, start, tuple(limits)
         self.group, self.heads, self.max_rounds = group, heads, max_rounds
+        self.constraint = constraint
         self.rounds: list[Round] = []
         self._scores: dict[ModelShape, Scores] = {}
         self._solutions: tuple[Solution, ...] | None = None
@@ -89,6 +96,11 @@ class AllocationSearch:
     @property
     def done(self) -> bool:
         return self._done
+
+    @property
+    def num_shapes(self) -> int:
+        """Shapes that were scored so far."""
+        return len(self._scores)
 
     def propose(self) -> Wave | None:
         """What is to be scored next; None when the search is over. Nothing is asked twice."""
@@ -117,9 +129,7 @@ class AllocationSearch:
             )
         if self._solutions is None:
             self._solutions = self._solve()
-            if not self._solutions:
-                self._done = True
-            elif all(solution.shape in self._scores for solution in self._solutions):
+            if all(solution.shape in self._scores for solution in self._solutions):
                 self._conclude()
         else:
             self._conclude()
@@ -130,13 +140,20 @@ class AllocationSearch:
             self.shape,
             self.dense,
             channel_steps=[self.group * step for step in reach],
-            head_steps=(1, -1) if self.heads else (),
+            head_steps=(self.heads, -self.heads) if self.heads else (),
         )
         return {
             (block, size): resized(self.shape, block, size)
             for block, found in sizes.items()
             for size in found
+            if size or not self._is_kept(block)
         }
+
+    def _is_kept(self, block: Block) -> bool:
+        """Whether the constraint keeps a block, of whatever size."""
+        layer, unit = block
+        kind: Kind = "attention" if unit == "kv_heads" else "mlp"
+        return not is_allowed(Removal(kind, layer, 0), len(self.dense.layers), self.constraint)
 
     def _table(self) -> Sensitivities:
         base = _mean(self._scores[self.shape])
@@ -170,7 +187,14 @@ class AllocationSearch:
         better = best is not None and change < 0
         self.shape = best.shape if best is not None and better else self.shape
         self.rounds.append(
-            Round(self._current, tuple(measured), self.shape, -change if better else 0.0, stderr)
+            Round(
+                self._current,
+                _mean(base),
+                tuple(measured),
+                self.shape,
+                -change if better else 0.0,
+                stderr,
+            )
         )
         self._solutions = None
         self._done = not better or -change < stderr or len(self.rounds) >= self.max_rounds

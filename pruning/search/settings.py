@@ -9,7 +9,7 @@ from typing import Literal, Self, get_args
 from pruning.importance.criteria import Importance
 from pruning.models.geometry import Geometry
 
-StrategyName = Literal["greedy", "block_influence", "random", "uniform"]
+StrategyName = Literal["greedy", "block_influence", "random", "uniform", "allocation"]
 """What decides the next removal."""
 
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
@@ -75,7 +75,7 @@ class SearchSettings:
             target_ratio=target_ratio,
             distribution=tuple(float(share) for share in distribution),
             mlp_group_channels=(
-                default_mlp_group(geometry) if mlp_group_channels is None else mlp_group_channels
+                _mlp_group(geometry, strategy) if mlp_group_channels is None else mlp_group_channels
             ),
             head_group_channels=(
                 geometry.channels_per_kv_head
@@ -87,6 +87,21 @@ class SearchSettings:
             compensation=compensation,
             seed=_SEED if seed is None else seed,
         )
+
+
+def _mlp_group(geometry: Geometry, strategy: StrategyName) -> int:
+    if strategy == "allocation":
+        return default_allocation_group(geometry)
+    return default_mlp_group(geometry)
+
+
+def default_allocation_group(geometry: Geometry) -> int:
+    """The multiple of 128 nearest to a twelfth of the MLP, at least one; an eighth of MLPs that are
+    too narrow for that.
+    """
+    if geometry.mlp_channels < 1024:
+        return max(1, geometry.mlp_channels // 8)
+    return max(1, round(geometry.mlp_channels / 12 / 128)) * 128
 
 
 def default_mlp_group(geometry: Geometry) -> int:

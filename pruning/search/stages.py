@@ -27,15 +27,17 @@ class Stage:
     target_ratio: float
     group: int = 0
     """MLP channels or KV heads that go at a time; unused by the block stage."""
+    scored_on: SetName | None = None
+    """The calibration set of its candidates; None: that of its name."""
 
     @property
     def token_set(self) -> SetName:
         """The calibration set that its candidates are scored on."""
-        return token_set_of(self.name)
+        return self.scored_on or token_set_of(self.name)
 
 
 def token_set_of(stage: str) -> SetName:
-    """The calibration set of a stage, by the stage's name."""
+    """The calibration set of the published stage of that name."""
     return "block" if stage == "block" else "width"
 
 

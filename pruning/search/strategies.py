@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pruning.search.allocation_path import AllocationStrategy
 from pruning.search.fixed import BlockInfluenceStrategy, RandomStrategy
 from pruning.search.greedy import GreedyStrategy
 from pruning.search.settings import SearchSettings
@@ -12,7 +13,13 @@ from pruning.search.uniform import UniformStrategy
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (GreedyStrategy, BlockInfluenceStrategy, RandomStrategy, UniformStrategy)
+    for strategy in (
+        GreedyStrategy,
+        BlockInfluenceStrategy,
+        RandomStrategy,
+        UniformStrategy,
+        AllocationStrategy,
+    )
 }
 
 

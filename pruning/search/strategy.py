@@ -17,14 +17,16 @@ from pruning.shape import ModelShape, Removal
 
 if TYPE_CHECKING:
     from pruning.importance.block_influence import BlockInfluence
+    from pruning.search.allocation_path import Allocation
 
-Need = Literal["influence"]
+Need = Literal["influence", "allocation"]
 
 
 class Measured(TypedDict, total=False):
     """What was measured of the dense model before the first step, by what the strategy needs."""
 
     influence: BlockInfluence
+    allocation: Allocation
 
 
 class Search(Protocol):
@@ -75,6 +77,10 @@ class Strategy(ABC):
     """Whether it can remove whole blocks alone: a distribution of [1, 0, 0]."""
     channels_only: ClassVar[bool] = False
     """Whether it narrows MLPs alone: a distribution of [0, 1, 0]."""
+    solves_shares: ClassVar[bool] = False
+    """Whether it decides how much each kind of block loses: a distribution of 0 and 1 says which
+    kinds may lose at all, [0, 1, 1] or [0, 1, 0].
+    """
     whole_layers: ClassVar[bool] = False
     """Whether the two blocks of a layer go together."""
     compares_candidates: ClassVar[bool] = False

@@ -155,6 +155,7 @@ def test_the_whole_table_decides_each_step(tmp_path: Path) -> None:
             step,
             len(again.steps),
             again.accounting,
+            token_set=set_name,
             context_length=9,
             evaluations=evaluations,
             stderrs={

@@ -1,0 +1,55 @@
+"""The rounds of `search=allocation`: sensitivities from the store, else from the evaluators."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from pipelines.prune.scorer import Scorer
+from pipelines.runs.files import ALLOCATION, read_with
+from pipelines.runs.folder import RunFolder
+from pruning.search.allocation_path import Allocation
+from pruning.search.rounds import AllocationSearch
+
+log = logging.getLogger(__name__)
+
+
+def find_allocation(
+    search: AllocationSearch,
+    scorer: Scorer,
+    folder: RunFolder,
+    *,
+    on_wave: Callable[[str, int], None],
+) -> Allocation:
+    """Runs all rounds, on the `block` set; a resumed run reads the outcome from its folder.
+
+    A run that stopped between has its scores in the store, and takes the same decisions again.
+
+    Args:
+        on_wave: told what is measured next, and how many shapes.
+    """
+    path = folder.path / ALLOCATION
+    if path.exists():
+        return read_with(Allocation.load, path, option="output_dir")
+    while (wave := search.propose()) is not None:
+        number = len(search.rounds) + 1
+        on_wave(f"round {number}", len(wave.shapes))
+        scores = scorer.score_near("block", wave.base, wave.shapes, "kl")
+        search.observe(
+            {
+                shape: tuple(kl / score.num_tokens for kl in score.nll_per_sequence)
+                for shape, score in scores.items()
+            }
+        )
+        for each in search.rounds[number - 1 :]:
+            log.info(
+                "round %d: KL from the dense model %.4f, after %.4f (standard error of the "
+                "difference %.4f)",
+                number,
+                each.base_score,
+                each.base_score - each.gain,
+                each.gain_stderr,
+            )
+    allocation = Allocation.of(search)
+    folder.write_with(ALLOCATION, allocation.save)
+    return allocation

@@ -1,0 +1,215 @@
+"""`search=allocation`: sizes of all blocks by measurement and an integer program
+(`pruning.search.rounds`), then a path from the dense model to the shape that came of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pruning.canonical_json import dump_json
+from pruning.costs.accounting import Accounting
+from pruning.search.allocation import Limit, size_of
+from pruning.search.fixed import FixedSearch
+from pruning.search.plan import Range, SearchPlan, StagePlan
+from pruning.search.rounds import MOVES, AllocationSearch, Round
+from pruning.search.settings import SearchSettings
+from pruning.search.stages import Stage, StageName, make_stages
+from pruning.search.strategy import Measured, Strategy
+from pruning.search.uniform import uniform_shape
+from pruning.shape import Kind, ModelShape, Removal
+
+MAX_ROUNDS = 2
+"""A third round gained less than its standard error on SmolLM2-135M (docs/results.md)."""
+
+_PARTS = 4
+"""The path goes a quarter of the way in every block, then the next: its shapes stay close to those
+that an allocation for a smaller target would have.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What measuring and solving came to.
+
+    Args:
+        start: the uniform shape that the first round was measured around.
+        start_score, score: KL from the dense model of `start` and of `shape`, nats per token.
+        num_shapes: that were scored.
+        rounds: for people, as `allocation.json` has them.
+    """
+
+    start: ModelShape
+    shape: ModelShape
+    start_score: float
+    score: float
+    num_shapes: int
+    rounds: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of(cls, search: AllocationSearch) -> Self:
+        """That of a search that is over."""
+        first, last = search.rounds[0], search.rounds[-1]
+        return cls(
+            first.table.base,
+            search.shape,
+            first.base_score,
+            last.base_score - last.gain,
+            search.num_shapes,
+            tuple(_round_json(each) for each in search.rounds),
+        )
+
+    def save(self, path: Path) -> None:
+        data = {
+            "start": self.start.text,
+            "shape": self.shape.text,
+            "start_kl": self.start_score,
+            "kl": self.score,
+            "num_shapes": self.num_shapes,
+            "rounds": list(self.rounds),
+        }
+        path.write_text(dump_json(data), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The inverse of `save`."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            ModelShape.parse(data["start"]),
+            ModelShape.parse(data["shape"]),
+            data["start_kl"],
+            data["kl"],
+            data["num_shapes"],
+            tuple(data["rounds"]),
+        )
+
+
+class AllocationStrategy(Strategy):
+    """Every block is measured at a few sizes around the uniform shape, and an integer program
+    chooses among them: which units may shrink is said by the distribution, how much by the solver.
+    """
+
+    name = "allocation"
+    needs = ("allocation",)
+    solves_shares = True
+
+    def measuring(self, accounting: Accounting) -> AllocationSearch:
+        """The rounds, before the first.
+
+        Raises:
+            InputError: the settings do not fit the model, or MLPs alone do not reach the target.
+        """
+        settings = self.settings
+        heads = make_stages(accounting, settings)[2].group if settings.distribution[2] else 0
+        most = (1 - settings.target_ratio) * accounting.num_dense_parameters
+        return AllocationSearch(
+            accounting.dense,
+            self._start(accounting),
+            [Limit("search.target_ratio", accounting.num_parameters, most)],
+            group=settings.mlp_group_channels,
+            heads=heads,
+            constraint=settings.shape_constraint,
+            max_rounds=MAX_ROUNDS,
+        )
+
+    def search(self, accounting: Accounting, measured: Measured) -> AllocationPath:
+        return AllocationPath(accounting, self.settings, measured["allocation"])
+
+    def planned(self, accounting: Accounting) -> SearchPlan:
+        """What is measured counts as evaluations of the block stage, whose text it is measured on:
+        in a round four sizes of each MLP and two of each attention, less where one is whole.
+        """
+        search, target = self.measuring(accounting), self.settings.target_ratio
+        wave, num_layers = search.propose(), accounting.geometry.num_layers
+        assert wave is not None
+        kinds = 2 if search.heads else 1
+        most = MAX_ROUNDS * ((4 + 2 * (kinds - 1)) * num_layers + len(MOVES)) + 1
+        ends = (target, accounting.ratio(search.shape))
+        steps = Range(0, _PARTS * num_layers)
+        names: tuple[StageName, ...] = ("mlp_channels", "attention_heads")
+        return SearchPlan(
+            (
+                StagePlan("block", 0.0, Range(0, 0), Range(len(wave.shapes), most), (0.0, 0.0)),
+                *(StagePlan(name, target, steps, steps, ends) for name in names[:kinds]),
+            ),
+            dead_ends=False,
+            impossible=None,
+        )
+
+    def _start(self, accounting: Accounting) -> ModelShape:
+        """Uniform, as near to the target as half a group comes."""
+        settings, group = self.settings, self.settings.mlp_group_channels
+        fine = group if settings.shape_constraint == "deployable" else max(1, group // 2)
+        return uniform_shape(accounting, target_ratio=settings.target_ratio, group=fine)
+
+
+class AllocationPath(FixedSearch):
+    """Goes from the dense model to an allocation, with one candidate a step, which is scored on the
+    text that the allocation was measured on, the `block` set.
+    """
+
+    def __init__(
+        self, accounting: Accounting, settings: SearchSettings, allocation: Allocation
+    ) -> None:
+        path = path_between(accounting.dense, allocation.shape)
+        super().__init__(accounting, settings, [path])
+        self._path, self.allocation = path, allocation
+
+    @property
+    def stage(self) -> Stage | None:
+        """That of the removal that comes next, until all are made."""
+        rest = self._path[len(self.steps) :]
+        if not rest:
+            return None
+        name: StageName = "attention_heads" if rest[0].unit == "kv_heads" else "mlp_channels"
+        return Stage(name, self.settings.target_ratio, scored_on="block")
+
+
+def path_between(dense: ModelShape, shape: ModelShape) -> tuple[Removal, ...]:
+    """Removals that lead from a dense model to a shape: in each of four rounds, every block loses
+    a quarter of what it has to lose, attention first, then lower layers.
+    """
+    path: list[Removal] = []
+    now = dense
+    kinds: tuple[Kind, ...] = ("attention_heads", "mlp_channels")
+    for part in range(1, _PARTS + 1):
+        for kind in kinds:
+            for layer in range(len(dense.layers)):
+                unit = Removal(kind, layer, 0).unit
+                whole, last = size_of(dense, (layer, unit)), size_of(shape, (layer, unit))
+                size = whole - (whole - last) * part // _PARTS
+                if size < size_of(now, (layer, unit)):
+                    path.append(Removal(kind, layer, size))
+                    now = now.without(path[-1])
+    return tuple(path)
+
+
+def _round_json(each: Round) -> dict[str, Any]:
+    return {
+        "base": each.table.base.text,
+        "base_kl": each.base_score,
+        "changes": [
+            {"layer": layer, "unit": unit, "size": size, "kl": _finite(change)}
+            for (layer, unit), sizes in each.table.changes.items()
+            for size, change in sorted(sizes.items())
+        ],
+        "solutions": [
+            {
+                "shape": solution.shape.text,
+                "predicted_kl": solution.predicted,
+                "kl": _finite(change),
+            }
+            for solution, change in each.solutions
+        ],
+        "shape": each.shape.text,
+        "gain": each.gain,
+        "gain_stderr": _finite(each.gain_stderr),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
