@@ -24,6 +24,7 @@ from pipelines.plan.estimate import (
     TOKENS_PER_ROW,
     measured_tflops,
     num_sequences,
+    planned_statistics,
     search_flops,
     search_plan,
 )
@@ -38,7 +39,7 @@ from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.search.plan import SearchPlan
 from workers.cluster.machine import LocalMachine
-from workers.evaluators.memory import evaluator_bytes
+from workers.evaluators.memory import compensation_bytes, evaluator_bytes
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,19 @@ def _report(
     )
     dtype = resolve_dtype(config.model.dtype, on_gpu=gpus > 0)
     tokens = calibration.batch_size * calibration.sequence_length
+    peak_bytes = evaluator_bytes(
+        accounting.num_dense_parameters, dtype, tokens, hidden_size, accounting.geometry.num_layers
+    )
+    statistics = None
+    if config.search.compensation != "none":
+        peak_bytes += compensation_bytes(accounting.geometry, dtype, hidden_size)
+        statistics = planned_statistics(
+            accounting,
+            num_tokens=sequences["width"] * calibration.sequence_length,
+            num_evaluators=num_evaluators,
+            sequence_length=calibration.sequence_length,
+        )
+        flops = None if flops is None else flops + (statistics["flops"] or 0)
     tflops = (
         measured_tflops(Path(config.rate_of).expanduser())
         if config.rate_of
@@ -182,13 +196,8 @@ def _report(
         "tasks_per_candidate": batches,
         "flops": flops,
         "dtype": dtype,
-        "peak_bytes_per_evaluator": evaluator_bytes(
-            accounting.num_dense_parameters,
-            dtype,
-            tokens,
-            hidden_size,
-            accounting.geometry.num_layers,
-        ),
+        "peak_bytes_per_evaluator": peak_bytes,
+        **({"statistics": statistics} if statistics else {}),
         "num_evaluators": num_evaluators,
         "tflops_per_evaluator": tflops,
         "hours": flops / (tflops * 1e12 * num_evaluators * 3600)
@@ -219,6 +228,13 @@ def _table(report: Mapping[str, Any]) -> Table:
             f"{ratio['min']:.4f} to {ratio['max']:.4f}",
         )
     rows.add_section()
+    if statistics := report.get("statistics"):
+        rows.add_row(
+            "statistics",
+            "",
+            f"{statistics['passes']} passes over {statistics['num_tokens']:,} tokens",
+            f"{statistics['bytes'] / 1e9:.1f} GB on disk",
+        )
     rows.add_row("FLOPs", "", _flops(report), "")
     rows.add_row(
         f"memory of an evaluator ({report['dtype']})",

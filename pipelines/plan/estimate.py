@@ -13,9 +13,11 @@ from pipelines.runs.journal import set_of
 from pruning.costs.accounting import Accounting
 from pruning.costs.known_sizes import sizes_of
 from pruning.errors import InputError
+from pruning.models.geometry import gram_bytes
 from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
 from pruning.search.strategies import strategy_of
 from pruning.shape import ModelShape, Removal
+from workers.evaluators.memory import layers_per_task
 
 ROUNDING = 0.0005
 """Half of the last digit of a ratio that is given in tenths of a percent.
@@ -145,6 +147,25 @@ def search_flops(
             for name, count in sequences.items()
         },
     )
+
+
+def planned_statistics(
+    accounting: Accounting, *, num_tokens: int, num_evaluators: int, sequence_length: int
+) -> dict[str, float | None]:
+    """What the statistics of a compensation take: passes over the text, one for each task; bytes
+    that they have on disk; FLOPs of passes and Gram matrices, None where they are not known.
+    """
+    geometry = accounting.geometry
+    passes = -(-geometry.num_layers // layers_per_task(geometry, num_evaluators))
+    dense = accounting.flops_per_token(accounting.dense, context_length=sequence_length)
+    grams, head = geometry.num_layers * gram_bytes(geometry), accounting.head_weights
+    per_token = None if dense is None or head is None else passes * (dense - 2 * head) + grams // 4
+    return {
+        "num_tokens": num_tokens,
+        "passes": passes,
+        "bytes": grams // 2,
+        "flops": None if per_token is None else float(num_tokens * per_token),
+    }
 
 
 def num_sequences(source: str, num_samples: int, sequence_length: int) -> int:

@@ -39,7 +39,7 @@ from pruning.search.strategies import strategy_of
 from pruning.search.strategy import Strategy
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
-from workers.evaluators.memory import evaluator_bytes
+from workers.evaluators.memory import compensation_bytes, evaluator_bytes, layers_per_task
 from workers.pool.protocol import Pool
 from workers.tasks import (
     EvaluatorSpec,
@@ -211,6 +211,8 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         model_config.hidden_size,
         accounting.geometry.num_layers,
     )
+    if settings.compensation != "none":
+        needed += compensation_bytes(accounting.geometry, dtype, model_config.hidden_size)
     placement = None
     try:
         placement = find_placement(config.cluster, machine, needed)

@@ -133,8 +133,12 @@ COMMANDS = {
         "evaluation.cost_rounds=1",
         "export=transformers",
     ),
-    "sweep": (*SEARCH, "search=[blockpruner,shortgpt,uniform]", "search.target_ratio=0.1"),
-    "plan": (*SEARCH, "search.target_ratio=0.1"),
+    "sweep": (
+        *SEARCH,
+        "search=[blockpruner,shortgpt,uniform,allocation]",
+        "search.target_ratio=0.1",
+    ),
+    "plan": (*SEARCH, "search=allocation", "search.target_ratio=0.1"),
     "reproduce": ("experiment=multipruner/llama2_7b_22",),
 }
 
@@ -162,10 +166,12 @@ def read(path: Path) -> Any:
         ("run.json", "sweep/run.json", 1),
         ("run.json", "sweep/uniform/run.json", 0),
         ("block_influence.json", "sweep/shortgpt/block_influence.json", 0),
+        ("allocation.json", "sweep/allocation/allocation.json", 0),
         ("status.json", "prune/status.json", 0),
         ("shape.json", "prune/shape.json", 0),
         ("pruning_config.json", "prune/pruning_config.json", 0),
         ("summary.json", "prune/summary.json", 0),
+        ("summary.json", "sweep/allocation/summary.json", 0),
         ("evaluation.json", "prune/evaluation.json", 0),
         ("sweep.json", "sweep/sweep.json", 0),
         ("plan.json", "plan/plan.json", 0),
@@ -182,6 +188,8 @@ def test_the_fields_of_a_file_are_those_on_the_page(
 def test_the_fields_of_a_step_are_those_on_the_page(written: Path) -> None:
     steps = read(written / "prune/trajectory.jsonl")
     assert {step["stage"] for step in steps} == {"block", "mlp_channels", "attention_heads"}
+    assert differences(documented("trajectory.jsonl"), *steps) == NOTHING
+    steps = read(written / "sweep/allocation/trajectory.jsonl")
     assert differences(documented("trajectory.jsonl"), *steps) == NOTHING
 
 
@@ -205,7 +213,7 @@ def test_the_tensors_of_the_statistics_are_those_on_the_page(written: Path) -> N
 def test_every_file_of_a_run_is_on_the_page(written: Path) -> None:
     names = {
         path.name
-        for folder in ("prune", "sweep", "sweep/shortgpt", "sweep/uniform")
+        for folder in ("prune", "sweep", "sweep/shortgpt", "sweep/allocation")
         for path in (written / folder).iterdir()
         if path.is_file() and not path.name.startswith(".")
     }

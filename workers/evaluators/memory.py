@@ -34,13 +34,11 @@ def layers_per_task(geometry: Geometry, num_evaluators: int) -> int:
     return max(1, min(share, STATISTICS_BYTES // gram_bytes(geometry)))
 
 
-def compensation_bytes(geometry: Geometry, dtype: str, hidden_size: int, num_layers: int) -> int:
-    """Memory that compensation takes of an evaluator besides, estimated.
-
-    Args:
-        num_layers: whose statistics one task collects.
+def compensation_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:
+    """Memory that compensation takes of an evaluator besides, estimated: what collecting statistics
+    or what scoring takes, whichever is more.
     """
     channels = geometry.kv_heads * geometry.channels_per_kv_head + geometry.mlp_channels
     refitted = _KEPT_SIZES * geometry.num_layers * channels * hidden_size * NUM_BYTES[dtype]
     scoring = refitted + _KEPT_FACTORS * gram_bytes(geometry)
-    return max(scoring, (num_layers + 1) * gram_bytes(geometry))
+    return max(scoring, (layers_per_task(geometry, 1) + 1) * gram_bytes(geometry))

@@ -229,3 +229,38 @@ def test_bad_input(planning: Planning, override: str, message: str) -> None:
     outcome = planning(target, override)
     assert outcome.status == 2
     assert message in outcome.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "gigabytes", "passes", "most_bytes"),
+    [("7B", 17.66, 5, 70e9), ("70B", 284.5, 80, 320e9)],
+)
+def test_allocation(
+    planning: Planning, model: str, gigabytes: float, passes: int, most_bytes: float
+) -> None:
+    """A Gram matrix of 11,008 channels is 0.5 GB, of 28,672 3.3 GB: 7B goes through the text five
+    times with at most 8 GB of sums, 70B once for each layer.
+    """
+    found = read(
+        planning(
+            "search=allocation",
+            "search.target_ratio=0.2",
+            "tflops_per_evaluator=100",
+            "model.dtype=bfloat16",
+            model=model,
+        )
+    )
+    layers = SIZES[model]["num_hidden_layers"]
+    statistics = found["statistics"]
+    assert statistics["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.03)
+    assert statistics["passes"] == passes
+    assert found["evaluations"]["block"]["min"] <= 6 * layers + 1
+    assert found["evaluations"]["block"]["max"] == 2 * (6 * layers + 4) + 1
+    assert found["peak_bytes_per_evaluator"] < most_bytes
+    greedy = read(
+        planning("search.target_ratio=0.2", "tflops_per_evaluator=100", "model.dtype=bfloat16",
+                 model=model)
+    )  # fmt: skip
+    assert "statistics" not in greedy
+    assert found["peak_bytes_per_evaluator"] > greedy["peak_bytes_per_evaluator"]
+    assert 0 < found["hours"]

@@ -75,7 +75,8 @@ def test_plan_and_search_of_each(accounting: Accounting, name: StrategyName) -> 
     )
     measured: Measured = {"influence": influence, "allocation": allocation}
     search = strategy.search(
-        accounting, {need: measured[need] for need in strategy.needs}  # type: ignore[typeddict-item]
+        accounting,
+        {need: measured[need] for need in strategy.needs},  # type: ignore[typeddict-item]
     )
     first = search.propose()
     assert (len(first) > 1) == strategy.compares_candidates
