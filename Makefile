@@ -52,6 +52,9 @@ chaos: setup ## 200 random faults in many short searches (CHAOS_SEED=, CHAOS_FAU
 soak: setup ## Thousands of steps: memory, files and sizes must not creep up
 	$(BIN)/python -m pytest -m soak -s tests/soak $(ARGS)
 
+mutants: setup ## How many small harmful changes the tests see (ARGS="--sample 200 --seed 0")
+	$(BIN)/python -m tests.mutation $(ARGS)
+
 gguf-test: setup ## Open exported models in llama.cpp (part of `make test`, here with its figures)
 	$(BIN)/python -m pytest -s tests/pruning/export/test_gguf.py \
 	  tests/pruning/export/test_gguf_tokenizer.py $(ARGS)
@@ -110,5 +113,5 @@ clean: ## Remove .venv and caches; outputs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build
 
 .PHONY: help setup prune mlflow test gpu-test short-tiers cluster-test chaos soak gguf-test
-.PHONY: vllm-test bench reproduce lint type format docs image
+.PHONY: mutants vllm-test bench reproduce lint type format docs image
 .PHONY: stack-env stack stack-prune stack-stop clean

@@ -1,0 +1,120 @@
+"""`make mutants`: how many small harmful changes the tests see.
+
+A sample of the mutants of the modules in `modules.yaml` is run. Those that survive are either in
+`survivors.yaml`, with the reason, or make this end with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from tests.mutation import runner
+from tests.mutation.mutants import Mutant, mutants
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def main() -> int:
+    arguments = _arguments()
+    tests: dict[str, list[str]] = yaml.safe_load((HERE / "modules.yaml").read_text())
+    explained: dict[str, dict[str, str]] = yaml.safe_load((HERE / "survivors.yaml").read_text())
+    everything = [
+        mutant
+        for module in sorted(tests)
+        for mutant in mutants(module, (ROOT / module).read_text(encoding="utf-8"))
+    ]
+    stale = sorted(
+        f"{module}: {name}"
+        for module, names in explained.items()
+        for name in names
+        if not any(each.module == module and each.name == name for each in everything)
+    )
+    chosen = _sample(
+        [each for each in everything if each.module.startswith(arguments.only)],
+        arguments.sample,
+        arguments.seed,
+        arguments.name,
+    )
+    print(f"{len(chosen)} of {len(everything)} mutants in {len(tests)} modules", flush=True)
+    verdicts = _run(chosen, tests, arguments)
+    return _report(verdicts, explained, stale)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make mutants ARGS=...", description=__doc__)
+    parser.add_argument("--sample", type=int, help="how many mutants, drawn at random (all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--minutes", type=float, default=60, help="none starts after this (60)")
+    parser.add_argument("--jobs", type=int, default=1, help="at a time (1)")
+    parser.add_argument("--only", default="", help="modules whose path begins so")
+    parser.add_argument("--name", default="", help="mutants whose name holds this text")
+    return parser.parse_args()
+
+
+def _sample(mutants: list[Mutant], size: int | None, seed: int, name: str) -> list[Mutant]:
+    found = [mutant for mutant in mutants if name in mutant.name]
+    if size is None or size >= len(found):
+        return found
+    return random.Random(seed).sample(found, size)
+
+
+def _run(
+    chosen: list[Mutant], tests: dict[str, list[str]], arguments: argparse.Namespace
+) -> list[runner.Verdict]:
+    runner.warm_up()
+    seconds = {}
+    for files in sorted({tuple(tests[mutant.module]) for mutant in chosen}):
+        seconds[files] = runner.baseline(files)
+        print(f"{seconds[files]:6.1f} s  {' '.join(files)}", flush=True)
+    verdicts = []
+    queue = [
+        (mutant, tests[mutant.module], seconds[tuple(tests[mutant.module])]) for mutant in chosen
+    ]
+    until = time.monotonic() + 60 * arguments.minutes
+    for verdict in runner.run(queue, jobs=arguments.jobs, until=until):
+        verdicts.append(verdict)
+        mutant = verdict.mutant
+        print(
+            f"{verdict.seconds:6.1f} s  {verdict.outcome:8}  {mutant.module}:{mutant.line} "
+            f"{mutant.name}  {verdict.by}",
+            flush=True,
+        )
+    return verdicts
+
+
+def _report(
+    verdicts: list[runner.Verdict], explained: dict[str, dict[str, str]], stale: list[str]
+) -> int:
+    modules: dict[str, Counter[str]] = {}
+    unexplained = []
+    for verdict in verdicts:
+        mutant, outcome = verdict.mutant, verdict.outcome
+        if outcome == "survived":
+            if mutant.name in explained.get(mutant.module, {}):
+                outcome = "explained"
+            else:
+                unexplained.append(f"{mutant.module}:{mutant.line}\n    {mutant.name}")
+        modules.setdefault(mutant.module, Counter())[outcome] += 1
+    print("\nkilled  of  explained  module")
+    for module, counts in sorted(modules.items()):
+        killed = counts["killed"] + counts["hung"]
+        print(f"{killed:6}  {counts.total():3}  {counts['explained']:9}  {module}")
+    killed = sum(verdict.outcome != "survived" for verdict in verdicts)
+    print(f"\n{killed} of {len(verdicts)} killed: {killed / max(len(verdicts), 1):.1%}")
+    if unexplained:
+        print("\nsurvived, and not in survivors.yaml:", *sorted(unexplained), sep="\n  ")
+    if stale:
+        print("\nin survivors.yaml, but no such mutant:", *stale, sep="\n  ")
+    return 1 if unexplained or stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

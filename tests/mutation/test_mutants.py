@@ -1,0 +1,159 @@
+"""The mutation run sees what it should: of a module by hand, of one test that holds half of it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.mutation.mutants import mutants, mutated
+
+SOURCE = '''"""Docstring."""
+
+from x import y
+
+LIMIT: int = 3
+
+
+def f(a: int, *, b: bool = False) -> int:
+    """Another."""
+    assert a >= 0, "never"
+    if a < LIMIT and not b:
+        raise ValueError(f"{a + 1} is small")
+    y.call(a, key=b)
+    return a + 2 if b else a
+'''
+
+
+def test_every_kind_of_change_and_nothing_else() -> None:
+    found = {mutant.name: mutant for mutant in mutants("m.py", SOURCE)}
+    assert set(found) == {
+        "module: constant: LIMIT: int = 3 -> LIMIT: int = 4",
+        "f: constant: a: int, *, b: bool=False -> a: int, *, b: bool=True",
+        "f: boolean: a < LIMIT and (not b) -> a < LIMIT or not b",
+        "f: comparison: a < LIMIT -> a <= LIMIT",
+        "f: comparison: a < LIMIT -> a >= LIMIT",
+        "f: boolean: not b -> not not b",
+        "f: statement: raise ValueError(f'{a + 1} is small') -> dropped",
+        "f: statement: y.call(a, key=b) -> dropped",
+        "f: keyword: y.call(a, key=b) -> y.call(a)",
+        "f: boolean: b -> not b",
+        "f: arithmetic: a + 2 -> a - 2",
+        "f: constant: a + 2 -> a + 3",
+    }
+    for mutant in found.values():
+        changed = ast.unparse(mutated(SOURCE, mutant.index))
+        assert changed != ast.unparse(ast.parse(SOURCE)), mutant.name
+        compile(changed, "m.py", "exec")
+    dropped = found["f: statement: y.call(a, key=b) -> dropped"]
+    assert "y.call" not in ast.unparse(mutated(SOURCE, dropped.index))
+    assert dropped.line == 13
+
+
+def test_equal_changes_of_one_function_are_numbered() -> None:
+    source = "def f(a):\n    g(a + 1)\n    h(a + 1)\n"
+    names = [mutant.name for mutant in mutants("m.py", source)]
+    assert "f: arithmetic: a + 1 -> a - 1" in names
+    assert "f: arithmetic: a + 1 -> a - 1 #2" in names
+    assert len(set(names)) == len(names)
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {folder!r})
+from pathlib import Path
+from tests.mutation import __main__ as command, runner
+
+runner.LIBRARIES, runner.SLOWER = (), 2
+command.ROOT = command.HERE = Path({folder!r})
+sys.exit(command.main())
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A package whose tests hold `doubled` and not `tripled`; one mutant never ends."""
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/__init__.py").write_text("")
+    (tmp_path / "toy/sums.py").write_text(
+        "def doubled(a):\n    return a * 2\n\n\n"
+        "def tripled(a):\n    return a * 3\n\n\n"
+        "def waits(a):\n    while a > 5:\n        a -= 1\n    return a\n"
+    )
+    (tmp_path / "test_sums.py").write_text(
+        "from toy.sums import doubled, tripled, waits\n\n\n"
+        "def test_it():\n    assert doubled(4) == 8 and tripled(1) > 2 and waits(9) == 5\n"
+    )
+    (tmp_path / "modules.yaml").write_text("toy/sums.py: [test_sums.py]\n")
+    (tmp_path / "survivors.yaml").write_text("{}\n")
+    return tmp_path
+
+
+def mutation_run(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(folder=str(project)), *words],
+        cwd=project,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_survivors_are_found_and_explained(project: Path) -> None:
+    ran = mutation_run(project, "--name", "tripled")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "1 of 2 killed: 50.0%" in ran.stdout
+    assert "toy/sums.py:6\n    tripled: constant: a * 3 -> a * 4" in ran.stdout
+    assert "killed    toy/sums.py:6 tripled: arithmetic: a * 3 -> a / 3" in ran.stdout
+    assert "test_sums.py::test_it" in ran.stdout
+    reasons = {"toy/sums.py": {"tripled: constant: a * 3 -> a * 4": "the toy's gap"}}
+    (project / "survivors.yaml").write_text(yaml.safe_dump(reasons))
+    ran = mutation_run(project, "--name", "tripled")
+    assert ran.returncode == 0, ran.stdout
+    assert "1 of 2 killed: 50.0%" in ran.stdout
+
+
+def test_a_mutant_that_hangs_is_killed(project: Path) -> None:
+    ran = mutation_run(project, "--name", "a -= 1 -> dropped")
+    assert "hung" in ran.stdout, ran.stdout + ran.stderr
+    assert "1 of 1 killed: 100.0%" in ran.stdout
+    assert ran.returncode == 0
+
+
+def test_reasons_without_a_mutant_are_named(project: Path) -> None:
+    (project / "survivors.yaml").write_text("toy/sums.py: {gone -> away: long ago}\n")
+    ran = mutation_run(project, "--name", "doubled")
+    assert ran.returncode == 1
+    assert "2 of 2 killed" in ran.stdout
+    assert "no such mutant:\n  toy/sums.py: gone -> away" in ran.stdout
+
+
+def test_tests_that_fail_anyway_stop_the_run(project: Path) -> None:
+    (project / "test_sums.py").write_text("def test_it():\n    assert False\n")
+    ran = mutation_run(project)
+    assert ran.returncode != 0
+    assert "UnfitTests: test_sums.py" in ran.stderr
+
+
+def test_every_module_has_its_tests() -> None:
+    """Everything of `pruning` but export and files without code, and the parts of the other two
+    that decide what a run comes to.
+    """
+    listed = yaml.safe_load((ROOT / "tests/mutation/modules.yaml").read_text())
+    there = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "pruning").rglob("*.py")
+        if "export" not in path.parts and mutants("", path.read_text())
+    }
+    assert there - {"pruning/errors.py"} <= set(listed)
+    assert {f"pipelines/store/{name}.py" for name in ("database", "schema", "scores")} <= set(
+        listed
+    )
+    files = {test.partition("::")[0] for tests in listed.values() for test in tests}
+    assert [name for name in [*files, *listed] if not (ROOT / name).is_file()] == []
