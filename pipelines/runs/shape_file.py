@@ -48,16 +48,13 @@ def order_of(
 ) -> ChannelOrder:
     """The order that the widths of a shape file refer to. Whole blocks refer to none."""
     geometry, beside = accounting.geometry, path.parent / CHANNEL_ORDER
-    narrowed = any(
-        0 < layer.kv_heads < geometry.kv_heads or 0 < layer.mlp_channels < geometry.mlp_channels
-        for layer in shape.layers
-    )
+    narrowed = geometry.narrowed(shape)
     if importance is None and beside.exists():
         return read_with(ChannelOrder.load, beside, option="shape")
     if importance is None and narrowed:
         raise InputError(
             f"importance: {path} narrows blocks, and no {CHANNEL_ORDER} lies beside "
-            "it, so it is not known which channels are left; give "
+            "it, so it is not known which channels remain; give "
             "importance=l1 (the published order) or none (as stored), or run= instead of shape="
         )
     if importance == "l1" and narrowed:

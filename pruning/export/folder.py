@@ -91,10 +91,14 @@ class Export:
 
     def problems(self) -> list[str]:
         """What the format cannot express, one message each; found before anything is loaded."""
-        config = self.checkpoint.config()
-        found = FORMATS[self.format].problems(
-            config, self.accounting.family, self.accounting.geometry, self.shape
-        )
+        config, family = self.checkpoint.config(), self.accounting.family
+        geometry = self.accounting.geometry
+        found = FORMATS[self.format].problems(config, family, geometry, self.shape)
+        if not family.prunes_widths and geometry.narrowed(self.shape):
+            found.append(
+                f"shape: {self.shape.text} narrows blocks, but the family {family.model_type!r} is "
+                "pruned by whole blocks only; keep each block whole or leave it out"
+            )
         if self.format == "gguf":
             found += gguf.tokenizer_problems(
                 self.checkpoint.folder, config, self.options.get("tokenizer_gguf")
@@ -103,8 +107,8 @@ class Export:
 
 
 def write_export(export: Export, target: Path) -> dict[str, Any]:
-    """Loads the dense model, writes the pruned one beside `target`, verifies it, and moves it
-    there; returns what its manifest says.
+    """Loads the dense model, writes the pruned one to a temporary folder, verifies it, and renames
+    that to `target`; returns what its manifest says.
 
     Raises:
         InputError: the format cannot express the shape, or `target` is there already.

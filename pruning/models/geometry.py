@@ -58,6 +58,13 @@ class Geometry:
             if layer.kv_heads > self.kv_heads or layer.mlp_channels > self.mlp_channels
         ]
 
+    def narrowed(self, shape: ModelShape) -> bool:
+        """Whether a block of that shape keeps some of its heads or channels, and not all."""
+        return any(
+            0 < layer.kv_heads < self.kv_heads or 0 < layer.mlp_channels < self.mlp_channels
+            for layer in shape.layers
+        )
+
     def size(self, part: Part, layer: LayerShape) -> int:
         """Rows (or columns) of `part` in a layer of that shape."""
         if part == "q":

@@ -25,7 +25,7 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape, Removal
-from tests.conftest import tokens
+from tests.conftest import tiny_config, tiny_model, tokens
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
 
@@ -123,6 +123,21 @@ def test_a_configuration_of_the_authors_is_exported(
     dense = LoadedModel.of(Checkpoint(checkpoint_folder).load(dtype="float32"))
     order = channel_order(dense, "l1")
     assert check_folder(outcome.folder)["channel_order"] == order.fingerprint
+
+
+def test_a_shape_that_the_family_cannot_have_is_refused(cli: Cli, tmp_path: Path) -> None:
+    tiny_model(tiny_config("starcoder2")).save_pretrained(tmp_path / "model")
+    shape = tmp_path / "shape.json"
+    words = (f"shape={shape}", f"model.path={tmp_path}/model", "importance=l1")
+    shape.write_text(json.dumps(ModelShape.parse("3x48*3 3x32").to_json()))
+    outcome = cli("export", *words)
+    assert outcome.status == 2
+    assert outcome.errors == [
+        "error: shape: 3x48*3 3x32 narrows blocks, but the family 'starcoder2' is pruned by whole "
+        "blocks only; keep each block whole or leave it out"
+    ]
+    shape.write_text(json.dumps(ModelShape.parse("3x48*3 3x0").to_json()))
+    assert cli("export", *words).status == 0
 
 
 def test_a_search_that_was_stopped_is_exported_as_far_as_it_came(searched: Path, cli: Cli) -> None:
