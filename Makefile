@@ -83,6 +83,7 @@ lint: setup ## Check style, format and spelling
 
 type: setup ## Check types
 	$(BIN)/mypy
+	$(BIN)/mypy docs/examples/*.py
 
 format: setup ## Rewrite to the project's format
 	$(BIN)/ruff check --fix .
