@@ -136,7 +136,7 @@ class PostgresServer:
         )
 
     def stop(self, immediate: bool = True) -> None:
-        """Immediate: as a crash, without a word to its clients.
+        """Immediate: as a crash, without telling its clients.
 
         Nothing happens if it does not run.
         """

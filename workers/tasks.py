@@ -46,7 +46,7 @@ class BenchmarkSpec:
 
     Args:
         dtype: `float32`, `bfloat16` or `float16`, resolved.
-        shape: canonical text of what is left of the model after its weights are sorted by `order`;
+        shape: canonical text of what remains of the model after its weights are sorted by `order`;
             None takes the checkpoint as it is.
         batch_size: requests that run together. Above 1 they are padded, so it is part of every
             answer's key.

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from experiments.benchmarks import subject
+from experiments.benchmarks import workload
 from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
 from pruning.export.folder import Export, write_export
@@ -57,7 +57,7 @@ def run() -> Report:
         for step in ("make", "export"):
             output = subprocess.run(
                 [*command, step],
-                cwd=subject.REPOSITORY,
+                cwd=workload.REPOSITORY,
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,

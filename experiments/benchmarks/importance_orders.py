@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from experiments.benchmarks import subject
+from experiments.benchmarks import workload
 from experiments.benchmarks.report import Report
 from pruning.calibration.token_sets import TokenSet
 from pruning.importance.channel_order import channel_order, reorder
@@ -29,17 +29,17 @@ ORDERS: tuple[Importance, ...] = ("none", "l1", "activation")
 
 def run(*, dtype: str = "auto", num_windows: int = 8) -> Report:
     """Perplexity of SmolLM2, dense and at two uniform widths in each order."""
-    checkpoint = subject.checkpoint()
+    checkpoint = workload.checkpoint()
     dtype = resolve_dtype(dtype, on_gpu=False)
-    text, calibration = subject.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
-    wikitext = subject.wikitext(checkpoint, num_windows, SEQUENCE_LENGTH)
+    text, calibration = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
+    wikitext = workload.wikitext(checkpoint, num_windows, SEQUENCE_LENGTH)
     sets = {text: calibration} | ({} if wikitext is None else {"WikiText-2": wikitext})
     rows = [_row("dense", LoadedModel.of(checkpoint.load(dtype=dtype)), 0.0, sets)]
     for importance in ORDERS:
         dense = sorted_model(checkpoint, importance, calibration, dtype)
         rows += [_row(importance, dense, share, sets) for share in SHARES]
     settings = {
-        "model": subject.MODEL,
+        "model": workload.MODEL,
         "dtype": dtype,
         "calibration": (
             f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint "

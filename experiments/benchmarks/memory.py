@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from experiments.benchmarks import subject
+from experiments.benchmarks import workload
 from experiments.benchmarks.report import Report
 from pruning.calibration.token_sets import Tokens
 from pruning.importance.channel_order import ChannelOrder
@@ -44,10 +44,10 @@ class Footprint:
 
 def run(*, num_candidates: int = 7) -> Report:
     """Measures in a fresh process, so that peaks of other work do not count."""
-    subject.checkpoint()  # converted here on first use, not in the process that is measured
+    workload.checkpoint()  # converted here on first use, not in the process that is measured
     command = [sys.executable, "-m", "experiments.benchmarks.memory", str(num_candidates)]
     output = subprocess.run(
-        command, cwd=subject.REPOSITORY, check=True, stdout=subprocess.PIPE, text=True
+        command, cwd=workload.REPOSITORY, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     found = Footprint(**json.loads(output.splitlines()[-1]))
     rows = (
@@ -62,7 +62,7 @@ def run(*, num_candidates: int = 7) -> Report:
         "memory",
         "Memory of one evaluator over a block step",
         {
-            "model": subject.MODEL,
+            "model": workload.MODEL,
             "dtype, threads": "float32, 1",
             "batch": f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH:,} tokens",
         },
@@ -89,8 +89,8 @@ def run(*, num_candidates: int = 7) -> Report:
 
 def measure(num_candidates: int) -> Footprint:
     """Scores that many candidates in this process, which should have done nothing before."""
-    checkpoint = subject.checkpoint()
-    _, tokens = subject.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
+    checkpoint = workload.checkpoint()
+    _, tokens = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
     sets: dict[str, Tokens] = {"block": tokens.input_ids, "width": tokens.input_ids}
     evaluator = Evaluator(EvaluatorSpec(checkpoint, "float32", sets, NUM_SEQUENCES))
     loaded_bytes = psutil.Process().memory_info().rss

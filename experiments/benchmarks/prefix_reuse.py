@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from experiments.benchmarks import subject
+from experiments.benchmarks import workload
 from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
 from pruning.models.dtypes import resolve_dtype
@@ -47,9 +47,9 @@ class Round:
 
 def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     """Scores one block step of SmolLM2 both ways, on one thread."""
-    checkpoint = subject.checkpoint()
+    checkpoint = workload.checkpoint()
     dtype = resolve_dtype(dtype, on_gpu=False)
-    text, tokens = subject.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
+    text, tokens = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
     accounting = Accounting(checkpoint.config())
     candidates = block_candidates(accounting)
     with _one_thread():
@@ -58,7 +58,7 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
         sequence_nll(dense.model, input_ids_BT)  # the first forward of a process is slower
         rounds = [measure(dense, candidates, input_ids_BT) for _ in range(num_rounds)]
     settings = {
-        "model": subject.MODEL,
+        "model": workload.MODEL,
         "dtype, threads": f"{dtype}, 1",
         "batch": (
             f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint {tokens.fingerprint})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from experiments.benchmarks import subject
+from experiments.benchmarks import workload
 from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
@@ -25,9 +25,9 @@ BOUND = 1.85
 
 def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     """One block step on one evaluator and on two, in turns."""
-    checkpoint = subject.checkpoint()
+    checkpoint = workload.checkpoint()
     dtype = resolve_dtype(dtype, on_gpu=False)
-    text, tokens = subject.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
+    text, tokens = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
     accounting = Accounting(checkpoint.config())
     order = ChannelOrder.as_stored(accounting.geometry)
     tasks = block_step(accounting, order)
@@ -53,7 +53,7 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
         "speedup",
         "Two evaluators against one",
         {
-            "model": subject.MODEL,
+            "model": workload.MODEL,
             "dtype, threads of an evaluator": f"{dtype}, 1",
             "work": (
                 f"the first block step: {len(tasks[0].candidates)} candidates on "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.report import Report
-from experiments.benchmarks.subject import MODEL, REPOSITORY
+from experiments.benchmarks.workload import MODEL, REPOSITORY
 
 TARGETS = (0.07, 0.10, 0.12, 0.14, 0.15, 0.18, 0.22)
 """Those of the published Llama-2-7B runs."""

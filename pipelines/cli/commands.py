@@ -112,8 +112,8 @@ COMMANDS: dict[str, Command] = {
         Command(
             "export",
             "write a pruned model as a checkpoint",
-            "Writes what a search left of a model in a format that other software opens, and "
-            "checks in a fresh process that it computes the same as the search's own model.",
+            "Writes the result of a search in a format that other software opens, and checks in a "
+            "fresh process that it computes the same as the search's own model.",
             (
                 ("run=DIR", "for transformers, in the run's folder"),
                 ("run=DIR format=gguf output_dir=FILES", "for llama.cpp"),
@@ -126,7 +126,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             "report",
             "compare searches on one page",
-            "Writes report.html, which opens from disk without a network: curves, what is left of "
+            "Writes report.html, which opens from disk without a network: curves, what remains of "
             "every layer, near-ties, how far the searches agree. Reads the folders of searches and "
             "sweeps only, and needs neither model nor GPU.",
             (

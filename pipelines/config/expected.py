@@ -1,4 +1,4 @@
-"""Figures that someone published, or that an earlier run came to.
+"""Reference metrics: what someone published, or what an earlier run came to.
 
 Only `pipelines.reproduce` reads them: they decide nothing.
 """

@@ -17,12 +17,8 @@ from pruning.calibration.spec import SOURCES
 from pruning.errors import InputError
 from pruning.importance.criteria import Importance
 from pruning.models.dtypes import DTYPES
-from pruning.search.settings import (
-    ShapeConstraint,
-)
 
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
-LAYOUTS: dict[str, ShapeConstraint] = {"any": "none", "portable": "deployable"}
 CLUSTERS = ("local", "ray", "inline")
 URLS = ("store.url", "tracking.uri")
 """Options that may hold a password."""

@@ -46,7 +46,7 @@ class EvaluatedModel:
     """One model to be measured.
 
     Args:
-        shape: what is left of the checkpoint once it is sorted by `order`; None takes the
+        shape: what remains of the checkpoint once it is sorted by `order`; None takes the
             checkpoint as it is.
         num_stored_parameters: values in its weights; of a shape, what an export of it holds.
     """

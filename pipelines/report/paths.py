@@ -181,7 +181,7 @@ def remaining(runs: Runs) -> Section:
             Heading(run.name, label(run, runs)),
             Chart(
                 f"left-{run.key}",
-                f"{run.key}: what is left of each layer",
+                f"{run.key}: what remains of each layer",
                 text,
                 plain(remaining_structure(run)),
                 height,

@@ -73,7 +73,7 @@ def trajectories(runs: Sequence[ReportRun], set_name: str) -> go.Figure:
 
 
 def remaining_structure(run: ReportRun) -> go.Figure:
-    """Layers against steps: the share that is left of each attention block and each MLP after each
+    """Layers against steps: the share that remains of each attention block and each MLP after each
     step; step 0 is the dense model.
     """
     dense, shapes = run.dense_shape, [run.dense_shape, *(step.shape for step in run.steps)]

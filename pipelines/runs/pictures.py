@@ -1,4 +1,4 @@
-"""Pictures of one run: perplexity against ratio, and what is left of every block."""
+"""Pictures of one run: perplexity against ratio, and what remains of every block."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def plot_shape(
     title: str,
     path: Path,
 ) -> None:
-    """Layers across; for attention and MLP what is left of each block, and in it the step at which
+    """Layers across; for attention and MLP what remains of each block, and in it the step at which
     it was last cut.
     """
     num_layers = len(shape.layers)

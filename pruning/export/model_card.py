@@ -47,7 +47,7 @@ def model_card(description: Mapping[str, Any]) -> str:
         f"# {model['name']}, {description['ratio']:.1%} of its parameters removed",
         f"This is {_name(model)} with whole attention and MLP blocks, MLP channels and attention "
         "heads taken out, without any training: "
-        f"{parameters['pruned']:,} of {parameters['dense']:,} parameters are left. What went was "
+        f"{parameters['pruned']:,} of {parameters['dense']:,} parameters remain. What went was "
         "chosen by MultiPruner "
         "([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)): a greedy search that takes "
         "away, step by step, what raises the perplexity of a "

@@ -80,7 +80,7 @@ def pruned_config(
     config: PretrainedConfig, family: Family, geometry: Geometry, layers: tuple[PrunedLayer, ...]
 ) -> PretrainedConfig:
     """The configuration of the pruned model: the dense one with fewer layers, and under `pruned`
-    what each of them has left.
+    what remains of each of them.
 
     Lists with an entry per layer, such as `layer_types`, follow the layers that the attention
     blocks come from.

@@ -81,7 +81,7 @@ def masked(loaded: LoadedModel, shape: ModelShape) -> Iterator[None]:
 def _set_head_counts(
     undo: ExitStack, attention: nn.Module, family: Family, geometry: Geometry, layer: LayerShape
 ) -> None:
-    """Tells an attention module how many heads it has left, for the families that read it from
+    """Tells an attention module how many of its heads remain, for the families that read it from
     attributes instead of from the tensors.
 
     The configuration is shared by all layers, so the module gets its own copy.

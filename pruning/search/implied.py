@@ -123,7 +123,7 @@ def _stage(
     end: ModelShape,
     last_steps: Sequence[LayerShape],
 ) -> ImpliedStage:
-    """`last_steps`: what the last step can have left of a dense layer."""
+    """`last_steps`: what can remain of a dense layer after the last step."""
     ratio = accounting.ratio(end)
     largest = max(
         (

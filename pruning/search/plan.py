@@ -242,7 +242,7 @@ def _through(
 def compared_blocks(
     accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
 ) -> Iterator[End | None]:
-    """Blocks in any order, every one that is left a candidate of each step."""
+    """Blocks in any order, every one that remains a candidate of each step."""
     kept = 0 if constraint == "none" else 1
     attention, mlp = _block_sizes(accounting)
     most_attention, most_mlp = way.attention_layers - kept, way.mlp_layers - kept
@@ -293,7 +293,7 @@ def given_layers(
 def _through_widths(accounting: Accounting, stage: Stage, way: Way) -> End | None:
     """Groups are of one size, so the number of steps is given.
 
-    A layer is a candidate until its last group is all that is left: fewest candidates where one
+    A layer is a candidate until only its last group remains: fewest candidates where one
     layer after the other is used up, most where all last as long as they can.
     """
     geometry = accounting.geometry
@@ -336,7 +336,7 @@ def _block_sizes(accounting: Accounting) -> tuple[int, int]:
 
 
 def _removed(accounting: Accounting, layer: LayerShape) -> int:
-    """Parameters that one layer loses when `layer` is what is left of it."""
+    """Parameters that one layer loses when `layer` is what remains of it."""
     return accounting.num_dense_parameters - accounting.num_parameters(
         ModelShape((layer, *accounting.dense.layers[1:]))
     )

@@ -218,7 +218,7 @@ class RayPool:
             )
 
     def _start_failed(self, worker: Worker, error: Exception) -> None:
-        """Before anything has ever started, an error in the input is the user's to mend at once."""
+        """Before anything has ever started, invalid input is reported at once, to be fixed."""
         if isinstance(error, InputError) and self._arithmetic is None:
             raise error
         cause, others_ready = last_line(error), self.num_evaluators > 0

@@ -32,7 +32,7 @@ BLOCKS_ONLY = ("gpt2", "gpt_neox", "granite", "olmo", "stablelm", "starcoder2", 
 TOLERANCE = 1e-5
 
 
-class Subject(NamedTuple):
+class TinyModel(NamedTuple):
     dense: LoadedModel
     accounting: Accounting
 
@@ -45,9 +45,9 @@ class Subject(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def subject(request: pytest.FixtureRequest) -> Subject:
+def tiny(request: pytest.FixtureRequest) -> TinyModel:
     config = tiny_config(request.param)
-    return Subject(LoadedModel.of(tiny_model(config)), Accounting(config))
+    return TinyModel(LoadedModel.of(tiny_model(config)), Accounting(config))
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -55,17 +55,17 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(tokens(), use_cache=False).logits.clone()
 
 
-def test_masked_equals_removed(subject: Subject) -> None:
-    model = subject.model
-    with masked(subject.dense, HARD):
+def test_masked_equals_removed(tiny: TinyModel) -> None:
+    model = tiny.model
+    with masked(tiny.dense, HARD):
         seen = logits(model)
-    removed = pruned_model(subject.dense, HARD)
+    removed = pruned_model(tiny.dense, HARD)
     assert (seen - logits(model)).abs().max() > 0.01, "the mask changes nothing"
     torch.testing.assert_close(seen, logits(removed), atol=TOLERANCE, rtol=0)
 
 
-def test_reordering_keeps_the_function(subject: Subject) -> None:
-    dense = subject.copied()
+def test_reordering_keeps_the_function(tiny: TinyModel) -> None:
+    dense = tiny.copied()
     model, geometry = dense.model, dense.geometry
     generator = np.random.default_rng(0)
     order = ChannelOrder(
@@ -81,28 +81,28 @@ def test_reordering_keeps_the_function(subject: Subject) -> None:
     torch.testing.assert_close(logits(model), before, atol=TOLERANCE, rtol=0)
 
 
-def test_leaving_a_mask_restores_everything(subject: Subject) -> None:
-    model = subject.model
+def test_leaving_a_mask_restores_everything(tiny: TinyModel) -> None:
+    model = tiny.model
     before, parameters = (
         logits(model),
         {name: id(parameter) for name, parameter in model.named_parameters()},
     )
     modules = {name: id(module) for name, module in model.named_modules()}
-    with masked(subject.dense, HARD):
+    with masked(tiny.dense, HARD):
         pass
-    with pytest.raises(KeyboardInterrupt), masked(subject.dense, HARD):
+    with pytest.raises(KeyboardInterrupt), masked(tiny.dense, HARD):
         raise KeyboardInterrupt
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
     assert {name: id(module) for name, module in model.named_modules()} == modules
     assert torch.equal(logits(model), before)
 
 
-def test_predicted_equals_counted(subject: Subject) -> None:
-    model, accounting = subject.model, subject.accounting
+def test_predicted_equals_counted(tiny: TinyModel) -> None:
+    model, accounting = tiny.model, tiny.accounting
     assert accounting.num_parameters(accounting.dense) == sum(
         parameter.numel() for parameter in model.parameters()
     )
-    pruned = pruned_model(subject.dense, HARD)
+    pruned = pruned_model(tiny.dense, HARD)
     counted = sum(parameter.numel() for parameter in pruned.parameters())
     assert accounting.num_stored_parameters(HARD) == counted
     layers = accounting.family.decoder_layers(model)
@@ -118,8 +118,8 @@ def test_predicted_equals_counted(subject: Subject) -> None:
     assert accounting.num_parameters(HARD) == counted + unused
 
 
-def test_prefix_reuse_is_bit_identical(subject: Subject) -> None:
-    dense = subject.dense
+def test_prefix_reuse_is_bit_identical(tiny: TinyModel) -> None:
+    dense = tiny.dense
     base = ModelShape.dense(4, 3, 48).without(Removal("mlp", 1, 0))
     candidates = [base.without(Removal("attention", layer, 0)) for layer in range(4)]
     candidates += [base.without(Removal("mlp_channels", layer, 32)) for layer in (0, 2, 3)] + [
@@ -132,38 +132,38 @@ def test_prefix_reuse_is_bit_identical(subject: Subject) -> None:
             assert torch.equal(nll, sequence_nll(dense.model, tokens())), candidate.text
 
 
-def test_nll_against_logits_in_double(subject: Subject) -> None:
+def test_nll_against_logits_in_double(tiny: TinyModel) -> None:
     """An independent reference: the whole logits, log-softmax in float64.
 
     The model's own head scaling and soft-capping are in it.
     """
     expected = (
-        -torch.log_softmax(logits(subject.model)[:, :-1].double(), dim=-1)
+        -torch.log_softmax(logits(tiny.model)[:, :-1].double(), dim=-1)
         .gather(2, tokens()[:, 1:, None])
         .sum(dim=(1, 2))
     )
     for chunk in (1, 7, 4096):
         torch.testing.assert_close(
-            sequence_nll(subject.model, tokens(), head_chunk_tokens=chunk),
+            sequence_nll(tiny.model, tokens(), head_chunk_tokens=chunk),
             expected,
             rtol=1e-6,
             atol=1e-4,
         )
 
 
-def test_nothing_is_copied_by_a_mask(subject: Subject) -> None:
-    model = subject.model
+def test_nothing_is_copied_by_a_mask(tiny: TinyModel) -> None:
+    model = tiny.model
     storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    with masked(subject.dense, HARD):
+    with masked(tiny.dense, HARD):
         assert {
             parameter.untyped_storage().data_ptr() for parameter in model.parameters()
         } <= storages
 
 
 @pytest.mark.parametrize("importance", ["l1", "activation"])
-def test_orders_sort_by_importance(subject: Subject, importance: str) -> None:
+def test_orders_sort_by_importance(tiny: TinyModel, importance: str) -> None:
     """Channels and heads whose weights are scaled down come last."""
-    dense = subject.copied()
+    dense = tiny.copied()
     family, geometry = dense.family, dense.geometry
     weak_channels, weak_head = [3, 11, 40], 1
     for attention, mlp in dense.blocks:

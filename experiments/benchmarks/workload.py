@@ -29,7 +29,7 @@ def checkpoint() -> Checkpoint:
 
 
 def calibration(
-    subject: Checkpoint, num_sequences: int, sequence_length: int
+    dense: Checkpoint, num_sequences: int, sequence_length: int
 ) -> tuple[str, TokenSet]:
     """The name of the text and its first sequences: Alpaca where the shared data are, else the
     topics of pydoc.
@@ -42,17 +42,17 @@ def calibration(
         spec = CalibrationSpec(
             "alpaca", num_rows, num_rows, 0, sequence_length, SEED, path=str(alpaca)
         )
-    width = make_calibration(spec, subject.tokenizer, vocab_size=subject.config().vocab_size).width
+    width = make_calibration(spec, dense.tokenizer, vocab_size=dense.config().vocab_size).width
     assert width.num_sequences >= num_sequences
     return spec.source, TokenSet(width.input_ids[:num_sequences])
 
 
-def wikitext(subject: Checkpoint, num_sequences: int, sequence_length: int) -> TokenSet | None:
+def wikitext(dense: Checkpoint, num_sequences: int, sequence_length: int) -> TokenSet | None:
     """The first windows of the raw WikiText-2 test split; None where the shared data are not."""
     path = _shared("wikitext2.test.raw")
     if path is None:
         return None
-    ids = subject.tokenizer()(wikitext_text(path.read_text(encoding="utf-8")), verbose=False)[
+    ids = dense.tokenizer()(wikitext_text(path.read_text(encoding="utf-8")), verbose=False)[
         "input_ids"
     ]
     count = min(num_sequences, len(ids) // sequence_length)
