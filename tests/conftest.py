@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,3 +155,12 @@ def local_cluster() -> Iterator[LocalMachine]:
     machine = LocalMachine(num_cpus=8, num_gpus=8, free_bytes=10**10)
     with local_ray(machine.num_cpus, machine.num_gpus):
         yield machine
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A command takes signals for as long as its process lives, which here is that of the tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.cli.commands import command_line
 from pipelines.cli.console import stop
 from pipelines.cli.help import FLAGS, print_help
+from pipelines.cli.signals import Interruption
 from pipelines.config.overrides import (
     CONF,
     as_override,
@@ -48,7 +49,8 @@ def launch(
 ) -> None:
     """Runs a job under Hydra.
 
-    Exit status: 0 done, 2 invalid input (fix and rerun), 1 runtime failure.
+    Exit status: 0 done, 2 invalid input (fix and rerun), 1 runtime failure, 130 and 143 stopped by
+    Ctrl-C and SIGTERM.
 
     Args:
         load: imports the job. Help and misspelt options need not wait for that.
@@ -142,8 +144,10 @@ def _imported(load: Callable[[], Job]) -> Job:
 
 
 def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
+    interruption = Interruption()
     try:
-        job(config, overrides)
+        with interruption:
+            job(config, overrides)
     except InputError as error:
         stop(str(error), 2)
     except OmegaConfBaseException as error:  # `${...}` is looked up only when it is read
@@ -163,7 +167,7 @@ def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str
     ) as error:  # OSError: a full or vanished disk
         stop(f"{error}{_kept(config_name, error)}", 1)
     except KeyboardInterrupt as error:
-        stop(f"interrupted{_kept(config_name, error)}", 130)
+        stop(f"{interruption}{_kept(config_name, error)}", interruption.status)
 
 
 def _kept(config_name: str, error: BaseException) -> str:

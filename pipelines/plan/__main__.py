@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.cli.launch import Job, launch
-from pipelines.config.grid import as_grid
+from typing import TYPE_CHECKING
+
+from pipelines.cli.signals import exit_on_signals
+
+if TYPE_CHECKING:
+    from pipelines.cli.launch import Job
 
 
 def plan_job() -> Job:
@@ -14,4 +18,8 @@ def plan_job() -> Job:
 
 
 if __name__ == "__main__":
-    launch("plan", plan_job, prepare=as_grid)
+    with exit_on_signals():
+        from pipelines.cli.launch import launch
+        from pipelines.config.grid import as_grid
+
+        launch("plan", plan_job, prepare=as_grid)

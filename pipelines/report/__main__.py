@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.cli.launch import Job, launch, listed_in
+from typing import TYPE_CHECKING
+
+from pipelines.cli.signals import exit_on_signals
+
+if TYPE_CHECKING:
+    from pipelines.cli.launch import Job
 
 
 def report_job() -> Job:
@@ -13,4 +18,7 @@ def report_job() -> Job:
 
 
 if __name__ == "__main__":
-    launch("report", report_job, prepare=listed_in("runs"))
+    with exit_on_signals():
+        from pipelines.cli.launch import launch, listed_in
+
+        launch("report", report_job, prepare=listed_in("runs"))

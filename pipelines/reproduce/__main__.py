@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.cli.launch import Job, launch
+from typing import TYPE_CHECKING
+
+from pipelines.cli.signals import exit_on_signals
+
+if TYPE_CHECKING:
+    from pipelines.cli.launch import Job
 
 
 def reproduce_job() -> Job:
@@ -13,4 +18,7 @@ def reproduce_job() -> Job:
 
 
 if __name__ == "__main__":
-    launch("reproduce", reproduce_job)
+    with exit_on_signals():
+        from pipelines.cli.launch import launch
+
+        launch("reproduce", reproduce_job)

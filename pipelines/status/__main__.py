@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pipelines.status.command import main
+from pipelines.cli.signals import exit_on_signals
 
 if __name__ == "__main__":
-    main()
+    with exit_on_signals():
+        from pipelines.status.command import main
+
+        main()

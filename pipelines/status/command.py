@@ -22,6 +22,7 @@ from rich.text import Text
 from pipelines.cli.commands import COMMANDS, PROGRAM
 from pipelines.cli.console import console, duration, stop
 from pipelines.cli.help import FLAGS, print_help
+from pipelines.cli.signals import Interruption
 from pipelines.runs.files import LOCK, STATUS, read_json
 from pruning.errors import InputError
 
@@ -87,22 +88,28 @@ def main() -> None:
     parser.add_argument("--watch", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    interruption = Interruption()
     try:
-        status = read_status(arguments.output_dir)
-        if arguments.json:
-            sys.stdout.write(json.dumps(status, indent=2) + "\n")
-        elif arguments.watch:
-            with Live(page(status), console=console, auto_refresh=False) as live:
-                while status["alive"]:
-                    time.sleep(1.0)
-                    status = read_status(arguments.output_dir)
-                    live.update(page(status), refresh=True)
-        else:
-            console.print(page(status))
+        with interruption:
+            _show(arguments)
     except InputError as error:
         stop(str(error), 2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(interruption.status)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    status = read_status(arguments.output_dir)
+    if arguments.json:
+        sys.stdout.write(json.dumps(status, indent=2) + "\n")
+    elif arguments.watch:
+        with Live(page(status), console=console, auto_refresh=False) as live:
+            while status["alive"]:
+                time.sleep(1.0)
+                status = read_status(arguments.output_dir)
+                live.update(page(status), refresh=True)
+    else:
+        console.print(page(status))
 
 
 def _search(status: Mapping[str, Any]) -> RenderableType:

@@ -32,6 +32,7 @@ from ray._raylet import (  # type: ignore[attr-defined]
 from pruning.errors import InputError
 from pruning.scoring.arithmetic import VARIABLES
 from workers.cluster.probe import Answer, ProbeFailed, ask, wait_for_listener
+from workers.cluster.signals import deferred_signals
 
 log = logging.getLogger(__name__)
 
@@ -68,17 +69,18 @@ def local_ray(num_cpus: int, num_gpus: int) -> Iterator[None]:
     if len(str(base)) > _LONGEST_TEMP:
         base = Path("/tmp")  # noqa: S108 - only the folder that mkdtemp makes there is used
     folder = Path(tempfile.mkdtemp(prefix="multipruner-", dir=base))
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    environment = _FOR_WORKERS | {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
-    }
-    with _environment(AuthenticationMode.TOKEN, {**environment, "RAY_AUTH_TOKEN": None}):
-        try:
-            with _loopback():
+    token, failed = folder / "token", False
+    try:
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        environment = _FOR_WORKERS | {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_TOKEN": None,
+            ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        }
+        with _environment(AuthenticationMode.TOKEN, environment), _shut_down():
+            with _loopback(), deferred_signals():
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
@@ -91,13 +93,14 @@ def local_ray(num_cpus: int, num_gpus: int) -> Iterator[None]:
                     ),  # one folder down, since Ray opens it to everybody
                 )
             yield
-        except BaseException:
-            log.info("what Ray logged is kept in %s", folder)
-            raise
-        finally:
-            ray.shutdown(wait_for_processes=True)
-            token.unlink()
-    shutil.rmtree(folder, ignore_errors=True)  # what a straggler writes meanwhile may stay
+    except Exception:
+        failed = True
+        log.info("what Ray logged is kept in %s", folder)
+        raise
+    finally:
+        token.unlink(missing_ok=True)
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)  # what a straggler writes meanwhile may stay
 
 
 @contextmanager
@@ -132,19 +135,18 @@ def joined_ray(
     place = _find(address)
     label = address if address == place else f"{address} ({place})"
     mode = _check(place, label, allow_open=allow_open, timeout_s=timeout_s)
-    with _environment(mode, {}):
-        try:
-            with tempfile.TemporaryDirectory(prefix="multipruner-code-") as scratch:
-                runtime_env = _runtime_env(Path(scratch), extra_modules)
-                ray.init(
-                    address=place,
-                    runtime_env=runtime_env,
-                    logging_level=logging.ERROR,
-                    log_to_driver=True,
-                )
-            yield
-        finally:
-            ray.shutdown()
+    with _environment(mode, {}), _shut_down():
+        with (
+            tempfile.TemporaryDirectory(prefix="multipruner-code-") as scratch,
+            deferred_signals(),
+        ):
+            ray.init(
+                address=place,
+                runtime_env=_runtime_env(Path(scratch), extra_modules),
+                logging_level=logging.ERROR,
+                log_to_driver=True,
+            )
+        yield
 
 
 def ray_log_folder() -> Path:
@@ -174,6 +176,16 @@ def _environment(mode: Any, changes: Mapping[str, str | None]) -> Iterator[None]
         yield
     finally:
         _set_environment(before)
+
+
+@contextmanager
+def _shut_down() -> Iterator[None]:
+    """Disconnects at the end, and stops what was started here."""
+    try:
+        yield
+    finally:
+        with deferred_signals():
+            ray.shutdown(wait_for_processes=True)
 
 
 def _set_environment(changes: Mapping[str, str | None]) -> None:
