@@ -19,6 +19,8 @@ from pruning.errors import InputError
 
 ROOT = Path("outputs")
 
+_LOCKS = Path("/proc/locks")
+
 
 class RunFolder:
     """One folder, held by one process at a time.
@@ -124,6 +126,27 @@ class RunFolder:
             writer(temporary)
             temporary.replace(path)
         return path
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a process of this machine is at work in the folder; None where the system has no list
+    of locks.
+
+    It is read from the list: who tried the lock would hold it for a moment, and a driver that
+    starts in that moment would be refused.
+    """
+    try:
+        number = (folder / LOCK).stat().st_ino
+        lines = [line.split() for line in _LOCKS.read_text().splitlines()]
+    except OSError:
+        return None if not _LOCKS.exists() else False
+    # By inode alone: on overlayfs and btrfs the kernel lists another device than a file's own.
+    return any(
+        "->" not in line and place.rpartition(":")[2] == str(number)
+        for line in lines
+        for place in line
+        if place.count(":") == 2
+    )
 
 
 def _dated_folder() -> Path:

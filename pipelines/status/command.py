@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -23,7 +22,8 @@ from pipelines.cli.commands import COMMANDS, PROGRAM
 from pipelines.cli.console import console, duration, stop
 from pipelines.cli.help import FLAGS, print_help
 from pipelines.cli.signals import Interruption
-from pipelines.runs.files import LOCK, STATUS, read_json
+from pipelines.runs.files import STATUS, read_json
+from pipelines.runs.folder import is_held
 from pruning.errors import InputError
 
 _STALE_S = 30.0
@@ -59,9 +59,9 @@ def read_status(folder: Path) -> dict[str, Any]:
     status["age_s"] = round(max(0.0, time.time() - status["updated"]), 1)
     # On the driver's own machine its lock on the folder tells. Elsewhere, on shared storage, locks
     # may mean nothing: there it must have spoken lately.
-    here = status["host"] == socket.gethostname()
+    held = is_held(folder) if status["host"] == socket.gethostname() else None
     over = status["state"] in _OVER and not points
-    status["alive"] = not over and (_is_locked(folder) if here else status["age_s"] < _STALE_S)
+    status["alive"] = not over and (status["age_s"] < _STALE_S if held is None else held)
     if not status["alive"] and status["state"] not in _OVER:
         status["state"] = "interrupted"
     return status
@@ -214,11 +214,3 @@ def _faults(status: Mapping[str, Any]) -> RenderableType | None:
 def _fault(fault: Mapping[str, Any]) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(fault["timestamp"]))
     return f"  {when} {fault['evaluator']}: {fault['kind']} ({fault['cause']}); {fault['decision']}"
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from pipelines.cli.console import console
+from pipelines.runs import folder as folder_module
 from pipelines.runs.files import STATUS
 from pipelines.runs.folder import RunFolder
 from pipelines.status.command import read_status
@@ -129,12 +130,42 @@ def test_a_driver_that_is_gone(
     assert show(folder.path, "--watch"), "nothing to wait for"
 
 
-def test_looking_does_not_take_the_folder(running: tuple[RunFolder, Heartbeat]) -> None:
+def test_a_driver_that_starts_is_never_refused(running: tuple[RunFolder, Heartbeat]) -> None:
+    """However many look at the folder meanwhile: a lock that they tried would be in its way."""
     folder, _ = running
     folder.release()
-    read_status(folder.path)
-    with FileLock(folder.path / ".lock", timeout=0):
-        pass
+    over, seen = threading.Event(), list[bool]()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.append(read_status(folder.path)["alive"])
+
+    watchers = [threading.Thread(target=look) for _ in range(4)]
+    for each in watchers:
+        each.start()
+    try:
+        for _ in range(300):
+            started = RunFolder(str(folder.path))
+            time.sleep(0.001)
+            started.release()
+            time.sleep(0.001)
+    finally:
+        over.set()
+        for each in watchers:
+            each.join()
+    assert {True, False} == set(seen), "they saw it come and go"
+
+
+def test_without_a_list_of_locks_the_age_tells(
+    running: tuple[RunFolder, Heartbeat], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, _ = running
+    monkeypatch.setattr(folder_module, "_LOCKS", tmp_path / "none")
+    folder.release()
+    assert read_status(folder.path)["alive"]
+    file = folder.path / STATUS
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"updated": time.time() - 100}))
+    assert not read_status(folder.path)["alive"]
 
 
 @pytest.mark.parametrize(
