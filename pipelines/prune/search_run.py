@@ -116,6 +116,7 @@ class SearchRun:
                 table(summary),
                 f"everything is in {self.folder.path}: {', '.join(written)}",
                 *((self.tracking.tracker.link(),) if tracked else ()),
+                *self.tracking.tracker.left_out(),
             )
             if problem is not None:
                 raise problem

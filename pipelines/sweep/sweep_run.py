@@ -106,6 +106,7 @@ class SweepRun:
             f"everything is in {self.folder.path}: {SWEEP}, {SWEEP_PICTURE}, and a folder for "
             "each point",
             *((self.tracker.link(),) if tracked else ()),
+            *self.tracker.left_out(),
             "to compare the points: " + command_line("report", str(self.folder.path)),
         )
         if self.file.problems:

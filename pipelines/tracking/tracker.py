@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 
 from pipelines.config.redaction import masked_url
 from pipelines.tracking.metrics import DATASET_CONTEXT, PARENT
+from pipelines.tracking.refusal import Refused, is_refusal
 from pipelines.tracking.sender import Call, Sender
 from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
 
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 
 FINISH_TIMEOUT_S = 60.0
 """How long the end of a search waits for a tracking server that is behind."""
+
+
+_MAX_PARAMS = 100
+"""In one call, by MLflow's own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,10 @@ class Tracker:
             datasets: by what the run used them for.
         """
         self._sender.start()
-        self._sender.put(self._description(params, tags, datasets))
+        named = list(params.items())
+        for start in range(0, len(named), _MAX_PARAMS):
+            self._sender.put(self._params(named[start : start + _MAX_PARAMS]))
+        self._sender.put(self._tags_and_inputs(tags, datasets))
 
     def log_metrics(
         self, metrics: Mapping[str, float | int | None], *, step: int, timestamp: float
@@ -104,8 +112,8 @@ class Tracker:
     ) -> bool:
         """Sends the rest.
 
-        False: the server did not take everything in time; the same command with `resume=true` sends
-        it again.
+        False: there is nothing to see there. The server did not take everything in time, and the
+        same command with `resume=true` sends it again; or it refused the run itself.
         """
         for path in artifacts:
             self._sender.put(self._artifact(path))
@@ -113,7 +121,7 @@ class Tracker:
             status = "FINISHED" if succeeded else "FAILED"
             self._sender.put(lambda client: client.set_terminated(self.run_id, status))
         if self._sender.finish(FINISH_TIMEOUT_S if timeout_s is None else timeout_s):
-            return True
+            return self._sender.is_connected
         log.warning(
             "MLflow at %s did not take everything; nothing is lost: %s sends it again",
             masked_url(self.uri),
@@ -126,11 +134,17 @@ class Tracker:
         """Calls that the server has not taken yet."""
         return self._sender.num_waiting
 
+    def left_out(self) -> list[str]:
+        """What the server will never take, in words, for the end of a job."""
+        return [f"not in MLflow, which refuses it: {reason}" for reason in self._sender.refusals]
+
     def state(self) -> str:
         """In words, for people who watch."""
         waiting, problem = self.num_waiting, self._sender.problem
         if problem:
             return f"away ({problem[:100]}); {waiting} calls wait, nothing is lost"
+        for reason in self._sender.refusals:
+            return f"it refuses for good: {reason[:100]}"
         return f"{waiting} calls wait" if waiting > 1 else "up to date"
 
     def link(self) -> str:
@@ -180,19 +194,41 @@ class Tracker:
             view = view_of_sweep(self.run_name, self.run_id, self._view)
             client.set_experiment_tag(self.experiment_id, *view)
 
-    def _description(
-        self,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        datasets: Mapping[str, TokenDataset],
+    def _params(self, params: Sequence[tuple[str, Any]]) -> Call:
+        """One that the server refuses does not keep the others from it."""
+
+        def send(client: Any) -> None:
+            from mlflow.entities import Param
+
+            run = client.get_run(self.run_id)
+            known, refused = run.data.params, list[str]()
+
+            def send_all(items: Sequence[Param]) -> None:
+                try:
+                    client.log_batch(self.run_id, params=items)
+                except Exception as error:
+                    if not is_refusal(error) or run.info.lifecycle_stage == "deleted":
+                        raise
+                    if len(items) == 1:
+                        refused.append(f"parameter {items[0].key}: {error}")
+                        return
+                    for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+                        send_all(half)
+
+            new = [Param(name, str(value)) for name, value in params if name not in known]
+            if new:
+                send_all(new)
+            if refused:
+                raise Refused("; ".join(refused))
+
+        return send
+
+    def _tags_and_inputs(
+        self, tags: Mapping[str, str], datasets: Mapping[str, TokenDataset]
     ) -> Call:
         def send(client: Any) -> None:
-            from mlflow.entities import Param, RunTag
+            from mlflow.entities import RunTag
 
-            known = client.get_run(self.run_id).data.params
-            new = [Param(name, str(value)) for name, value in params.items() if name not in known]
-            for start in range(0, len(new), 100):
-                client.log_batch(self.run_id, params=new[start : start + 100])
             sent = [RunTag(name, value) for name, value in {**tags, **self._parent_tag()}.items()]
             client.log_batch(self.run_id, tags=sent)
             if datasets:
@@ -201,10 +237,12 @@ class Tracker:
         return send
 
     def _parent_tag(self) -> dict[str, str]:
+        """Of the sweep, which is on its way to the same server unless that refuses it."""
         if self.parent is None:
             return {}
-        while self.parent.run_id is None and not self._sender.pause(0.1):
-            pass  # it is on its way to the same server
+        while self.parent.run_id is None and not self.parent.left_out():
+            if self._sender.pause(0.1):
+                break
         return {} if self.parent.run_id is None else {PARENT: self.parent.run_id}
 
     def _points(self, values: Mapping[str, float], step: int, timestamp: float) -> Call:
