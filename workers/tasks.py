@@ -323,6 +323,7 @@ class ScoreResult:
         ran_prefix: false if it had the prefix from the task before.
         oom_split: the batch was too large for the device's memory and was run in two halves, which
             can change the last digits.
+        arithmetic: of the evaluator; None where that does not matter.
     """
 
     nll: tuple[tuple[float, ...], ...]
@@ -330,6 +331,7 @@ class ScoreResult:
     seconds: float
     ran_prefix: bool = True
     oom_split: bool = False
+    arithmetic: Arithmetic | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,11 +344,13 @@ class AnswerResult:
     Args:
         seconds: that the evaluator took.
         num_truncated: requests that were longer than the model can take, and lost their beginning.
+        arithmetic: of the evaluator; None where that does not matter.
     """
 
     answers: tuple[Any, ...]
     seconds: float
     num_truncated: int = 0
+    arithmetic: Arithmetic | None = field(default=None, repr=False)
 
 
 Result = (

@@ -5,6 +5,7 @@ stored as it comes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipelines.store.scores import AnswerContext, ScoreStore
@@ -38,6 +39,10 @@ class CachedRequests:
         self.num_computed = 0
         self.num_reused = 0
         self.num_truncated = 0
+        self.num_other_arithmetic = 0
+        """Answers of evaluators that compute otherwise than the first one: they have keys of their
+        own.
+        """
 
     def answer(
         self, tasks: Sequence[AnswerTask], context: AnswerContext | None = None
@@ -55,19 +60,21 @@ class CachedRequests:
         for answers in self.pool.run(
             [task for digest, task in different.items() if digest not in known]
         ):
-            new = {
-                task.digest: list(result.answers)
-                for task, result in answers
-                if isinstance(task, AnswerTask) and isinstance(result, AnswerResult)
-            }
-            if new:
-                self.store.add_answers(context, new)  # all that came together in one transaction
-            known |= new
-            self.num_computed += sum(len(found) for found in new.values())
-            self.num_truncated += sum(
-                result.num_truncated for _, result in answers if isinstance(result, AnswerResult)
-            )
-            self.on_answers(sum(progress_size(different[digest]) for digest in new), True)
+            came: dict[AnswerContext, dict[str, list[Any]]] = {}
+            for task, result in answers:
+                assert isinstance(task, AnswerTask)
+                assert isinstance(result, AnswerResult)
+                origin = replace(context, arithmetic=result.arithmetic or context.arithmetic)
+                came.setdefault(origin, {})[task.digest] = list(result.answers)
+                self.num_computed += len(result.answers)
+                self.num_truncated += result.num_truncated
+                if origin != context:
+                    self.num_other_arithmetic += len(result.answers)
+            for origin, new in came.items():
+                self.store.add_answers(origin, new)  # all that came together in one transaction
+                known |= new
+            done = [digest for new in came.values() for digest in new]
+            self.on_answers(sum(progress_size(different[digest]) for digest in done), True)
         return [known[task.digest] for task in tasks]
 
 

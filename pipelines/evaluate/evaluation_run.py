@@ -109,6 +109,9 @@ def _report(
             kind: sum(each.answers[kind] for each in measured.values())
             for kind in ("computed", "reused")
         },
+        "num_answers_of_other_arithmetic": sum(
+            each.num_other_arithmetic for each in measured.values()
+        ),
         "num_truncated_requests": sum(each.num_truncated for each in measured.values()),
         "faults": {role: dict(each.faults) for role, each in measured.items()},
         "seconds": round(seconds, 1),

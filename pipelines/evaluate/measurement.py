@@ -181,6 +181,7 @@ class Measured:
     num_evaluators: int
     answers: Mapping[str, int]
     num_truncated: int
+    num_other_arithmetic: int
     faults: Mapping[str, int]
     seconds: float
 
@@ -233,6 +234,7 @@ class ModelMeasurement:
             num_evaluators,
             counts,
             cached.num_truncated,
+            cached.num_other_arithmetic,
             faults,
             time.monotonic() - started,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def run_search(
     while not search.done:
         stage = search.stage
         assert stage is not None
-        started = time.monotonic()
+        started, deviating = time.monotonic(), Counter(scorer.deviating)
         scores = _selected(search, scorer, stage.token_set)
         step = search.observe({candidate: score.nll for candidate, score in scores.items()})
         evaluations += len(scores)
@@ -54,6 +55,8 @@ def run_search(
             seconds=time.monotonic() - started,
             timestamp=time.time(),
         )
+        if new := scorer.deviating - deviating:
+            line["deviating"] = dict(new)
         journal.append(line)
         if step.excluded:
             log.warning(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+from pipelines.runs.journal import DEVIATIONS, Deviation
 from pipelines.store.scores import Context, ScoreStore
 from pruning.calibration.token_sets import Calibration, SetName
 from pruning.scoring.score import BatchScore, ShapeScore
@@ -32,7 +34,9 @@ class Scorer:
     """Scores candidates, and asks the pool only for what the store does not have.
 
     Args:
-        context: what the scores depend on, but for the token set, which is filled in here.
+        context: what the scores depend on, but for the token set, which is filled in here. Scores
+            of halved batches, and those of evaluators with another arithmetic, have keys of their
+            own; they are used, and counted in `deviating`.
         on_evaluation: told of progress.
         set_keys: names of the calibration sets on the evaluators; None: their own.
     """
@@ -51,6 +55,8 @@ class Scorer:
         self.on_evaluation = on_evaluation or _nobody
         self.num_scored = 0
         self.num_reused = 0
+        self.deviating: Counter[Deviation] = Counter()
+        self._arithmetics = [context.arithmetic]
         self._order = context.order
         self._contexts = {
             name: replace(context, tokens=tokens.fingerprint)
@@ -111,7 +117,13 @@ class Scorer:
             (base, candidate): base.changed(candidate).digest
             for base, candidate in dict.fromkeys(ask[:2] for ask in asks)
         }
-        known = self.store.lookup(context, digests.values())
+        known: dict[tuple[str, int], BatchScore] = {}
+        asked = {(digests[ask[:2]], ask[2]) for ask in asks}
+        in_store = self.store.lookup_first(self._contexts_of(context), digests.values())
+        for pair, (score, origin) in in_store.items():
+            if pair in asked:
+                known[pair] = score
+                self._note(context, origin, 1)
         missing: dict[tuple[ModelShape, int], list[_Candidate]] = {}
         for base, candidate, batch in asks:
             if (digests[base, candidate], batch) not in known:
@@ -126,27 +138,59 @@ class Scorer:
         }
         bases = {base.text: base for base in tasks.values()}
         for answers in self.pool.run(list(tasks)):
-            scores = {
-                (digests[bases[task.base], candidate], task.batch): BatchScore(
-                    nll, result.num_tokens
+            scores: dict[Context, dict[tuple[str, int], BatchScore]] = {}
+            for task, result in answers:
+                assert isinstance(task, ScoreTask)
+                assert isinstance(result, ScoreResult)
+                scores.setdefault(_context_of(context, result), {}).update(
+                    (
+                        (digests[bases[task.base], each], task.batch),
+                        BatchScore(nll, result.num_tokens),
+                    )
+                    for each, nll in zip(task.candidates, result.nll, strict=True)
                 )
-                for task, result in answers
-                if isinstance(task, ScoreTask) and isinstance(result, ScoreResult)
-                for candidate, nll in zip(task.candidates, result.nll, strict=True)
-            }
-            if scores:
-                self.store.add(context, scores)  # all that came together in one transaction
-            known |= scores
-            self.num_scored += len(scores)
-            self.on_evaluation(len(scores) / num_batches, scored=True)
+            for origin, new in scores.items():
+                self.store.add(origin, new)  # all that came together in one transaction
+                self._note(context, origin, len(new))
+                known |= new
+            num_new = sum(map(len, scores.values()))
+            self.num_scored += num_new
+            self.on_evaluation(num_new / num_batches, scored=True)
         return {ask: known[digests[ask[:2]], ask[2]] for ask in asks}
+
+    def _contexts_of(self, context: Context) -> list[Context]:
+        """Where scores of this search may be: whole batches of its own arithmetic first."""
+        return [
+            replace(context, arithmetic=arithmetic, halved=halved)
+            for arithmetic in self._arithmetics
+            for halved in (False, True)
+        ]
+
+    def _note(self, context: Context, origin: Context, count: int) -> None:
+        """Counts scores that came about otherwise than the others."""
+        if origin.halved:
+            self.deviating["halved"] += count
+        if origin.arithmetic != context.arithmetic:
+            self.deviating["other_arithmetic"] += count
+            if origin.arithmetic not in self._arithmetics:
+                self._arithmetics.append(origin.arithmetic)
 
     @property
     def evaluations(self) -> dict[str, int]:
         """(candidate, batch) pairs that were scored by this process, and those that were in the
-        store.
+        store; of both, and of earlier processes of the search, those that deviate.
         """
-        return {"scored": self.num_scored, "reused": self.num_reused}
+        deviating = {kind: self.deviating[kind] for kind in DEVIATIONS}
+        return {"scored": self.num_scored, "reused": self.num_reused} | deviating
+
+
+def _context_of(context: Context, result: ScoreResult) -> Context:
+    """The key of what came, by who computed it and how."""
+    return replace(
+        context,
+        arithmetic=result.arithmetic or context.arithmetic,
+        halved=result.oom_split,
+    )
 
 
 def _as_change(base: ModelShape, shape: ModelShape) -> tuple[ModelShape, Resize | None]:

@@ -195,6 +195,7 @@ class SearchRun:
             observers.scored(pool, scorer.evaluations, candidates, scored=scored)
 
         scorer = Scorer(pool, self.store, self.job.calibration, context, report, self.job.set_keys)
+        scorer.deviating.update(self.journal.deviating())  # of earlier processes
         return scorer
 
     def _search(self, scorer: Scorer, observers: Observers) -> TargetNotReached | None:

@@ -22,6 +22,7 @@ from pipelines.runs.files import (
     TRAJECTORY_PICTURE,
 )
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.journal import Deviation
 from pipelines.runs.pictures import plot_shape, plot_trajectory
 from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import SetName
@@ -166,6 +167,12 @@ def write_results(
     )
 
 
+_DEVIATING: Mapping[Deviation, str] = {
+    "halved": "scores of halved batches",
+    "other_arithmetic": "scores of other devices or versions",
+}
+
+
 def table(summary: Mapping[str, Any]) -> Table:
     """Dense against pruned, as a person reads it."""
     rows = Table(
@@ -216,6 +223,9 @@ def table(summary: Mapping[str, Any]) -> Table:
         # each candidate has one evaluation a batch; those of earlier processes are not counted
         reused = f"{evaluations['reused']:,} from the store"
         rows.add_row("evaluations (candidate, batch)", "", f"{evaluations['scored']:,}", reused)
+    for kind, what in _DEVIATING.items():
+        if evaluations[kind]:
+            rows.add_row(what, "", f"{evaluations[kind]:,}", "last digits may differ")
     rows.add_row("evaluators", "", str(summary["num_evaluators"]), "")
     rows.add_row("time of this run", "", duration(summary["seconds"]), "")
     return rows

@@ -201,6 +201,9 @@ def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
         "num_evaluators": int(summary["num_evaluators"]),
         "faults": {str(name): int(count) for name, count in summary["faults"].items()},
         "lost_evaluations": int(summary["lost_evaluations"]),
+        # of folders from before these were counted it is not known
+        "halved": evaluations.get("halved"),
+        "other_arithmetic": evaluations.get("other_arithmetic"),
         "seconds": float(summary["seconds"]),
     }
 

@@ -85,6 +85,7 @@ def cost(runs: Runs) -> Section | None:
         costs = run.costs
         faults = ", ".join(f"{count} x {name}" for name, count in costs["faults"].items()) or "none"
         counts = [f"{costs[name]:,}" for name in ("candidates", "scored", "reused")]
+        counts += [number(costs[name], 0) for name in ("halved", "other_arithmetic")]
         rest = (
             duration(costs["seconds"]),
             str(costs["num_evaluators"]),
@@ -105,7 +106,9 @@ def cost(runs: Runs) -> Section | None:
             Text(
                 "Evaluations are (candidate, batch) pairs, scored or found in the store. A search "
                 "that was resumed counts its last "
-                "process."
+                "process. The last digits may differ where a batch was run in halves, or by an "
+                "evaluator with another device or version than the first; these are counted over "
+                "the whole search."
             ),
             Table(
                 (
@@ -113,12 +116,14 @@ def cost(runs: Runs) -> Section | None:
                     "candidates",
                     "evaluations scored",
                     "reused",
+                    "of halved batches",
+                    "of other devices or versions",
                     "time",
                     "evaluators",
                     "faults",
                     "lost evaluations",
                 ),
-                "lrrrrrlr",
+                "lrrrrrrrlr",
                 tuple(searches),
             ),
             Heading("The models"),

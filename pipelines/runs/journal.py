@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pipelines.runs.files import read_trajectory
 from pruning.calibration.token_sets import SetName
@@ -18,6 +19,12 @@ from pruning.search.stages import token_set_of
 from pruning.search.step import Step
 from pruning.search.strategy import Search
 from pruning.shape import Removal
+
+Deviation = Literal["halved", "other_arithmetic"]
+"""How a score came about otherwise than the others: its batch was run in halves, since it did not
+fit into memory; it was computed by an evaluator with another arithmetic than the first one's.
+"""
+DEVIATIONS: tuple[Deviation, ...] = get_args(Deviation)
 
 
 class Journal:
@@ -46,6 +53,10 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.lines.append(line)
+
+    def deviating(self) -> Counter[Deviation]:
+        """Scores of all steps that came about otherwise than the others."""
+        return sum((Counter(line.get("deviating", {})) for line in self.lines), Counter())
 
     def replay(self, search: Search) -> None:
         """Feeds the recorded scores to a new search, which must take the same decisions.

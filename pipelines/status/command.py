@@ -28,6 +28,10 @@ from pruning.errors import InputError
 
 _STALE_S = 30.0
 _OVER = ("finished", "failed", "stopped")
+_DEVIATING = (
+    ("halved", "scores of halved batches"),
+    ("other_arithmetic", "scores of other devices or versions"),
+)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -156,6 +160,9 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
                 f"{status.get('lost_evaluations', 0):,} lost in flight"
             ),
         )
+        deviating = [f"{counts[kind]:,} {words}" for kind, words in _DEVIATING if counts.get(kind)]
+        if deviating:
+            rows.add_row("last digits may differ in", ", ".join(deviating))
     if status.get("tracking"):
         rows.add_row("MLflow", status["tracking"])
     rows.add_row(

@@ -69,10 +69,12 @@ class Context(Computation):
     Args:
         tokens: fingerprint of the calibration set.
         kind: `nll` of the next tokens, or `kl` from the dense model.
+        halved: the batch did not fit into memory and was run in two halves.
     """
 
     tokens: str
     kind: str = "nll"
+    halved: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,17 +138,32 @@ class ScoreStore:
         Raises:
             StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
         """
-        table = schema.scores
+        return {key: score for key, (score, _) in self.lookup_first([context], shapes).items()}
+
+    def lookup_first(
+        self, contexts: Sequence[Context], shapes: Iterable[str]
+    ) -> dict[tuple[str, int], tuple[BatchScore, Context]]:
+        """The same in several contexts: each score with its context, the first that has it.
+
+        Raises:
+            StoreUnavailable: at once where another attempt would not help, else after `retry_s`.
+        """
+        table, ranks = schema.scores, {each.digest: rank for rank, each in enumerate(contexts)}
         rows = self._read(
-            sql.select(table.c.shape, table.c.batch, table.c.nll, table.c.num_tokens).where(
-                table.c.context == context.digest
-            ),
+            sql.select(
+                table.c.context, table.c.shape, table.c.batch, table.c.nll, table.c.num_tokens
+            ).where(table.c.context.in_(ranks)),
             table.c.shape,
             shapes,
         )
         return {
-            (shape, batch): BatchScore(tuple(self._parsed(nll, "a score")), num_tokens)
-            for shape, batch, nll, num_tokens in rows
+            (shape, batch): (
+                BatchScore(tuple(self._parsed(nll, "a score")), num_tokens),
+                contexts[ranks[digest]],
+            )
+            for digest, shape, batch, nll, num_tokens in sorted(
+                rows, key=lambda row: -ranks[row[0]]
+            )
         }
 
     def add(self, context: Context, scores: Mapping[tuple[str, int], BatchScore]) -> None:

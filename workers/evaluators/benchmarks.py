@@ -59,10 +59,11 @@ class BenchmarkEvaluator:
         self.spec = spec
         self._device = Device(spec.num_threads, num_gpus)
         self.model = load_model(self._device, spec)
+        self._info = self._device.describe(self.model)
         self._harness: Any = None
 
     def describe(self) -> EvaluatorInfo:
-        return self._device.describe(self.model)
+        return self._info
 
     def set_order(self, order: ChannelOrder) -> None:
         """Does nothing: a model is sorted by the order of its spec, before it is cut.
@@ -97,7 +98,8 @@ class BenchmarkEvaluator:
                 raise
             self._device.free_memory()
             raise InputError(self._too_large(task)) from error
-        return AnswerResult(answers, time.perf_counter() - started, num_truncated)
+        seconds = time.perf_counter() - started
+        return AnswerResult(answers, seconds, num_truncated, self._info.arithmetic)
 
     def _windows(self, task: WindowTask) -> tuple[tuple[float, ...], int]:
         return tuple(

@@ -69,11 +69,12 @@ class Evaluator:
         self._dense_outputs: tuple[torch.Tensor, DenseOutputs] | None = None
         require_plain_residual(self.dense)
         require_prefix_reuse(self.dense, self._batch(next(iter(spec.token_sets)), 0)[:1, :8])
+        self._info = self._device.describe(self.dense.model)
         if order is not None:
             self.set_order(order)
 
     def describe(self) -> EvaluatorInfo:
-        return self._device.describe(self.dense.model)
+        return self._info
 
     def set_order(self, order: ChannelOrder) -> None:
         """Sorts the weights, from whatever order they are in. Asking for that one does nothing."""
@@ -124,6 +125,7 @@ class Evaluator:
             seconds=time.perf_counter() - started,
             ran_prefix=ran_prefix or oom_split,
             oom_split=oom_split,
+            arithmetic=self._info.arithmetic,
         )
 
     def _scores(

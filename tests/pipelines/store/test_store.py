@@ -49,7 +49,7 @@ def test_keys_of_stores_that_exist() -> None:
     context = Context(
         model="m", tokens="t", order="o", dtype="float32", batch_size=4, arithmetic=arithmetic
     )
-    assert context.digest == "3ad7d174991d2aabb550ef1f51a82137"
+    assert context.digest == "76d2ddf07d7a4aa17360b88aadceba4a"
     answers = AnswerContext(
         model="m",
         tokenizer="k",
@@ -133,6 +133,8 @@ def test_scores_that_are_not_finite(tmp_path: Path) -> None:
         {"order": "x"},
         {"dtype": "x"},
         {"batch_size": 3},
+        {"kind": "kl"},
+        {"halved": True},
         {"arithmetic": replace(ARITHMETIC, device="x")},
         {"arithmetic": replace(ARITHMETIC, num_threads=2)},
         {"arithmetic": replace(ARITHMETIC, variables="MKL_CBWR=COMPATIBLE")},

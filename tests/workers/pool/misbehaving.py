@@ -177,6 +177,16 @@ class Slow(Evaluator):
         return result
 
 
+class ComputesOtherwise(Evaluator):
+    """One of them is on another kind of device."""
+
+    def __init__(self, spec: EvaluatorSpec, order: ChannelOrder | None = None) -> None:
+        super().__init__(spec, order)
+        if first_time(spec, "otherwise"):
+            other = replace(self._info.arithmetic, device="cuda X", processor="")
+            self._info = replace(self._info, arithmetic=other)
+
+
 class DiesOfTheFirstRequest(BenchmarkEvaluator):
     """Whoever begins first, dies."""
 

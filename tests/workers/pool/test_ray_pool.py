@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pruning.errors import InputError
-from tests.workers.pool.misbehaving import FindsBadInput, PretendedGpus, Slow
+from tests.workers.pool.misbehaving import ComputesOtherwise, FindsBadInput, PretendedGpus, Slow
 from tests.workers.pool.scoring import Scores, prepare, score, search, steps
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
@@ -46,6 +46,23 @@ def test_same_bytes_for_any_number_of_evaluators(
     pids = {info.pid for info in infos}
     assert len(pids) == num_evaluators
     _wait_until_gone(pids)
+
+
+def test_evaluators_that_compute_otherwise_are_told_apart(
+    local_cluster: LocalMachine, spec: EvaluatorSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a warning that says in what they differ, and by every answer."""
+    with RayPool(spec, Placement(2, num_gpus=0), kind=ComputesOtherwise) as pool:
+        devices = {info.arithmetic.device for info in pool.describe()}
+        [said] = [text for text in caplog.messages if "computes otherwise" in text]
+        [tasks] = steps(prepare(pool))
+        answers = [answer for found in pool.run(tasks) for answer in found]
+    first, [other] = pool.arithmetic.device, devices - {pool.arithmetic.device}
+    assert "cuda X" in devices
+    assert f"(device: {other}, {first}; processor: " in said
+    assert "the last digits of scores depend on who computes them" in said
+    found = {result.arithmetic.device for _, result in answers}  # type: ignore[union-attr]
+    assert found == devices
 
 
 def test_as_many_as_fit(local_cluster: LocalMachine, spec: EvaluatorSpec) -> None:
