@@ -109,6 +109,15 @@ class SearchConfig:
                 "much each kind of block loses; [0,1,1] lets MLPs and KV heads lose, [0,1,0] "
                 "MLPs alone"
             )
+        if (
+            strategy is not None
+            and self.shape_constraint in SHAPE_CONSTRAINTS
+            and self.shape_constraint not in strategy.constraints
+        ):
+            found.append(
+                f"search.shape_constraint: {self.shape_constraint}, which search.strategy="
+                f"{self.strategy} does not keep; it takes {', '.join(strategy.constraints)}"
+            )
         if self.compensation != "none" and self.importance != "activation":
             found.append(
                 f"search.compensation: {self.compensation} with search.importance="

@@ -13,23 +13,18 @@ from typing import Any, Self
 
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
-from pruning.search.allocation import Limit, size_of
-from pruning.search.fixed import FixedSearch
+from pruning.search.allocation import Limit
+from pruning.search.fixed import PARTS, FixedSearch, path_between
 from pruning.search.plan import Range, SearchPlan, StagePlan
 from pruning.search.rounds import MOVES, AllocationSearch, Round
 from pruning.search.settings import SearchSettings
 from pruning.search.stages import Stage, StageName, make_stages
 from pruning.search.strategy import Measured, Strategy
 from pruning.search.uniform import uniform_shape
-from pruning.shape import Kind, ModelShape, Removal
+from pruning.shape import ModelShape
 
 MAX_ROUNDS = 2
 """A third round gained less than its standard error on SmolLM2-135M (docs/results.md)."""
-
-_PARTS = 4
-"""The path goes a quarter of the way in every block, then the next: its shapes stay close to those
-that an allocation for a smaller target would have.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +124,7 @@ class AllocationStrategy(Strategy):
         kinds = 2 if search.heads else 1
         most = MAX_ROUNDS * ((4 + 2 * (kinds - 1)) * num_layers + len(MOVES)) + 1
         ends = (target, accounting.ratio(search.shape))
-        steps = Range(0, _PARTS * num_layers)
+        steps = Range(0, PARTS * num_layers)
         names: tuple[StageName, ...] = ("mlp_channels", "attention_heads")
         return SearchPlan(
             (
@@ -167,25 +162,6 @@ class AllocationPath(FixedSearch):
             return None
         name: StageName = "attention_heads" if rest[0].unit == "kv_heads" else "mlp_channels"
         return Stage(name, self.settings.target_ratio, scored_on="block")
-
-
-def path_between(dense: ModelShape, shape: ModelShape) -> tuple[Removal, ...]:
-    """Removals that lead from a dense model to a shape: in each of four rounds, every block loses
-    a quarter of what it has to lose, attention first, then lower layers.
-    """
-    path: list[Removal] = []
-    now = dense
-    kinds: tuple[Kind, ...] = ("attention_heads", "mlp_channels")
-    for part in range(1, _PARTS + 1):
-        for kind in kinds:
-            for layer in range(len(dense.layers)):
-                unit = Removal(kind, layer, 0).unit
-                whole, last = size_of(dense, (layer, unit)), size_of(shape, (layer, unit))
-                size = whole - (whole - last) * part // _PARTS
-                if size < size_of(now, (layer, unit)):
-                    path.append(Removal(kind, layer, size))
-                    now = now.without(path[-1])
-    return tuple(path)
 
 
 def _round_json(each: Round) -> dict[str, Any]:

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from pruning.costs.accounting import Accounting
+from pruning.search.allocation import size_of
 from pruning.search.greedy import GreedySearch, candidates_of, is_allowed
 from pruning.search.plan import SearchPlan, given_blocks, given_layers, plan_search
 from pruning.search.settings import SearchSettings
 from pruning.search.stages import Stage
 from pruning.search.strategy import Measured, Strategy
-from pruning.shape import ModelShape, Removal
+from pruning.shape import Kind, ModelShape, Removal
+
+PARTS = 4
+"""`path_between` goes a quarter of the way in every block, then the next: its shapes stay close to
+those that an allocation for a smaller target would have.
+"""
 
 
 class FixedSearch(GreedySearch):
@@ -40,12 +46,13 @@ class FixedSearch(GreedySearch):
             for group in path
             if all(is_allowed(removal, num_layers, constraint) for removal in group)
         ]
+        self._inside = next(stage for stage in self.stages if stage.target_ratio > 0)
         self._removals = [removal for group in groups for removal in group]
         self._ends = {0, *accumulate(map(len, groups))}
 
     @property
     def stage(self) -> Stage | None:
-        return super().stage if len(self.steps) in self._ends else self.stages[0]
+        return super().stage if len(self.steps) in self._ends else self._inside
 
     def expected_evaluations(self) -> int:
         """Evaluations still to come, exactly."""
@@ -104,3 +111,22 @@ def random_path(dense: ModelShape, seed: int) -> tuple[tuple[Removal, ...], ...]
     """
     removals = candidates_of(Stage("block", 1.0), dense)
     return tuple((removal,) for removal in random.Random(seed).sample(removals, len(removals)))
+
+
+def path_between(dense: ModelShape, shape: ModelShape) -> tuple[Removal, ...]:
+    """Removals that lead from a dense model to a shape: in each of four rounds, every block loses
+    a quarter of what it has to lose, attention first, then lower layers.
+    """
+    path: list[Removal] = []
+    now = dense
+    kinds: tuple[Kind, ...] = ("attention_heads", "mlp_channels")
+    for part in range(1, PARTS + 1):
+        for kind in kinds:
+            for layer in range(len(dense.layers)):
+                unit = Removal(kind, layer, 0).unit
+                whole, last = size_of(dense, (layer, unit)), size_of(shape, (layer, unit))
+                size = whole - (whole - last) * part // PARTS
+                if size < size_of(now, (layer, unit)):
+                    path.append(Removal(kind, layer, size))
+                    now = now.without(path[-1])
+    return tuple(path)

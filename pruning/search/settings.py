@@ -14,8 +14,10 @@ StrategyName = Literal["greedy", "block_influence", "random", "uniform", "alloca
 
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
 
-ShapeConstraint = Literal["none", "deployable"]
-"""Which shapes a search may come to: any, or those that every runtime serves."""
+ShapeConstraint = Literal["none", "deployable", "one_width"]
+"""Which shapes a search may come to: any, those that every runtime serves, or one MLP width in all
+layers, which is a plain checkpoint of the family.
+"""
 
 SHAPE_CONSTRAINTS: tuple[ShapeConstraint, ...] = get_args(ShapeConstraint)
 
@@ -75,7 +77,9 @@ class SearchSettings:
             target_ratio=target_ratio,
             distribution=tuple(float(share) for share in distribution),
             mlp_group_channels=(
-                _mlp_group(geometry, strategy) if mlp_group_channels is None else mlp_group_channels
+                _mlp_group(geometry, strategy, shape_constraint)
+                if mlp_group_channels is None
+                else mlp_group_channels
             ),
             head_group_channels=(
                 geometry.channels_per_kv_head
@@ -89,7 +93,11 @@ class SearchSettings:
         )
 
 
-def _mlp_group(geometry: Geometry, strategy: StrategyName) -> int:
+def _mlp_group(
+    geometry: Geometry, strategy: StrategyName, shape_constraint: ShapeConstraint
+) -> int:
+    if shape_constraint == "one_width":  # a group goes from every layer at once
+        return 64 if geometry.mlp_channels >= 1024 else 1
     if strategy == "allocation":
         return default_allocation_group(geometry)
     return default_mlp_group(geometry)

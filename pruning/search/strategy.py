@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
 from pruning.costs.accounting import Accounting
 from pruning.search.plan import SearchPlan
 from pruning.search.selection import Selection
-from pruning.search.settings import SearchSettings, StrategyName
+from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
 from pruning.search.stages import Stage
 from pruning.search.step import Step
 from pruning.shape import ModelShape, Removal
@@ -77,6 +77,8 @@ class Strategy(ABC):
     """Whether it can remove whole blocks alone: a distribution of [1, 0, 0]."""
     channels_only: ClassVar[bool] = False
     """Whether it narrows MLPs alone: a distribution of [0, 1, 0]."""
+    constraints: ClassVar[tuple[ShapeConstraint, ...]] = ("none", "deployable")
+    """Values of `shape_constraint` that it can keep."""
     solves_shares: ClassVar[bool] = False
     """Whether it decides how much each kind of block loses: a distribution of 0 and 1 says which
     kinds may lose at all, [0, 1, 1] or [0, 1, 0].
@@ -107,6 +109,8 @@ class Strategy(ABC):
         }
         if settings.shape_constraint == "deployable":
             identity["search.layout"] = "portable"  # its names in folders of version 0.1.0
+        elif settings.shape_constraint != "none":
+            identity["search.shape_constraint"] = settings.shape_constraint
         if settings.compensation != "none":
             identity["search.compensation"] = settings.compensation
         return identity | self._own_identity()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.search.fixed import FixedSearch
+from pruning.search.fixed import FixedSearch, path_between
 from pruning.search.plan import Range, SearchPlan, StagePlan
 from pruning.search.stages import make_stages
 from pruning.search.strategy import Measured, Strategy
@@ -21,11 +21,14 @@ class UniformStrategy(Strategy):
 
     name = "uniform"
     channels_only = True
+    constraints = ("none", "deployable", "one_width")
 
     def search(self, accounting: Accounting, measured: Measured) -> FixedSearch:
         make_stages(accounting, self.settings)  # says what does not fit the model
-        path = tuple((removal,) for removal in self._path(accounting))
-        return FixedSearch(accounting, self.settings, path)
+        path = self._path(accounting)
+        # One width is there at the end alone, wherever the target is met.
+        groups = [path] if self._one_width else [(removal,) for removal in path]
+        return FixedSearch(accounting, self.settings, groups)
 
     def planned(self, accounting: Accounting) -> SearchPlan:
         path = self._path(accounting)
@@ -43,15 +46,24 @@ class UniformStrategy(Strategy):
         )
 
     def _shape(self, accounting: Accounting) -> ModelShape:
-        settings = self.settings
+        settings, one_width = self.settings, self._one_width
         return uniform_shape(
-            accounting, target_ratio=settings.target_ratio, group=settings.mlp_group_channels
+            accounting,
+            target_ratio=settings.target_ratio,
+            group=settings.mlp_group_channels,
+            whole_ends=not one_width,
+            one_width=one_width,
         )
 
     def _path(self, accounting: Accounting) -> tuple[Removal, ...]:
-        return uniform_path(
-            accounting.dense, self._shape(accounting), self.settings.mlp_group_channels
-        )
+        dense, shape = accounting.dense, self._shape(accounting)
+        if self._one_width:
+            return path_between(dense, shape)
+        return uniform_path(dense, shape, self.settings.mlp_group_channels)
+
+    @property
+    def _one_width(self) -> bool:
+        return self.settings.shape_constraint == "one_width"
 
 
 def uniform_shape(

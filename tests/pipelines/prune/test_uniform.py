@@ -31,6 +31,20 @@ def test_every_inner_layer_has_nearly_the_same_width(search: Search) -> None:
     assert outcome.summary["identity"]["search.compensation"] == "least_squares"
 
 
+def test_one_width_for_all_layers(search: Search) -> None:
+    """The target is met before the last step; the search goes to its end all the same."""
+    outcome = search(*UNIFORM, "search.shape_constraint=one_width")
+    assert outcome.status == 0, outcome.output
+    shape = ModelShape.parse(outcome.summary["shape"])
+    assert len({layer.mlp_channels for layer in shape.layers}) == 1
+    assert shape.layers[0].mlp_channels < 48
+    steps = [json.loads(line) for line in outcome.trajectory]
+    assert steps[-1]["ratio"] > steps[-2]["ratio"] > 0.12
+    assert {step["stage"] for step in steps} == {"mlp_channels"}
+    planned = outcome.summary["plan"]["steps"]["mlp_channels"]
+    assert planned == {"min": len(steps), "max": len(steps)}
+
+
 def test_compensation_changes_scores_and_nothing_else_of_the_path(search: Search) -> None:
     with_it = search(*UNIFORM, folder="with")
     without = search(*UNIFORM, "search.compensation=none", folder="without")
@@ -98,6 +112,10 @@ def test_the_published_search_can_be_compensated(search: Search) -> None:
             "search.compensation: 'magic'; one of none, least_squares",
         ),
         (("search.target_ratio=0.9",), "search.target_ratio: 0.9; MLPs of"),
+        (
+            ("search=multipruner", "search.shape_constraint=one_width"),
+            "search.shape_constraint: one_width, which search.strategy=greedy does not keep",
+        ),
     ],
 )
 def test_bad_input(search: Search, options: tuple[str, ...], message: str) -> None:
