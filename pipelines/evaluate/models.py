@@ -16,6 +16,7 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.runs.saved_run import PastRun, read_run
 from pruning.costs.measured import Role, weight_file_bytes
 from pruning.errors import InputError
+from pruning.export import transformers
 from pruning.export.exported_checkpoint import open_export
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
@@ -135,11 +136,20 @@ def find_models(config: EvaluateConfig, *, on_gpu: bool) -> ModelsUnderTest:
 
 
 def models_of_run(config: EvaluateConfig, run: PastRun) -> ModelsUnderTest:
-    """The model that a search came to, and on request the dense one."""
+    """The model that a search came to, and on request the dense one.
+
+    Raises:
+        InputError: its architecture cannot be opened in that shape.
+    """
     accounting, dtype = (
         run.accounting,
         run.dtype if config.model.dtype == "auto" else config.model.dtype,
     )
+    problems = transformers.problems(
+        run.checkpoint.config(), accounting.family, accounting.geometry, run.shape
+    )
+    if problems:
+        raise InputError("\n".join(problems))
     pruned = EvaluatedModel(
         "pruned",
         run.checkpoint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pipelines.cli.console import log_to
@@ -20,7 +21,9 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.saved_run import PastRun, read_saved_run
 from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
-from pruning.export.folder import FORMATS
+from pruning.export.folder import format_problems
+
+log = logging.getLogger(__name__)
 
 
 def run_job(job: PruneJob) -> dict[str, Any]:
@@ -44,15 +47,10 @@ def validate_post_steps(job: PruneJob) -> None:
     """What evaluation and export need is asked for before the hours of the search, not after them.
 
     Raises:
-        InputError: tasks or texts are missing, or the format cannot express this model.
+        InputError: tasks or texts are missing, or what is asked for cannot express this model.
     """
     config, accounting = job.config, job.accounting
-    if config.export is not None:
-        problems = FORMATS[config.export].problems(
-            job.checkpoint.config(), accounting.family, accounting.geometry, accounting.dense
-        )
-        if problems:
-            raise InputError("\n".join(problems))
+    _validate_formats(job)
     if config.evaluation.wanted:
         dense = [
             EvaluatedModel(
@@ -68,6 +66,27 @@ def validate_post_steps(job: PruneJob) -> None:
             window_length(config.evaluation.sequence_length, dense),
         ):
             pass
+
+
+def _validate_formats(job: PruneJob) -> None:
+    """An evaluation opens pruned models as `transformers` does. Where neither is asked for, what
+    they could not do later is said.
+    """
+    config, accounting = job.config, job.accounting
+    wanted = {"transformers"} if config.evaluation.wanted else set[str]()
+    if config.export is not None:
+        wanted.add(config.export)
+    problems = [
+        problem
+        for name in sorted(wanted or {"transformers"})
+        for problem in format_problems(
+            name, job.checkpoint.config(), accounting.family, accounting.geometry
+        )
+    ]
+    if problems and wanted:
+        raise InputError("\n".join(problems))
+    for problem in problems:
+        log.warning("%s", problem)
 
 
 def run_post_steps(job: PruneJob, folder: RunFolder) -> None:

@@ -68,6 +68,19 @@ FORMATS = {
 }
 
 
+def format_problems(
+    name: str, config: PretrainedConfig, family: Family, geometry: Geometry
+) -> list[str]:
+    """What keeps a format from holding shapes of this model, before one is known; empty if nothing
+    does.
+    """
+    found = (
+        FORMATS[name].problems(config, family, geometry, shape)
+        for shape in transformers.shapes_to_try(geometry)
+    )
+    return next((problems for problems in found if problems), [])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Export:
     """What is to be written.

@@ -22,14 +22,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from pruning.errors import InputError
 from pruning.export import modeling_pruned
+from pruning.export.layer_settings import layer_settings, shifted_settings
+from pruning.export.layer_structure import first_difference
 from pruning.export.modeling_pruned import PrunedLayers
 from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.models.families import FAMILIES, Family
 from pruning.models.geometry import Geometry
 from pruning.models.loaded_model import LoadedModel
+from pruning.models.meta_model import meta_model
 from pruning.models.shards import MAX_SHARD_BYTES, write_shards
-from pruning.shape import ModelShape
+from pruning.shape import LayerShape, ModelShape
 
 CODE = "modeling_pruned.py"
 """The file of code in the folder."""
@@ -82,8 +85,7 @@ def pruned_config(
     """The configuration of the pruned model: the dense one with fewer layers, and under `pruned`
     what remains of each of them.
 
-    Lists with an entry per layer, such as `layer_types`, follow the layers that the attention
-    blocks come from.
+    What counts layers in it is changed; see `shifted_settings`.
 
     Raises:
         InputError: the architecture cannot be written, since its blocks depend on which layer they
@@ -95,18 +97,11 @@ def pruned_config(
             "depends on its layer number, which pruning changes"
         )
     config_class = _classes(config.model_type)[0]
-    values = config.to_dict()
-    for name, value in values.items():
-        if (
-            isinstance(value, list)
-            and len(value) == geometry.num_layers
-            and not name.startswith("_")
-        ):
-            values[name] = [value[layer.source] for layer in layers]
+    values = shifted_settings(config.to_dict(), layers, geometry.num_layers)
+    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
     for name in ("model_type", "architectures", "auto_map", "transformers_version"):
         values.pop(name, None)
     pruned: PretrainedConfig = config_class.from_dict(values)
-    pruned.num_hidden_layers = len(layers)
     _, model, causal = (kind.__name__ for kind in _classes(config.model_type))
     pruned.architectures = [causal]
     pruned.auto_map = {
@@ -139,13 +134,46 @@ def problems(
 ) -> list[str]:
     """What keeps a shape of this model from being written, found from the configuration alone.
 
-    Any shape can be, of any architecture of transformers.
+    Of the families in the registry, any shape can be. Of others, what transformers makes of the
+    new configuration is compared with the layers that are left.
     """
+    layers = layers_of(shape, family)
     try:
-        pruned_config(config, family, geometry, layers_of(shape, family))
+        config_after = pruned_config(config, family, geometry, layers)
     except InputError as error:
         return [str(error)]
-    return []
+    if family.prunes_widths:
+        return []
+    found = first_difference(meta_model(config), _without_weights(config_after), family, layers)
+    if found is None:
+        return []
+    counting = ", ".join(layer_settings(config.to_dict())) or "none that is known"
+    return [
+        f"model: architecture {config.model_type!r} cannot be written or evaluated without some of "
+        f"its layers: {found}. Settings that count layers: {counting}. Leave out evaluation and "
+        "export, or prune another model"
+    ]
+
+
+def shapes_to_try(geometry: Geometry) -> list[ModelShape]:
+    """Shapes in which every layer that is left gets another number, some an even one, some an odd
+    one: what a configuration cannot say of a layer shows in one of them.
+    """
+    full, gone = geometry.dense.layers[0], LayerShape(0, 0)
+    numbers = range(geometry.num_layers)
+    kept = [
+        set(numbers),
+        set(numbers[1:]),
+        set(numbers[::2]),
+        set(numbers[1::2]),
+        set(numbers[: len(numbers) // 2]),
+        set(numbers[len(numbers) // 2 :]),
+    ]
+    return [
+        ModelShape(tuple(full if index in layers else gone for index in numbers))
+        for layers in kept
+        if layers
+    ]
 
 
 def write(folder: Path, source: ExportSource, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
@@ -185,10 +213,9 @@ def pruned_model(dense: LoadedModel, shape: ModelShape) -> PreTrainedModel:
     model = dense.model
     layers = layers_of(shape, dense.family)
     config = pruned_config(model.config, dense.family, dense.geometry, layers)
-    with torch.device("meta"):
-        pruned: PreTrainedModel = _classes(model.config.model_type)[2]._from_config(
-            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
-        )
+    pruned = _without_weights(
+        config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+    )
     tensors = {name: tensor.detach() for name, tensor in pruned_tensors(dense, layers)}
     missing, unexpected = pruned.load_state_dict(tensors, strict=False, assign=True)
     pruned.tie_weights()
@@ -197,6 +224,15 @@ def pruned_model(dense: LoadedModel, shape: ModelShape) -> PreTrainedModel:
     pruned.generation_config = model.generation_config
     pruned.requires_grad_(False)
     pruned.eval()
+    return pruned
+
+
+def _without_weights(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """The pruned model of a configuration, on the meta device."""
+    model_type = dense_type(config.model_type)
+    assert model_type is not None
+    with torch.device("meta"):
+        pruned: PreTrainedModel = _classes(model_type)[2]._from_config(config, **options)
     return pruned
 
 

@@ -16,9 +16,7 @@ from tests.pruning.costs.test_other_architectures import LATENT
 def model(tmp_path: Path) -> Path:
     """Latent attention, whose FLOPs are not known."""
     folder = tmp_path / "latent"
-    tiny_model(tiny_config("deepseek_v3", **LATENT | {"first_k_dense_replace": 0})).save_pretrained(
-        folder
-    )
+    tiny_model(tiny_config("deepseek_v3", **LATENT)).save_pretrained(folder)
     return folder
 
 
