@@ -21,6 +21,7 @@ from pipelines.cli.commands import command_line
 from pipelines.cli.console import stop
 from pipelines.cli.help import FLAGS, print_help
 from pipelines.cli.signals import Interruption
+from pipelines.config.groups import URLS
 from pipelines.config.overrides import (
     CONF,
     as_override,
@@ -30,6 +31,7 @@ from pipelines.config.overrides import (
     quoted,
     spelt_out,
 )
+from pipelines.config.redaction import masked_url
 from pipelines.config.schemas import register
 from pipelines.errors import Failed, StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
@@ -124,6 +126,7 @@ def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
 
 def _under_hydra(config_name: str, load: Callable[[], Job], arguments: Sequence[str]) -> None:
     """With flags, which are Hydra's: --cfg, --multirun, --hydra-help."""
+    _refuse_passwords(arguments)
     if not {"-m", "--multirun", "--hydra-help"} & set(arguments):
         problems = override_problems(
             config_name, [word for word in arguments if "=" in word and not word.startswith("-")]
@@ -136,6 +139,19 @@ def _under_hydra(config_name: str, load: Callable[[], Job], arguments: Sequence[
         _run(config_name, _imported(load), config, list(HydraConfig.get().overrides.task))
 
     hydrated()
+
+
+def _refuse_passwords(arguments: Sequence[str]) -> None:
+    """Hydra prints what it is given, and --multirun writes it to a file that everybody may read."""
+    problems = [
+        f"{option_of(word)}: a URL with a password; Hydra's flags print what is given, or write it "
+        f"to a file; leave it out, set {URLS[option_of(word)].variable}, and give "
+        f"{URLS[option_of(word)].choice}"
+        for word in arguments
+        if option_of(word) in URLS and masked_url(word.partition("=")[2]) != word.partition("=")[2]
+    ]
+    if problems:
+        stop("\n".join(problems), 2)
 
 
 def _imported(load: Callable[[], Job]) -> Job:

@@ -20,7 +20,24 @@ from pruning.models.dtypes import DTYPES
 
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 CLUSTERS = ("local", "ray", "inline")
-URLS = ("store.url", "tracking.uri")
+
+
+@dataclass(frozen=True, slots=True)
+class FromVariable:
+    """Where a URL with a password belongs.
+
+    Args:
+        choice: of the group, which reads it from there.
+    """
+
+    variable: str
+    choice: str
+
+
+URLS = {
+    "store.url": FromVariable("MULTIPRUNER_STORE_URL", "store=postgresql"),
+    "tracking.uri": FromVariable("MLFLOW_TRACKING_URI", "tracking=server"),
+}
 """Options that may hold a password."""
 
 
