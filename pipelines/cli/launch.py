@@ -5,6 +5,7 @@ a message instead of a traceback.
 from __future__ import annotations
 
 import gc
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cli.commands import command_line
@@ -181,13 +182,16 @@ def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str
         WorkersLost,
         OSError,
     ) as error:  # OSError: a full or vanished disk
-        stop(f"{error}{_kept(config_name, error)}", 1)
+        stop(f"{error}{_kept(config_name, config, error)}", 1)
     except KeyboardInterrupt as error:
-        stop(f"{interruption}{_kept(config_name, error)}", interruption.status)
+        stop(f"{interruption}{_kept(config_name, config, error)}", interruption.status)
 
 
-def _kept(config_name: str, error: BaseException) -> str:
+def _kept(config_name: str, config: DictConfig, error: BaseException) -> str:
     """What there is of a job that did not end, and how to go on with it.
+
+    Passwords are not saved: what is in the environment is read from there again, and what was on
+    the command line belongs there.
 
     The folder is in the note of `pipelines.runs.folder.RunFolder`, the last one's being that of the
     whole job.
@@ -196,12 +200,19 @@ def _kept(config_name: str, error: BaseException) -> str:
     if not folders:
         return ""
     folder = as_override("output_dir", folders[-1].removeprefix("output_dir="))
+    urls = {name: OmegaConf.select(config, name) or "" for name in URLS}
+    variables = "".join(
+        f"{URLS[name].variable}={shlex.quote(masked_url(url))} "
+        for name, url in urls.items()
+        if masked_url(url) != url != os.environ.get(URLS[name].variable)
+    )
     again = (
-        command_line(config_name, "resume=true", folder)
+        variables + command_line(config_name, "resume=true", folder)
         if config_name in _RESUMED
         else f"the same command with {shlex.quote(folder)}"
     )
-    return f"\n  Everything computed so far is kept. To go on: {again}"
+    fill_in = ", with the password for ***" if variables and config_name in _RESUMED else ""
+    return f"\n  Everything computed so far is kept. To go on{fill_in}: {again}"
 
 
 def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -23,14 +24,14 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         InputError: the folder holds no run, or `experiment=` is given.
     """
     folder = Path(config.output_dir or "").expanduser()
-    saved = folder / CONFIG
-    if not saved.exists():
+    path = folder / CONFIG
+    if not path.exists():
         raise InputError(
             f"output_dir: no {CONFIG} in {folder.absolute()}, so there is no run to resume; "
             "leave resume out to start one"
         )
     merged = config.copy()
-    merged.merge_with(read_yaml(saved, option="output_dir", fields=("model.path",)))
+    merged.merge_with(read_yaml(path, option="output_dir", fields=("model.path",)))
     given = [option_of(override) for override in overrides]
     if "experiment" in given:
         raise InputError(
@@ -40,30 +41,34 @@ def resumed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for name in given:
         OmegaConf.update(merged, name, OmegaConf.select(config, name))
     for name in URLS:
-        OmegaConf.update(
-            merged,
-            name,
-            _with_password(name, OmegaConf.select(merged, name), OmegaConf.select(config, name)),
-        )
+        saved, own = OmegaConf.select(merged, name), OmegaConf.select(config, name)
+        OmegaConf.update(merged, name, with_password(name, saved, own, of="the run in output_dir"))
     return merged
 
 
-def _with_password(name: str, saved: str, given: str) -> str:
+def with_password(name: str, saved: str, given: str, *, of: str) -> str:
     """The saved URL.
 
-    A password is not saved: a URL that had one comes from the command or the environment again.
+    A password is not saved: a URL that had one is the one that the command gives, or else the one
+    in the variable of the environment for it.
+
+    Args:
+        name: the option.
+        of: whose URL it is, for messages.
 
     Raises:
-        InputError: it does not.
+        InputError: neither is that URL.
     """
     if MASK not in saved:
         return saved
-    if masked_url(given) != saved:
-        raise InputError(
-            f"{name}: the run in output_dir used {saved}, and passwords are not saved; give it "
-            "again, as on the first command"
-        )
-    return given
+    variable = URLS[name].variable
+    for url in (given, os.environ.get(variable, "")):
+        if masked_url(url) == saved:
+            return url
+    raise InputError(
+        f"{name}: {of} used {saved}, and passwords are not saved; set {variable} to the whole URL, "
+        "or give it again, as on the first command"
+    )
 
 
 def saved_form(config: PruneConfig) -> DictConfig:
@@ -118,10 +123,5 @@ def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig
             OmegaConf.update(merged, group, OmegaConf.merge(merged[group], saved[group]))
     for name in URLS:
         url, own = OmegaConf.select(merged, name), OmegaConf.select(config, name)
-        if MASK in url and masked_url(own) != url:
-            raise InputError(
-                f"{name}: the search in {config.run} used {url}, and passwords are not saved; "
-                "give it again, as on its own command"
-            )
-        OmegaConf.update(merged, name, own if MASK in url else url)
+        OmegaConf.update(merged, name, with_password(name, url, own, of=f"the search {config.run}"))
     return merged

@@ -11,11 +11,10 @@ from omegaconf import DictConfig
 from pipelines.config.grid import plain_grid
 from pipelines.config.overrides import option_of, quoted
 from pipelines.config.prune import PruneConfig
-from pipelines.config.redaction import MASK
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob
 from pipelines.runs.files import RUN, read_json_if_there
-from pipelines.runs.resume import saved_url
+from pipelines.runs.resume import saved_url, with_password
 from pipelines.sweep.point_jobs import composed_point
 from pruning.errors import InputError
 
@@ -52,12 +51,14 @@ def resumed_sweep(
     ]
     config = SweepConfig.of(composed_point(overrides))
     for name, url in _urls(config).items():
-        if MASK in url:
-            raise InputError(
-                f"{name}: the sweep in output_dir used {url}, and passwords are not saved; give "
-                "it again, as on the first command"
-            )
-    return config, overrides, record["grid"] | plain_grid(raw.grid)
+        whole = with_password(name, url, "", of="the sweep in output_dir")
+        if whole != url:
+            overrides.append(f"{name}={quoted(whole)}")
+    return (
+        SweepConfig.of(composed_point(overrides)),
+        overrides,
+        record["grid"] | plain_grid(raw.grid),
+    )
 
 
 def _urls(config: PruneConfig) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from pipelines.runs.journal import Journal
 from tests.pipelines.cli.conftest import refused
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Search
@@ -50,8 +51,34 @@ def test_a_password_has_to_be_given_again(search: Search, monkeypatch: pytest.Mo
     assert refused_again.status == 2
     assert (
         "tracking.uri: the run in output_dir used http://me:***@127.0.0.1:9, and passwords are "
-        "not saved"
+        "not saved; set MLFLOW_TRACKING_URI to the whole URL"
     ) in refused_again.output.replace("\n", " ")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:another@127.0.0.1:8")
+    assert search("resume=true", bare=True).status == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    assert "passwords are not saved" not in search("resume=true", bare=True).output
+
+
+def test_a_password_of_the_command_line_is_asked_for_by_its_variable(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the command that is printed for going on, which cannot show it."""
+    monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 0.1)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    append = Journal.append
+
+    def interrupted(self: Journal, line: dict[str, object]) -> None:
+        append(self, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    stopped = search("tracking.uri=http://me:hunter2@127.0.0.1:9")
+    monkeypatch.setattr(Journal, "append", append)
+    assert stopped.output.splitlines()[-1] == (
+        "  Everything computed so far is kept. To go on, with the password for ***: "
+        "MLFLOW_TRACKING_URI='http://me:***@127.0.0.1:9' multipruner prune resume=true "
+        f"output_dir={stopped.folder}"
+    )
 
 
 def test_a_password_is_not_in_the_message_about_its_own_option(search: Search) -> None:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.grid import points_of
+from pipelines.config.groups import URLS
 from pipelines.config.options import COMMANDS
 from pipelines.config.overrides import CONF
 from pipelines.config.prune import PruneConfig
@@ -47,6 +48,17 @@ def test_every_choice_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
             return
         config = PruneConfig.of(compose("prune", overrides=[f"{file.parent}={file.stem}", *needed]))
     assert config.problems() == []
+
+
+def test_the_variables_that_messages_name_are_those_that_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register()
+    for name, place in URLS.items():
+        monkeypatch.setenv(place.variable, "postgresql://me@from.the.environment/x")
+        with initialize_config_dir(str(CONF), version_base=None):
+            config = compose("prune", overrides=[place.choice])
+        assert OmegaConf.select(config, name) == "postgresql://me@from.the.environment/x"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
 import pytest
 
 from pipelines.errors import StoreUnavailable
+from pipelines.runs.journal import Journal
 from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.scoring.score import BatchScore
@@ -290,3 +293,32 @@ def test_the_command(
     ]
     assert "***" in (first.folder / "config.yaml").read_text()
     assert all(without_password(text) for text in [shown, *written])
+
+
+def test_the_command_that_is_printed_for_going_on(
+    postgres: PostgresServer,
+    search: Search,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it is printed: the variable that holds the password is set already."""
+    given = [*(word for word in arguments if not word.startswith("store.url=")), "store=postgresql"]
+    url = postgres.new_database()
+    monkeypatch.setenv("MULTIPRUNER_STORE_URL", url)
+    append = Journal.append
+
+    def interrupted(self: Journal, line: dict[str, Any]) -> None:
+        append(self, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    stopped = search(*given, bare=True)
+    monkeypatch.setattr(Journal, "append", append)
+    assert stopped.status == 130
+    words = shlex.split(stopped.output.rpartition("To go on: ")[2])
+    assert words == ["multipruner", "prune", "resume=true", f"output_dir={stopped.folder}"]
+    resumed = search(*words[2:], bare=True)
+    assert resumed.status == 0, resumed.output
+    [[count]] = postgres.execute("SELECT count(*) FROM scores", database_of(url))
+    assert count > resumed.summary["evaluations"]["scored"] > 0
+    assert without_password(stopped.output + resumed.output)

@@ -142,6 +142,8 @@ def test_a_sweep_goes_on_from_anywhere_and_its_folder_holds_no_password(
         for line in outcome.errors
     ), outcome.output
     assert run_sweep("resume=true", uri, bare=True).status == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    assert run_sweep("resume=true", bare=True).status == 0
     assert not [
         path
         for path in outcome.folder.rglob("*")
