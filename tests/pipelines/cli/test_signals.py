@@ -144,6 +144,8 @@ def test_in_the_search(
 def test_in_the_imports(start: Start, tmp_path: Path, number: int, delay_s: float) -> None:
     command = start(*LOCAL)
     command.wait_for(lambda: command.handles(signal.SIGTERM))
+    maps = Path(f"/proc/{command.process.pid}/maps").read_text()
+    assert "libtorch" not in maps, "the handler comes after what takes time"
     time.sleep(delay_s)
     assert not (tmp_path / "run").exists(), "the imports are over"
     command.send(number)
