@@ -197,6 +197,7 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     gc.collect()  # modules refer to one another; the fresh process needs the room
     description: dict[str, Any] = {
         "format": export.format,
+        "needs_code": any(folder.glob("*.py")),
         **export.description,
         "dtype": dtype,
         "shape": shape.text,

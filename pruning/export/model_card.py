@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pruning.costs.accounting import NOT_KNOWN
+from pruning.search.strategies import STRATEGIES
 
 LOADING = {
     "transformers": """\
@@ -25,6 +26,20 @@ configuration first. Where the Python package `multipruner` is installed, call
 
 - lm-eval: `lm_eval --model hf --model_args pretrained={folder},trust_remote_code=True --tasks piqa`
 - vLLM, llama.cpp: export the same run with `format=decilm` or `format=gguf`.""",
+    "plain": """\
+All layers are alike, so this is a plain checkpoint of the family: whatever opens the dense model
+opens it, and no code goes with it.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+- lm-eval: `lm_eval --model hf --model_args pretrained={folder} --tasks piqa`
+- vLLM: `vllm serve {folder}`
+- llama.cpp: its `convert_hf_to_gguf.py`, or export the same run with `format=gguf`.""",
     "decilm": """\
 - vLLM (its own implementation of DeciLM): `vllm serve {folder} --trust-remote-code`
 - transformers: `AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)`, which
@@ -47,11 +62,8 @@ def model_card(description: Mapping[str, Any]) -> str:
         f"# {model['name']}, {description['ratio']:.1%} of its parameters removed",
         f"This is {_name(model)} with whole attention and MLP blocks, MLP channels and attention "
         "heads taken out, without any training: "
-        f"{parameters['pruned']:,} of {parameters['dense']:,} parameters remain. What went was "
-        "chosen by MultiPruner "
-        "([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)): a greedy search that takes "
-        "away, step by step, what raises the perplexity of a "
-        "calibration text least.",
+        f"{parameters['pruned']:,} of {parameters['dense']:,} parameters remain. "
+        + _choice(description.get("settings") or {}),
         f"## Open it\n\n{_loading(description)}\n\nFOLDER is the folder that this file is in.",
         "## Measured\n\n" + _numbers(description),
         "## How it was made\n\n" + _making(description),
@@ -63,9 +75,26 @@ def model_card(description: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _choice(settings: Mapping[str, Any]) -> str:
+    """How it was found what goes, and what was done to the rest."""
+    strategy = STRATEGIES.get(settings.get("search.strategy", ""))
+    if strategy is None:
+        return "The shape was given, not searched."
+    refitted = (
+        " The weights that remain of a narrowed block are refitted, in closed form, to what the "
+        "whole block returned."
+        if settings.get("search.compensation", "none") != "none"
+        else ""
+    )
+    return f"What went was chosen by {strategy.method}.{refitted}"
+
+
 def _loading(description: Mapping[str, Any]) -> str:
     gguf = next((name for name in description["weight_files"] if name.endswith(".gguf")), "")
-    return LOADING[description["format"]].replace("{folder}", "FOLDER").replace("{gguf}", gguf)
+    form = description["format"]
+    if form == "transformers" and not description["needs_code"]:
+        form = "plain"
+    return LOADING[form].replace("{folder}", "FOLDER").replace("{gguf}", gguf)
 
 
 def _front_matter(description: Mapping[str, Any]) -> str:

@@ -1,5 +1,5 @@
 """A pruned model as a folder that stock transformers opens: the family's own classes, a small file
-of code, and fewer tensors.
+of code where layers differ, and fewer tensors.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pruning.export import modeling_pruned
 from pruning.export.layer_settings import layer_settings, shifted_settings
 from pruning.export.layer_structure import first_difference
 from pruning.export.modeling_pruned import PrunedLayers
+from pruning.export.plain import plain_config
 from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer, pruned_layers, pruned_tensors
 from pruning.models.families import FAMILIES, Family
@@ -178,14 +179,17 @@ def shapes_to_try(geometry: Geometry) -> list[ModelShape]:
 
 def write(folder: Path, source: ExportSource, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """Writes configuration, code, weights and tokenizer; returns the number of values in the
-    weights.
+    weights. Where all layers are alike, it is a plain checkpoint of the family, without code.
     """
     dense, model = source.dense, source.dense.model
     layers = layers_of(source.shape, dense.family)
     config = pruned_config(model.config, dense.family, dense.geometry, layers)
-    config.dtype = source.dtype
-    config.save_pretrained(folder)
-    (folder / CODE).write_text(source_code(model.config.model_type), encoding="utf-8")
+    plain = plain_config(model.config, config, dense.geometry, layers)
+    if plain is None:
+        (folder / CODE).write_text(source_code(model.config.model_type), encoding="utf-8")
+    saved = plain or config
+    saved.dtype = source.dtype
+    saved.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     copy_tokenizer(source.tokenizer_folder, folder)

@@ -89,6 +89,10 @@ class AllocationStrategy(Strategy):
     """
 
     name = "allocation"
+    method = (
+        "an integer program over what each block costs at each size, measured as the KL divergence "
+        "from the dense model"
+    )
     needs = ("allocation",)
     solves_shares = True
 

@@ -74,6 +74,7 @@ class RandomStrategy(Strategy):
     """A baseline: attention and MLP blocks in a random order."""
 
     name = "random"
+    method = "lot: blocks in a random order, a baseline"
     options = ("seed",)
     blocks_only = True
 
@@ -91,6 +92,10 @@ class BlockInfluenceStrategy(Strategy):
     """
 
     name = "block_influence"
+    method = (
+        "block influence (ShortGPT, [arXiv 2403.03853](https://arxiv.org/abs/2403.03853)): whole "
+        "layers, those first that change least what flows through them"
+    )
     needs = ("influence",)
     blocks_only = True
     whole_layers = True

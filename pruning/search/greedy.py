@@ -152,6 +152,10 @@ class GreedyStrategy(Strategy):
     """Every candidate is scored, the best goes (the published search)."""
 
     name = "greedy"
+    method = (
+        "the greedy search of MultiPruner ([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)), "
+        "which takes away, step by step, what raises the perplexity of a calibration text least"
+    )
     compares_candidates = True
 
     @property

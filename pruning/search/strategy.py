@@ -69,6 +69,8 @@ class Strategy(ABC):
     settings: SearchSettings
 
     name: ClassVar[StrategyName]
+    method: ClassVar[str]
+    """What it does, for a model card: "What went was chosen by ..."."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """What `search` must be given; besides the channel order, which every search has."""
     options: ClassVar[tuple[str, ...]] = ()

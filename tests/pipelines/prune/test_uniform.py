@@ -130,3 +130,19 @@ def test_lost_statistics_are_asked_for(search: Search, cli: Cli) -> None:
     exported = cli("export", f"run={outcome.folder}", "format=transformers", folder=None)
     assert exported.status == 2
     assert "the statistics that this model is compensated with cannot be read" in exported.output
+
+
+def test_one_width_exports_as_a_plain_checkpoint(search: Search, cli: Cli) -> None:
+    """Without code, opened by the family's own class; the card says how it was found."""
+    outcome = search(*UNIFORM, "search.shape_constraint=one_width")
+    exported = cli("export", f"run={outcome.folder}", "format=transformers", folder=None)
+    assert exported.status == 0, exported.output
+    folder = outcome.folder / "transformers"
+    manifest = check_folder(folder)
+    assert manifest["status"] == "verified"
+    assert manifest["needs_code"] is False
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    card = (folder / "README.md").read_text()
+    assert "trust_remote_code" not in card
+    assert "nearly every layer keeps the same number of MLP channels" in card
+    assert "greedy" not in card
