@@ -37,6 +37,7 @@ class PruneConfig:
     export: str | None = one_of(FORMAT_NAMES)
     output_dir: str | None = MISSING
     resume: bool = MISSING
+    accept_other_arithmetic: bool = MISSING
     expected: ExpectedConfig | None = None
 
     @classmethod

@@ -28,10 +28,14 @@ def run_search(
     accounting: Accounting,
     context_length: int,
     on_step: Callable[[Mapping[str, Any]], None],
+    computed_with: Mapping[str, str] | None = None,
 ) -> None:
     """Goes on with a search from where its journal ends, until its targets are met.
 
     Each step is in the store, then in the journal, then reported.
+
+    Args:
+        computed_with: what each line says besides of where its scores come from.
     """
     evaluations = sum(len(step.candidates) for step in search.steps)
     while not search.done:
@@ -55,6 +59,7 @@ def run_search(
             seconds=time.monotonic() - started,
             timestamp=time.time(),
         )
+        line |= computed_with or {}
         if new := scorer.deviating - deviating:
             line["deviating"] = dict(new)
         journal.append(line)

@@ -25,6 +25,7 @@ from pipelines.prune.observers import (
 )
 from pipelines.prune.scorer import Scorer
 from pipelines.prune.summary import search_summary, table, write_results
+from pipelines.runs.arithmetic import ARITHMETIC, claim_arithmetic
 from pipelines.runs.files import (
     ALLOCATION,
     AUTHORS_CONFIG,
@@ -141,6 +142,12 @@ class SearchRun:
             )
             for _ in pool.wait():
                 observers.waiting(pool)
+            spans = claim_arithmetic(
+                self.folder,
+                pool.arithmetic,
+                num_steps=len(self.journal.lines),
+                accept=job.config.accept_other_arithmetic,
+            )
             order = job.channel_order(pool, self.folder)
             pool.set_order(order)
             scorer = self._scorer(pool, order, observers)
@@ -162,6 +169,7 @@ class SearchRun:
                 output_dir=str(self.folder.path),
                 mlflow_run_id=self.tracking.tracker.run_id,
             )
+        summary[ARITHMETIC] = spans
         summary |= plan_vs_actual(job.config, job.accounting, self.journal.lines, summary)
         return summary, problem
 
@@ -208,6 +216,7 @@ class SearchRun:
                 accounting=self.job.accounting,
                 context_length=self.job.config.calibration.sequence_length,
                 on_step=lambda line: observers.stepped(self.search, line),
+                computed_with={ARITHMETIC: scorer.pool.arithmetic.digest},
             )
         except TargetNotReached as error:
             return error

@@ -14,6 +14,7 @@ from pipelines.config.redaction import masked_url
 from pipelines.plan.against_actual import plan_vs_actual_row
 from pipelines.prune.job import PruneJob
 from pipelines.prune.scorer import Scorer
+from pipelines.runs.arithmetic import ARITHMETIC
 from pipelines.runs.files import (
     AUTHORS_CONFIG,
     SHAPE,
@@ -226,6 +227,8 @@ def table(summary: Mapping[str, Any]) -> Table:
     for kind, what in _DEVIATING.items():
         if evaluations[kind]:
             rows.add_row(what, "", f"{evaluations[kind]:,}", "last digits may differ")
+    for span in summary[ARITHMETIC][1:]:
+        rows.add_row(f"computed otherwise from step {span['from_step']} on", "", span["device"], "")
     rows.add_row("evaluators", "", str(summary["num_evaluators"]), "")
     rows.add_row("time of this run", "", duration(summary["seconds"]), "")
     return rows

@@ -82,10 +82,8 @@ def saved_form(config: PruneConfig) -> DictConfig:
             OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
     for name in URLS:
         OmegaConf.update(saved, name, saved_url(OmegaConf.select(saved, name)))
-    saved.resume, saved.expected = (
-        False,
-        None,
-    )  # what a result is compared with is no part of the run
+    # what one command accepts, and what a result is compared with, are no part of the run
+    saved.resume, saved.accept_other_arithmetic, saved.expected = False, False, None
     plain = OmegaConf.create(OmegaConf.to_container(saved))
     del plain.search.layout  # an old name, which `SearchConfig` has replaced
     return cast("DictConfig", plain)
