@@ -118,7 +118,7 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
         "evaluations": evaluations,
         "flops": flops,
         "peak_bytes_per_evaluator": max(point["peak_bytes_per_evaluator"] for point in points),
-        "num_evaluators": points[0]["num_evaluators"],
+        "num_evaluators": min(point["num_evaluators"] for point in points),
         "hours": None
         if flops is None or None in hours
         else sum(hours) * flops / sum(point["flops"] for point in points),
@@ -141,7 +141,8 @@ def _flops_together(groups: Sequence[Sequence[tuple[Any, float | None]]]) -> flo
 def _report(
     config: PlanConfig, accounting: Accounting, found: SearchPlan, *, hidden_size: int
 ) -> tuple[dict[str, Any], float | None]:
-    calibration, num_evaluators = config.calibration, config.cluster.num_evaluators or 1
+    calibration = config.calibration
+    dtype, peak_bytes, num_evaluators = _evaluators(config, accounting, hidden_size)
     sequences = {
         "block": num_sequences(
             calibration.source, calibration.num_block_samples, calibration.sequence_length
@@ -157,17 +158,8 @@ def _report(
         search_flops(accounting, each, sequences, **lengths, num_evaluators=num_evaluators)
         for each in (found, blocks)
     )
-    gpus = LocalMachine.detect(num_gpus=config.cluster.num_gpus).gpus_per_evaluator(
-        config.cluster.num_gpus_per_evaluator
-    )
-    dtype = resolve_dtype(config.model.dtype, on_gpu=gpus > 0)
-    tokens = calibration.batch_size * calibration.sequence_length
-    peak_bytes = evaluator_bytes(
-        accounting.num_dense_parameters, dtype, tokens, hidden_size, accounting.geometry.num_layers
-    )
     statistics = None
     if config.search.compensation != "none":
-        peak_bytes += compensation_bytes(accounting.geometry, dtype, hidden_size)
         statistics = planned_statistics(
             accounting,
             num_tokens=sequences["width"] * calibration.sequence_length,
@@ -207,6 +199,30 @@ def _report(
     return report, block_flops
 
 
+def _evaluators(
+    config: PlanConfig, accounting: Accounting, hidden_size: int
+) -> tuple[str, int, int]:
+    """Type and bytes of an evaluator, and how many there are: as many as a search would start on
+    this machine, unless they are given; one of a cluster, which is not asked.
+    """
+    calibration, cluster = config.calibration, config.cluster
+    machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
+    gpus = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
+    dtype = resolve_dtype(config.model.dtype, on_gpu=gpus > 0)
+    tokens = calibration.batch_size * calibration.sequence_length
+    needed = evaluator_bytes(
+        accounting.num_dense_parameters, dtype, tokens, hidden_size, accounting.geometry.num_layers
+    )
+    if config.search.compensation != "none":
+        needed += compensation_bytes(accounting.geometry, dtype, hidden_size)
+    count = cluster.num_evaluators
+    if count is None and cluster.kind == "local":
+        count = machine.num_evaluators(
+            num_gpus=gpus, num_cpus=cluster.num_cpus_per_evaluator, memory_bytes=needed
+        )
+    return dtype, needed, count or 1
+
+
 def _table(report: Mapping[str, Any]) -> Table:
     rows = Table(
         title=(
@@ -242,7 +258,8 @@ def _table(report: Mapping[str, Any]) -> Table:
         f"{report['peak_bytes_per_evaluator'] / 1e9:.1f} GB",
         "",
     )
-    rows.add_row(f"time on {report['num_evaluators']} evaluators", "", _time(report), "")
+    count = report["num_evaluators"]
+    rows.add_row(f"time on {count} evaluator{'s' if count > 1 else ''}", "", _time(report), "")
     return rows
 
 

@@ -55,6 +55,17 @@ class LocalMachine:
         """GPUs that an evaluator gets: those asked for, else one where there are any."""
         return asked if asked is not None else min(1, self.num_gpus)
 
+    def num_evaluators(self, *, num_gpus: int, num_cpus: int, memory_bytes: int) -> int:
+        """Evaluators that fit: by GPUs where each gets some, and there may be too few for any; else
+        by cores as far as memory goes, and one at least.
+
+        Args:
+            num_gpus: of each evaluator, like all others.
+        """
+        if num_gpus:
+            return self.num_gpus // num_gpus
+        return max(1, min(self.num_cpus // num_cpus, self.free_bytes // memory_bytes))
+
 
 def _visible_gpus() -> int:
     """As torch counts them. Where there is no device of a driver there are none, and importing

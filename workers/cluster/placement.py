@@ -116,36 +116,26 @@ def place_locally(
         InputError: more is asked for than there is.
     """
     gpus = machine.gpus_per_evaluator(num_gpus_per_evaluator)
-    if gpus:
-        fits = machine.num_gpus // gpus
-        count = num_evaluators or fits
-        if count > fits or not fits:
-            asked = (
-                f"{count} evaluators with {gpus} GPU each"
-                if num_evaluators
-                else f"evaluators with {gpus} GPU each"
-            )
-            raise InputError(
-                f"cluster.num_gpus_per_evaluator, cluster.num_evaluators: {asked} asked for; "
-                f"this machine has {machine.num_gpus} GPU. "
-                f"Ask for at most {fits} evaluators, or cluster.num_gpus_per_evaluator=0 for CPU"
-            )
-    else:
-        fits = max(
-            1,
-            min(machine.num_cpus // num_cpus_per_evaluator, machine.free_bytes // evaluator_bytes),
+    fits = machine.num_evaluators(
+        num_gpus=gpus, num_cpus=num_cpus_per_evaluator, memory_bytes=evaluator_bytes
+    )
+    count = num_evaluators or fits
+    if gpus and (count > fits or not fits):
+        asked = f"{count} evaluators" if num_evaluators else "evaluators"
+        raise InputError(
+            f"cluster.num_gpus_per_evaluator, cluster.num_evaluators: {asked} with {gpus} GPU each "
+            f"asked for; this machine has {machine.num_gpus} GPU. "
+            f"Ask for at most {fits} evaluators, or cluster.num_gpus_per_evaluator=0 for CPU"
         )
-        count = num_evaluators or fits
-        if count * evaluator_bytes > machine.free_bytes:
-            log.warning(
-                "%d evaluators need about %.1f GB of memory each, %.1f GB are free: they may be "
-                "killed. cluster.num_evaluators=%d would "
-                "fit",
-                count,
-                evaluator_bytes / 1e9,
-                machine.free_bytes / 1e9,
-                max(1, machine.free_bytes // evaluator_bytes),
-            )
+    if not gpus and count * evaluator_bytes > machine.free_bytes:
+        log.warning(
+            "%d evaluators need about %.1f GB of memory each, %.1f GB are free: they may be "
+            "killed. cluster.num_evaluators=%d would fit",
+            count,
+            evaluator_bytes / 1e9,
+            machine.free_bytes / 1e9,
+            max(1, machine.free_bytes // evaluator_bytes),
+        )
     return Placement(
         count,
         gpus,

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from pipelines.config.overrides import CONF
+from pipelines.config.prune import PruneConfig
+from pipelines.evaluators import find_placement
 from pipelines.plan.estimate import measured_tflops
 from pruning.errors import InputError
 from tests.conftest import ROOT
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli, Search
+from workers.cluster.machine import LocalMachine
 
 LLAMA_2 = {"model_type": "llama", "vocab_size": 32000, "tie_word_embeddings": False}
 SIZES = {
@@ -107,6 +112,44 @@ def test_llama_2_70b(planning: Planning) -> None:
     )
     assert found["num_parameters"] == 68_976_648_192
     assert found["hours"] == pytest.approx(found["flops"] / (8 * 100e12 * 3600))
+
+
+@pytest.mark.parametrize(
+    ("machine", "given", "count"),
+    [
+        (LocalMachine(64, 8, 10**12), [], 8),
+        (LocalMachine(64, 8, 10**12), ["cluster.num_gpus_per_evaluator=2"], 4),
+        (LocalMachine(6, 0, 10**12), [], 6),
+        (LocalMachine(6, 0, 10**12), ["cluster.num_cpus_per_evaluator=2"], 3),
+        (LocalMachine(6, 0, 100 * 10**9), ["model.dtype=float32"], 2),
+        (LocalMachine(6, 0, 10**9), [], 1),
+        (LocalMachine(64, 8, 10**12), ["cluster.num_evaluators=3"], 3),
+        (LocalMachine(64, 8, 10**12), ["cluster=inline"], 1),
+        (LocalMachine(64, 8, 10**12), ["cluster=ray", "cluster.address=head:6379"], 1),
+    ],
+)
+def test_as_many_evaluators_as_the_search_starts(
+    planning: Planning,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: LocalMachine,
+    given: list[str],
+    count: int,
+) -> None:
+    def detect(*, num_gpus: int | None) -> LocalMachine:
+        return machine
+
+    monkeypatch.setattr(LocalMachine, "detect", detect)
+    outcome = planning("tflops_per_evaluator=100", *given)
+    found = read(outcome)
+    assert found["num_evaluators"] == count
+    assert f"time on {count} evaluator{'s' if count > 1 else ''}" in outcome.output
+    assert found["hours"] == pytest.approx(found["flops"] / (count * 100e12 * 3600))
+    if not any(word.startswith("cluster=") for word in given):
+        with initialize_config_dir(str(CONF), version_base=None):
+            cluster = PruneConfig.of(compose("prune", overrides=given)).cluster
+        placement = find_placement(cluster, machine, found["peak_bytes_per_evaluator"])
+        assert placement is not None
+        assert placement.num_evaluators == count
 
 
 def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning: Planning) -> None:
