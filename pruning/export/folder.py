@@ -19,6 +19,7 @@ from pruning.errors import ExportError, InputError
 from pruning.export import decilm, gguf, transformers
 from pruning.export.manifest import BAD, UNVERIFIED, VERIFIED, write_manifest
 from pruning.export.model_card import model_card
+from pruning.export.reference import Reference, reference_of
 from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer
 from pruning.export.verify_gguf import PACKAGE, has_llama_cpp, verify_gguf
@@ -28,7 +29,6 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import Family
 from pruning.models.geometry import Geometry
 from pruning.models.loaded_model import LoadedModel
-from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 
 
@@ -37,33 +37,43 @@ class Format:
     """One format: what it cannot express, which layers it has, how it is written, and how what was
     written is opened and compared.
 
-    `write` returns the number of values in the weights; `verify` takes folder, tokens, logits and
-    the type that decides the tolerance, and returns None where the software that opens the format
-    is not installed.
+    `write` returns the number of values in the weights; `verify` takes folder, tokens and what the
+    masked model made of them, and returns None where the software that opens the format is not
+    installed.
     """
 
     problems: Callable[[PretrainedConfig, Family, Geometry, ModelShape], list[str]]
     layers_of: Callable[[ModelShape, Family], tuple[PrunedLayer, ...]]
     write: Callable[..., int]
-    verify: Callable[[Path, torch.Tensor, torch.Tensor, str], dict[str, float] | None]
+    verify: Callable[[Path, torch.Tensor, Reference], dict[str, float] | None]
+
+
+def _in_transformers(
+    folder: Path, input_ids_BT: torch.Tensor, reference: Reference
+) -> dict[str, float]:
+    return verify_export(folder, input_ids_BT, reference.logits, reference.dtype)
 
 
 def _in_llama_cpp(
-    folder: Path, input_ids_BT: torch.Tensor, logits_BTV: torch.Tensor, dtype: str
+    folder: Path, input_ids_BT: torch.Tensor, reference: Reference
 ) -> dict[str, float] | None:
     if not has_llama_cpp():
         return None
     [path] = folder.glob("*.gguf")
     return verify_gguf(
-        path, input_ids_BT, logits_BTV, TOLERANCES[dtype], num_threads=torch.get_num_threads()
+        path,
+        input_ids_BT,
+        reference.logits,
+        TOLERANCES[reference.weights_dtype],
+        num_threads=torch.get_num_threads(),
     )
 
 
 FORMATS = {
     "transformers": Format(
-        transformers.problems, transformers.layers_of, transformers.write, verify_export
+        transformers.problems, transformers.layers_of, transformers.write, _in_transformers
     ),
-    "decilm": Format(decilm.problems, decilm.layers_of, decilm.write, verify_export),
+    "decilm": Format(decilm.problems, decilm.layers_of, decilm.write, _in_transformers),
     "gguf": Format(gguf.problems, gguf.layers_of, gguf.write, _in_llama_cpp),
 }
 
@@ -187,7 +197,7 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     config = dense.model.config
     dense = prepared(dense, export.order)
     tokens = probe_tokens(config.vocab_size, getattr(config, "max_position_embeddings", None) or 48)
-    logits = _masked_logits(dense, shape, tokens)
+    reference = reference_of(dense, shape, tokens, stored=stored, written=dtype)
     num_values = form.write(
         folder,
         ExportSource(dense, shape, export.checkpoint.folder, getattr(torch, dtype)),
@@ -212,7 +222,7 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
             path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern)
         ),
         "channel_order": export.order.fingerprint,
-        **_verified(form, folder, tokens, logits, {stored, dtype}),
+        **_verified(form, folder, tokens, reference),
     }
     (folder / "README.md").write_text(model_card(description), encoding="utf-8")
     write_manifest(folder, description)
@@ -220,11 +230,10 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
 
 
 def _verified(
-    form: Format, folder: Path, tokens: torch.Tensor, logits: torch.Tensor, dtypes: set[str]
+    form: Format, folder: Path, tokens: torch.Tensor, reference: Reference
 ) -> dict[str, Any]:
-    coarsest = next(dtype for dtype in ("bfloat16", "float16", "float32") if dtype in dtypes)
     try:
-        result = form.verify(folder, tokens, logits, coarsest)
+        result = form.verify(folder, tokens, reference)
     except RuntimeError as error:
         return {"status": BAD, "verification": str(error)}
     if result is None:
@@ -233,10 +242,3 @@ def _verified(
             "verification": f"not opened: llama.cpp is not installed (pip install {PACKAGE})",
         }
     return {"status": VERIFIED if passed(result) else BAD, "verification": result}
-
-
-@torch.inference_mode()
-def _masked_logits(dense: LoadedModel, shape: ModelShape, tokens: torch.Tensor) -> torch.Tensor:
-    with masked(dense, shape):
-        logits: torch.Tensor = dense.model(tokens, use_cache=False).logits
-    return logits

@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM
 
 OURS = ("pruning", "workers", "pipelines")
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference that an export may have, relative to the largest logit (at least 1): as
-float32 sums in another order, or as weights are rounded where the folder is written in another type
-than the model was stored in.
+"""Largest difference that an export may have, relative to the largest logit (at least 1), by the
+type that logits are computed in: as sums in another order.
 """
 
 
@@ -42,8 +41,7 @@ def verify_export(
 
     Args:
         logits_BTV: of the masked model, any floating type.
-        dtype: to open the folder in, coarser of that of the masked model and that of the folder:
-            its tolerance counts.
+        dtype: to compute in, as the masked model was; its tolerance counts.
 
     Returns:
         `difference` of the logits and `cached_difference` of those computed with a cache of the
@@ -73,6 +71,7 @@ def verify_export(
             str(Path(__file__).resolve()),
             str(folder.resolve()),
             str(probe),
+            dtype,
         ]
         done = subprocess.run(
             command, env=environment, cwd=scratch, capture_output=True, text=True, check=False
@@ -92,13 +91,13 @@ def passed(result: dict[str, float]) -> bool:
 
 
 @torch.inference_mode()
-def _main(folder: str, probe: str) -> None:
+def _main(folder: str, probe: str, dtype: str) -> None:
     tensors = load_file(probe)
     input_ids_BT, wanted = tensors["input_ids"], tensors["logits"]
     opened: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         trust_remote_code=True,
-        dtype="auto",
+        dtype=getattr(torch, dtype),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
@@ -124,4 +123,4 @@ def _main(folder: str, probe: str) -> None:
 if __name__ == "__main__":
     for package in OURS:
         sys.modules[package] = None  # type: ignore[assignment]  # importing it fails from here on
-    _main(sys.argv[1], sys.argv[2])
+    _main(*sys.argv[1:])

@@ -22,6 +22,7 @@ from pruning.compensation.least_squares import (
 )
 from pruning.compensation.statistics import BlockStatistics, collect_statistics, projections
 from pruning.errors import InputError
+from pruning.export.reference import reference_of
 from pruning.export.transformers import pruned_model
 from pruning.importance.channel_order import (
     STATISTICS,
@@ -120,6 +121,23 @@ def test_what_is_exported_computes_what_is_masked(model_type: str, tmp_path: Pat
         found = pruned_model(ready, NARROW)(batch, use_cache=False).logits
     assert (found - wanted).abs().max() < 1e-4
     assert (plain - wanted).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("written", ["float32", "bfloat16"])
+def test_the_reference_of_an_export_is_refitted_before_it_is_rounded(
+    written: str, tmp_path: Path
+) -> None:
+    """As the tensors in the folder are: made in the type of the weights, then cast."""
+    ready = prepared(dense := dense_model("llama"), compensating(dense, tmp_path))
+    batch = tokens(2, 24, seed=5)
+    found = reference_of(ready, NARROW, batch, stored="float32", written=written)
+    exported = pruned_model(ready, NARROW)
+    for parameter in exported.parameters():
+        parameter.data = parameter.data.to(getattr(torch, written)).float()
+    with torch.inference_mode():
+        wanted = exported(batch, use_cache=False).logits
+    scale = max(1.0, float(wanted.abs().max()))
+    assert (found.logits - wanted).abs().max() / scale < 1e-5
 
 
 def test_masking_puts_everything_back(tmp_path: Path) -> None:

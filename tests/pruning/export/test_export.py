@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +20,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pruning.costs.accounting import Accounting
 from pruning.errors import ExportError, InputError
 from pruning.export import folder as folder_module
+from pruning.export import reference
 from pruning.export.folder import Export, write_export
 from pruning.export.formats import FORMAT_NAMES
 from pruning.export.manifest import check_folder, read_manifest
 from pruning.export.source import ExportSource
 from pruning.export.surgery import pruned_layers
 from pruning.export.transformers import register, write
-from pruning.export.verify_transformers import probe_tokens
+from pruning.export.verify_transformers import TOLERANCES, probe_tokens
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import FAMILIES
@@ -180,10 +182,64 @@ def test_the_order_of_channels_is_what_decides_what_is_left(
 def test_other_types(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
     description = write_export(export_of(checkpoint, dtype=dtype), tmp_path / "pruned")
     assert description["status"] == "verified"
-    assert description["verification"]["difference"] > 0, "rounded"
+    assert description["verification"]["tolerance"] == TOLERANCE
     assert {
         tensor.dtype for tensor in load_file(tmp_path / "pruned" / "model.safetensors").values()
     } == {getattr(torch, dtype)}
+
+
+def norm_off_by_one_percent(folder: Path, source: ExportSource, **options: Any) -> int:
+    num_values = write(folder, source, **options)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.input_layernorm.weight"] *= 1.01
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return num_values
+
+
+@pytest.mark.parametrize(
+    ("stored", "written"),
+    [("bfloat16", "auto"), ("bfloat16", "float32"), ("float32", "bfloat16")],
+)
+def test_a_small_error_is_seen_in_any_type(
+    stored: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One norm of six layers is wrong by 1 %, which is less than 1 % of the logits."""
+    model = tiny_model(tiny_config("llama", num_hidden_layers=6))
+    model.to(getattr(torch, stored)).save_pretrained(tmp_path / "dense")
+    export = export_of(Checkpoint(tmp_path / "dense"), dtype=written)
+    right = write_export(export, tmp_path / "right")
+    assert right["verification"]["difference"] <= right["verification"]["tolerance"] == TOLERANCE
+    form = folder_module.FORMATS["transformers"]
+    wrong = dataclasses.replace(form, write=norm_off_by_one_percent)
+    monkeypatch.setitem(folder_module.FORMATS, "transformers", wrong)
+    with pytest.raises(ExportError, match="is not what the search found"):
+        write_export(export, tmp_path / "wrong")
+    found = read_manifest(tmp_path / "wrong.bad")["verification"]
+    assert TOLERANCE < found["difference"] < 0.01 < TOLERANCES["bfloat16"]
+
+
+def test_without_room_for_float32_the_stored_type_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(tiny_config("llama", num_hidden_layers=6)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "dense")
+    monkeypatch.setattr(reference.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    found = write_export(export_of(Checkpoint(tmp_path / "dense")), tmp_path / "pruned")
+    assert found["verification"]["tolerance"] == TOLERANCES["bfloat16"]
+    assert found["status"] == "verified"
+
+
+def test_the_dense_model_is_as_it_was_afterwards() -> None:
+    model = tiny_model(tiny_config("llama")).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shape = ModelShape.parse("0x48 2x0 1x16 3x5")
+    found = reference.reference_of(
+        LoadedModel.of(model), shape, probe_tokens(128, 256), stored="bfloat16", written="bfloat16"
+    )
+    assert (found.dtype, found.logits.dtype) == ("float32", torch.float32)
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, before[name])
 
 
 @pytest.mark.usefixtures("own_process")
