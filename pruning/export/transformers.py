@@ -143,7 +143,7 @@ def problems(
         config_after = pruned_config(config, family, geometry, layers)
     except InputError as error:
         return [str(error)]
-    if family.prunes_widths:
+    if family.prunes_widths or geometry.narrowed(shape):  # the latter is refused by itself
         return []
     found = first_difference(meta_model(config), _without_weights(config_after), family, layers)
     if found is None:
