@@ -128,10 +128,11 @@ def test_the_reference_of_an_export_is_refitted_before_it_is_rounded(
     written: str, tmp_path: Path
 ) -> None:
     """As the tensors in the folder are: made in the type of the weights, then cast."""
-    ready = prepared(dense := dense_model("llama"), compensating(dense, tmp_path))
+    order = compensating(dense_model("llama"), tmp_path)
     batch = tokens(2, 24, seed=5)
+    ready = prepared(dense_model("llama"), order)
     found = reference_of(ready, NARROW, batch, stored="float32", written=written)
-    exported = pruned_model(ready, NARROW)
+    exported = pruned_model(prepared(dense_model("llama"), order), NARROW)
     for parameter in exported.parameters():
         parameter.data = parameter.data.to(getattr(torch, written)).float()
     with torch.inference_mode():
