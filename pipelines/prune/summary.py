@@ -215,6 +215,13 @@ def table(summary: Mapping[str, Any]) -> Table:
         f"{steps['block']}, {steps['mlp_channels']}, {steps['attention_heads']}",
         "",
     )
+    if allocation := summary.get("allocation"):
+        rows.add_row(
+            "shapes measured, KL uniform to allocated",
+            "",
+            f"{allocation['evaluations']:,}",
+            f"{allocation['kl']['uniform']:.4f} to {allocation['kl']['pruned']:.4f}",
+        )
     for name in get_args(StageName):
         words = plan_vs_actual_row(summary, name)
         if words is not None:

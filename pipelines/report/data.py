@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruning.search.allocation_path import Allocation
 from pruning.shape import ModelShape, Removal
 
 NEAR_TIE_STDERRS = 2.0
@@ -126,6 +127,7 @@ class ReportRun:
         dense: perplexity of the dense model on each calibration set, as far as it is known.
         heldout_text: what tells held-out texts apart.
         settings: options by name, with what the search resolved them to.
+        allocation: of `search=allocation`, what its sizes were chosen from.
         costs: numbers of `summary.json`; empty if the search has not ended.
     """
 
@@ -146,6 +148,7 @@ class ReportRun:
     sizes: Mapping[str, Pair]
     costs: Mapping[str, Any]
     evaluation: Evaluation | None
+    allocation: Allocation | None
     tracking_uri: str
     mlflow_run_id: str | None
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from pipelines.evaluate.results import conditions, metrics_of, stderr_name
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
 from pipelines.runs.files import (
+    ALLOCATION,
     EVALUATION,
     SUMMARY,
     SWEEP,
@@ -26,6 +27,7 @@ from pipelines.runs.files import (
 from pipelines.runs.journal import set_of
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.errors import InputError
+from pruning.search.allocation_path import Allocation
 from pruning.shape import ModelShape, Removal
 
 log = logging.getLogger(__name__)
@@ -167,9 +169,15 @@ def _run_of(
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
         costs=_costs(summary) if summary else {},
         evaluation=evaluation,
+        allocation=_allocation(saved.folder),
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )
+
+
+def _allocation(folder: Path) -> Allocation | None:
+    path = folder / ALLOCATION
+    return read_with(Allocation.load, path, option="runs") if path.exists() else None
 
 
 def _step(line: Mapping[str, Any]) -> ReportStep:

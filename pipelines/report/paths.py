@@ -21,6 +21,9 @@ from pipelines.report.page import Cell, Chart, Folded, Heading, Part, Section, T
 from pipelines.report.search_charts import overlap_matrix, remaining_structure, trajectories, votes
 
 _SET_STAGES = {"block": "blocks", "width": "MLP channels and attention heads"}
+"""What is removed by the steps that are scored on each set, but for allocations, whose whole path
+is scored on the block set.
+"""
 
 
 def paths(runs: Runs) -> Section:
@@ -62,7 +65,8 @@ def _trajectories(set_name: str, what: str, shown: Runs, runs: Runs) -> Chart:
     )
     alone = not any(step.set_name == "width" for run in runs for step in run.steps)
     figure = plain(trajectories(runs, set_name))
-    title = f"Steps that removed {what}"
+    allocated = any(run.allocation for run in shown)
+    title = f"Steps scored on the {set_name} text" if allocated else f"Steps that removed {what}"
     return Chart(f"trajectory-{set_name}", title, said, figure, 420, wide=alone)
 
 
@@ -71,7 +75,7 @@ def _path(set_name: str, what: str, run: ReportRun, runs: Runs) -> tuple[Cell, .
     start, end = run.dense.get(set_name), steps[-1].perplexity
     return (
         label(run, runs),
-        what,
+        "all" if run.allocation else what,
         str(len(steps)),
         f"{steps[0].ratio:.2%} to {steps[-1].ratio:.2%}",
         number(start),

@@ -107,7 +107,7 @@ def remaining_structure(run: ReportRun) -> go.Figure:
             hovertemplate="%{customdata}<br>layer %{y}: %{z:.0f} % left<extra></extra>",
         )
     for before, after in zip(run.steps, run.steps[1:], strict=False):
-        if before.stage != after.stage:
+        if before.stage != after.stage and run.allocation is None:
             figure.add_vline(
                 x=before.number + 0.5, line={"color": _TIE, "width": 1.5, "dash": "dot"}
             )

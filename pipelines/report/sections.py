@@ -7,6 +7,7 @@ from pipelines.report.choices import fragile, parting
 from pipelines.report.page import Part, Section, Table, Text
 from pipelines.report.paths import paths, remaining, stability
 from pipelines.report.results import benchmarks, cost, front, settings
+from pipelines.report.sensitivities import sensitivities
 
 
 def sections(runs: Runs) -> tuple[Section, ...]:
@@ -18,6 +19,7 @@ def sections(runs: Runs) -> tuple[Section, ...]:
         fragile(runs),
         stability(runs),
         remaining(runs),
+        sensitivities(runs),
         front(runs),
         cost(runs),
         benchmarks(runs),
