@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.tracking.tracker import Tracker
 from tests.conftest import ROOT
 from tests.pipelines.sweep.conftest import SEVEN, Sweep, report_of, rows_in_store
 
@@ -142,8 +143,11 @@ def test_a_sweep_goes_on_from_anywhere_and_its_folder_holds_no_password(
         for line in outcome.errors
     ), outcome.output
     assert run_sweep("resume=true", uri, bare=True).status == 0
+    used = list[str]()
+    monkeypatch.setattr(Tracker, "_connect", lambda self: used.append(self.uri))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
     assert run_sweep("resume=true", bare=True).status == 0
+    assert set(used) == {"http://me:hunter2@127.0.0.1:9"}
     assert not [
         path
         for path in outcome.folder.rglob("*")
