@@ -32,7 +32,7 @@ def run_search(
 ) -> None:
     """Goes on with a search from where its journal ends, until its targets are met.
 
-    Each step is in the store, then in the journal, then reported.
+    The disk has the scores of each step, then its line of the journal, then it is reported.
 
     Args:
         computed_with: what each line says besides of where its scores come from.
@@ -62,6 +62,7 @@ def run_search(
         line |= computed_with or {}
         if new := scorer.deviating - deviating:
             line["deviating"] = dict(new)
+        scorer.store.sync()
         journal.append(line)
         if step.excluded:
             log.warning(

@@ -57,7 +57,7 @@ class Scorer:
         self.num_reused = 0
         self.deviating: Counter[Deviation] = Counter()
         self._arithmetics = [context.arithmetic]
-        self._order = context.order
+        self.order = context.order
         self._contexts = {
             name: replace(context, tokens=tokens.fingerprint)
             for name, tokens in calibration.sets().items()
@@ -133,7 +133,7 @@ class Scorer:
         self.on_evaluation(num_known / num_batches, scored=False)
         key = self._set_keys.get(set_name, set_name)
         tasks = {
-            ScoreTask(key, batch, base.text, tuple(candidates), self._order, kind): base
+            ScoreTask(key, batch, base.text, tuple(candidates), self.order, kind): base
             for (base, batch), candidates in missing.items()
         }
         bases = {base.text: base for base in tasks.values()}

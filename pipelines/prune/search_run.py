@@ -39,6 +39,7 @@ from pipelines.runs.files import (
 )
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import Journal
+from pipelines.runs.order import ORDER, claim_order
 from pipelines.runs.resume import saved_form
 from pipelines.status.status_file import Heartbeat
 from pipelines.store.scores import Context, ScoreStore
@@ -149,6 +150,7 @@ class SearchRun:
                 accept=job.config.accept_other_arithmetic,
             )
             order = job.channel_order(pool, self.folder)
+            claim_order(self.folder, order.fingerprint, num_steps=len(self.journal.lines))
             pool.set_order(order)
             scorer = self._scorer(pool, order, observers)
             if job.strategy.needs:
@@ -216,7 +218,10 @@ class SearchRun:
                 accounting=self.job.accounting,
                 context_length=self.job.config.calibration.sequence_length,
                 on_step=lambda line: observers.stepped(self.search, line),
-                computed_with={ARITHMETIC: scorer.pool.arithmetic.digest},
+                computed_with={
+                    ORDER: scorer.order,
+                    ARITHMETIC: scorer.pool.arithmetic.digest,
+                },
             )
         except TargetNotReached as error:
             return error

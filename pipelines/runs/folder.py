@@ -5,6 +5,7 @@ not there.
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from pipelines.runs.files import LOCK, PRUNE_LOG, RUN, damaged, read_json_if_there
+from pruning import disk
 from pruning.canonical_json import dump_json
 from pruning.errors import InputError
 
@@ -34,6 +36,7 @@ class RunFolder:
 
     def __init__(self, path: str | None) -> None:
         self.path = Path(path).expanduser().absolute() if path else _dated_folder()
+        self._remembering = threading.Lock()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / LOCK)
@@ -111,20 +114,30 @@ class RunFolder:
         return read_json_if_there(self.path / name, option="output_dir")
 
     def remember(self, **fields: Any) -> None:
-        """Adds to the record of `run.json`."""
-        self.write(RUN, dump_json((self.read(RUN) or {}) | fields))
+        """Adds to the record of `run.json`, from any thread."""
+        with self._remembering:
+            self.write(RUN, dump_json((self.read(RUN) or {}) | fields))
 
-    def write(self, name: str, text: str) -> Path:
-        """Writes a file so that it is there whole or not at all."""
-        return self.write_with(name, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    def write(self, name: str, text: str, *, durable: bool = True) -> Path:
+        """Writes a file so that it is there whole or not at all.
 
-    def write_with(self, name: str, writer: Any) -> Path:
+        Args:
+            durable: after a power cut too, for which the disk is waited for.
+        """
+        return self.write_with(
+            name, lambda scratch: scratch.write_text(text, encoding="utf-8"), durable=durable
+        )
+
+    def write_with(self, name: str, writer: Any, *, durable: bool = True) -> Path:
         """Lets `writer(path)` write a temporary file, then renames it atomically."""
         path = self.path / name
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".") as scratch:
             temporary = Path(scratch) / name
             writer(temporary)
-            temporary.replace(path)
+            if durable:
+                disk.rename(temporary, path)
+            else:
+                temporary.replace(path)
         return path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipelines.runs.files import read_trajectory
+from pruning import disk
 from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
@@ -48,10 +49,14 @@ class Journal:
                     file.truncate(len(whole) + 1 if whole else 0)
 
     def append(self, line: dict[str, Any]) -> None:
+        """Adds a step, which is on the disk when this returns."""
+        is_new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            disk.sync(self.path.parent)
         self.lines.append(line)
 
     def deviating(self) -> Counter[Deviation]:

@@ -61,7 +61,7 @@ class Heartbeat:
         self._fields["updated"] = round(time.time(), 3)
         self._written = time.monotonic()
         try:
-            self._folder.write(STATUS, dump_json(self._fields))
+            self._folder.write(STATUS, dump_json(self._fields), durable=False)
         # who cannot be watched can still search; what matters is written by others, who do not
         # forgive
         except OSError as error:

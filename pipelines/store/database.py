@@ -25,6 +25,7 @@ from tenacity import (
 )
 
 from pipelines.config.redaction import masked_url, without_secrets
+from pruning import disk
 from pruning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,19 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
+    def sync(self) -> None:
+        """Waits until the disk has what was committed. Other databases than SQLite with a WAL have
+        it when they confirm a commit.
+
+        Closing the WAL gives up no lock of SQLite: those are on its other files.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        wal = self.sqlite_file and Path(f"{self.sqlite_file}-wal")
+        if wal and wal.exists():
+            disk.sync(wal)
+
     def run_with_retry(self, work: Callable[[sql.Connection], _T], retry_s: float) -> _T:
         """Does `work` in one transaction, and again while the database is away.
 
@@ -251,10 +265,10 @@ def _make_engine(url: URL, sqlite_timeout_s: float) -> sql.Engine:
 def _set_up_sqlite(connection: Any, _: object) -> None:
     """WAL lets others read while one writes.
 
-    With it, synchronous=NORMAL syncs the disk at checkpoints instead of at every commit: after a
-    power cut the last transactions may be missing, but the file is never damaged, and the scores
-    that are missing are computed anew. A process that dies loses nothing. Where there can be no
-    WAL, every commit is synced.
+    With it, synchronous=NORMAL syncs the disk at checkpoints instead of at every commit, which
+    takes a hundred times as long (5 ms instead of 0.05 ms on an SSD): after a power cut the last
+    transactions may be missing, but the file is never damaged. Those before `Database.sync` are
+    there. A process that dies loses nothing. Where there can be no WAL, every commit is synced.
     """
     [mode] = connection.execute("PRAGMA journal_mode=WAL").fetchone()
     connection.execute(f"PRAGMA synchronous={'NORMAL' if mode == 'wal' else 'FULL'}")

@@ -189,6 +189,17 @@ class ScoreStore:
         ]
         self._write(context, schema.scores, rows)
 
+    def sync(self) -> None:
+        """Waits until the disk has all that was added.
+
+        Raises:
+            StoreUnavailable: it does not take it.
+        """
+        try:
+            self._database.sync()
+        except OSError as error:
+            raise StoreUnavailable(f"store.url: {self._database.explain(error)}") from error
+
     def lookup_answers(self, context: AnswerContext, tasks: Iterable[str]) -> dict[str, list[Any]]:
         """Known answers by digest of the task.
 

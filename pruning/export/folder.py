@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from pruning import disk
 from pruning.compensation.least_squares import prepared
 from pruning.costs.accounting import Accounting
 from pruning.errors import ExportError, InputError
@@ -151,14 +152,14 @@ def write_export(export: Export, target: Path) -> dict[str, Any]:
         if description["status"] == BAD:
             bad = target.with_name(target.name + ".bad")
             shutil.rmtree(bad, ignore_errors=True)
-            folder.rename(bad)
+            disk.rename(folder, bad)
             raise ExportError(
                 f"{bad} is not what the search found, so it is not called {target.name}: "
                 f"{description['verification']}"
             )
         if target.exists():
             target.rmdir()  # empty: see check_target
-        folder.rename(target)
+        disk.rename(folder, target)
     return description
 
 

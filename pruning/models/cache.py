@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from pruning import disk
+
 
 def build_once(folder: Path, write: Callable[[Path], None]) -> Path:
     """`folder`, filled by `write` if it is not there yet.
@@ -20,7 +22,7 @@ def build_once(folder: Path, write: Callable[[Path], None]) -> Path:
         write(Path(scratch))
         Path(scratch).chmod(0o755)
         try:
-            Path(scratch).rename(folder)
+            disk.rename(Path(scratch), folder)
         except OSError:
             if not folder.is_dir():  # another process was first: its folder has the same content
                 raise
