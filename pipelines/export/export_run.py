@@ -19,6 +19,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.folder import Export, check_target, write_export
 from pruning.export.manifest import FILE, check_folder
+from pruning.export.model_card import OPENED
 from pruning.models.display_name import display_name
 from pruning.models.gguf_source import gguf_source
 from pruning.shape import ModelShape
@@ -92,7 +93,8 @@ def write_checked(job: Export, target: Path) -> dict[str, Any]:
     checked = description["verification"]
     if isinstance(checked, Mapping):
         log.info(
-            "opened in a fresh process: logits differ by %.1e of the largest, %.0e are allowed",
+            "%s: logits differ by %.1e of the largest, %.0e are allowed",
+            OPENED[checked["program"]],
             checked["difference"],
             checked["tolerance"],
         )

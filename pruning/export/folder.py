@@ -20,6 +20,7 @@ from pruning.errors import ExportError, InputError
 from pruning.export import decilm, gguf, transformers
 from pruning.export.manifest import BAD, UNVERIFIED, VERIFIED, write_manifest
 from pruning.export.model_card import model_card
+from pruning.export.read_gguf import verify_read_back
 from pruning.export.reference import Reference, reference_of
 from pruning.export.source import ExportSource
 from pruning.export.surgery import PrunedLayer
@@ -39,35 +40,40 @@ class Format:
     written is opened and compared.
 
     `write` returns the number of values in the weights; `verify` takes folder, tokens and what the
-    masked model made of them, and returns None where the software that opens the format is not
-    installed.
+    masked model made of them, and returns the `program` that opened the folder and the differences,
+    or None where there was no way to compute anything from it.
+
+    Args:
+        vectors: type that norms and biases are written in; None: that of the matrices.
     """
 
     problems: Callable[[PretrainedConfig, Family, Geometry, ModelShape], list[str]]
     layers_of: Callable[[ModelShape, Family], tuple[PrunedLayer, ...]]
     write: Callable[..., int]
-    verify: Callable[[Path, torch.Tensor, Reference], dict[str, float] | None]
+    verify: Callable[[Path, torch.Tensor, Reference], dict[str, Any] | None]
+    vectors: str | None = None
 
 
 def _in_transformers(
     folder: Path, input_ids_BT: torch.Tensor, reference: Reference
-) -> dict[str, float]:
-    return verify_export(folder, input_ids_BT, reference.logits, reference.dtype)
+) -> dict[str, Any]:
+    found = verify_export(folder, input_ids_BT, reference.logits, reference.dtype)
+    return {"program": "transformers", **found}
 
 
 def _in_llama_cpp(
     folder: Path, input_ids_BT: torch.Tensor, reference: Reference
-) -> dict[str, float] | None:
-    if not has_llama_cpp():
-        return None
+) -> dict[str, Any] | None:
+    """In llama.cpp itself where it is installed; else the file is read back and computed here."""
     [path] = folder.glob("*.gguf")
-    return verify_gguf(
-        path,
-        input_ids_BT,
-        reference.logits,
-        TOLERANCES[reference.weights_dtype],
-        num_threads=torch.get_num_threads(),
-    )
+    if has_llama_cpp():
+        program, tolerance = "llama.cpp", TOLERANCES[reference.weights_dtype]
+        found = verify_gguf(
+            path, input_ids_BT, reference.logits, tolerance, num_threads=torch.get_num_threads()
+        )
+        return {"program": program, **found}
+    read = verify_read_back(path, input_ids_BT, reference.logits, TOLERANCES[reference.dtype])
+    return None if read is None else {"program": "gguf", **read}
 
 
 FORMATS = {
@@ -75,7 +81,7 @@ FORMATS = {
         transformers.problems, transformers.layers_of, transformers.write, _in_transformers
     ),
     "decilm": Format(decilm.problems, decilm.layers_of, decilm.write, _in_transformers),
-    "gguf": Format(gguf.problems, gguf.layers_of, gguf.write, _in_llama_cpp),
+    "gguf": Format(gguf.problems, gguf.layers_of, gguf.write, _in_llama_cpp, vectors="float32"),
 }
 
 
@@ -198,7 +204,9 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     config = dense.model.config
     dense = prepared(dense, export.order)
     tokens = probe_tokens(config.vocab_size, getattr(config, "max_position_embeddings", None) or 48)
-    reference = reference_of(dense, shape, tokens, stored=stored, written=dtype)
+    reference = reference_of(
+        dense, shape, tokens, stored=stored, written=dtype, vectors=form.vectors
+    )
     num_values = form.write(
         folder,
         ExportSource(dense, shape, export.checkpoint.folder, getattr(torch, dtype)),
@@ -206,6 +214,10 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
     )
     del dense
     gc.collect()  # modules refer to one another; the fresh process needs the room
+    verified = _verified(form, folder, tokens, reference)
+    if verified["status"] == UNVERIFIED:
+        for path in folder.glob("*.gguf"):
+            path.rename(path.with_stem(f"{path.stem}-{UNVERIFIED}"))
     description: dict[str, Any] = {
         "format": export.format,
         "needs_code": any(folder.glob("*.py")),
@@ -223,7 +235,7 @@ def _write(export: Export, folder: Path) -> dict[str, Any]:
             path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern)
         ),
         "channel_order": export.order.fingerprint,
-        **_verified(form, folder, tokens, reference),
+        **verified,
     }
     (folder / "README.md").write_text(model_card(description), encoding="utf-8")
     write_manifest(folder, description)
@@ -240,6 +252,9 @@ def _verified(
     if result is None:
         return {
             "status": UNVERIFIED,
-            "verification": f"not opened: llama.cpp is not installed (pip install {PACKAGE})",
+            "verification": (
+                f"not opened: llama.cpp is not installed (pip install {PACKAGE}), and memory has "
+                "no room for a tensor of the file in float32"
+            ),
         }
     return {"status": VERIFIED if passed(result) else BAD, "verification": result}

@@ -49,6 +49,13 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 - smaller: `llama-quantize {folder}/{gguf} model-Q4_K_M.gguf Q4_K_M`""",
 }
 
+OPENED = {
+    "transformers": "opened by transformers in a fresh process",
+    "llama.cpp": "opened by llama.cpp in a fresh process",
+    "gguf": "read back with the gguf package and computed, since llama.cpp was not installed",
+}
+"""How an export was checked, by the `program` that its verification names."""
+
 
 def model_card(description: Mapping[str, Any]) -> str:
     """README.md of the folder.
@@ -188,7 +195,7 @@ def _making(description: Mapping[str, Any]) -> str:
     )
     if isinstance(verification, Mapping):
         lines.append(
-            "- opened in a fresh process, the largest difference of its logits from the "
+            f"- {OPENED[verification['program']]}, the largest difference of its logits from the "
             f"search's masked model was {verification['difference']:.1e} of "
             f"the largest logit ({verification['tolerance']:.0e} allowed)"
         )

@@ -35,13 +35,20 @@ class Reference:
 
 @torch.no_grad()
 def reference_of(
-    dense: LoadedModel, shape: ModelShape, input_ids_BT: torch.Tensor, *, stored: str, written: str
+    dense: LoadedModel,
+    shape: ModelShape,
+    input_ids_BT: torch.Tensor,
+    *,
+    stored: str,
+    written: str,
+    vectors: str | None = None,
 ) -> Reference:
     """Computed in float32 from weights rounded as they are written, so that nothing but the order
     of sums can differ; in the stored type where there is no room for the model in float32.
 
     Args:
         dense: prepared, with weights as they are `stored`.
+        vectors: how norms and biases are written; None: as matrices.
     """
     if _float32_bytes(dense.model) > psutil.virtual_memory().available:
         coarsest = next(dtype for dtype in _COARSEST_FIRST if dtype in (stored, written))
@@ -49,7 +56,7 @@ def reference_of(
     if dense.compensation is not None:
         with masked(dense, shape):  # what compensates is made of the stored weights, and kept
             dense = replace(dense, compensation=_AsWritten(dense.compensation, written))
-    with _as_written(dense.model, written):
+    with _as_written(dense.model, written, vectors or written):
         return Reference(_logits(dense, shape, input_ids_BT), "float32", written)
 
 
@@ -73,8 +80,8 @@ class _AsWritten:
 
 
 @contextmanager
-def _as_written(model: nn.Module, dtype: str) -> Iterator[None]:
-    """Parameters and saved buffers rounded to a type, in float32, while the context is open."""
+def _as_written(model: nn.Module, matrices: str, vectors: str) -> Iterator[None]:
+    """Parameters and saved buffers rounded to their types, in float32, while it is open."""
     before = [
         (tensor, tensor.data)
         for tensor in model.state_dict(keep_vars=True).values()
@@ -82,7 +89,7 @@ def _as_written(model: nn.Module, dtype: str) -> Iterator[None]:
     ]
     try:
         for tensor, data in before:
-            tensor.data = _rounded(data, dtype)
+            tensor.data = _rounded(data, matrices if data.dim() > 1 else vectors)
         yield
     finally:
         for tensor, data in before:
