@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import LlamaConfig
 
 from pruning.canonical_json import dump_json
 from pruning.errors import InputError
 from pruning.models.cache import build_once
 from pruning.models.shards import write_shards
+from pruning.models.stored_weights import opened
 
 _VOCABULARY_OF_2 = 125696
 _SAME = (
@@ -90,9 +90,9 @@ def converted(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], cac
 
 def _write(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], target: Path) -> None:
     with ExitStack() as files:
-        opened = [files.enter_context(safe_open(path, framework="pt")) for path in weights]
-        dtype = next(iter(_tensors(opened, norm_head=False)))[1].dtype
-        write_shards(target, lambda: _tensors(opened, norm_head=_has_norm_head(raw)), dtype=dtype)
+        shards = [files.enter_context(opened(path)) for path in weights]
+        dtype = next(iter(_tensors(shards, norm_head=False)))[1].dtype
+        write_shards(target, lambda: _tensors(shards, norm_head=_has_norm_head(raw)), dtype=dtype)
     config = llama_config(raw)
     config.dtype = dtype
     config.save_pretrained(target)

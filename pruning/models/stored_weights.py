@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,23 @@ def weight_files(folder: Path) -> list[Path]:
     raise InputError(f"model.path: no *.safetensors in {folder}{instead}")
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, for the time of the context.
+
+    Raises:
+        InputError: it cannot be read, is empty or damaged.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"model.path: cannot read {path}: {first_line(error)}; download it again"
+            ) from error
+        yield file
+
+
 def stored_dtype(folder: Path) -> str:
     """The type that most values of the weights are stored in: `float32`, `bfloat16` or `float16`.
 
@@ -57,7 +75,7 @@ def stored_dtype(folder: Path) -> str:
     """
     values: Counter[str] = Counter()
     for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(name)
                 values[tensor.get_dtype()] += math.prod(tensor.get_shape())
@@ -77,7 +95,7 @@ def check_finite(path: Path) -> None:
         InputError: one is NaN or infinite. A search would take the block that it is in for harmful,
             and would remove that first.
     """
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         names = file.keys()
         wrong = [name for name in names if not _is_finite(file.get_tensor(name))]
     if wrong:
@@ -147,13 +165,8 @@ def _headers(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the files that transformers loads, without its values."""
     headers: dict[str, torch.Tensor] = {}
     for path in _loaded_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"model.path: cannot read {path}: {first_line(error)}; download it again"
-            ) from error
+        with opened(path) as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         _refuse_quantized(folder, {name: part.get_dtype() for name, part in slices.items()})
         headers |= {
             name: torch.empty(part.get_shape(), device="meta") for name, part in slices.items()

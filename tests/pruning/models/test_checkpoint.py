@@ -260,6 +260,20 @@ def _write_gguf(path: Path, model, config, rope_freqs=None) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("read", ["fingerprint", "stored_dtype", "check_weights"])
+@pytest.mark.parametrize("content", [b"", b"\x08"])
+def test_a_weight_file_without_content(
+    checkpoint_folder: Path, tmp_path: Path, read: str, content: bytes
+) -> None:
+    """Whatever reads the folder first."""
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "empty"))
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"cannot read .*/model\.safetensors: .*; download it again"
+    ):
+        getattr(Checkpoint(folder), read)()
+
+
 def test_code_of_a_trusted_model_is_part_of_its_fingerprint(
     checkpoint_folder: Path, tmp_path: Path
 ) -> None:
