@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from pruning.costs.counted_flops import flops_of_token
 from pruning.errors import InputError, ScoringError
+from pruning.models.stored_weights import indexed_files
 
 Role = Literal["dense", "pruned"]
 ROLES: tuple[Role, ...] = ("dense", "pruned")
@@ -204,7 +205,12 @@ def weight_file_bytes(path: Path) -> int:
         InputError: there are none.
     """
     files = (
-        [path] if path.is_file() else [file for pattern in _WEIGHTS for file in path.glob(pattern)]
+        {path}
+        if path.is_file()
+        else {
+            *(file for pattern in _WEIGHTS for file in path.glob(pattern)),
+            *(file for file in indexed_files(path) if file.is_file()),
+        }
     )
     if not files:
         raise InputError(f"no weights ({', '.join(_WEIGHTS)}) in {path}")

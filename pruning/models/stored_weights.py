@@ -6,9 +6,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+<<<<<<< HEAD
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+=======
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+>>>>>>> d6730c3 (Count shards in folders below a checkpoint)
 from typing import Any
 
 import torch
@@ -32,12 +37,14 @@ _NUM_NAMED = 3
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files, sorted by name.
+    """The safetensors files, sorted by path: those of the folder, and those in folders below it
+    that the index names.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or the index names one elsewhere.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    named = [] if (folder / _SINGLE).is_file() else indexed_files(folder)
+    files = sorted({*folder.glob("*.safetensors"), *(path for path in named if path.is_file())})
     if files:
         return files
     others = sorted(path.name for pattern in _CODE for path in folder.glob(pattern))
@@ -186,9 +193,30 @@ def _refuse_quantized(folder: Path, dtypes: Mapping[str, str]) -> None:
 
 def _loaded_files(folder: Path) -> list[Path]:
     """Those that transformers loads: one, else those of the index, else all."""
-    index, single = folder / INDEX, folder / _SINGLE
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
-    return weight_files(folder)
+    single = folder / _SINGLE
+    return [single] if single.is_file() else indexed_files(folder) or weight_files(folder)
+
+
+def indexed_files(folder: Path) -> list[Path]:
+    """Those that the index names, there or not; none without an index.
+
+    Raises:
+        InputError: the index names no files, or one outside of the folder.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(
+            f"model.path: weight_map in {index} names no files; expected the file of each tensor. "
+            "Download it again"
+        )
+    for name in sorted(set(names.values())):
+        path = PurePath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(
+                f"model.path: {index} names {name}, which is outside of the folder; expected files "
+                "in it or in folders below. Take the model from somewhere else"
+            )
+    return sorted({folder / name for name in names.values()})

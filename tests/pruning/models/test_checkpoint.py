@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pruning.costs.measured import weight_file_bytes
 from pruning.errors import InputError
 from pruning.models import dtypes, gguf_source
 from pruning.models.cache import cache_folder
@@ -54,6 +57,65 @@ def test_fingerprint_is_of_the_content(folder: Path, checkpoint_folder: Path) ->
     data[-1] ^= 1
     weights.write_bytes(data)
     assert find_checkpoint(str(folder)).fingerprint() != before
+
+
+def in_a_folder_below(folder: Path, name: str = "shards/part.safetensors") -> Path:
+    """The same checkpoint with its weights elsewhere, where the index says."""
+    weights = folder / "model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(file.keys(), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    moved = folder / name
+    moved.parent.mkdir(exist_ok=True)
+    return weights.rename(moved)
+
+
+def test_shards_in_a_folder_below_count(folder: Path) -> None:
+    whole = find_checkpoint(str(folder)).load(dtype="float32").state_dict()
+    moved = in_a_folder_below(folder)
+    checkpoint = find_checkpoint(str(folder))
+    assert checkpoint.weight_files() == [moved.resolve()]
+    assert weight_file_bytes(folder) == moved.stat().st_size
+    assert checkpoint.stored_dtype() == "float32"
+    before, loaded = checkpoint.fingerprint(), checkpoint.load(dtype="float32").state_dict()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, whole[name])
+    data = bytearray(moved.read_bytes())
+    data[-1] ^= 1
+    moved.write_bytes(data)
+    assert checkpoint.fingerprint() != before
+
+
+def test_values_of_shards_in_a_folder_below_are_checked(folder: Path) -> None:
+    moved = in_a_folder_below(folder)
+    data = bytearray(moved.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()
+    moved.write_bytes(data)
+    with pytest.raises(InputError, match="NaN or infinite values"):
+        find_checkpoint(str(folder)).fingerprint()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_index_that_leads_out_of_the_folder_is_refused(
+    folder: Path, tmp_path: Path, absolute: bool
+) -> None:
+    name = str(tmp_path / "part.safetensors") if absolute else "../part.safetensors"
+    in_a_folder_below(folder, name)
+    checkpoint = find_checkpoint(str(folder))
+    message = re.escape(f"names {name}, which is outside of the folder")
+    for use in (checkpoint.weight_files, checkpoint.check_weights, checkpoint.fingerprint):
+        with pytest.raises(InputError, match=message):
+            use()
+    with pytest.raises(InputError, match=message):
+        checkpoint.load(dtype="float32")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
+def test_an_index_without_files_is_refused(folder: Path, index: object) -> None:
+    in_a_folder_below(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="weight_map in .* names no files"):
+        find_checkpoint(str(folder)).weight_files()
 
 
 def test_no_such_folder_and_no_network() -> None:
