@@ -6,14 +6,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-<<<<<<< HEAD
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-=======
-from collections.abc import Mapping
 from pathlib import Path, PurePath
->>>>>>> d6730c3 (Count shards in folders below a checkpoint)
 from typing import Any
 
 import torch
