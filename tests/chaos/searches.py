@@ -19,15 +19,20 @@ from typing import Any
 from unittest.mock import patch
 
 from pipelines.errors import StoreUnavailable
+from pipelines.prune.allocate import find_allocation
 from pipelines.prune.driver import run_search
 from pipelines.prune.scorer import Scorer
+from pipelines.runs.files import ALLOCATION, LOCK
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import Journal
 from pipelines.store.scores import Context, ScoreStore
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
-from pruning.search.greedy import GreedySearch
+from pruning.search.allocation_path import AllocationStrategy
 from pruning.search.settings import SearchSettings
+from pruning.search.strategies import strategy_of
+from pruning.search.strategy import Measured, Search, Strategy
 from tests.chaos.evaluators import Orders, Unlucky
 from tests.chaos.figures import Figures
 from tests.chaos.injector import Injector, Left
@@ -43,6 +48,12 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"target_ratio": 0.40, "distribution": [40, 40, 20], "mlp_group_channels": 8},
     {"target_ratio": 0.35, "distribution": [20, 60, 20], "mlp_group_channels": 6},
     {"target_ratio": 0.50, "distribution": [50, 30, 20], "mlp_group_channels": 8},
+    {
+        "strategy": "allocation",
+        "target_ratio": 0.12,
+        "distribution": [0, 1, 1],
+        "mlp_group_channels": 8,
+    },
 )
 TASK_TIMEOUT_S = 6.0
 SEARCH_TIMEOUT_S = 240.0
@@ -141,23 +152,36 @@ class Chaos:
     def _reference(self, index: int, pool: InlinePool) -> Reference:
         folder = self.folder / f"reference-{index}"
         folder.mkdir()
-        search, journal = self._new_search(index), Journal(folder / "trajectory.jsonl")
+        journal = Journal(folder / "trajectory.jsonl")
         with ScoreStore(f"sqlite:///{folder}/scores.db") as store:
-            scorer = self._drive(search, journal, store, pool)
-        assert {step.stage for step in search.steps} == {"block", "mlp_channels", "attention_heads"}
+            scorer = self._drive(index, journal, store, pool)
+        stages = {line["stage"] for line in journal.lines}
+        every = {"block", "mlp_channels", "attention_heads"}
+        assert stages == every if "strategy" not in SETTINGS[index] else "mlp_channels" in stages
         return Reference(
             _without_times(journal.path), _rows(folder / "scores.db"), scorer.num_scored
         )
 
-    def _new_search(self, index: int) -> GreedySearch:
+    def _strategy(self, index: int) -> Strategy:
         settings = SearchSettings.resolved(
             self.accounting.geometry, head_group_channels=16, **SETTINGS[index]
         )
-        return GreedySearch(self.accounting, settings)
+        return strategy_of(settings)
 
-    def _drive(
-        self, search: GreedySearch, journal: Journal, store: ScoreStore, pool: Pool
-    ) -> Scorer:
+    def _new_search(self, index: int, scorer: Scorer, folder: Path) -> Search:
+        """A search where it begins; one that allocates measures first, or finds that it has."""
+        strategy, measured = self._strategy(index), Measured()
+        if isinstance(strategy, AllocationStrategy):
+            with RunFolder(folder) as run_folder:
+                measured["allocation"] = find_allocation(
+                    strategy.measuring(self.accounting),
+                    scorer,
+                    run_folder,
+                    on_wave=lambda _name, _count: None,
+                )
+        return strategy.search(self.accounting, measured)
+
+    def _drive(self, index: int, journal: Journal, store: ScoreStore, pool: Pool) -> Scorer:
         spec = self.spec
         context = Context(
             model="tiny",
@@ -168,6 +192,8 @@ class Chaos:
             arithmetic=pool.arithmetic,
         )
         scorer = Scorer(pool, store, self.calibration, context, self._on_evaluation)
+        search = self._new_search(index, scorer, journal.path.parent)
+        journal.replay(search)
         run_search(
             search,
             scorer,
@@ -223,11 +249,10 @@ class Chaos:
             f"{folder}: other scores, after {faults}"
         )
         assert len(self.injector.written) == reference.num_evaluations
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "scores.db",
-            "scores.db.lock",
-            "trajectory.jsonl",
-        ]
+        files = {"scores.db", "scores.db.lock", "trajectory.jsonl"}
+        if "strategy" in SETTINGS[planned.settings]:
+            files |= {ALLOCATION, LOCK}
+        assert {path.name for path in folder.iterdir()} == files
         too_many = self._counted() - self.injector.expected()
         del too_many["late"]  # a busy machine can make one
         assert not too_many, (
@@ -240,12 +265,10 @@ class Chaos:
 
     def _drove_to_the_end(self, folder: Path, settings: int) -> bool:
         """One driver: everything but the pool is new, and goes on from journal and store."""
-        search = self._new_search(settings)
         journal = WatchedJournal(folder / "trajectory.jsonl", self.injector)
-        journal.replay(search)
         try:
             with WatchedStore(f"sqlite:///{folder}/scores.db", self.injector) as store:
-                self._drive(search, journal, store, self.pool)
+                self._drive(settings, journal, store, self.pool)
         except Left:
             assert self.injector.leaving is not None
             fault, _ = self.injector.leaving
@@ -301,7 +324,7 @@ class Chaos:
         """Works on until the pool has seen everything and is whole again."""
         until = time.monotonic() + SEARCH_TIMEOUT_S
         shape = self.accounting.dense
-        removals = self._new_search(0).propose()
+        removals = self._strategy(0).search(self.accounting, {}).propose()
         while (
             self.injector.expected() - self.unnoticed - self._counted()
             or self.pool.num_evaluators < self.num_evaluators
