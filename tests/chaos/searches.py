@@ -59,7 +59,10 @@ TASK_TIMEOUT_S = 6.0
 SEARCH_TIMEOUT_S = 240.0
 """A search takes a second or two; starts of evaluators on a busy machine take most of the rest."""
 
-_TIMES = re.compile(rb', "seconds": [0-9.e-]+, "timestamp": [0-9.]+}$')
+_TIMES = re.compile(
+    rb', "seconds": [0-9.e-]+, "timestamp": [0-9.]+(, "deviating": {"halved": [0-9]+})?}$'
+)
+"""What differs between two runs: times, and that a batch was split, which here changes no digit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,11 +379,13 @@ def _without_times(path: Path) -> tuple[bytes, ...]:
 
 
 def _rows(path: Path) -> tuple[tuple[Any, ...], ...]:
+    """All scores, in whatever way their batches were run."""
     connection = sqlite3.connect(path)
     try:
         return tuple(
             connection.execute(
-                "select shape, context, batch, nll, num_tokens from scores order by 1, 2, 3"
+                "select distinct shape, json_remove(description, '$.halved'), batch, nll, num_tokens"
+                " from scores join contexts on context = digest order by 1, 2, 3"
             )
         )
     finally:
