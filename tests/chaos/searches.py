@@ -384,8 +384,8 @@ def _rows(path: Path) -> tuple[tuple[Any, ...], ...]:
     try:
         return tuple(
             connection.execute(
-                "select distinct shape, json_remove(description, '$.halved'), batch, nll, num_tokens"
-                " from scores join contexts on context = digest order by 1, 2, 3"
+                "select distinct shape, json_remove(description, '$.halved'), batch, nll, "
+                "num_tokens from scores join contexts on context = digest order by 1, 2, 3"
             )
         )
     finally:
