@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, Literal
 
 from pruning.errors import InputError
@@ -181,11 +182,12 @@ class ModelShape:
         try:
             return cls(
                 tuple(
-                    LayerShape(int(layer["kv_heads"]), int(layer["mlp_channels"]))
+                    LayerShape(index(layer["kv_heads"]), index(layer["mlp_channels"]))
                     for layer in data["layers"]
                 )
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                'not a shape file: expected {"layers": [{"kv_heads": .., "mlp_channels": ..}, ..]}'
+                'not a shape: expected {"layers": [{"kv_heads": .., "mlp_channels": ..}, ..]} with '
+                f"whole numbers >= 0: {error}"
             ) from error

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -27,10 +28,12 @@ from pipelines.config.overrides import (
     CONF,
     as_override,
     composition_error,
+    flag_problems,
     option_of,
     override_problems,
     quoted,
     spelt_out,
+    with_quoted_path,
 )
 from pipelines.config.redaction import masked_url
 from pipelines.config.schemas import register
@@ -64,9 +67,13 @@ def launch(
         return
     register()
     try:
-        arguments = sys.argv[1:] = prepare([spelt_out(word) for word in sys.argv[1:]])
+        words = [with_quoted_path(spelt_out(word)) for word in sys.argv[1:]]
+        arguments = sys.argv[1:] = prepare(words)
     except InputError as error:
         stop(str(error), 2)
+    problems = flag_problems(config_name, arguments)
+    if problems:
+        stop("\n".join(problems), 2)
     _refuse_lists_of_files(config_name, arguments)
     if any(word.startswith("-") for word in arguments):
         _under_hydra(config_name, load, arguments)
@@ -221,7 +228,11 @@ def listed_in(option: str) -> Callable[[Sequence[str]], list[str]]:
     """
 
     def gathered(arguments: Sequence[str]) -> list[str]:
-        free = [word for word in arguments if "=" not in word and not word.startswith("-")]
+        free = [
+            word
+            for word in arguments
+            if not word.startswith("-") and ("=" not in word or Path(word).expanduser().is_dir())
+        ]
         if not free:
             return list(arguments)
         if any(word.startswith(f"{option}=") for word in arguments):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ AXES = ("model", "calibration", "search", "experiment")
 
 The others say where a sweep runs and what it writes, once for all points.
 """
+
+
+MAX_POINTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,12 @@ def points_of(grid: Mapping[str, Any]) -> list[Point]:
             )
         elif len({str(value) for value in values}) < len(values):
             problems.append(f"grid: {name}: {list(values)} has a value twice")
+    if not problems and (count := math.prod(map(len, grid.values()))) > MAX_POINTS:
+        sizes = " x ".join(f"{len(values):,} of {name}" for name, values in grid.items())
+        problems.append(
+            f"grid: {count:,} points ({sizes}); at most {MAX_POINTS:,}, each of which is a search: "
+            "give fewer values, or several sweeps"
+        )
     if problems:
         raise InputError("\n".join(problems))
     combinations = [

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,6 +49,66 @@ def spelt_out(word: str) -> str:
         if name == "model" and value and not (CONF / "model" / f"{value}.yaml").is_file()
         else word
     )
+
+
+PATHS = {
+    "calibration.path",
+    "checkpoint",
+    "evaluation.data_dir",
+    "model.path",
+    "output_dir",
+    "rate_of",
+    "record",
+    "run",
+    "shape",
+    "store.url",
+    "tokenizer_gguf",
+    "tracking.uri",
+}
+"""Options that name a file, a folder or a server."""
+
+
+def with_quoted_path(word: str) -> str:
+    """`output_dir='a (b), ü'` for `output_dir=a (b), ü`: a path may hold characters that mean
+    something to Hydra. What Hydra reads as one text, a list or a reference is left as it is.
+    """
+    name, _, value = word.partition("=")
+    if option_of(word) not in PATHS or not value:
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return f"{name}={quoted(value)}"
+    # `model.path=a,b` is what --multirun takes, and what a sweep explains
+    one = not name.endswith(".path") or Path(value).expanduser().exists()
+    return f"{name}={quoted(value)}" if override.is_sweep_override() and one else word
+
+
+def flag_problems(config_name: str, words: Sequence[str]) -> list[str]:
+    """What to say of options that are given as other programs take them, `--target-ratio 0.1`."""
+    wrong = [word for word in words if re.match(r"--?[a-z]", word) and not _is_flag(word)]
+    if not wrong:
+        return []
+    with initialize_config_dir(str(CONF), version_base=None):
+        names = option_names(compose(config_name))
+    return [_as_option(word, names) for word in wrong]
+
+
+def _is_flag(word: str) -> bool:
+    return word.partition("=")[0] in {
+        flag for action in get_args_parser()._actions for flag in action.option_strings
+    }
+
+
+def _as_option(word: str, names: Sequence[str]) -> str:
+    flag, equals, value = word.partition("=")
+    wanted = flag.lstrip("-").replace("-", "_")
+    found = [name for name in names if name.rpartition(".")[2] == wanted or name == wanted]
+    found = found or difflib.get_close_matches(wanted, names, n=1)
+    hint = (
+        f"did you mean {found[0]}={value if equals else 'VALUE'}?" if found else "--help lists all"
+    )
+    return f"{flag}: options are given as NAME=VALUE; {hint}"
 
 
 def option_of(override: str) -> str:
@@ -89,7 +151,19 @@ def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
     value = override.partition("=")[2].lstrip(
         "[{'\""
     )  # where the grammar is at fault, a URL may be behind any of these
-    return without_secrets(f"{override}: {composition_error(error)}", value)
+    said = composition_error(error)
+    if "=[" in override and "of type 'list' could not be converted" in said:
+        said = f"{said}: it takes one value; several are for multipruner sweep"
+    if isinstance(error, MissingConfigException):
+        close = difflib.get_close_matches(value, _files_of(name), n=1)
+        said = said.partition(" Config search path")[0]
+        said += f"; did you mean {name}={close[0]}?" if close else ""
+    return without_secrets(f"{override}: {said}", value)
+
+
+def _files_of(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def unknown_option(name: str, names: Sequence[str]) -> str:

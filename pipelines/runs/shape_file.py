@@ -26,11 +26,17 @@ def read_shape(path: Path, accounting: Accounting) -> ModelShape:
             f"{AUTHORS_CONFIG} of the method's authors"
         ) from error
     geometry = accounting.geometry
-    if isinstance(data, dict) and "pruned_attn_idx" in data:
-        return read_authors_config(
-            data, geometry.dense, channels_per_kv_head=geometry.channels_per_kv_head
-        )
-    shape = ModelShape.from_json(data if isinstance(data, dict) else {})
+    try:
+        if isinstance(data, dict) and "pruned_attn_idx" in data:
+            return read_authors_config(
+                data, geometry.dense, channels_per_kv_head=geometry.channels_per_kv_head
+            )
+        shape = ModelShape.from_json(data if isinstance(data, dict) else {})
+    except InputError as error:
+        raise InputError(
+            f"shape: {path}: {error}; give {SHAPE} of a search, or a {AUTHORS_CONFIG} of the "
+            "method's authors"
+        ) from error
     problems = geometry.problems(shape)
     if problems:
         raise InputError(

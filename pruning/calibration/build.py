@@ -4,6 +4,7 @@ width stages, one held out for the report.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from pruning.calibration.spec import CalibrationSpec
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 def make_calibration(
@@ -39,6 +42,14 @@ def make_calibration(
         text = running_text(spec)
         calibration = (
             _from_rows(spec, tokenizer()) if text is None else _from_text(spec, tokenizer(), *text)
+        )
+    num_heldout = len(calibration.heldout.input_ids) if calibration.heldout else 0
+    if num_heldout < spec.num_heldout_samples:
+        log.warning(
+            "calibration.num_heldout_samples: %d asked for, %d left: the held-out perplexity is %s",
+            spec.num_heldout_samples,
+            num_heldout,
+            f"over {num_heldout} sequences" if num_heldout else "not measured",
         )
     for name, tokens in calibration.sets().items():
         low, high = int(tokens.input_ids.min()), int(tokens.input_ids.max())

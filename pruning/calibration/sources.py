@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def wikitext_text(raw: str) -> str:
     """The text of a WikiText raw file as the papers tokenize it: the hub's rows (blank ones empty,
     others with their newline) joined with two newlines.
     """
-    return "\n\n".join(line if line.strip() else "" for line in raw.splitlines(keepends=True))
+    return "\n\n".join(line if line.strip() else "" for line in StringIO(raw, newline="\n"))
 
 
 def running_text(spec: CalibrationSpec) -> tuple[str, str] | None:
@@ -171,9 +172,9 @@ def _read_text(path: str, option: str = "calibration.path") -> str:
 
 def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]:
     rows = []
-    for number, line in enumerate(
-        _read_text(str(path), option or "calibration.path").splitlines(), start=1
-    ):
+    # str.splitlines would also split at U+2028, U+0085 and others, which JSON strings may hold
+    text = _read_text(str(path), option or "calibration.path")
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

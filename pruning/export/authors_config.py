@@ -31,9 +31,17 @@ def read_authors_config(
         removed_attention, removed_mlp = set(data["pruned_attn_idx"]), set(data["pruned_mlp_idx"])
         attention_widths = _by_layer(data["pruned_attn_width"], num_layers)
         mlp_widths = _by_layer(data["pruned_mlp_width"], num_layers)
+        outside = _outside(removed_attention | removed_mlp, num_layers)
     except KeyError as error:
         raise InputError(
             f"not a pruning_config.json of the authors' format: {error} is missing"
+        ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            "not a pruning_config.json of the authors' format: it takes two lists of layers and "
+            f"two widths by layer: {error}"
         ) from error
     layers = []
     for index, full in enumerate(dense.layers):
@@ -41,7 +49,7 @@ def read_authors_config(
             attention_widths.get(index, full.kv_heads * channels_per_kv_head), channels_per_kv_head
         )
         channels = mlp_widths.get(index, full.mlp_channels)
-        if rest or kv_heads > full.kv_heads or channels > full.mlp_channels:
+        if rest or not (0 <= kv_heads <= full.kv_heads and 0 <= channels <= full.mlp_channels):
             raise InputError(
                 f"pruning_config.json does not fit this model: layer {index} has "
                 f"{attention_widths.get(index)} query channels and {channels} MLP "
@@ -54,7 +62,6 @@ def read_authors_config(
                 0 if index in removed_mlp else channels,
             )
         )
-    outside = _outside(removed_attention | removed_mlp, num_layers)
     if outside:
         raise InputError(
             "pruning_config.json does not fit this model: it removes blocks of layers "

@@ -33,6 +33,15 @@ from pruning.models.stored_json import read_json
 
 disable_progress_bar()  # one bar is shown, that of the search
 
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -157,11 +166,22 @@ def _refuse(raw: Mapping[str, Any], folder: Path, *, trust_remote_code: bool) ->
             f"model.path: {folder} has the unknown architecture {model_type!r} "
             "(model_type in config.json)"
         )
+    empty = [f"{name} {raw[name]}" for name in _SIZES if _is_no_size(raw.get(name, 1))]
+    if empty:
+        raise InputError(
+            f"model.path: config.json in {folder} describes no model: {', '.join(empty)}; sizes "
+            "are above 0"
+        )
     if raw.get("quantization_config"):
         raise InputError(
             f"model.path: the weights in {folder} are quantized, which cannot be cut; use the "
             "unquantized model"
         )
+
+
+def _is_no_size(value: Any) -> bool:
+    """What is not a number is left to transformers, which knows what may stand there."""
+    return isinstance(value, int | float) and value <= 0
 
 
 def _why_no_tokenizer(folder: Path, error: Exception) -> str:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pruning.errors import InputError
+from pruning.errors import InputError, first_line
 from pruning.models.cache import build_once, cache_folder
 from pruning.models.families import GGUFGaps, gguf_gaps
 
@@ -31,7 +31,10 @@ def gguf_source(path: str) -> Path | None:
 
 def _file_of_package(reference: str) -> Path:
     package, _, file = reference.partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # of no name, or inside of a package that is not there
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"model.path: the Python package {package!r}, which ships {file}, is not installed. "
@@ -83,13 +86,19 @@ def _gaps(path: Path) -> tuple[GGUFGaps | None, float | None]:
     positions linearly (None: it does not).
 
     Raises:
-        InputError: its rotary embedding is scaled in a way that transformers would silently leave
-            out.
+        InputError: it cannot be read, or its rotary embedding is scaled in a way that transformers
+            would silently leave out.
     """
     from gguf import GGUFReader  # only a conversion needs it
 
-    reader = GGUFReader(path)
-    architecture = reader.fields["general.architecture"].contents()
+    try:
+        reader = GGUFReader(path)
+        architecture = reader.fields["general.architecture"].contents()
+    except (ValueError, LookupError, OSError, TypeError, OverflowError, MemoryError) as error:
+        raise InputError(
+            f"model.path: {path} is not a GGUF, or not a whole one: {first_line(error)}; download "
+            "it again, or give the model's safetensors"
+        ) from error
     gaps = gguf_gaps(architecture)
     kind, factor = (
         reader.fields.get(f"{architecture}.rope.scaling.{name}") for name in ("type", "factor")
