@@ -95,9 +95,10 @@ def flag_problems(config_name: str, words: Sequence[str]) -> list[str]:
 
 
 def _is_flag(word: str) -> bool:
-    return word.partition("=")[0] in {
-        flag for action in get_args_parser()._actions for flag in action.option_strings
-    }
+    """One of Hydra's, which may be shortened."""
+    name = word.partition("=")[0]
+    flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
+    return name in flags or (len(name) > 2 and any(flag.startswith(name) for flag in flags))
 
 
 def _as_option(word: str, names: Sequence[str]) -> str:
