@@ -188,6 +188,6 @@ class ModelShape:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                'not a shape file: expected {"layers": [{"kv_heads": .., "mlp_channels": ..}, ..]} with '
-                f"whole numbers >= 0: {error}"
+                'not a shape file: expected {"layers": [{"kv_heads": .., "mlp_channels": ..}, ..]} '
+                f"with whole numbers >= 0: {error}"
             ) from error
