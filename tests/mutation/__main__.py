@@ -45,7 +45,15 @@ def main() -> int:
     )
     print(f"{len(chosen)} of {len(everything)} mutants in {len(tests)} modules", flush=True)
     verdicts = _run(chosen, tests, arguments)
-    return _report(verdicts, explained, stale)
+    missing = sorted(
+        name
+        for path in (ROOT / "pruning").rglob("*.py")
+        if (name := str(path.relative_to(ROOT))) not in tests and "export" not in path.parts
+        if mutants(name, path.read_text(encoding="utf-8"))
+    )
+    if missing:
+        print("\nnot in modules.yaml:", *missing, sep="\n  ")
+    return _report(verdicts, explained, stale) or bool(missing)
 
 
 def _arguments() -> argparse.Namespace:
