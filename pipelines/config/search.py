@@ -118,6 +118,11 @@ class SearchConfig:
                 f"search.shape_constraint: {self.shape_constraint}, which search.strategy="
                 f"{self.strategy} does not keep; it takes {', '.join(strategy.constraints)}"
             )
+        if self.compensation in COMPENSATIONS[1:] and any(shares[:1]) and not any(shares[1:]):
+            found.append(
+                f"search.compensation: {self.compensation}, which has no effect with "
+                f"search.distribution={shares}: no width changes; use search.compensation=none"
+            )
         if self.compensation != "none" and self.importance != "activation":
             found.append(
                 f"search.compensation: {self.compensation} with search.importance="

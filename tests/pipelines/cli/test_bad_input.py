@@ -41,6 +41,10 @@ from tests.pipelines.conftest import Search
             ["search.importance: 'random'; one of activation, l1, none"],
         ),
         (
+            ["search.compensation=least_squares", "search.distribution=[1,0,0]"],
+            ["search.compensation: least_squares, which has no effect", "no width changes"],
+        ),
+        (
             ["search.mlp_group_channels=49"],
             ["search.mlp_group_channels: 49; this model's MLPs have 48 channels"],
         ),
