@@ -120,3 +120,9 @@ def test_authors_config_of_another_model(change: dict[str, object], message: str
 def test_authors_config_without_a_key() -> None:
     with pytest.raises(InputError, match="pruned_attn_idx"):
         read_authors_config({}, DENSE, channels_per_kv_head=16)
+
+
+@pytest.mark.parametrize("sizes", [(-1, 4), (2, -4)])
+def test_no_layer_keeps_less_than_nothing(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="both are >= 0"):
+        LayerShape(*sizes)

@@ -181,3 +181,25 @@ def test_fewer_heldout_sequences_than_asked_for_are_said(
     said = "calibration.num_heldout_samples: 17 asked for, 16 left"
     assert f"{said}: the held-out perplexity is over 16 sequences" in output(17)
     assert "num_heldout_samples:" not in output(16)
+
+
+def test_wikitext_is_read_where_it_lies_and_else_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def hub(path: str, **options: Any) -> dict[str, list[str]]:
+        asked.append({"path": path} | options)
+        return {"text": ["one", "two"]}
+
+    monkeypatch.setattr("pruning.calibration.sources._hub_dataset", hub)
+    split = {"name": "wikitext-2-raw-v1", "split": "test"}
+    wanted = {"path": "Salesforce/wikitext", "option": "o"} | split
+    for folder in (None, tmp_path):
+        assert measured_text("wikitext2", option="o", folder=folder) == "one\n\ntwo"
+    assert asked == [wanted, wanted]
+    (tmp_path / "wikitext2.test.raw").write_text("three\n")
+    assert measured_text("wikitext2", option="o", folder=tmp_path) == "three\n"
+    assert len(asked) == 2
+    (tmp_path / "own.txt").write_text("four")
+    assert measured_text(str(tmp_path / "own.txt"), option="o", folder=tmp_path) == "four"
