@@ -1,5 +1,5 @@
-"""vLLM itself serves DeciLM folders: `make vllm-test`, which installs its CPU build beside this
-project's environment.
+"""vLLM itself serves DeciLM folders, and plain checkpoints with its own classes: `make vllm-test`,
+which installs its CPU build beside this project's environment.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pruning.export.decilm import write
+from pruning.export import decilm, transformers
 from pruning.export.source import ExportSource
 from pruning.models.loaded_model import LoadedModel
+from pruning.shape import ModelShape
 from tests.conftest import ROOT, tiny_config, tiny_model, tokens
 from tests.pruning.export.gguf_models import LLAMA3_ROPE
 from tests.pruning.export.sources import masked_logits, smollm2_source
@@ -69,8 +70,7 @@ def serve(python: Path, folder: Path, prompt: list[int]) -> dict[str, Any]:
 
 
 def check(python: Path, source: ExportSource, folder: Path, prompt: list[int]) -> None:
-    """24 greedy tokens are ours, and every log-probability within 1e-4."""
-    write(folder, source)
+    """24 greedy tokens of the folder are ours, and every log-probability within 1e-4."""
     served = serve(python, folder, prompt)
     whole = torch.tensor([prompt + served["tokens"]])
     logits_TV = masked_logits(source, whole)[0, :-1]
@@ -93,12 +93,26 @@ def test_hard_shapes(name: str, vllm_python: Path, tmp_path: Path) -> None:
     model_type, changes = TINY[name]
     config = tiny_config(model_type, num_hidden_layers=6, hidden_size=96, head_dim=32, **changes)
     source = ExportSource(LoadedModel.of(tiny_model(config)), HARD, tmp_path, torch.float32)
+    decilm.write(tmp_path, source)
+    check(vllm_python, source, tmp_path, tokens(1, 20)[0].tolist())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_plain_checkpoints(name: str, vllm_python: Path, tmp_path: Path) -> None:
+    """One width, fewer layers and fewer heads, served by vLLM's own class of the family."""
+    model_type, changes = TINY[name]
+    config = tiny_config(model_type, num_hidden_layers=6, hidden_size=96, head_dim=32, **changes)
+    shape = ModelShape.parse("2x24*2 0x0 2x24*3")
+    source = ExportSource(LoadedModel.of(tiny_model(config)), shape, tmp_path, torch.float32)
+    transformers.write(tmp_path, source)
+    assert not list(tmp_path.glob("*.py"))
     check(vllm_python, source, tmp_path, tokens(1, 20)[0].tolist())
 
 
 @pytest.mark.data
 def test_smollm2(vllm_python: Path, tmp_path: Path) -> None:
     source = smollm2_source()
+    decilm.write(tmp_path, source)
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder)
     check(
         vllm_python,
