@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from transformers import AutoConfig
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
@@ -22,7 +21,8 @@ from pruning.search.allocation import (
     solve,
 )
 from pruning.search.rounds import AllocationSearch
-from pruning.search.uniform import uniform_shape
+from pruning.search.settings import SearchSettings
+from pruning.search.strategies import strategy_of
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
 
@@ -164,41 +164,59 @@ def test_a_round_that_gains_nothing_ends_the_search() -> None:
     assert len(search.rounds) <= 1
 
 
-@pytest.mark.parametrize("target", [0.05, 0.1, 0.15])
-def test_uniform_is_even_and_meets_its_target(accounting: Accounting, target: float) -> None:
-    shape = uniform_shape(accounting, target_ratio=target, group=4)
-    widths = [layer.mlp_channels for layer in shape.layers]
-    assert accounting.ratio(shape) >= target
-    assert widths[0] == widths[-1] == 48
-    inner = widths[1:-1]
-    assert max(inner) - min(inner) <= 4
-    more = [
-        resized(shape, (index, "mlp_channels"), width + 4)
-        for index, width in enumerate(widths)
-        if width == min(inner)
-    ]
-    assert all(accounting.ratio(each) < target for each in more), "it removes no more than asked"
-    one = uniform_shape(accounting, target_ratio=target, group=4, whole_ends=False, one_width=True)
-    assert len({layer.mlp_channels for layer in one.layers}) == 1
+def test_the_unit_of_a_limit_does_not_matter() -> None:
+    tiny = Limit("heads", lambda shape: 1e-10 * heads(shape), -1e-10)
+    with pytest.raises(InputError, match="heads: -1e-10 is out of reach"):
+        solve(table_of(0), [tiny])
 
 
-def test_uniform_says_how_far_it_goes(accounting: Accounting) -> None:
-    with pytest.raises(InputError, match=r"search.target_ratio: 0.9; MLPs of 4 channels in 2 of 4"):
-        uniform_shape(accounting, target_ratio=0.9, group=4)
-
-
-def test_uniform_of_a_published_size() -> None:
-    config = AutoConfig.for_model(
-        "llama",
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        tie_word_embeddings=True,
+def test_of_several_solutions_the_best_measured_is_kept() -> None:
+    """With 24 blocks, solutions of at most 8, 16 and 32 changes differ."""
+    weights = np.array([9.0, 1.0] * 12)
+    dense, start = ModelShape.parse("3x48*24"), ModelShape.parse("3x32*24")
+    search = AllocationSearch(
+        dense, start, [Limit("channels", channels, 768)], group=4, heads=0, max_rounds=1
     )
-    accounting = Accounting(config)
-    shape = uniform_shape(accounting, target_ratio=0.2, group=64)
-    assert 0.2 <= accounting.ratio(shape) < 0.2015
-    assert {layer.mlp_channels for layer in shape.layers} == {1536, 1024, 960}
+    run(search, toy(weights))
+    [found] = search.rounds
+    changes = [change for _, change in found.solutions]
+    assert len(changes) > 1
+    assert -found.gain == min(changes) < max(changes)
+    measured = {solution.shape: change for solution, change in found.solutions}
+    assert measured[search.shape] == min(changes)
+    # toy() gives four sequences 0.9, 1, 1.1 and 1 times a value: their variance is 0.02 / 3.
+    assert found.gain_stderr == pytest.approx(found.gain * math.sqrt(0.02 / 3 / 4))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "evaluations", "names"),
+    [
+        ((0, 1, 0), (13, 41), ["block", "mlp_channels"]),
+        ((0, 96, 4), (17, 57), ["block", "mlp_channels", "attention_heads"]),
+    ],
+)
+def test_the_plan_of_an_allocation_by_hand(
+    accounting: Accounting,
+    distribution: tuple[float, ...],
+    evaluations: tuple[int, int],
+    names: list[str],
+) -> None:
+    """The first wave: the start, 2 sizes of the MLPs that are whole, the first and the last, and 4
+    of the two others; with heads 1 of each attention. At most 2 rounds of 4 sizes of each MLP, 2 of
+    each attention and 4 solutions, and the start.
+    """
+    settings = SearchSettings.resolved(
+        accounting.geometry,
+        target_ratio=0.1,
+        distribution=distribution,
+        strategy="allocation",
+        mlp_group_channels=16,
+        head_group_channels=16,
+    )
+    measured, *stages = strategy_of(settings).planned(accounting).stages
+    assert [stage.name for stage in (measured, *stages)] == names
+    assert (measured.evaluations.min, measured.evaluations.max) == evaluations
+    assert (measured.steps.max, measured.ratio) == (0, (0.0, 0.0))
+    for stage in stages:
+        assert (stage.steps.min, stage.steps.max) == (0, 4 * 4)
+        assert stage.ratio == pytest.approx((0.1, 48 * 146 / 69_168))

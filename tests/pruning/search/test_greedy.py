@@ -343,3 +343,32 @@ def test_a_score_that_is_not_finite_stops_a_fixed_search(accounting: Accounting)
     search = make_fixed(accounting, random_path(accounting.dense, 1), 0.4)
     with pytest.raises(ScoringError, match="all 1 candidates is NaN"):
         search.observe(dict.fromkeys(search.propose(), math.nan))
+
+
+def test_expected_evaluations_by_hand() -> None:
+    """Four attentions of 7,056 parameters, four MLPs of 14,064, of whose channels 16 are 2,336."""
+    accounting = Accounting(tiny_config("llama", intermediate_size=96))
+    assert accounting.num_dense_parameters == 97_200
+    search = make_search(accounting, 0.4, (50, 50, 0))
+    # To 19,440: 2 steps of 10,560 with 8 candidates; from there to 38,880: 8 groups of 4 layers.
+    assert search.expected_evaluations() == 2 * 8 + 8 * 4
+    search.observe(dict.fromkeys(search.propose(), 1.0))
+    # 12,384 are left to 19,440: 2 steps of (3 x 7,056 + 4 x 14,064) / 7; from there 5 groups.
+    assert search.steps[0].removal == Removal("attention", 0, 0)
+    assert search.expected_evaluations() == 2 * 7 + 5 * 4
+
+
+def test_a_fixed_search_of_heads_knows_how_many_are_left() -> None:
+    """A KV head is 2,336 of 69,168 parameters: two of them are the first to be 6 %."""
+    accounting = Accounting(tiny_config("llama"))
+    path = [[Removal("attention_heads", layer, 2)] for layer in range(4)]
+    search = FixedSearch(accounting, settings_of(accounting, 0.06, (0, 0, 1)), path)
+    assert search.expected_evaluations() == 2
+    assert run(search).shape == ModelShape.parse("2x48*2 3x48*2")
+
+
+def test_a_share_below_one_asks_for_as_much(accounting: Accounting) -> None:
+    """Shares are relative: 0.04 of heads asks for groups of whole KV heads, as 4 does."""
+    for shares in ((0.5, 0.46, 0.04), (50, 46, 4)):
+        with pytest.raises(InputError, match="search.head_group_channels: 7"):
+            make_search(accounting, distribution=shares, heads=7)

@@ -6,7 +6,8 @@ from transformers import AutoConfig
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.search.greedy import GreedySearch
-from pruning.search.implied import implied_search, target_range
+from pruning.search.implied import ImpliedStage, implied_search, target_range, whole_blocks
+from pruning.search.plan import Range
 from pruning.search.settings import SearchSettings
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config
@@ -84,3 +85,45 @@ def test_a_shape_of_another_search() -> None:
         InputError, match="keeps 41 MLP channels, which is not 48 less whole groups of 16"
     ):
         implied_search(accounting, ModelShape.parse("3x48*3 3x41"), mlp_group=16, head_group=1)
+
+
+def test_layers_that_ran_out_of_groups_give_a_range_of_evaluations() -> None:
+    """Two of four layers lost both groups that they can lose. One after the other: 4 + 4 + 3 + 3
+    candidates. In turns: 4 + 4 + 4 + 3.
+    """
+    accounting = Accounting(tiny_config("llama"))
+    blocks, channels, heads = implied_search(
+        accounting, ModelShape.parse("3x16*2 3x48*2"), mlp_group=16, head_group=1
+    )
+    assert (channels.steps, channels.evaluations) == (4, Range(14, 15))
+    group = 16 * (3 * 48 + 2) / accounting.num_dense_parameters  # two biases a channel
+    assert channels.ratio == pytest.approx(4 * group)
+    assert channels.ratio_before == pytest.approx(3 * group)
+    assert blocks == ImpliedStage("block", 0, Range(0, 0), 0.0, 0.0)
+    assert (heads.steps, heads.ratio, heads.ratio_before) == (0, channels.ratio, channels.ratio)
+
+
+def test_stages_without_steps_leave_the_targets_alone() -> None:
+    stages = (
+        ImpliedStage("block", 2, Range(15, 15), 0.2, 0.12),
+        ImpliedStage("mlp_channels", 0, Range(0, 0), 0.2, 0.2),
+        ImpliedStage("attention_heads", 0, Range(0, 0), 0.2, 0.2),
+    )
+    assert target_range(stages, (1, 0, 0)) == (0.12, 0.2)
+    assert target_range(stages, (3, 1, 0)) == pytest.approx((0.16, 0.2))
+
+
+def test_the_nearest_ratio_of_whole_blocks() -> None:
+    """An attention of 7,056 parameters and an MLP of 14,064, in each of four layers."""
+    accounting = Accounting(tiny_config("llama", intermediate_size=96))
+    total = 97_200
+    assert accounting.num_dense_parameters == total
+
+    def found(removed: int, *, layers: bool) -> tuple[int, int, int]:
+        ratio, attention, mlp = whole_blocks(accounting, removed / total, layers=layers)
+        return round(ratio * total), attention, mlp
+
+    assert found(7_056 + 2 * 14_064, layers=False) == (35_184, 1, 2)
+    assert found(7_056 + 2 * 14_064, layers=True) == (42_240, 2, 2)
+    assert found(total, layers=False) == found(total, layers=True) == (84_480, 4, 4)
+    assert found(0, layers=False) == (0, 0, 0)

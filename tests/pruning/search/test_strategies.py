@@ -86,6 +86,9 @@ def test_plan_and_search_of_each(accounting: Accounting, name: StrategyName) -> 
     while not search.done:
         search.observe(dict.fromkeys(search.propose(), 1.0))
     assert search.steps
+    kinds = {step.removal.kind for step in search.steps}
+    if not strategy.compares_candidates:
+        assert strategy.blocks_only == (kinds <= {"attention", "mlp"})
     for stage in strategy.planned(accounting).stages:
         candidates = [len(step.candidates) for step in search.steps if step.stage == stage.name]
         assert stage.steps.min <= len(candidates) <= stage.steps.max
