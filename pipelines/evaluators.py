@@ -50,11 +50,8 @@ def find_placement(
         InputError: they do not fit.
     """
     gpus = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
-    if cluster.kind != "ray" and cluster.num_cpus_per_evaluator > machine.num_cpus:
-        raise InputError(
-            f"cluster.num_cpus_per_evaluator: {cluster.num_cpus_per_evaluator}; this machine has "
-            f"{machine.num_cpus} CPU for this process, so give at most {machine.num_cpus}"
-        )
+    if cluster.kind != "ray":
+        machine.require_cores(cluster.num_cpus_per_evaluator)
     if cluster.kind == "inline":
         if gpus > machine.num_gpus:
             raise InputError(

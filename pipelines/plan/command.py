@@ -204,9 +204,14 @@ def _evaluators(
 ) -> tuple[str, int, int]:
     """Type and bytes of an evaluator, and how many there are: as many as a search would start on
     this machine, unless they are given; one of a cluster, which is not asked.
+
+    Raises:
+        InputError: more threads for each than this machine has cores.
     """
     calibration, cluster = config.calibration, config.cluster
     machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
+    if cluster.kind != "ray":
+        machine.require_cores(cluster.num_cpus_per_evaluator)
     gpus = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
     dtype = resolve_dtype(config.model.dtype, on_gpu=gpus > 0)
     tokens = calibration.batch_size * calibration.sequence_length

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from pruning.errors import InputError
+
 _DEVICES = Path("/dev")
 _DRIVERS = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
 """Devices of NVIDIA's and AMD's drivers, and of Windows' under its Linux."""
@@ -50,6 +52,18 @@ class LocalMachine:
             num_gpus,
             psutil.virtual_memory().available,
         )
+
+    def require_cores(self, num_cpus: int) -> None:
+        """For the threads of an evaluator on this machine.
+
+        Raises:
+            InputError: it has fewer.
+        """
+        if num_cpus > self.num_cpus:
+            raise InputError(
+                f"cluster.num_cpus_per_evaluator: {num_cpus}; this machine has {self.num_cpus} CPU "
+                f"for this process, so give at most {self.num_cpus}"
+            )
 
     def gpus_per_evaluator(self, asked: int | None) -> int:
         """GPUs that an evaluator gets: those asked for, else one where there are any."""

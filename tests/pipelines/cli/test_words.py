@@ -120,10 +120,11 @@ def test_a_sweep_of_a_million_points(cli: Cli, arguments: list[str]) -> None:
     assert "at most 1,000" in error
 
 
+@pytest.mark.parametrize("command", ["prune", "plan"])
 @pytest.mark.parametrize("kind", ["inline", "local"])
-def test_more_threads_than_cores(cli: Cli, arguments: list[str], kind: str) -> None:
+def test_more_threads_than_cores(cli: Cli, arguments: list[str], kind: str, command: str) -> None:
     words = [word for word in arguments if not word.startswith("cluster=")]
-    outcome = cli("prune", *words, f"cluster={kind}", "cluster.num_cpus_per_evaluator=100000")
+    outcome = cli(command, *words, f"cluster={kind}", "cluster.num_cpus_per_evaluator=100000")
     assert outcome.status == 2
     [error] = outcome.errors
     assert "cluster.num_cpus_per_evaluator: 100000; this machine has" in error
