@@ -34,6 +34,7 @@ from pipelines.config.overrides import (
     quoted,
     spelt_out,
     with_quoted_path,
+    without_flags,
 )
 from pipelines.config.redaction import masked_url
 from pipelines.config.schemas import register
@@ -135,10 +136,11 @@ def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
 def _under_hydra(config_name: str, load: Callable[[], Job], arguments: Sequence[str]) -> None:
     """With flags, which are Hydra's: --cfg, --multirun, --hydra-help."""
     _refuse_passwords(arguments)
-    if not {"-m", "--multirun", "--hydra-help"} & set(arguments):
-        problems = override_problems(
-            config_name, [word for word in arguments if "=" in word and not word.startswith("-")]
-        )
+    if "--hydra-help" not in arguments:
+        words = without_flags(arguments)
+        if {"-m", "--multirun"} & set(arguments):  # several values are for Hydra to take apart
+            words = [word for word in words if "=" not in word and not word.startswith("~")]
+        problems = override_problems(config_name, words)
         if problems:
             stop("\n".join(problems), 2)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import io
 import re
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -85,13 +87,28 @@ def with_quoted_path(word: str) -> str:
 
 
 def flag_problems(config_name: str, words: Sequence[str]) -> list[str]:
-    """What to say of options that are given as other programs take them, `--target-ratio 0.1`."""
-    wrong = [word for word in words if re.match(r"--?[a-z]", word) and not _is_flag(word)]
-    if not wrong:
-        return []
-    with initialize_config_dir(str(CONF), version_base=None):
-        names = option_names(compose(config_name))
-    return [_as_option(word, names) for word in wrong]
+    """What to say of options that are given as other programs take them, `--target-ratio 0.1`, and
+    of flags of Hydra that lack a value or have a wrong one.
+    """
+    wrong = [word for word in words if word.startswith("-") and not _is_flag(word)]
+    if wrong:
+        with initialize_config_dir(str(CONF), version_base=None):
+            names = option_names(compose(config_name))
+        return [_as_option(word, names) for word in wrong]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+        try:
+            get_args_parser().parse_args(words)
+        except SystemExit as end:
+            if end.code:
+                return [said.getvalue().rpartition("error: ")[2].strip()]
+    return []
+
+
+def without_flags(words: Sequence[str]) -> list[str]:
+    """The overrides among words that `flag_problems` found nothing in: what is no flag of Hydra,
+    nor the value of one.
+    """
+    return list(get_args_parser().parse_args(words).overrides)
 
 
 def _is_flag(word: str) -> bool:

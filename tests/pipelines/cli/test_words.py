@@ -91,6 +91,30 @@ def test_options_as_other_programs_take_them(cli: Cli, command: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-r", "0.1"], "0.1: no such option; --help lists all"),
+        (["-m", "0.1"], "0.1: no such option; --help lists all"),
+        (["model.path=x", "-r", "0.1"], "unrecognized arguments: 0.1"),
+        (["-R", "0.1"], "-R: options are given as NAME=VALUE; --help lists all"),
+        (["-1"], "-1: options are given as NAME=VALUE; --help lists all"),
+        (["-"], "-: options are given as NAME=VALUE; --help lists all"),
+        (["-x=1"], "-x: options are given as NAME=VALUE; --help lists all"),
+        (["--cfg"], "argument --cfg/-c: expected one argument"),
+        (["-c", "5"], "argument --cfg/-c: invalid choice: '5'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["prune", "export"])
+def test_short_flags(cli: Cli, command: str, words: list[str], says: str) -> None:
+    """Some are Hydra's: `-r` runs, and takes no value."""
+    outcome = cli(command, *words, folder=None)
+    assert outcome.status == 2
+    [error] = outcome.errors
+    assert error.startswith(f"error: {says}")
+    assert outcome.output.splitlines() == [error]
+
+
 @pytest.mark.parametrize("command", ["prune", "plan", "sweep", "reproduce"])
 @pytest.mark.parametrize("word", ["multipruner/llama2_7b_2", "multiprunner/llama2_7b_22"])
 def test_a_misspelt_experiment(cli: Cli, command: str, word: str) -> None:
