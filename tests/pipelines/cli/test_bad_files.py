@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from pruning.calibration.sources import measured_text, wikitext_text
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
 from tests.tiny_search import tiny_search
@@ -151,20 +150,6 @@ def test_shape_files(cli: Cli, data: Any, tmp_path: Path, checkpoint_folder: Pat
     one_error(outcome, "shape: ", str(path))
 
 
-SEPARATORS = "one\u2028two\u0085three\x0bfour\x1cfive"
-
-
-def test_lines_end_at_newlines_and_nowhere_else(tmp_path: Path) -> None:
-    """JSON strings may hold U+2028 and U+0085 as they are, and Python's splitlines ends a line
-    there.
-    """
-    path = tmp_path / "rows.jsonl"
-    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in (SEPARATORS[:13], "six")]
-    path.write_text("\n".join([*rows, ""]), encoding="utf-8")
-    assert measured_text(str(path), option="o") == f"{SEPARATORS[:13]}\n\nsix"
-    assert wikitext_text(f"{SEPARATORS}\n \nsix\n") == f"{SEPARATORS}\n\n\n\n\nsix\n"
-
-
 def test_fewer_heldout_sequences_than_asked_for_are_said(
     cli: Cli, checkpoint_folder: Path, token_file: Path, store_and_tracking: list[str]
 ) -> None:
@@ -181,25 +166,3 @@ def test_fewer_heldout_sequences_than_asked_for_are_said(
     said = "calibration.num_heldout_samples: 17 asked for, 16 left"
     assert f"{said}: the held-out perplexity is over 16 sequences" in output(17)
     assert "num_heldout_samples:" not in output(16)
-
-
-def test_wikitext_is_read_where_it_lies_and_else_from_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def hub(path: str, **options: Any) -> dict[str, list[str]]:
-        asked.append({"path": path} | options)
-        return {"text": ["one", "two"]}
-
-    monkeypatch.setattr("pruning.calibration.sources._hub_dataset", hub)
-    split = {"name": "wikitext-2-raw-v1", "split": "test"}
-    wanted = {"path": "Salesforce/wikitext", "option": "o"} | split
-    for folder in (None, tmp_path):
-        assert measured_text("wikitext2", option="o", folder=folder) == "one\n\ntwo"
-    assert asked == [wanted, wanted]
-    (tmp_path / "wikitext2.test.raw").write_text("three\n")
-    assert measured_text("wikitext2", option="o", folder=tmp_path) == "three\n"
-    assert len(asked) == 2
-    (tmp_path / "own.txt").write_text("four")
-    assert measured_text(str(tmp_path / "own.txt"), option="o", folder=tmp_path) == "four"

@@ -116,6 +116,7 @@ def test_fingerprints_see_shape_and_tokens() -> None:
         != TokenSet(base.input_ids + 1).fingerprint
     )
     assert TokenSet(base.input_ids.copy()).fingerprint == base.fingerprint
+    assert TokenSet(base.input_ids.astype(">i8")).fingerprint == base.fingerprint
 
 
 def test_batches() -> None:

@@ -5,6 +5,7 @@ that the test collects itself.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,7 @@ def test_it_lowers_the_error_on_text_that_it_did_not_see() -> None:
     plain = relative_error(weight, weight[:, :32], unseen[1].mlp)
     assert refitted < 0.9 * plain
     assert relative_error(weight, weight, unseen[1].mlp) == 0
+    assert relative_error(torch.zeros(8, 4), torch.zeros(8, 2), torch.eye(4)) == 0
 
 
 @pytest.mark.parametrize("kept", [1, 16, 47])
@@ -180,6 +182,7 @@ def test_statistics_do_not_depend_on_which_layers_are_collected_together() -> No
     apart = [collect_statistics(dense, batches(), [layer]) for layer in (2, 0, 3, 1)]
     joined = BlockStatistics.of({k: v for each in apart for k, v in each.items()}, 2880)
     assert joined.fingerprint == BlockStatistics.of(together, 2880).fingerprint
+    assert re.fullmatch("[0-9a-f]{32}", joined.fingerprint)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "olmo2"])

@@ -7,9 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.attention_reads import attention_reads
 from pruning.costs.counted_flops import flops_of_token
 from pruning.costs.measured import SpeedSettings, compare_speed
 from tests.conftest import SIZES, tiny_config, tiny_model
@@ -207,6 +208,25 @@ def test_what_is_not_understood_is_not_known() -> None:
     accounting = Accounting(tiny_config("ernie4_5_moe", **changes))
     assert accounting.flops_per_token(accounting.dense, context_length=10) is None
     assert accounting.kv_cache_bytes_per_token(accounting.dense, bytes_per_value=4) is not None
+
+
+def test_a_kind_of_layer_that_is_not_known_has_no_products() -> None:
+    config = tiny_config("llama", layer_types=["chunked_attention", "full_attention"] * 2)
+    attention = tiny_model(tiny_config("llama")).model.layers[0].self_attn
+    unknown, full = (attention_reads(attention, config, layer) for layer in (0, 1))
+    assert (unknown.products, unknown.cached) == (None, 2 * 3 * 8)
+    assert (full.products, full.cached, full.window) == (2 * 48, 2 * 3 * 8, None)
+
+
+def test_a_model_without_a_head_multiplies_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other matrix of 128 tokens by 48 channels is looked up."""
+    config = tiny_config("llama", tie_word_embeddings=True)
+    whole = Accounting(config)
+    monkeypatch.setattr(LlamaForCausalLM, "get_output_embeddings", lambda model: None)
+    headless = Accounting(config)
+    flops = [each.flops_per_token(each.dense, context_length=10) for each in (whole, headless)]
+    assert None not in flops
+    assert flops[0] - flops[1] == 2 * 128 * 48
 
 
 def _flops(config: Any) -> int | None:

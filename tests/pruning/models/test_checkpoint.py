@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -173,6 +174,17 @@ def test_damaged_config(folder: Path) -> None:
 
 def test_no_tokenizer(folder: Path) -> None:
     with pytest.raises(InputError, match="no usable tokenizer.*calibration=tokens needs none"):
+        find_checkpoint(str(folder)).tokenizer()
+
+
+def test_a_tokenizer_that_needs_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "tokenizer.model").write_bytes(b"no model")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name: None if name == "sentencepiece" else find_spec(name),
+    )
+    with pytest.raises(InputError, match="needs a package: pip install sentencepiece"):
         find_checkpoint(str(folder)).tokenizer()
 
 

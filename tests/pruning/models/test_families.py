@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import ast
 import copy
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
-from pruning.models.families import FAMILIES, family_of
+from pruning.models.families import FAMILIES, family_of, require_causal_lm
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
@@ -345,3 +347,18 @@ def test_the_check_sees_comparisons(code: str) -> None:
 )
 def test_the_check_sees_names(code: str) -> None:
     assert len(named_families(ast.parse(code))) == 1
+
+
+def test_what_has_no_layers_is_refused() -> None:
+    empty = nn.Sequential(nn.ModuleList())
+    with pytest.raises(InputError, match="cannot find one attention and one MLP in each layer"):
+        family_of(SimpleNamespace(model_type="bloom"), empty)  # type: ignore[arg-type]
+
+
+def test_a_model_of_its_own_code_says_that_it_is_causal() -> None:
+    own = {"AutoModelForCausalLM": "modeling.Own"}
+    require_causal_lm(SimpleNamespace(model_type="own", auto_map=own))  # type: ignore[arg-type]
+    for auto_map in (None, {}, {"AutoModel": "modeling.Own"}):
+        config = SimpleNamespace(model_type="own", auto_map=auto_map)
+        with pytest.raises(InputError, match="'own' is not a decoder-only language model"):
+            require_causal_lm(config)  # type: ignore[arg-type]

@@ -15,7 +15,15 @@ from pruning.shape import Removal
 from workers.pool.running import PrefixKey, Running
 from workers.pool.schedule import MAX_TASK_S, Schedule
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import Candidate, InfluenceTask, OrderTask, ScoreResult, ScoreTask, SpeedTask
+from workers.tasks import (
+    Candidate,
+    InfluenceTask,
+    OrderTask,
+    ScoreResult,
+    ScoreTask,
+    SpeedTask,
+    StatisticsTask,
+)
 
 LAYERS = 32
 LAYER_S, HEAD_S = 0.012, 0.02
@@ -298,15 +306,6 @@ def test_costs_are_learnt_from_noisy_tasks() -> None:
     assert task_times.straggler_factor(99) == 1
 
 
-def test_equal_tasks_still_give_a_usable_cost() -> None:
-    task_times = TaskTimeModel(LAYERS)
-    for _ in range(5):
-        task_times.observe(
-            0, ScoreTask("block", 0, "base", (BLOCK[0],), "o"), ScoreResult((), 1, 6.5), 7.0
-        )
-    assert task_times.task_s(ScoreTask("block", 0, "base", (BLOCK[0],), "o")) == pytest.approx(6.5)
-
-
 ORDER = OrderTask("activation")
 
 
@@ -371,3 +370,28 @@ def test_a_measurement_of_speed_is_neither_hurried_nor_disturbed() -> None:
     assert running is not None
     assert schedule.next(1, 2, None, 10_000.0) is None
     assert schedule.limit_s(0, running) == math.inf
+
+
+def ten_seconds(number: int = 0) -> StatisticsTask:
+    return StatisticsTask(tuple(range(10)), f"set {number}")
+
+
+@pytest.mark.parametrize(("known", "left", "gets_one"), [(1, 2, 0), (1, 8, 1), (0, 2, 1)])
+def test_a_straggler_leaves_a_whole_task_that_it_would_end_last(
+    known: bool, left: int, gets_one: bool
+) -> None:
+    """It takes 1 + 0.9 x 3 times as long, 37 s; for the others are 10 s or 40 s of work."""
+    sizes = {"statistics": (1.0, 1.0)} if known else {}
+    task_times = TaskTimeModel(LAYERS, _sizes=sizes, _straggler_factors={0: 4.0})
+    schedule = Schedule([ten_seconds(number) for number in range(left + 1)], task_times)
+    assert schedule.next(1, 2, None, 0.0) is not None
+    assert (schedule.next(0, 2, None, 0.0) is not None) == gets_one
+
+
+def test_what_is_overdue_by_as_long_as_it_should_take_runs_a_second_time() -> None:
+    task_times = TaskTimeModel(LAYERS, _sizes={"statistics": (1.0, 1.0)})
+    schedule = Schedule([ten_seconds()], task_times)
+    late = schedule.next(0, 2, None, 0.0)
+    assert late is not None
+    assert schedule.next(1, 2, None, 19.9) is None, "it may need 10 s more, as here"
+    assert schedule.next(1, 2, None, 20.1) is late, "its evaluator may be stuck"
