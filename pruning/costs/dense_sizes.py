@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from pruning.models.families import Cut, Family, blocks, family_of
 from pruning.models.geometry import Geometry
+from pruning.models.layers_alike import refuse_unlike, refuse_varying
 from pruning.shape import LayerShape
 
 if TYPE_CHECKING:
@@ -82,13 +83,17 @@ def dense_sizes(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     """Counted in the modules that transformers builds for `config`.
 
     Raises:
-        InputError: it is not a language model, or one whose blocks cannot be told apart.
+        InputError: it is not a language model, or one whose blocks cannot be told apart or differ
+            in size between layers.
     """
     from pruning.costs.attention_reads import attention_reads
     from pruning.models.meta_model import meta_model  # torch and transformers: seconds to import
 
+    refuse_varying(config)
     model = meta_model(config, trust_remote_code=trust_remote_code)
-    family, geometry = family_of(config, model), Geometry.of(config)
+    family = family_of(config, model)
+    refuse_unlike(family.decoder_layers(model), config.model_type)
+    geometry = Geometry.of(config)
     pairs = list(zip(family.decoder_layers(model), blocks(model, family), strict=True))
     return DenseSizes(
         family,
