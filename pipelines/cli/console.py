@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+log = logging.getLogger(__name__)
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
@@ -22,7 +25,8 @@ def log_to(path: Path | None) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what a full disk did not take was said when it was written
+            handler.close()
     root.setLevel(logging.INFO)
     terminal: logging.Handler = (
         RichHandler(console=console, show_path=False, markup=False)
@@ -35,7 +39,7 @@ def log_to(path: Path | None) -> None:
         )
     root.addHandler(terminal)
     if path is not None:
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _LogFile(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     logging.getLogger("urllib3").setLevel(
@@ -54,6 +58,20 @@ def log_to(path: Path | None) -> None:
         "lm_eval",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _LogFile(logging.FileHandler):
+    """Is given up, with one line on the terminal, where it cannot be written: a full disk would
+    mean a traceback for each line.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of logging
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.getLogger().removeHandler(self)
+        log.warning("%s: %s; log lines are here only", self.baseFilename, error.strerror)
 
 
 def print_line(text: str) -> None:

@@ -42,8 +42,8 @@ from pipelines.errors import Failed, StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
 from workers.pool.faults import WorkersLost
 
-_RESUMED = ("prune", "sweep")
-"""Commands that take `resume=true`."""
+_RESUMED = {"prune": "config.yaml", "sweep": "run.json"}
+"""Commands that take `resume=true`, and the file of their folder that they then go on from."""
 
 Job = Callable[[DictConfig, Sequence[str]], object]
 """Takes the composed configuration and the overrides that the user gave."""
@@ -208,7 +208,9 @@ def _kept(config_name: str, config: DictConfig, error: BaseException) -> str:
     folders = [note for note in getattr(error, "__notes__", []) if note.startswith("output_dir=")]
     if not folders:
         return ""
-    folder = as_override("output_dir", folders[-1].removeprefix("output_dir="))
+    path = Path(folders[-1].removeprefix("output_dir="))
+    folder = as_override("output_dir", path)
+    resumed = config_name in _RESUMED and (path / _RESUMED[config_name]).exists()
     urls = {name: OmegaConf.select(config, name) or "" for name in URLS}
     variables = "".join(
         f"{URLS[name].variable}={shlex.quote(masked_url(url))} "
@@ -217,10 +219,10 @@ def _kept(config_name: str, config: DictConfig, error: BaseException) -> str:
     )
     again = (
         variables + command_line(config_name, "resume=true", folder)
-        if config_name in _RESUMED
+        if resumed
         else f"the same command with {shlex.quote(folder)}"
     )
-    fill_in = ", with the password for ***" if variables and config_name in _RESUMED else ""
+    fill_in = ", with the password for ***" if variables and resumed else ""
     return f"\n  Everything computed so far is kept. To go on{fill_in}: {again}"
 
 

@@ -129,15 +129,23 @@ class RunFolder:
         )
 
     def write_with(self, name: str, writer: Any, *, durable: bool = True) -> Path:
-        """Lets `writer(path)` write a temporary file, then renames it atomically."""
+        """Lets `writer(path)` write a temporary file, then renames it atomically.
+
+        Raises:
+            OSError: it cannot; the error names the file, which one of a full disk does not.
+        """
         path = self.path / name
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".") as scratch:
-            temporary = Path(scratch) / name
-            writer(temporary)
-            if durable:
-                disk.rename(temporary, path)
-            else:
-                temporary.replace(path)
+        try:
+            with tempfile.TemporaryDirectory(dir=self.path, prefix=".") as scratch:
+                temporary = Path(scratch) / name
+                writer(temporary)
+                if durable:
+                    disk.rename(temporary, path)
+                else:
+                    temporary.replace(path)
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
         return path
 
 
