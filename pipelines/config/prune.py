@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -44,6 +45,15 @@ class PruneConfig:
     def of(cls, config: DictConfig) -> Self:
         """See `checked`."""
         return checked(cls, config, cls.problems)
+
+    @classmethod
+    def of_new(cls, config: DictConfig, given: Sequence[str]) -> Self:
+        """The same for a run that is not there yet; `given` are the names of the options that the
+        command gives.
+        """
+        return checked(
+            cls, config, lambda typed: typed.problems() + typed.search.problems_of_new(given)
+        )
 
     def problems(self) -> list[str]:
         groups = (

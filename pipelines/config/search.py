@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -57,6 +58,19 @@ class SearchConfig:
             compensation=chosen(self.compensation, COMPENSATIONS),
             seed=self.seed,
         )
+
+    def problems_of_new(self, given: Sequence[str]) -> list[str]:
+        """Options that somebody gave, by name, and that do nothing in these settings.
+
+        Runs that are there already go on with what they were given.
+        """
+        shares = list(self.distribution)
+        if "search.importance" not in given or len(shares) != 3 or any(shares[1:]):
+            return []
+        return [
+            f"search.importance: {self.importance}, which has no effect with "
+            f"search.distribution={shares}: no width changes; leave it out"
+        ]
 
     def problems(self) -> list[str]:
         found = not_allowed(self, "search.")

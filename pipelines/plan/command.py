@@ -51,8 +51,9 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         InputError: the settings do not fit the model, or no path reaches the target.
     """
     log_to(None)
-    config = PlanConfig.of(raw)
     grid = plain_grid(raw.grid)
+    given = [] if grid else [option_of(override) for override in overrides]
+    config = PlanConfig.of_new(raw, given)
     report = (
         _sweep_report(grid, [override for override in overrides if option_of(override) != "grid"])
         if grid

@@ -7,15 +7,19 @@ On request it goes all the way: the pruned model is measured and written as a ch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from pipelines.cli.console import log_to
+from pipelines.config.overrides import option_of
 from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import joined
 from pipelines.prune.job import make_job
 from pipelines.prune.pipeline import run_job
+from pipelines.runs.files import RUN
+from pipelines.runs.folder import ROOT
 from pipelines.runs.resume import resumed
 
 
@@ -26,6 +30,11 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         InputError: invalid input, found before anything expensive starts.
     """
     log_to(None)
-    config = PruneConfig.of(resumed(raw, overrides) if raw.resume else raw)
+    if raw.resume:
+        config = PruneConfig.of(resumed(raw, overrides))
+    elif (Path(raw.output_dir or ROOT).expanduser() / RUN).exists():
+        config = PruneConfig.of(raw)
+    else:
+        config = PruneConfig.of_new(raw, [option_of(override) for override in overrides])
     with joined(config.cluster):
         return run_job(make_job(config))
