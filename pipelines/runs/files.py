@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from pipelines.config.renamed import with_current_names
 from pruning.errors import InputError
+from pruning.shape import ModelShape
 
 RUN = "run.json"
 CONFIG = "config.yaml"
@@ -63,7 +64,16 @@ def read_with(reader: Callable[[Path], _T], path: Path, *, option: str) -> _T:
     """
     try:
         return reader(path)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        InputError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise damaged(path, error, option=option) from error
 
 
@@ -107,7 +117,10 @@ def read_trajectory(path: Path, *, option: str) -> list[dict[str, Any]]:
 
     def lines(file: Path) -> list[dict[str, Any]]:
         whole, _, _ = file.read_bytes().rpartition(b"\n")
-        return [_object(line, _LINE_FIELDS) for line in whole.splitlines()]
+        found = [_object(line, _LINE_FIELDS) for line in whole.splitlines()]
+        for line in found:
+            ModelShape.parse(line["shape"])
+        return found
 
     return read_with(lines, path, option=option)
 

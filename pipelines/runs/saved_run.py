@@ -73,8 +73,14 @@ class SavedRun:
         """The same with its model, whose weights the caller knows to be the ones that were pruned.
 
         Raises:
-            InputError: the file with the order of its channels is missing or damaged.
+            InputError: the file with the order of its channels is missing or damaged, or the
+                trajectory is one of another model.
         """
+        shape = ModelShape.parse(self.lines[-1]["shape"])
+        problems = accounting.geometry.problems(shape)
+        if problems:
+            error = ValueError(f"its last shape does not fit the model: {problems[0]}")
+            raise damaged(self.folder / TRAJECTORY, error, option="run")
         return PastRun(
             self.folder,
             self.config,
@@ -83,7 +89,7 @@ class SavedRun:
             self.summary,
             checkpoint,
             accounting,
-            ModelShape.parse(self.lines[-1]["shape"]),
+            shape,
             read_with(ChannelOrder.load, self.folder / CHANNEL_ORDER, option="run"),
         )
 

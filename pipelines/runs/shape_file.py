@@ -20,7 +20,7 @@ def read_shape(path: Path, accounting: Accounting) -> ModelShape:
     """shape.json, or the authors' pruning_config.json."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"shape: cannot read {path}: {error}; give {SHAPE} of a search, or a "
             f"{AUTHORS_CONFIG} of the method's authors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index as whole
 from typing import Any
 
 from pruning.errors import InputError
@@ -28,7 +29,8 @@ def read_authors_config(
     """
     num_layers = len(dense.layers)
     try:
-        removed_attention, removed_mlp = set(data["pruned_attn_idx"]), set(data["pruned_mlp_idx"])
+        removed_attention = {whole(layer) for layer in data["pruned_attn_idx"]}
+        removed_mlp = {whole(layer) for layer in data["pruned_mlp_idx"]}
         attention_widths = _by_layer(data["pruned_attn_width"], num_layers)
         mlp_widths = _by_layer(data["pruned_mlp_width"], num_layers)
         outside = _outside(removed_attention | removed_mlp, num_layers)
@@ -99,7 +101,7 @@ def write_authors_config(
 
 
 def _by_layer(widths: Mapping[str, int], num_layers: int) -> dict[int, int]:
-    layers = {int(key): int(width) for key, width in widths.items()}
+    layers = {int(key): whole(width) for key, width in widths.items()}
     offset = num_layers if layers and min(layers) >= num_layers else 0
     shifted = {key - offset: width for key, width in layers.items()}
     outside = _outside(shifted, num_layers)

@@ -139,6 +139,9 @@ AUTHORS = {
         AUTHORS | {"pruned_mlp_width": {"0": -16}},
         AUTHORS | {"pruned_mlp_width": {"x": 16}},
         AUTHORS | {"pruned_mlp_width": [1]},
+        AUTHORS | {"pruned_attn_idx": [1.5]},
+        AUTHORS | {"pruned_mlp_width": {"0": 16.5}},
+        AUTHORS | {"pruned_mlp_width": {"0": float("inf")}},
         {"pruned_attn_idx": [0]},
     ],
     ids=lambda value: str(value)[-45:],
@@ -148,6 +151,44 @@ def test_shape_files(cli: Cli, data: Any, tmp_path: Path, checkpoint_folder: Pat
     path.write_text(json.dumps(data) if data is not None else "")
     outcome = cli("export", f"model.path={checkpoint_folder}", f"shape={path}", "importance=none")
     one_error(outcome, "shape: ", str(path))
+
+
+def test_a_shape_file_of_many_brackets(cli: Cli, tmp_path: Path, checkpoint_folder: Path) -> None:
+    path = tmp_path / "shape.json"
+    path.write_text("[" * 100_000)
+    outcome = cli("export", f"model.path={checkpoint_folder}", f"shape={path}", "importance=none")
+    one_error(outcome, "shape: cannot read", str(path))
+
+
+@pytest.mark.parametrize(
+    ("command", "shape"),
+    [
+        (command, shape)
+        for command in ("evaluate", "export", "report", "reproduce", "prune")
+        for shape in (5, None, [1], "wide", "3x48*2", "9x48*4")
+        if command in ("evaluate", "export") or shape not in ("3x48*2", "9x48*4")
+    ],
+    ids=str,
+)
+def test_shapes_of_a_trajectory(
+    cli: Cli, command: str, shape: Any, ended: Outcome, arguments: list[str]
+) -> None:
+    """The last one is what evaluations and exports are of. Report and reproduce read no model that
+    it would have to fit, and a search takes the steps anew.
+    """
+    path = ended.folder / "trajectory.jsonl"
+    lines = path.read_text().splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"shape": shape})
+    path.write_text("\n".join(lines) + "\n")
+    words = {
+        "evaluate": [f"run={ended.folder}", "evaluation.cost=true"],
+        "export": [f"run={ended.folder}"],
+        "report": [str(ended.folder), "log_to_mlflow=false"],
+        "reproduce": [f"record={ended.folder}", "record_as=mine"],
+        "prune": [*arguments, f"output_dir={ended.folder}"],
+    }[command]
+    outcome = cli(command, *words, **({"folder": None} if command == "reproduce" else {}))
+    one_error(outcome, str(path))
 
 
 def test_fewer_heldout_sequences_than_asked_for_are_said(
