@@ -42,8 +42,8 @@ from pipelines.errors import Failed, StoreUnavailable
 from pruning.errors import ExportError, InputError, ScoringError
 from workers.pool.faults import WorkersLost
 
-_RESUMED = {"prune": "config.yaml", "sweep": "run.json"}
-"""Commands that take `resume=true`, and the file of their folder that they then go on from."""
+_RESUMED = ("prune", "sweep")
+"""Commands that take `resume=true`."""
 
 Job = Callable[[DictConfig, Sequence[str]], object]
 """Takes the composed configuration and the overrides that the user gave."""
@@ -205,12 +205,12 @@ def _kept(config_name: str, config: DictConfig, error: BaseException) -> str:
     The folder is in the note of `pipelines.runs.folder.RunFolder`, the last one's being that of the
     whole job.
     """
-    folders = [note for note in getattr(error, "__notes__", []) if note.startswith("output_dir=")]
-    if not folders:
+    notes = [note for note in getattr(error, "__notes__", []) if "output_dir=" in note]
+    if not notes:
         return ""
-    path = Path(folders[-1].removeprefix("output_dir="))
+    found, _, path = notes[-1].partition("output_dir=")
     folder = as_override("output_dir", path)
-    resumed = config_name in _RESUMED and (path / _RESUMED[config_name]).exists()
+    resumed = config_name in _RESUMED and not found
     urls = {name: OmegaConf.select(config, name) or "" for name in URLS}
     variables = "".join(
         f"{URLS[name].variable}={shlex.quote(masked_url(url))} "

@@ -55,10 +55,13 @@ class RunFolder:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """What ends a job early says where the folder is: a dated one is in no command."""
+        """What ends a job early says where the folder is, since a dated one is in no command, and
+        whether there is a run in it to resume.
+        """
         self.release()
         if error is not None:
-            error.add_note(f"output_dir={self.path}")
+            found = "" if (self.path / RUN).exists() else "no run in "
+            error.add_note(f"{found}output_dir={self.path}")
 
     def release(self) -> None:
         self._lock.release()
