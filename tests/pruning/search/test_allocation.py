@@ -220,3 +220,38 @@ def test_the_plan_of_an_allocation_by_hand(
     for stage in stages:
         assert (stage.steps.min, stage.steps.max) == (0, 4 * 4)
         assert stage.ratio == pytest.approx((0.1, 48 * 146 / 69_168))
+
+
+def test_sizes_that_each_round_looks_at() -> None:
+    """Two steps up and down in the first two rounds, one step later."""
+    weights = np.array([8.0, 1.0, 1.0, 8.0])
+    dense, start = ModelShape.parse("3x48*4"), ModelShape.parse("3x28*4")
+    search = AllocationSearch(
+        dense, start, [Limit("channels", channels, 112)], group=4, heads=0, max_rounds=3
+    )
+    run(search, toy(weights))
+    assert len(search.rounds) == 3
+    for number, found in enumerate(search.rounds):
+        reach = (-8, -4, 4, 8) if number < 2 else (-4, 4)
+        for block, sizes in found.table.changes.items():
+            own = size_of(found.table.base, block)
+            assert set(sizes) == {own} | {min(48, max(0, own + each)) for each in reach}
+
+
+def test_a_solution_that_measures_worse_is_not_taken() -> None:
+    """Each change alone gains, two of them lose half a nat."""
+    dense, start = ModelShape.parse("3x48*4"), ModelShape.parse("3x32*4")
+
+    def score(shape: ModelShape) -> tuple[float, ...]:
+        moved = [layer.mlp_channels - 32 for layer in shape.layers if layer.mlp_channels != 32]
+        return (1.0 - 0.01 * len(moved) if len(moved) < 2 else 1.5,) * 4
+
+    search = AllocationSearch(
+        dense, start, [Limit("channels", channels, 128)], group=4, heads=0, max_rounds=3
+    )
+    search.observe({shape: score(shape) for shape in search.propose().shapes})
+    solved = search.propose()
+    assert solved is not None
+    search.observe({shape: score(shape) for shape in solved.shapes})
+    assert all(change > 0 for _, change in search.rounds[0].solutions)
+    assert (search.shape, search.rounds[0].gain, search.done) == (start, 0.0, True)

@@ -15,13 +15,23 @@ from tests.conftest import tiny_config
 
 
 @pytest.mark.parametrize(
-    ("channels", "group"), [(11008, 1024), (18944, 1792), (1024, 256), (1023, 255), (3, 1)]
+    ("channels", "group"),
+    [(11008, 1024), (14336, 1536), (18944, 1792), (1024, 256), (1023, 255), (3, 1)],
 )
 def test_groups_follow_from_the_model(channels: int, group: int) -> None:
     geometry = Geometry(4, kv_heads=3, queries_per_kv_head=2, head_dim=8, mlp_channels=channels)
     settings = SearchSettings.resolved(geometry, target_ratio=0.2)
     assert (settings.mlp_group_channels, settings.head_group_channels) == (group, 16)
     assert settings.seed == 42, "of orders drawn before there was a choice"
+
+
+@pytest.mark.parametrize(
+    ("channels", "group"), [(11008, 896), (1536, 128), (1024, 128), (1023, 127), (3, 1)]
+)
+def test_groups_of_an_allocation_follow_from_the_model(channels: int, group: int) -> None:
+    geometry = Geometry(4, kv_heads=3, queries_per_kv_head=2, head_dim=8, mlp_channels=channels)
+    settings = SearchSettings.resolved(geometry, target_ratio=0.2, strategy="allocation")
+    assert settings.mlp_group_channels == group
 
 
 def test_what_is_given_stays() -> None:

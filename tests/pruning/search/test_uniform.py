@@ -77,3 +77,9 @@ def test_the_plan_is_exact(accounting: Accounting) -> None:
     assert channels.ratio == pytest.approx((3 * 2336 / 69_168,) * 2)
     for stage in (blocks, heads):
         assert (stage.steps, stage.evaluations, stage.ratio) == (Range(0, 0), Range(0, 0), (0, 0))
+
+
+def test_of_three_layers_only_the_inner_one_is_narrowed() -> None:
+    three, two = (Accounting(tiny_config("llama", num_hidden_layers=count)) for count in (3, 2))
+    assert uniform_shape(three, target_ratio=0.01, group=16).text == "3x48 3x32 3x48"
+    assert uniform_shape(two, target_ratio=0.06, group=16).text == "3x32*2"

@@ -1,0 +1,126 @@
+"""A database that is away, and what is tried again: with errors as the drivers raise them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sql
+
+from pipelines.errors import StoreUnavailable
+from pipelines.store.database import Database
+from pipelines.store.schema import prepare
+from pipelines.store.scores import ScoreStore
+
+
+def driver_error(state: str | None, text: str = "", module: str = "psycopg.errors") -> Exception:
+    kind = type("Error", (Exception,), {"__module__": module, "sqlstate": state})
+    error: Exception = kind(text)
+    return error
+
+
+class Failing:
+    """Work that fails with these errors, one after the other, and then succeeds."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self, connection: sql.Connection) -> str:
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+@pytest.fixture
+def database() -> Database:
+    return Database("sqlite://", sqlite_timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sql.exc.OperationalError("select", {}, driver_error("08006")),
+        sql.exc.OperationalError("select", {}, driver_error("40001")),
+        sql.exc.OperationalError("select", {}, driver_error("57P01")),
+        sql.exc.OperationalError("select", {}, driver_error(None, "server closed the connection")),
+        sql.exc.OperationalError(
+            "select", {}, driver_error(None, "gone", "another.driver"), connection_invalidated=True
+        ),
+    ],
+)
+def test_an_outage_is_waited_for(database: Database, error: Exception) -> None:
+    assert database.run_with_retry(Failing(error), retry_s=9) == "done"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sql.exc.OperationalError("select", {}, driver_error("23505")),
+        sql.exc.OperationalError("select", {}, driver_error(None, "no password supplied")),
+        sql.exc.OperationalError("select", {}, driver_error(None, "away", "another.driver")),
+        sql.exc.ProgrammingError("select", {}, driver_error(None, "syntax")),
+        ValueError("not of the database"),
+    ],
+)
+def test_another_attempt_is_made_only_where_it_helps(database: Database, error: Exception) -> None:
+    work = Failing(error)
+    with pytest.raises(type(error)):
+        database.run_with_retry(work, retry_s=9)
+    assert not work.errors, "one attempt"
+
+
+def test_an_outage_is_said_once_and_when_it_is_over(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipelines.store.database")
+    errors = [
+        sql.exc.OperationalError("select", {}, driver_error("08006", text))
+        for text in ("first", "second")
+    ]
+    database.run_with_retry(Failing(*errors), retry_s=9)
+    began, ended = (record.getMessage() for record in caplog.records)
+    assert "first; trying again for up to 9 s" in began
+    assert "back after" in ended
+
+
+def test_what_was_committed_is_synced_in_the_wal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("pruning.disk.sync", synced.append)
+    database = Database(f"sqlite:///{tmp_path}/scores.db", sqlite_timeout_s=1)
+    database.sync()
+    assert synced == [], "nothing was written"
+    database.run_with_retry(lambda connection: prepare(connection, "scores.db"), retry_s=0)
+    database.sync()
+    assert synced == [tmp_path / "scores.db-wal"]
+    database.close()
+
+
+def test_values_are_not_in_the_error(database: Database) -> None:
+    def work(connection: sql.Connection) -> None:
+        connection.execute(sql.text("insert into nowhere values (:value)"), {"value": "my score"})
+
+    with pytest.raises(sql.exc.OperationalError) as caught:
+        database.run_with_retry(work, retry_s=0)
+    assert "nowhere" in str(caught.value)
+    assert "my score" not in str(caught.value)
+
+
+def test_a_store_that_is_opened_again_keeps_one_version(database: Database) -> None:
+    for _ in range(2):
+        database.run_with_retry(lambda connection: prepare(connection, "memory"), retry_s=0)
+    count = sql.text("select count(*) from schema_version")
+    assert database.run_with_retry(lambda c: c.execute(count).scalar(), retry_s=0) == 1
+
+
+def test_a_store_syncs_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(f"no space left for {path.name}")
+
+    monkeypatch.setattr("pruning.disk.sync", full)
+    with (
+        ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store,
+        pytest.raises(StoreUnavailable, match=r"no space left for scores.db-wal"),
+    ):
+        store.sync()
