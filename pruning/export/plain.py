@@ -19,7 +19,8 @@ def plain_config(
     layers: tuple[PrunedLayer, ...],
 ) -> PretrainedConfig | None:
     """The family's own configuration of a pruned model; None where layers differ in size, where one
-    lacks a block, or where fewer heads would make the family compute another head size.
+    lacks a block, or where heads are fewer in a family whose configuration has no head size: there,
+    programs divide the hidden size by the heads, as vLLM does for Qwen2 whatever else is written.
 
     Args:
         dense: of the dense model.
@@ -33,8 +34,9 @@ def plain_config(
     if first.mlp_channels != whole.mlp_channels:
         values["intermediate_size"] = first.mlp_channels
     if first.kv_heads != whole.kv_heads:
-        if values.get("head_dim") is None:
+        if "head_dim" not in type(dense)().to_dict():
             return None
+        values["head_dim"] = geometry.head_dim
         values["num_attention_heads"] = first.kv_heads * geometry.queries_per_kv_head
         values["num_key_value_heads"] = first.kv_heads
     plain: PretrainedConfig = type(dense).from_dict(values)

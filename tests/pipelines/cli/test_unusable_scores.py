@@ -69,7 +69,6 @@ def test_a_candidate_that_gives_nan_is_out(
     broken = _with_large_weights(checkpoint_folder, tmp_path / "one-overflow", enlarge)
     outcome = search(
         f"model.path={broken}",
-        "search.importance=l1",
         "search.target_ratio=0.1",
         "search.distribution=[1,0,0]",
     )
@@ -84,7 +83,6 @@ def test_a_candidate_that_gives_nan_is_out(
     assert (
         search(
             f"model.path={broken}",
-            "search.importance=l1",
             "search.target_ratio=0.1",
             "search.distribution=[1,0,0]",
         ).summary["evaluations"]["scored"]
