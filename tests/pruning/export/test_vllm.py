@@ -100,10 +100,10 @@ def test_hard_shapes(name: str, vllm_python: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_plain_checkpoints(name: str, vllm_python: Path, tmp_path: Path) -> None:
     """One width, fewer layers and, where the family has a head size, fewer heads, served by vLLM's
-    own class of the family.
+    own class of the family. Six heads of 32, as it derives them for Qwen2.
     """
     model_type, changes = TINY[name]
-    config = tiny_config(model_type, num_hidden_layers=6, hidden_size=96, head_dim=32, **changes)
+    config = tiny_config(model_type, num_hidden_layers=6, hidden_size=192, head_dim=32, **changes)
     shape = ModelShape.parse({"llama": "2x24*2 0x0 2x24*3", "qwen2": "3x24*2 0x0 3x24*3"}[name])
     source = ExportSource(LoadedModel.of(tiny_model(config)), shape, tmp_path, torch.float32)
     transformers.write(tmp_path, source)
