@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ class Sampler:
         self._driver = psutil.Process()
 
     def take(self, step: int, actors: Sequence[int], waiting: int) -> Sample:
+        gc.collect()  # what waits for it is not kept, and would count as blocks
         driver = self._driver.memory_full_info()
         theirs = [psutil.Process(pid).memory_full_info() for pid in actors]
         journal = sum(path.stat().st_size for path in self.journals.glob("*/trajectory.jsonl"))
