@@ -34,7 +34,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs calls it so
+def on_page_markdown(
+    markdown: str,
+    page: Page,
+    config: MkDocsConfig,  # noqa: ARG001 - mkdocs gives it
+    files: Files,  # noqa: ARG001
+) -> str:
     """Rewrites links between docs/ and the rest of the repository to where the site has both."""
     source = Path(page.file.abs_src_path or "")
     here = os.path.dirname(page.file.src_uri)  # noqa: PTH120 - an address, not a path

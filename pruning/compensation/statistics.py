@@ -7,7 +7,7 @@ Shape letters: B sequences of a batch, T tokens of a sequence, C input channels 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +159,10 @@ def collect_statistics(
 
 
 @contextmanager
-def _inputs_of(modules: Mapping[tuple[int, int], nn.Module], add) -> Iterator[None]:  # type: ignore[no-untyped-def]
+def _inputs_of(
+    modules: Mapping[tuple[int, int], nn.Module],
+    add: Callable[[tuple[int, int], torch.Tensor], None],
+) -> Iterator[None]:
     with ExitStack() as hooks:
         for key, module in modules.items():
             handle = module.register_forward_pre_hook(

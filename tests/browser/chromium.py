@@ -32,7 +32,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--window-size=1600,1200",
-    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,"
+    "primaryPointerType=4,availablePointerTypes=4",
 )
 
 

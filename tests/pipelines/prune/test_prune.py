@@ -32,11 +32,13 @@ from workers.evaluators import shapes as evaluator
 from workers.pool.ray_pool import RayPool
 
 
-def test_the_output_folder_holds_what_is_promised(
-    undisturbed: Outcome, checkpoint_folder: Path
-) -> None:
-    folder, summary = undisturbed.folder, undisturbed.summary
-    lines = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()]
+def journal_of(outcome: Outcome) -> list[dict[str, Any]]:
+    text = (outcome.folder / "trajectory.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_step_is_in_the_journal(undisturbed: Outcome, checkpoint_folder: Path) -> None:
+    lines = journal_of(undisturbed)
     accounting = Accounting(find_checkpoint(str(checkpoint_folder)).config())
     shape = accounting.dense
     for number, line in enumerate(lines, start=1):
@@ -66,8 +68,16 @@ def test_the_output_folder_holds_what_is_promised(
         "mlp_channels",
         "attention_heads",
     ]
-    assert summary["ratio"] == lines[-1]["ratio"] >= 0.25 > lines[-2]["ratio"]
-    assert ModelShape.from_json(json.loads((folder / "shape.json").read_text())) == shape
+    assert undisturbed.summary["ratio"] == lines[-1]["ratio"] >= 0.25 > lines[-2]["ratio"]
+    assert ModelShape.from_json(undisturbed.read("shape.json")) == shape
+
+
+def test_the_output_folder_holds_what_is_promised(
+    undisturbed: Outcome, checkpoint_folder: Path
+) -> None:
+    folder, summary, lines = undisturbed.folder, undisturbed.summary, journal_of(undisturbed)
+    accounting = Accounting(find_checkpoint(str(checkpoint_folder)).config())
+    shape = ModelShape.from_json(undisturbed.read("shape.json"))
     authors = json.loads((folder / "pruning_config.json").read_text())
     assert read_authors_config(authors, accounting.dense, channels_per_kv_head=16) == shape
     config = yaml.safe_load((folder / "config.yaml").read_text())

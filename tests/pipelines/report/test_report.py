@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -80,24 +81,14 @@ def test_the_page_says_what_it_should(command: Command, tmp_path: Path) -> None:
         "0 of 3 blocks that any run removed were removed by all 3 runs",
     ):
         assert words in text, words
-    shown = figures(outcome.folder / "report.html")
-    assert set(shown) == {
-        "trajectory-block",
-        "trajectory-width",
-        "fragility",
-        "margin-A",
-        "margin-B",
-        "margin-C",
-        "votes-0",
-        "overlap-0",
-        "left-A",
-        "left-B",
-        "left-C",
-        "pareto-0",
-        "pareto-1",
-        "pareto-2",
-        "accuracy",
-    }
+    check_figures(figures(outcome.folder / "report.html"))
+
+
+def check_figures(shown: dict[str, dict[str, Any]]) -> None:
+    """Of the three runs above."""
+    names = ["trajectory-block", "trajectory-width", "fragility", "votes-0", "overlap-0"]
+    names += [f"{name}-{run}" for name in ("margin", "left") for run in "ABC"]
+    assert set(shown) == {*names, "pareto-0", "pareto-1", "pareto-2", "accuracy"}
     blocks = shown["trajectory-block"]["data"]
     assert [trace["name"] for trace in blocks] == ["A one", "B two", "C three"]
     assert blocks[0]["x"] == pytest.approx([0, 5, 25])

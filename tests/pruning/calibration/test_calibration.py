@@ -204,7 +204,8 @@ def test_hub_datasets(
         )
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    made = make(replace(SPEC, source=source, num_block_samples=20, num_width_samples=10), tokenizer)  # type: ignore[arg-type]
+    rows = replace(SPEC, num_block_samples=20, num_width_samples=10)
+    made = make(replace(rows, source=source), tokenizer)  # type: ignore[arg-type]
     assert asked == calls
     assert made.heldout is not None
     text = "".join(chr(31 + token) for token in made.heldout.input_ids.flatten())

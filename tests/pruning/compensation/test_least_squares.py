@@ -104,7 +104,8 @@ def test_every_family_against_normal_equations(model_type: str, tmp_path: Path) 
             )
             module = projections(ready)[layer][kind]
             assert ready.compensation is not None
-            found = ready.compensation.weight(module.weight, layer, block, kept)  # type: ignore[arg-type]
+            weights = module.weight
+            found = ready.compensation.weight(weights, layer, block, kept)  # type: ignore[arg-type]
             assert found.double().numpy() == pytest.approx(expected, abs=2e-5)
             assert np.abs(expected - weight[:, :kept]).max() > 1e-3, "it refits something"
 

@@ -274,7 +274,8 @@ def test_nothing_is_overwritten(checkpoint: Checkpoint, tmp_path: Path) -> None:
 def test_a_full_disk_is_seen_before(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    full = shutil._ntuple_diskusage(10, 9, 1)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(
         InputError, match=r"output_dir: the weights take .* GB, .* has 0\.0 GB left"
     ):

@@ -46,6 +46,43 @@ def read(path: Path) -> tuple[GGUFReader, dict[str, torch.Tensor]]:
     return reader, found
 
 
+HARD_FIELDS = {
+    "general.architecture": "deci",
+    "general.type": "model",
+    "general.quantization_version": 2,
+    "deci.block_count": 4,
+    "deci.context_length": 256,
+    "deci.embedding_length": 48,
+    "deci.vocab_size": VOCAB,
+    "deci.feed_forward_length": [64, 32, 32, 32],
+    "deci.attention.head_count": [2, 4, 2, 6],
+    "deci.attention.head_count_kv": [1, 2, 1, 3],
+    "deci.attention.key_length": 8,
+    "deci.attention.value_length": 8,
+    "deci.rope.dimension_count": 8,
+    "deci.rope.freq_base": 10000.0,
+}
+"""HARD is 0x48 2x0 1x16 3x5: layer 0 gets an attention of zeros, layer 1 an MLP of zeros, widths
+become multiples of 32; nothing can be paired.
+"""
+
+ORIGINS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+"""What transformers calls the tensors, by llama.cpp's names."""
+
+
 def in_halves(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of each head as transformers has them: even ones of llama.cpp first, then odd ones."""
     parts = tensor.reshape(heads, -1, *tensor.shape[1:])
@@ -62,48 +99,21 @@ def test_the_file_holds_the_pruned_model(
     num_values = gguf.write(tmp_path, source)
     reader, found = read(tmp_path / gguf.file_name(dtype))
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    # HARD is 0x48 2x0 1x16 3x5: layer 0 gets an attention of zeros, layer 1 an MLP of zeros, widths
-    # become multiples of 32; nothing can be paired.
-    expected = {
-        "general.architecture": "deci",
-        "general.type": "model",
-        "general.quantization_version": 2,
-        "general.file_type": {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}[dtype],
-        "deci.block_count": 4,
-        "deci.context_length": 256,
-        "deci.embedding_length": 48,
-        "deci.vocab_size": VOCAB,
-        "deci.feed_forward_length": [64, 32, 32, 32],
-        "deci.attention.head_count": [2, 4, 2, 6],
-        "deci.attention.head_count_kv": [1, 2, 1, 3],
-        "deci.attention.key_length": 8,
-        "deci.attention.value_length": 8,
-        "deci.rope.dimension_count": 8,
-        "deci.rope.freq_base": 10000.0,
-    }
     assert {
         key: value for key, value in fields.items() if not key.startswith(("GGUF", "tokenizer"))
-    } == expected | {"deci.attention.layer_norm_rms_epsilon": pytest.approx(config.rms_norm_eps)}
-    kv_heads = [0, 2, 1, 3]
-    names = {
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
+    } == {
+        **HARD_FIELDS,
+        "general.file_type": {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}[dtype],
+        "deci.attention.layer_norm_rms_epsilon": pytest.approx(config.rms_norm_eps),
     }
-    names |= {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-    names |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-    outside = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    kv_heads = [0, 2, 1, 3]
     counted = 0
     wanted = dict(pruned_tensors(source.dense, gguf.layers_of(source.shape, source.dense.family)))
     for key in [key for key in found if key != "rope_freqs.weight"]:
         tensor, (*path, kind) = found[key], key.split(".")
         assert tensor.dtype == (torch.float32 if tensor.dim() == 1 else dtype), key
-        origin = (
-            f"{outside[path[0]]}.{kind}"
-            if len(path) == 1
-            else f"model.layers.{path[1]}.{names[path[2]]}.{kind}"
-        )
+        prefix = f"model.layers.{path[1]}." if len(path) > 1 else ""
+        origin = f"{prefix}{ORIGINS[path[-1]]}.{kind}"
         if origin not in wanted:
             assert (tensor == (1 if path[2].endswith("norm") else 0)).all(), (
                 f"{key} stands in for nothing"

@@ -11,7 +11,7 @@ from pruning.search.fixed import FixedSearch, random_path
 from pruning.search.greedy import GreedySearch
 from pruning.search.settings import SearchSettings, ShapeConstraint
 from pruning.search.stages import make_stages
-from pruning.shape import ModelShape, Removal
+from pruning.shape import Kind, ModelShape, Removal
 from tests.conftest import tiny_config
 
 
@@ -314,7 +314,8 @@ def test_a_fixed_search_ends_between_groups(accounting: Accounting) -> None:
 
 def test_drawn_orders_are_reproducible_nested_and_differ(accounting: Accounting) -> None:
     dense = accounting.dense
-    blocks = {Removal(kind, layer, 0) for kind in ("attention", "mlp") for layer in range(4)}  # type: ignore[arg-type]
+    kinds: tuple[Kind, ...] = ("attention", "mlp")
+    blocks = {Removal(kind, layer, 0) for kind in kinds for layer in range(4)}
     assert {removal for [removal] in random_path(dense, 42)} == blocks
     assert random_path(dense, 42) == random_path(dense, 42)
     assert len({random_path(dense, seed) for seed in range(20)}) == 20
