@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,14 @@ def test_an_init_is_a_docstring_and_nothing_else(tmp_path: Path) -> None:
     assert inits_with_code(tmp_path, ["pruning"]) == [
         f"pruning/{name}/__init__.py" for name in "abc"
     ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_type_checkers_of_others_read_our_types(package: str) -> None:
+    """PEP 561: the mark is there, and goes with the package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert (ROOT / package / "py.typed").is_file()
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"][package]
 
 
 TOO_LONG = {"pipelines/config/groups.py"}
