@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from pipelines.config.overrides import as_override
+
 PROGRAM = "multipruner"
 
 
@@ -183,3 +185,8 @@ COMMANDS: dict[str, Command] = {
 def command_line(command: str, *words: str) -> str:
     """What to type to run a command, for messages; a shell takes it as it is."""
     return shlex.join([PROGRAM, command, *words])
+
+
+def resuming(command: str, folder: object) -> str:
+    """What to type to go on with the search or sweep in a folder."""
+    return command_line(command, "resume=true", as_override("output_dir", folder))

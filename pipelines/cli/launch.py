@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.cli.commands import command_line
+from pipelines.cli.commands import resuming
 from pipelines.cli.console import stop
 from pipelines.cli.help import FLAGS, print_help
 from pipelines.cli.signals import Interruption
@@ -209,7 +209,6 @@ def _kept(config_name: str, config: DictConfig, error: BaseException) -> str:
     if not notes:
         return ""
     found, _, path = notes[-1].partition("output_dir=")
-    folder = as_override("output_dir", path)
     resumed = config_name in _RESUMED and not found
     urls = {name: OmegaConf.select(config, name) or "" for name in URLS}
     variables = "".join(
@@ -218,9 +217,9 @@ def _kept(config_name: str, config: DictConfig, error: BaseException) -> str:
         if masked_url(url) != url != os.environ.get(URLS[name].variable)
     )
     again = (
-        variables + command_line(config_name, "resume=true", folder)
+        variables + resuming(config_name, path)
         if resumed
-        else f"the same command with {shlex.quote(folder)}"
+        else f"the same command with {shlex.quote(as_override('output_dir', path))}"
     )
     fill_in = ", with the password for ***" if variables and resumed else ""
     return f"\n  Everything computed so far is kept. To go on{fill_in}: {again}"

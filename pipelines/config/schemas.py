@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.groups import (
     CalibrationConfig,
@@ -15,16 +16,14 @@ from pipelines.config.groups import (
 )
 from pipelines.config.plan import PlanConfig
 from pipelines.config.prune import PruneConfig
+from pipelines.config.report import ReportConfig
+from pipelines.config.reproduce import ReproduceConfig
 from pipelines.config.search import SearchConfig
+from pipelines.config.sweep import SweepConfig
 
 
 def register() -> None:
     """Puts the schemas where Hydra finds them; the files of `conf/` extend them."""
-    from pipelines.config.evaluate import EvaluateConfig
-    from pipelines.config.report import ReportConfig
-    from pipelines.config.reproduce import ReproduceConfig
-    from pipelines.config.sweep import SweepConfig
-
     store = ConfigStore.instance()
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)

@@ -163,7 +163,6 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
         run_id=record.get("mlflow_run_id"),
         on_run_id=remember,
         keeps_status=run is not None and record.get("mlflow_run_id") is not None,
-        again="the same command",
     )
 
 

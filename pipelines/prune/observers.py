@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from pipelines.cli.commands import resuming
 from pipelines.cli.console import WorkProgress, duration
 from pipelines.prune.job import PruneJob
 from pipelines.runs.folder import RunFolder
@@ -126,6 +127,7 @@ class SearchTracking(SearchObserver):
             run_id=record.get("mlflow_run_id"),
             on_run_id=lambda run_id: folder.remember(mlflow_run_id=run_id),
             parent=parent,
+            again=resuming("prune", folder.path),
         )
 
     @contextmanager

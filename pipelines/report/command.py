@@ -65,7 +65,6 @@ def log_page(runs: Sequence[ReportRun], path: Path) -> None:
                 run.mlflow_run_id,
                 lambda _: None,
                 keeps_status=True,
-                again="the same command",
             )
             tracker.start({}, {}, {})
             if not tracker.finish(succeeded=True, artifacts=[path], timeout_s=_MLFLOW_TIMEOUT_S):

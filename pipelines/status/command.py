@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli.commands import COMMANDS, PROGRAM
+from pipelines.cli.commands import COMMANDS, PROGRAM, resuming
 from pipelines.cli.console import console, duration, stop
 from pipelines.cli.help import FLAGS, print_help
 from pipelines.cli.signals import Interruption
@@ -68,6 +68,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     status["alive"] = not over and (status["age_s"] < _STALE_S if held is None else held)
     if not status["alive"] and status["state"] not in _OVER:
         status["state"] = "interrupted"
+        status["resume"] = resuming("sweep" if points else "prune", folder.absolute())
     return status
 
 
@@ -121,8 +122,8 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
     state = status["state"]
     if state == "interrupted":
         state += (
-            f": its driver (pid {status['pid']} on {status['host']}) is gone; the same "
-            "command with this output_dir goes on"
+            f": its driver (pid {status['pid']} on {status['host']}) is gone; to go on: "
+            f"{status['resume']}"
         )
     elif status["alive"] and status["age_s"] > _STALE_S:
         state += (

@@ -8,10 +8,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipelines.cli.commands import command_line
+from pipelines.cli.commands import command_line, resuming
 from pipelines.cli.console import log_to, show_result
 from pipelines.config.groups import EvaluationConfig
-from pipelines.config.overrides import as_override
 from pipelines.config.prune import PruneConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import Failed
@@ -71,7 +70,6 @@ class SweepRun:
             started=self.started,
             run_id=record.get("mlflow_run_id"),
             on_run_id=lambda run_id: folder.remember(mlflow_run_id=run_id),
-            again="the same command",
             is_sweep=True,
         )
         self.file = SweepFile(
@@ -113,7 +111,7 @@ class SweepRun:
             raise Failed(
                 "\n".join(f"point {name}: {said}" for name, said in self.file.problems.items())
                 + "\n  The other points are done. To try these again: "
-                + command_line("sweep", "resume=true", as_override("output_dir", self.folder.path))
+                + resuming("sweep", self.folder.path)
             )
         return report
 

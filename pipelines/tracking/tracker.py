@@ -72,7 +72,7 @@ class Tracker:
         on_run_id: Callable[[str], object],
         *,
         keeps_status: bool = False,
-        again: str = "resume=true with this output_dir",
+        again: str = "the same command",
         parent: Tracker | None = None,
         is_sweep: bool = False,
     ) -> None:

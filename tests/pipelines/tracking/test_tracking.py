@@ -111,7 +111,7 @@ def test_a_server_that_is_away_costs_nothing(
     assert outcome.status == 0, outcome.output
     assert time.monotonic() - started < 60
     assert "the search goes on, sending is tried again" in outcome.output
-    assert "resume=true with this output_dir sends it again" in outcome.output
+    assert f"resume=true output_dir={outcome.folder} sends it again" in outcome.output
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 60.0)
     again = search("resume=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", bare=True)
     assert again.status == 0, again.output
@@ -135,7 +135,7 @@ def test_a_server_that_never_answers_slows_no_step(
     for thread in threading.enumerate():
         if thread.name == "tracking":  # its call ends with the connection
             thread.join(60)
-    assert "resume=true with this output_dir sends it again" in outcome.output
+    assert f"resume=true output_dir={outcome.folder} sends it again" in outcome.output
     slowest = max(
         json.loads(line)["seconds"]
         for line in (outcome.folder / "trajectory.jsonl").read_text().splitlines()
