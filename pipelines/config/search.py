@@ -20,6 +20,7 @@ from pruning.search.settings import (
     SearchSettings,
 )
 from pruning.search.strategies import STRATEGIES
+from pruning.search.strategy import Strategy
 
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 
@@ -91,38 +92,7 @@ class SearchConfig:
                 f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, "
                 f"above 0 and below 1{hint}"
             )
-        shares = list(self.distribution)
-        if (
-            len(shares) != 3
-            or not all(math.isfinite(share) and share >= 0 for share in shares)
-            or sum(shares) <= 0
-        ):
-            found.append(
-                f"search.distribution: {shares}; it takes three numbers >= 0 with a positive "
-                "sum, the shares of blocks, MLP channels and attention heads, "
-                "such as [44,52,4]"
-            )
-        elif strategy is not None and strategy.blocks_only and sum(shares[1:]) > 0:
-            found.append(
-                f"search.distribution: {shares}, but search.strategy={self.strategy} removes "
-                "whole blocks only; use search.distribution=[1,0,0], as "
-                "search=shortgpt and search=random do"
-            )
-        elif strategy is not None and strategy.channels_only and (shares[0] or shares[2]):
-            found.append(
-                f"search.distribution: {shares}, but search.strategy={self.strategy} narrows "
-                "MLPs only; use search.distribution=[0,1,0], as search=uniform does"
-            )
-        elif (
-            strategy is not None
-            and strategy.solves_shares
-            and (shares[0] or not set(shares) <= {0, 1})
-        ):
-            found.append(
-                f"search.distribution: {shares}, but search.strategy={self.strategy} finds out how "
-                "much each kind of block loses; [0,1,1] lets MLPs and KV heads lose, [0,1,0] "
-                "MLPs alone"
-            )
+        found += self._distribution_problems(strategy)
         if (
             strategy is not None
             and self.shape_constraint in SHAPE_CONSTRAINTS
@@ -132,6 +102,47 @@ class SearchConfig:
                 f"search.shape_constraint: {self.shape_constraint}, which search.strategy="
                 f"{self.strategy} does not keep; it takes {', '.join(strategy.constraints)}"
             )
+        found += self._compensation_problems()
+        for name in ("mlp_group_channels", "head_group_channels"):
+            value = getattr(self, name)
+            found += [] if value is None else at_least(f"search.{name}", value, 1)
+        return found
+
+    def _distribution_problems(self, strategy: type[Strategy] | None) -> list[str]:
+        """Whether the shares are shares, and what the strategy can make of them."""
+        shares = list(self.distribution)
+        given = f"search.distribution: {shares}"
+        if (
+            len(shares) != 3
+            or not all(math.isfinite(share) and share >= 0 for share in shares)
+            or sum(shares) <= 0
+        ):
+            return [
+                f"{given}; it takes three numbers >= 0 with a positive sum, the shares of blocks, "
+                "MLP channels and attention heads, such as [44,52,4]"
+            ]
+        if strategy is None:
+            return []
+        given += f", but search.strategy={self.strategy}"
+        if strategy.blocks_only and sum(shares[1:]) > 0:
+            return [
+                f"{given} removes whole blocks only; use search.distribution=[1,0,0], as "
+                "search=shortgpt and search=random do"
+            ]
+        if strategy.channels_only and (shares[0] or shares[2]):
+            return [
+                f"{given} narrows MLPs only; use search.distribution=[0,1,0], as search=uniform "
+                "does"
+            ]
+        if strategy.solves_shares and shares not in ([0, 1, 1], [0, 1, 0]):
+            return [
+                f"{given} finds out how much each kind of block loses; [0,1,1] lets MLPs and KV "
+                "heads lose, [0,1,0] MLPs alone"
+            ]
+        return []
+
+    def _compensation_problems(self) -> list[str]:
+        shares, found = list(self.distribution), []
         if self.compensation in COMPENSATIONS[1:] and any(shares[:1]) and not any(shares[1:]):
             found.append(
                 f"search.compensation: {self.compensation}, which has no effect with "
@@ -143,7 +154,4 @@ class SearchConfig:
                 f"{self.importance}; it goes with search.importance=activation, whose order comes "
                 "from the same statistics"
             )
-        for name in ("mlp_group_channels", "head_group_channels"):
-            value = getattr(self, name)
-            found += [] if value is None else at_least(f"search.{name}", value, 1)
         return found

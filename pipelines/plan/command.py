@@ -32,8 +32,8 @@ from pipelines.runs.files import PLAN
 from pipelines.runs.folder import RunFolder
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import NOT_KNOWN, Accounting
-from pruning.costs.dense_sizes import DenseSizes
 from pruning.costs.known_sizes import sizes_of
+from pruning.costs.sizes import DenseSizes
 from pruning.errors import InputError
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pipelines.prune.scorer import Scorer
 from pipelines.runs.files import ALLOCATION, read_with
 from pipelines.runs.folder import RunFolder
-from pruning.search.allocation_path import Allocation
+from pruning.search.allocation_result import Allocation
 from pruning.search.rounds import AllocationSearch
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,6 @@ def find_allocation(
                 each.base_score - each.gain,
                 each.gain_stderr,
             )
-    allocation = Allocation.of(search)
+    allocation = search.result()
     folder.write_with(ALLOCATION, allocation.save)
     return allocation

@@ -205,8 +205,14 @@ def table(summary: Mapping[str, Any]) -> Table:
         f"KV-cache bytes per token ({summary['dtype']})",
         *_cells(summary["kv_cache_bytes_per_token"], lambda value: f"{value:,.0f}", NOT_KNOWN),
     )
-    evaluations, steps = summary["evaluations"], Counter(summary["steps"])
     rows.add_section()
+    _add_search(rows, summary)
+    return rows
+
+
+def _add_search(rows: Table, summary: Mapping[str, Any]) -> None:
+    """How it was found, and what that took."""
+    evaluations, steps = summary["evaluations"], Counter(summary["steps"])
     if "search.strategy" in summary["identity"]:  # not to be taken for the greedy search
         rows.add_row("strategy", "", summary["strategy"].replace("_", " "), "")
     rows.add_row(
@@ -238,7 +244,6 @@ def table(summary: Mapping[str, Any]) -> Table:
         rows.add_row(f"computed otherwise from step {span['from_step']} on", "", span["device"], "")
     rows.add_row("evaluators", "", str(summary["num_evaluators"]), "")
     rows.add_row("time of this run", "", duration(summary["seconds"]), "")
-    return rows
 
 
 def _cells(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.search.allocation_path import Allocation
+from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
 
 NEAR_TIE_STDERRS = 2.0

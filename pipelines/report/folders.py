@@ -27,7 +27,7 @@ from pipelines.runs.files import (
 from pipelines.runs.journal import set_of
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.errors import InputError
-from pruning.search.allocation_path import Allocation
+from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
 
 log = logging.getLogger(__name__)

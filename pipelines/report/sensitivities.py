@@ -16,7 +16,7 @@ from pipelines.report.chart_style import styled, tick
 from pipelines.report.data import ReportRun
 from pipelines.report.page import Chart, Heading, Part, Section, Table, Text
 from pruning.search.allocation import UNITS, Unit
-from pruning.search.allocation_path import Allocation
+from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape
 
 _TITLES: Mapping[Unit, str] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pruning.costs.dense_sizes import BlockSizes, DenseSizes, dense_sizes
+from pruning.costs.dense_sizes import dense_sizes
+from pruning.costs.sizes import BlockSizes, DenseSizes
 from pruning.shape import LayerShape, ModelShape
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from pruning.costs.dense_sizes import AttentionReads
+from pruning.costs.sizes import AttentionReads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

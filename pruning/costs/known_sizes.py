@@ -16,7 +16,7 @@ from pathlib import Path
 from pruning import costs, models
 from pruning.canonical_json import dump_json
 from pruning.costs import dense_sizes
-from pruning.costs.dense_sizes import AttentionReads, BlockSizes, DenseSizes
+from pruning.costs.sizes import AttentionReads, BlockSizes, DenseSizes
 from pruning.models.cache import build_once, cache_folder
 from pruning.models.families import FAMILIES
 from pruning.models.find import configured_folder

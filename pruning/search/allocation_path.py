@@ -4,19 +4,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
-
-from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.search.allocation import Limit
+from pruning.search.allocation_result import Allocation
 from pruning.search.fixed import PARTS, FixedSearch, path_between
 from pruning.search.plan import Range, SearchPlan, StagePlan
-from pruning.search.rounds import MOVES, AllocationSearch, Round
+from pruning.search.rounds import MOVES, AllocationSearch
 from pruning.search.settings import SearchSettings
 from pruning.search.stages import Stage, StageName, make_stages
 from pruning.search.strategy import Measured, Strategy
@@ -24,63 +17,7 @@ from pruning.search.uniform import uniform_shape
 from pruning.shape import ModelShape
 
 MAX_ROUNDS = 2
-"""A third round gained less than its standard error on SmolLM2-135M (docs/results.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """What measuring and solving came to.
-
-    Args:
-        start: the uniform shape that the first round was measured around.
-        start_score, score: KL from the dense model of `start` and of `shape`, nats per token.
-        num_shapes: that were scored.
-        rounds: for people, as `allocation.json` has them.
-    """
-
-    start: ModelShape
-    shape: ModelShape
-    start_score: float
-    score: float
-    num_shapes: int
-    rounds: tuple[Mapping[str, Any], ...]
-
-    @classmethod
-    def of(cls, search: AllocationSearch) -> Self:
-        """That of a search that is over."""
-        first, last = search.rounds[0], search.rounds[-1]
-        return cls(
-            first.table.base,
-            search.shape,
-            first.base_score,
-            last.base_score - last.gain,
-            search.num_shapes,
-            tuple(_round_json(each) for each in search.rounds),
-        )
-
-    def save(self, path: Path) -> None:
-        data = {
-            "start": self.start.text,
-            "shape": self.shape.text,
-            "start_kl": self.start_score,
-            "kl": self.score,
-            "num_shapes": self.num_shapes,
-            "rounds": list(self.rounds),
-        }
-        path.write_text(dump_json(data), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """The inverse of `save`."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            ModelShape.parse(data["start"]),
-            ModelShape.parse(data["shape"]),
-            data["start_kl"],
-            data["kl"],
-            data["num_shapes"],
-            tuple(data["rounds"]),
-        )
+"""As many as were measured (docs/results.md); what a third would gain was not."""
 
 
 class AllocationStrategy(Strategy):
@@ -166,30 +103,3 @@ class AllocationPath(FixedSearch):
             return None
         name: StageName = "attention_heads" if rest[0].unit == "kv_heads" else "mlp_channels"
         return Stage(name, self.settings.target_ratio, scored_on="block")
-
-
-def _round_json(each: Round) -> dict[str, Any]:
-    return {
-        "base": each.table.base.text,
-        "base_kl": each.base_score,
-        "changes": [
-            {"layer": layer, "unit": unit, "size": size, "kl": _finite(change)}
-            for (layer, unit), sizes in each.table.changes.items()
-            for size, change in sorted(sizes.items())
-        ],
-        "solutions": [
-            {
-                "shape": solution.shape.text,
-                "predicted_kl": solution.predicted,
-                "kl": _finite(change),
-            }
-            for solution, change in each.solutions
-        ],
-        "shape": each.shape.text,
-        "gain": each.gain,
-        "gain_stderr": _finite(each.gain_stderr),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pruning.errors import ScoringError
 from pruning.search.allocation import (
@@ -20,6 +21,7 @@ from pruning.search.allocation import (
     resized,
     solve,
 )
+from pruning.search.allocation_result import Allocation
 from pruning.search.greedy import is_allowed
 from pruning.search.settings import ShapeConstraint
 from pruning.shape import Kind, ModelShape, Removal
@@ -58,6 +60,29 @@ class Round:
     shape: ModelShape
     gain: float
     gain_stderr: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As `allocation.json` has it (docs/reference/output_files.md); null is not finite."""
+        return {
+            "base": self.table.base.text,
+            "base_kl": self.base_score,
+            "changes": [
+                {"layer": layer, "unit": unit, "size": size, "kl": _finite(change)}
+                for (layer, unit), sizes in self.table.changes.items()
+                for size, change in sorted(sizes.items())
+            ],
+            "solutions": [
+                {
+                    "shape": solution.shape.text,
+                    "predicted_kl": solution.predicted,
+                    "kl": _finite(change),
+                }
+                for solution, change in self.solutions
+            ],
+            "shape": self.shape.text,
+            "gain": self.gain,
+            "gain_stderr": _finite(self.gain_stderr),
+        }
 
 
 class AllocationSearch:
@@ -134,6 +159,18 @@ class AllocationSearch:
         else:
             self._conclude()
 
+    def result(self) -> Allocation:
+        """What the rounds came to; call it when they are over."""
+        first, last = self.rounds[0], self.rounds[-1]
+        return Allocation(
+            first.table.base,
+            self.shape,
+            first.base_score,
+            last.base_score - last.gain,
+            self.num_shapes,
+            tuple(each.to_json() for each in self.rounds),
+        )
+
     def _neighbour_shapes(self) -> dict[tuple[Block, int], ModelShape]:
         reach = (2, 1, -1, -2) if len(self.rounds) < 2 else (1, -1)
         sizes = neighbours(
@@ -198,6 +235,10 @@ class AllocationSearch:
         )
         self._solutions = None
         self._done = not better or -change < stderr or len(self.rounds) >= self.max_rounds
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _mean(scores: Scores) -> float:

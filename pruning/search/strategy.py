@@ -17,7 +17,7 @@ from pruning.shape import ModelShape, Removal
 
 if TYPE_CHECKING:
     from pruning.importance.block_influence import BlockInfluence
-    from pruning.search.allocation_path import Allocation
+    from pruning.search.allocation_result import Allocation
 
 Need = Literal["influence", "allocation"]
 

@@ -125,6 +125,7 @@ def test_the_plan_holds(found: Outcome) -> None:
     ("options", "message"),
     [
         (("search.distribution=[1,1,0]",), "finds out how much each kind of block loses"),
+        (("search.distribution=[0,0,1]",), "finds out how much each kind of block loses"),
         (("search.distribution=[0,52,4]",), "finds out how much each kind of block loses"),
         (("search.importance=l1",), "search.compensation: least_squares"),
         (("search.target_ratio=0.9",), "search.target_ratio: 0.9; MLPs of"),

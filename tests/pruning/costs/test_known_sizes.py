@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from pruning.costs import known_sizes
-from pruning.costs.dense_sizes import DenseSizes, dense_sizes
+from pruning.costs.dense_sizes import dense_sizes
 from pruning.costs.known_sizes import sizes_of
+from pruning.costs.sizes import DenseSizes
 from pruning.errors import InputError
 from pruning.models.families import FAMILIES
 from tests.conftest import ROOT, tiny_config

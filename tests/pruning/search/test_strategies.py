@@ -9,7 +9,7 @@ import pytest
 
 from pruning.costs.accounting import Accounting
 from pruning.importance.block_influence import BlockInfluence
-from pruning.search.allocation_path import Allocation
+from pruning.search.allocation_result import Allocation
 from pruning.search.fixed import path_between
 from pruning.search.settings import STRATEGY_NAMES, SearchSettings, StrategyName
 from pruning.search.strategies import STRATEGIES, strategy_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,8 @@ def test_evaluators_that_compute_otherwise_are_told_apart(
         found, until = set(), time.monotonic() + 120
         while found != devices and time.monotonic() < until:  # one alone may take all of a step
             for answers in pool.run(tasks):
-                found |= {result.arithmetic.device for _, result in answers}  # type: ignore[union-attr]
+                results: list[Any] = [result for _, result in answers]
+                found |= {result.arithmetic.device for result in results}
     first, [other] = pool.arithmetic.device, devices - {pool.arithmetic.device}
     assert "cuda X" in devices
     assert f"(device: {other}, {first}; processor: " in said

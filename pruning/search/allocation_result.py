@@ -1,0 +1,55 @@
+"""What measuring and solving came to, as a file of the run holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pruning.canonical_json import dump_json
+from pruning.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What measuring and solving came to.
+
+    Args:
+        start: the uniform shape that the first round was measured around.
+        start_score, score: KL from the dense model of `start` and of `shape`, nats per token.
+        num_shapes: that were scored.
+        rounds: for people, as `allocation.json` has them.
+    """
+
+    start: ModelShape
+    shape: ModelShape
+    start_score: float
+    score: float
+    num_shapes: int
+    rounds: tuple[Mapping[str, Any], ...]
+
+    def save(self, path: Path) -> None:
+        data = {
+            "start": self.start.text,
+            "shape": self.shape.text,
+            "start_kl": self.start_score,
+            "kl": self.score,
+            "num_shapes": self.num_shapes,
+            "rounds": list(self.rounds),
+        }
+        path.write_text(dump_json(data), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The inverse of `save`."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            ModelShape.parse(data["start"]),
+            ModelShape.parse(data["shape"]),
+            data["start_kl"],
+            data["kl"],
+            data["num_shapes"],
+            tuple(data["rounds"]),
+        )
