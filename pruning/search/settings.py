@@ -15,7 +15,7 @@ StrategyName = Literal["greedy", "block_influence", "random", "uniform", "alloca
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
 
 ShapeConstraint = Literal["none", "deployable", "one_width"]
-"""Which shapes a search may come to: any, those that every runtime serves, or one MLP width in all
+"""Which shapes a search may come to: any, those that runtimes ask for, or one MLP width in all
 layers, which is a plain checkpoint of the family.
 """
 

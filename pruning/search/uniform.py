@@ -1,5 +1,5 @@
 """The same share of every layer's MLP channels, nothing scored: a baseline, and with one width for
-all layers a checkpoint that every engine opens.
+all layers a plain checkpoint.
 """
 
 from __future__ import annotations
