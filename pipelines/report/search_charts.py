@@ -104,7 +104,7 @@ def remaining_structure(run: ReportRun) -> go.Figure:
             ygap=1,
             row=row,
             col=1,
-            hovertemplate="%{customdata}<br>layer %{y}: %{z:.0f} % left<extra></extra>",
+            hovertemplate="%{customdata}<br>layer %{y}: %{z:.0f} % remaining<extra></extra>",
         )
     for before, after in zip(run.steps, run.steps[1:], strict=False):
         if before.stage != after.stage and run.allocation is None:
@@ -112,7 +112,7 @@ def remaining_structure(run: ReportRun) -> go.Figure:
                 x=before.number + 0.5, line={"color": _TIE, "width": 1.5, "dash": "dot"}
             )
     bar = {
-        "title": {"text": "left (%)"},
+        "title": {"text": "remaining (%)"},
         "tickvals": [0, 25, 50, 75, 100],
         "thickness": 12,
         "outlinewidth": 0,

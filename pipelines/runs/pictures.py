@@ -124,7 +124,7 @@ def plot_shape(
     axes.tick_params(which="minor", length=0)
     axes.set(xlabel="layer (number: step of its last cut; hatched: removed)", title=title)
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01)
-    bar.set_label("left")
+    bar.set_label("remaining")
     bar.set_ticks([0.25, 0.5, 0.75, 1], labels=["25 %", "50 %", "75 %", "100 %"])
     figure.savefig(path)
     pyplot.close(figure)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import tiny_config, tiny_model
 from tests.pipelines.conftest import Cli, Search
-from tests.pruning.costs.test_other_architectures import LATENT
+from tests.tiny_sizes import LATENT
 
 
 @pytest.fixture

@@ -14,21 +14,8 @@ from pruning.costs.attention_reads import attention_reads
 from pruning.costs.counted_flops import flops_of_token
 from pruning.costs.measured import SpeedSettings, compare_speed
 from tests.conftest import SIZES, tiny_config, tiny_model
+from tests.tiny_sizes import EXPERTS, LATENT
 
-EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
-LATENT: dict[str, Any] = EXPERTS | {
-    "n_routed_experts": 4,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_key_value_heads": 6,
-    "head_dim": 4,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-}
 WINDOW: dict[str, Any] = {
     "sliding_window": 8,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],

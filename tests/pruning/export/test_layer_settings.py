@@ -20,21 +20,11 @@ from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
 from tests.pruning.export.sources import masked_logits
+from tests.tiny_sizes import EXPERTS
+from tests.tiny_sizes import LATENT as LATENT_FROM_1
 
-EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
-LATENT: dict[str, Any] = EXPERTS | {
-    "n_routed_experts": 4,
-    "first_k_dense_replace": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_key_value_heads": 6,
-    "head_dim": 4,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-}
+LATENT = LATENT_FROM_1 | {"first_k_dense_replace": 2}
+
 WINDOWS: dict[str, Any] = {
     "sliding_window": 8,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2,
