@@ -37,6 +37,9 @@ mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000
 test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of them)
 	$(BIN)/python -m pytest --durations=10 $(or $(ARGS),$(ALL_CORES))
 
+slow-test: setup ## Those that kill, stop and time out real processes, for tens of seconds each
+	$(BIN)/python -m pytest -m slow --durations=10 $(or $(ARGS),$(ALL_CORES))
+
 gpu-test: setup ## The tests of scoring on a GPU
 	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu \
 	  tests/workers tests/pruning/search/test_golden.py $(ARGS)

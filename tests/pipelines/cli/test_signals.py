@@ -24,6 +24,8 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=la
 SAYS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 WAIT_S = 120
 
+pytestmark = pytest.mark.slow
+
 
 class Command:
     """A command in a process of its own, whose Ray keeps its files in `scratch`."""

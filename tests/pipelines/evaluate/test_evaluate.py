@@ -75,6 +75,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("few_resamples")
+@pytest.mark.slow
 def test_equals_the_harness_alone(
     run: Evaluate, reader: Path, data_dir: Path, local_cluster: LocalMachine, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.pipelines.sweep.conftest import SEVEN, Sweep, report_of, rows_in_store
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_its_third_point_and_started_again(
     run_sweep: Sweep, base: list[str], tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from pruning.errors import InputError
 from tests.ray_nodes import RayNodes, new_token
 from workers.cluster import ray_session as cluster
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[3]
 

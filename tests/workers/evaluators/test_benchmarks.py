@@ -130,6 +130,7 @@ def test_digests_tell_tasks_apart() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [evaluators.DiesOfTheFirstRequest, evaluators.RaisesAtTheFirstRequest]
 )

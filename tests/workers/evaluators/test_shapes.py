@@ -115,6 +115,7 @@ def with_more_and_more_memory(
 @pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="needs Linux: the limit of a process's memory"
 )
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_scored_in_halves(wide: EvaluatorSpec) -> None:
     """And when halves do not fit either, the message says what to change.
 

@@ -24,7 +24,7 @@ from workers.pool.faults import WorkersLost
 from workers.pool.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

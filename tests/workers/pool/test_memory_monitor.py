@@ -21,6 +21,7 @@ may come to need meanwhile.
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="Ray's memory monitor is for Linux"
 )

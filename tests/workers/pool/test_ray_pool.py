@@ -74,6 +74,7 @@ def test_as_many_as_fit(local_cluster: LocalMachine, spec: EvaluatorSpec) -> Non
         assert len(pool.describe()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "gpus"), [(4, 1), (2, 2)], ids=["four with one", "two pairs"])
 def test_each_evaluator_sees_its_own_gpus(
     local_cluster: LocalMachine, spec: EvaluatorSpec, count: int, gpus: int

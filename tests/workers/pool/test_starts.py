@@ -25,7 +25,7 @@ from workers.pool.faults import FaultPolicy, WorkersLost
 from workers.pool.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_starts_that_fail_are_tried_again(
