@@ -1,4 +1,4 @@
-"""Sizes of tiny models of architectures that need more than those of `tests.conftest.tiny_config`."""
+"""Sizes of tiny models of architectures that need more than `tests.conftest.tiny_config` gives."""
 
 from __future__ import annotations
 
