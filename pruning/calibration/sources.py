@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pruning.calibration.hub import load_hub_dataset
 from pruning.calibration.spec import CalibrationSpec
 from pruning.errors import InputError, first_line
 
@@ -131,10 +132,8 @@ def _hub_rows(path: str, *, column: str, **options: Any) -> list[str]:
 
 
 def _hub_dataset(path: str, *, option: str = "calibration", **options: Any) -> Any:
-    import datasets
-
     try:
-        return datasets.load_dataset(path, **options)
+        return load_hub_dataset(path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         local = (
             "calibration.path=FILE, or use calibration=pydoc, which needs no network"
