@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import psutil
 import torch
+from accelerate import init_empty_weights
 from torch import nn
+from transformers import PreTrainedModel
 
 from pruning.models.loaded_model import BlockName, LoadedModel, Refit
 from pruning.scoring.masking import masked
@@ -44,10 +47,13 @@ def reference_of(
     vectors: str | None = None,
 ) -> Reference:
     """Computed in float32 from weights rounded as they are written, so that nothing but the order
-    of sums can differ; in the stored type where there is no room for the model in float32.
+    of sums can differ. Where memory has no room for the model in float32, computed in the model's
+    own type from its own weights.
 
     Args:
-        dense: prepared, with weights as they are `stored`.
+        dense: prepared, with weights as they are `stored`. It is left as it was.
+        input_ids_BT: int64 token ids.
+        stored, written: `float32`, `bfloat16` or `float16`.
         vectors: how norms and biases are written; None: as matrices.
     """
     if _float32_bytes(dense.model) > psutil.virtual_memory().available:
@@ -80,20 +86,39 @@ class _AsWritten:
 
 
 @contextmanager
-def _as_written(model: nn.Module, matrices: str, vectors: str) -> Iterator[None]:
-    """Parameters and saved buffers rounded to their types, in float32, while it is open."""
-    before = [
-        (tensor, tensor.data)
-        for tensor in model.state_dict(keep_vars=True).values()
-        if tensor.is_floating_point()
+def _as_written(model: PreTrainedModel, matrices: str, vectors: str) -> Iterator[None]:
+    """While it is open: parameters and saved buffers rounded to their types, in float32, and what
+    else the model was built with as a float32 model has it.
+    """
+    saved = [
+        tensor for tensor in model.state_dict(keep_vars=True).values() if tensor.is_floating_point()
     ]
+    before = [(tensor, tensor.data) for tensor in [*saved, *model.buffers()]]
     try:
-        for tensor, data in before:
+        for name, buffer in _float32_buffers(model).items():
+            model.get_buffer(name).data = buffer
+        for tensor, data in before[: len(saved)]:
             tensor.data = _rounded(data, matrices if data.dim() > 1 else vectors)
         yield
     finally:
         for tensor, data in before:
             tensor.data = data
+
+
+def _float32_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Buffers that a model in a coarser type rounded when it was built, such as the square root
+    that Gemma scales embeddings by, as a model in float32 has them.
+    """
+    coarse = {
+        name: buffer.device
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and buffer.dtype != torch.float32
+    }
+    if not coarse:
+        return {}
+    with init_empty_weights(include_buffers=False):
+        built = dict(type(model)(copy.deepcopy(model.config)).named_buffers())
+    return {name: built[name].to(device) for name, device in coarse.items() if name in built}
 
 
 def _rounded(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
