@@ -14,17 +14,20 @@ from transformers import PreTrainedModel
 def flops_of_token(model: PreTrainedModel, position: int) -> int:
     """FLOPs of the forward of one token that attends to `position` tokens, itself included.
 
-    Attention and experts run by their plain formulas here: fused kernels do not say what they
-    compute.
+    The attention and experts of that token run by their plain formulas: fused kernels do not say
+    what they compute. The tokens before it run as they always do, since the plain formula of
+    attention takes memory with the square of their number.
     """
     device = model.get_input_embeddings().weight.device
     ids = torch.zeros(1, position, dtype=torch.long, device=device)  # type: ignore[arg-type]
-    with _plain_experts(model), sdpa_kernel(SDPBackend.MATH):
-        cache = (
-            model(input_ids=ids[:, 1:], use_cache=True).past_key_values if position > 1 else None
-        )
-        with FlopCounterMode(display=False) as counter:
-            model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+    cache = (
+        model.base_model(input_ids=ids[:, 1:], use_cache=True).past_key_values
+        if position > 1
+        else None
+    )
+    counter = FlopCounterMode(display=False)
+    with _plain_experts(model), sdpa_kernel(SDPBackend.MATH), counter:
+        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
     return int(counter.get_total_flops())
 
 

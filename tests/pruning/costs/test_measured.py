@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.counted_flops import flops_of_token
 from pruning.costs.measured import (
     Role,
     SpeedSettings,
@@ -266,6 +267,32 @@ def test_a_model_that_returns_no_cache_is_refused(monkeypatch: pytest.MonkeyPatc
     )
     with pytest.raises(ScoringError, match="LlamaForCausalLM returns NoneType for past_key_values"):
         compare_speed({"dense": model}, SETTINGS)
+
+
+def test_only_the_counted_token_is_computed_by_plain_formulas(
+    llama: Mapping[Role, PreTrainedModel],
+) -> None:
+    """Those of all tokens before it would take memory with the square of their number, and logits
+    of each the whole vocabulary.
+    """
+    model = llama["dense"]
+    attended: list[tuple[int, bool]] = []
+    answered: list[int] = []
+    hooks = [
+        model.model.layers[0].register_forward_pre_hook(
+            lambda _module, inputs: attended.append(
+                (inputs[0].shape[1], torch.backends.cuda.flash_sdp_enabled())
+            )
+        ),
+        model.lm_head.register_forward_pre_hook(
+            lambda _module, inputs: answered.append(inputs[0].shape[1])
+        ),
+    ]
+    flops_of_token(model, position=9)
+    for hook in hooks:
+        hook.remove()
+    assert attended == [(8, True), (1, False)]
+    assert answered == [1]
 
 
 def test_bytes_of_weight_files(tmp_path: Path) -> None:
