@@ -20,11 +20,10 @@ from transformers import PreTrainedModel
 
 from pruning.costs.counted_flops import flops_of_token
 from pruning.errors import InputError, ScoringError
-from pruning.models.stored_weights import indexed_files
+from pruning.models.stored_weights import indexed_files, loaded_files
 
 Role = Literal["dense", "pruned"]
 ROLES: tuple[Role, ...] = ("dense", "pruned")
-_WEIGHTS = ("*.safetensors", "*.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,22 +198,20 @@ def compare_speed(
 
 
 def weight_file_bytes(path: Path) -> int:
-    """Bytes of the weights on disk: a GGUF file, or the safetensors and GGUF files of a folder.
+    """Bytes of the weights on disk: a GGUF file, or of a folder the safetensors files that
+    transformers loads; where it has none, its GGUF files.
 
     Raises:
         InputError: there are none.
     """
-    files = (
-        {path}
-        if path.is_file()
-        else {
-            *(file for pattern in _WEIGHTS for file in path.glob(pattern)),
-            *(file for file in indexed_files(path) if file.is_file()),
-        }
-    )
-    if not files:
-        raise InputError(f"no weights ({', '.join(_WEIGHTS)}) in {path}")
-    return sum(file.stat().st_size for file in files)
+    if path.is_file():
+        return path.stat().st_size
+    has_safetensors = any(path.glob("*.safetensors")) or bool(indexed_files(path))
+    files = loaded_files(path) if has_safetensors else sorted(path.glob("*.gguf"))
+    sizes = [file.stat().st_size for file in files if file.is_file()]
+    if not sizes:
+        raise InputError(f"no weights (*.safetensors, *.gguf) in {path}")
+    return sum(sizes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -166,7 +166,7 @@ def _loaded_without_values(
 def _headers(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the files that transformers loads, without its values."""
     headers: dict[str, torch.Tensor] = {}
-    for path in _loaded_files(folder):
+    for path in loaded_files(folder):
         with opened(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         _refuse_quantized(folder, {name: part.get_dtype() for name, part in slices.items()})
@@ -186,8 +186,12 @@ def _refuse_quantized(folder: Path, dtypes: Mapping[str, str]) -> None:
             )
 
 
-def _loaded_files(folder: Path) -> list[Path]:
-    """Those that transformers loads: one, else those of the index, else all."""
+def loaded_files(folder: Path) -> list[Path]:
+    """Those that transformers loads: one, else those of the index, there or not, else all.
+
+    Raises:
+        InputError: there are none, or the index names one elsewhere.
+    """
     single = folder / _SINGLE
     return [single] if single.is_file() else indexed_files(folder) or weight_files(folder)
 

@@ -307,3 +307,21 @@ def test_bytes_of_weight_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no weights"):
         weight_file_bytes(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_files_that_are_not_loaded_do_not_count(single: bool, tmp_path: Path) -> None:
+    """The same weights lie beside them in another form, as Mistral's and Llama's folders have them
+    and where a GGUF was made in place.
+    """
+    (tmp_path / "tiny.gguf").write_bytes(b"0" * 40)
+    assert weight_file_bytes(tmp_path) == 40
+    (tmp_path / "consolidated.safetensors").write_bytes(b"0" * 20)
+    if single:
+        (tmp_path / "model.safetensors").write_bytes(b"0" * 15)
+    else:
+        names = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+        for name, size in zip(names.values(), (10, 5), strict=True):
+            (tmp_path / name).write_bytes(b"0" * size)
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert weight_file_bytes(tmp_path) == 15
