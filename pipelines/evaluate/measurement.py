@@ -28,13 +28,14 @@ from pipelines.evaluators import find_placement, local_session, open_pool
 from pipelines.store.scores import AnswerContext, ScoreStore
 from pruning.costs.measured import SpeedComparison, SpeedSettings
 from pruning.errors import InputError
+from pruning.models.geometry import Geometry
 from pruning.scoring.arithmetic import Arithmetic
 from pruning.scoring.score import exact_sum, perplexity
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.benchmarks import BenchmarkEvaluator
 from workers.evaluators.costs import SpeedEvaluator
-from workers.evaluators.memory import evaluator_bytes
+from workers.evaluators.memory import compensated_bytes, evaluator_bytes
 from workers.pool.protocol import Pool
 from workers.tasks import RequestTask, SpeedSpec, SpeedTask
 
@@ -150,8 +151,8 @@ def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[EvaluatedMod
 
 
 def _needed_bytes(models: ModelsUnderTest, batch_size: int, window_tokens: int) -> int:
-    """Memory of an evaluator: the larger model, and the logits of a batch of requests, which the
-    harness computes whole, twice.
+    """Memory of an evaluator: the larger model, what compensates one, and the logits of a batch of
+    requests, which the harness computes whole, twice.
     """
     largest = max(models.evaluated, key=lambda model: model.num_stored_parameters)
     config = largest.checkpoint.config().get_text_config()
@@ -163,6 +164,8 @@ def _needed_bytes(models: ModelsUnderTest, batch_size: int, window_tokens: int) 
         config.hidden_size,
         2,
     )
+    if any(model.order and model.order.compensation for model in models.evaluated):
+        needed += compensated_bytes(Geometry.of(config), largest.dtype, config.hidden_size)
     return needed + 2 * 4 * tokens * int(config.vocab_size)
 
 

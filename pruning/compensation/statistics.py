@@ -152,8 +152,8 @@ def collect_statistics(
     with _inputs_of(watched, add):
         for batch in batches:
             loaded.model.base_model(input_ids=batch, use_cache=False)
-    return {
-        layer: LayerStatistics(*(sums[layer, kind].float().cpu() for kind in (0, 1)))
+    return {  # each sum goes as it is rounded
+        layer: LayerStatistics(*(sums.pop((layer, kind)).float().cpu() for kind in (0, 1)))
         for layer in wanted
     }
 

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 Part = Literal["q", "k", "v", "gate", "up", "down"]
 
+NUM_FACTORS = 2
+"""Factors that a compensation keeps (`pruning.compensation.least_squares`): of both blocks of one
+layer. One of 11,008 channels takes 1 GB.
+"""
+NUM_SIZES = 2
+"""Refitted weights of one block that it keeps: a shape's own, and of a candidate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -43,6 +50,11 @@ class Geometry:
     def channels_per_kv_head(self) -> int:
         """Query channels that share one KV head."""
         return self.queries_per_kv_head * self.head_dim
+
+    @property
+    def attention_channels(self) -> int:
+        """Query channels of one layer, which flow into `o_proj`."""
+        return self.kv_heads * self.channels_per_kv_head
 
     def problems(self, shape: ModelShape) -> list[str]:
         """Why a shape is not one of this model, one message each."""
@@ -78,5 +90,12 @@ def gram_bytes(geometry: Geometry) -> int:
     """Bytes of both float64 Gram matrices of one layer, while they are summed; half of that on
     disk.
     """
-    attention = geometry.kv_heads * geometry.channels_per_kv_head
-    return 8 * (attention**2 + geometry.mlp_channels**2)
+    return 8 * (geometry.attention_channels**2 + geometry.mlp_channels**2)
+
+
+def factor_bytes(geometry: Geometry) -> int:
+    """Bytes of the factors that a compensation keeps, at most, while it makes another: of a Gram
+    matrix in float32, its float64 copy and the factor.
+    """
+    of_one = 8 * max(geometry.attention_channels, geometry.mlp_channels) ** 2
+    return NUM_FACTORS * of_one + 5 * of_one // 2

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pruning.models.dtypes import NUM_BYTES
-from pruning.models.geometry import Geometry, gram_bytes
+from pruning.models.geometry import NUM_SIZES, Geometry, factor_bytes, gram_bytes
 
 STATISTICS_BYTES = 8_000_000_000
 """Of Gram matrices that one task sums at most, if one layer's are not larger. Whatever does not fit
 takes another pass over the text.
 """
-_KEPT_FACTORS, _KEPT_SIZES = 2, 2
-"""What `pruning.compensation.least_squares.Compensation` keeps; imported, it would import torch."""
 
 
 def evaluator_bytes(
@@ -35,10 +33,21 @@ def layers_per_task(geometry: Geometry, num_evaluators: int) -> int:
 
 
 def compensation_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:
-    """Memory that compensation takes of an evaluator besides, estimated: what collecting statistics
-    or what scoring takes, whichever is more.
+    """Memory that compensation takes of an evaluator of shapes besides, estimated: what collecting
+    statistics or what scoring takes, whichever is more.
     """
-    channels = geometry.kv_heads * geometry.channels_per_kv_head + geometry.mlp_channels
-    refitted = _KEPT_SIZES * geometry.num_layers * channels * hidden_size * NUM_BYTES[dtype]
-    scoring = refitted + _KEPT_FACTORS * gram_bytes(geometry)
+    scoring = NUM_SIZES * _refitted_bytes(geometry, dtype, hidden_size) + factor_bytes(geometry)
     return max(scoring, (layers_per_task(geometry, 1) + 1) * gram_bytes(geometry))
+
+
+def compensated_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:
+    """Memory that a compensated model takes besides, while it is made: refitted weights of every
+    block, and the factors.
+    """
+    return _refitted_bytes(geometry, dtype, hidden_size) + factor_bytes(geometry)
+
+
+def _refitted_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:
+    """Of `o_proj` and `down_proj` of every layer, at most."""
+    channels = geometry.attention_channels + geometry.mlp_channels
+    return geometry.num_layers * channels * hidden_size * NUM_BYTES[dtype]

@@ -1,0 +1,31 @@
+"""Memory of evaluators against sums by hand."""
+
+from __future__ import annotations
+
+from pruning.models.geometry import Geometry
+from workers.evaluators.memory import compensated_bytes, compensation_bytes
+
+GEOMETRY = Geometry(num_layers=6, kv_heads=4, queries_per_kv_head=2, head_dim=8, mlp_channels=200)
+"""64 channels flow into `o_proj`, 200 into `down_proj`."""
+REFITTED = 6 * (64 + 200) * 48 * 2
+"""Of both projections of 6 layers with 48 outputs each, in bfloat16."""
+
+
+def test_what_a_compensated_model_takes() -> None:
+    """2 factors are kept, and while a third is made there are its Gram matrix in float32 and in
+    float64 and itself: 4.5 float64 matrices of 200 x 200.
+    """
+    assert compensated_bytes(GEOMETRY, "bfloat16", 48) == REFITTED + 9 * 8 * 200 * 200 // 2
+
+
+def test_what_scores_with_compensation_take() -> None:
+    """Two sizes of every block, where that is more than collecting statistics takes."""
+    wide = 10_000
+    refitted = REFITTED // 48 * wide
+    assert compensation_bytes(GEOMETRY, "bfloat16", wide) == 2 * refitted + 1_440_000
+    assert compensation_bytes(GEOMETRY, "float32", wide) == 4 * refitted + 1_440_000
+
+
+def test_what_collecting_statistics_takes() -> None:
+    """Both Gram matrices of all 6 layers in float64, and of one more while they are added."""
+    assert compensation_bytes(GEOMETRY, "bfloat16", 1) == 7 * 8 * (64 * 64 + 200 * 200)
