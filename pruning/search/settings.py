@@ -26,7 +26,12 @@ CompensationName = Literal["none", "least_squares"]
 
 COMPENSATIONS: tuple[CompensationName, ...] = get_args(CompensationName)
 
+DEPLOYABLE_CHANNELS = 256
+"""Deployable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
+
 _SEED = 42
+_WIDE = 1024
+"""MLP channels from which on groups are multiples of hardware-friendly numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,26 +101,19 @@ class SearchSettings:
 def _mlp_group(
     geometry: Geometry, strategy: StrategyName, shape_constraint: ShapeConstraint
 ) -> int:
+    channels = geometry.mlp_channels
     if shape_constraint == "one_width":  # a group goes from every layer at once
-        return 64 if geometry.mlp_channels >= 1024 else 1
+        return 64 if channels >= _WIDE else 1
     if strategy == "allocation":
-        return default_allocation_group(geometry)
-    return default_mlp_group(geometry)
+        step = DEPLOYABLE_CHANNELS if shape_constraint == "deployable" else 128
+        return _share(channels, parts=12, step=step, narrow_parts=8)
+    return _share(channels, parts=10, step=DEPLOYABLE_CHANNELS, narrow_parts=4)
 
 
-def default_allocation_group(geometry: Geometry) -> int:
-    """The multiple of 128 nearest to a twelfth of the MLP, at least one; an eighth of MLPs that are
-    too narrow for that.
+def _share(channels: int, *, parts: int, step: int, narrow_parts: int) -> int:
+    """The multiple of `step` nearest to one of so many `parts`, at least one; one of `narrow_parts`
+    of MLPs that are too narrow for that.
     """
-    if geometry.mlp_channels < 1024:
-        return max(1, geometry.mlp_channels // 8)
-    return max(1, round(geometry.mlp_channels / 12 / 128)) * 128
-
-
-def default_mlp_group(geometry: Geometry) -> int:
-    """The multiple of 256 nearest to a tenth of the MLP, at least one; a quarter of MLPs that are
-    too narrow for that.
-    """
-    if geometry.mlp_channels < 1024:
-        return max(1, geometry.mlp_channels // 4)
-    return max(1, round(geometry.mlp_channels / 10 / 256)) * 256
+    if channels < _WIDE:
+        return max(1, channels // narrow_parts)
+    return max(1, round(channels / parts / step)) * step

@@ -10,13 +10,9 @@ from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
-from pruning.search.settings import SearchSettings
+from pruning.search.settings import DEPLOYABLE_CHANNELS, SearchSettings
 
 StageName = Literal["block", "mlp_channels", "attention_heads"]
-
-
-DEPLOYABLE_CHANNELS = 256
-"""Deployable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,15 @@ def test_groups_of_an_allocation_follow_from_the_model(channels: int, group: int
     assert settings.mlp_group_channels == group
 
 
+@pytest.mark.parametrize(("channels", "group"), [(11008, 1024), (1536, 256), (1024, 256)])
+def test_groups_of_a_deployable_allocation_are_deployable(channels: int, group: int) -> None:
+    geometry = Geometry(4, kv_heads=3, queries_per_kv_head=2, head_dim=8, mlp_channels=channels)
+    settings = SearchSettings.resolved(
+        geometry, target_ratio=0.2, strategy="allocation", shape_constraint="deployable"
+    )
+    assert settings.mlp_group_channels == group
+
+
 def test_what_is_given_stays() -> None:
     geometry = Accounting(tiny_config("llama")).geometry
     given = {
