@@ -30,6 +30,7 @@ from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.kl import DenseOutputs, dense_outputs, divergence
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, sequence_nll
+from pruning.scoring.score import ShapeScore
 from pruning.search.allocation import Limit
 from pruning.search.rounds import AllocationSearch, Wave
 from pruning.search.uniform import uniform_shape
@@ -108,15 +109,15 @@ class Experiment:
 
     def _scorer(
         self, batches: tuple[torch.Tensor, ...], dense: list[DenseOutputs]
-    ) -> Callable[[Wave], dict[ModelShape, tuple[float, ...]]]:
-        def score(wave: Wave) -> dict[ModelShape, tuple[float, ...]]:
+    ) -> Callable[[Wave], dict[ModelShape, ShapeScore]]:
+        def score(wave: Wave) -> dict[ModelShape, ShapeScore]:
             found: dict[ModelShape, list[float]] = {shape: [] for shape in wave.shapes}
             for batch, outputs in zip(batches, dense, strict=True):
                 prefix = run_prefix(self.model, wave.base, batch)
                 sums, _ = divergence(self.model, prefix, outputs, wave.shapes)
                 for shape, row in zip(wave.shapes, sums, strict=True):
-                    found[shape] += (row / (LENGTH - 1)).tolist()
-            return {shape: tuple(values) for shape, values in found.items()}
+                    found[shape] += row.tolist()
+            return {shape: ShapeScore(tuple(sums), LENGTH - 1) for shape, sums in found.items()}
 
         return score
 

@@ -34,21 +34,15 @@ def find_allocation(
     while (wave := search.propose()) is not None:
         number = len(search.rounds) + 1
         on_wave(f"round {number}", len(wave.shapes))
-        scores = scorer.score_near("block", wave.base, wave.shapes, "kl")
-        search.observe(
-            {
-                shape: tuple(kl / score.num_tokens for kl in score.nll_per_sequence)
-                for shape, score in scores.items()
-            }
-        )
+        search.observe(scorer.score_near("block", wave.base, wave.shapes, "kl"))
         for each in search.rounds[number - 1 :]:
             log.info(
                 "round %d: KL from the dense model %.4f, after %.4f (standard error of the "
-                "difference %.4f)",
+                "difference %s)",
                 number,
                 each.base_score,
                 each.base_score - each.gain,
-                each.gain_stderr,
+                "unknown" if each.gain_stderr is None else f"{each.gain_stderr:.4f}",
             )
     allocation = search.result()
     folder.write_with(ALLOCATION, allocation.save)

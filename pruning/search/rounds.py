@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruning.errors import ScoringError
+from pruning.scoring.score import ShapeScore
 from pruning.search.allocation import (
     Block,
     Limit,
@@ -25,9 +26,6 @@ from pruning.search.allocation_result import Allocation
 from pruning.search.greedy import is_allowed
 from pruning.search.settings import ShapeConstraint
 from pruning.shape import Kind, ModelShape, Removal
-
-Scores = tuple[float, ...]
-"""Score of one shape on each sequence of the selection text: KL in nats per token."""
 
 MOVES = (8, 16, 32, None)
 """A solution is made for each of these bounds on changed blocks, since changes add up best where
@@ -51,7 +49,7 @@ class Round:
         base_score: of that shape, nats per token.
         solutions: with their measured change of score, in the order of `MOVES`, no shape twice.
         gain: of the best solution over the base, nats per token, with its paired standard error
-            over the sequences.
+            over the sequences; None where there is one only, or nothing finite.
     """
 
     table: Sensitivities
@@ -59,7 +57,7 @@ class Round:
     solutions: tuple[tuple[Solution, float], ...]
     shape: ModelShape
     gain: float
-    gain_stderr: float
+    gain_stderr: float | None
 
     def to_json(self) -> dict[str, Any]:
         """As `allocation.json` has it (docs/reference/output_files.md); null is not finite."""
@@ -81,7 +79,7 @@ class Round:
             ],
             "shape": self.shape.text,
             "gain": self.gain,
-            "gain_stderr": _finite(self.gain_stderr),
+            "gain_stderr": self.gain_stderr,
         }
 
 
@@ -114,7 +112,7 @@ class AllocationSearch:
         self.group, self.heads, self.max_rounds = group, heads, max_rounds
         self.constraint = constraint
         self.rounds: list[Round] = []
-        self._scores: dict[ModelShape, Scores] = {}
+        self._scores: dict[ModelShape, ShapeScore] = {}
         self._solutions: tuple[Solution, ...] | None = None
         self._done = max_rounds == 0
 
@@ -137,8 +135,12 @@ class AllocationSearch:
             wanted = [solution.shape for solution in self._solutions]
         return Wave(self.shape, tuple(dict.fromkeys(s for s in wanted if s not in self._scores)))
 
-    def observe(self, scores: Mapping[ModelShape, Scores]) -> None:
+    def observe(self, scores: Mapping[ModelShape, ShapeScore]) -> None:
         """Takes the scores of a wave, in which a shape with a score that is not finite is out.
+
+        Args:
+            scores: on each sequence of the selection text: KL from the dense model in the place of
+                NLL.
 
         Raises:
             KeyError: a shape of the wave has no score.
@@ -147,7 +149,7 @@ class AllocationSearch:
         wave = self.propose()
         assert wave is not None
         self._scores |= {shape: scores[shape] for shape in wave.shapes}
-        if not all(map(math.isfinite, self._scores[self.shape])):
+        if not math.isfinite(self._scores[self.shape].nll):
             raise ScoringError(
                 "the score of the shape that allocation starts from is NaN or infinite: try "
                 "model.dtype=float32, and check the dense perplexity"
@@ -193,12 +195,12 @@ class AllocationSearch:
         return not is_allowed(Removal(kind, layer, 0), len(self.dense.layers), self.constraint)
 
     def _table(self) -> Sensitivities:
-        base = _mean(self._scores[self.shape])
+        base = self._scores[self.shape].nll
         changes: dict[Block, dict[int, float]] = {}
         for (block, size), shape in self._neighbour_shapes().items():
             layer, unit = block
             own = int(getattr(self.shape.layers[layer], unit))
-            changes.setdefault(block, {own: 0.0})[size] = _mean(self._scores[shape]) - base
+            changes.setdefault(block, {own: 0.0})[size] = self._scores[shape].nll - base
         return Sensitivities(self.shape, changes)
 
     def _solve(self) -> tuple[Solution, ...]:
@@ -214,19 +216,17 @@ class AllocationSearch:
         assert self._solutions is not None
         base = self._scores[self.shape]
         measured = [
-            (solution, _mean(self._scores[solution.shape]) - _mean(base))
-            for solution in self._solutions
+            (solution, self._scores[solution.shape].nll - base.nll) for solution in self._solutions
         ]
         finite = [pair for pair in measured if math.isfinite(pair[1])]
         best, change = min(finite, key=lambda pair: pair[1], default=(None, math.inf))
-        differences = [] if best is None else _differences(self._scores[best.shape], base)
-        stderr = _stderr(differences)
+        stderr = None if best is None else self._scores[best.shape].stderr_of_difference(base)
         better = best is not None and change < 0
         self.shape = best.shape if best is not None and better else self.shape
         self.rounds.append(
             Round(
                 self._current,
-                _mean(base),
+                base.nll,
                 tuple(measured),
                 self.shape,
                 -change if better else 0.0,
@@ -234,26 +234,9 @@ class AllocationSearch:
             )
         )
         self._solutions = None
-        self._done = not better or -change < stderr or len(self.rounds) >= self.max_rounds
+        significant = better and stderr is not None and -change >= stderr
+        self._done = not significant or len(self.rounds) >= self.max_rounds
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _mean(scores: Scores) -> float:
-    """Rounded once, so that its bits depend on neither order nor Python."""
-    return math.fsum(scores) / len(scores)
-
-
-def _differences(mine: Scores, theirs: Scores) -> list[float]:
-    return [first - second for first, second in zip(mine, theirs, strict=True)]
-
-
-def _stderr(values: Sequence[float]) -> float:
-    """Standard error of the mean; infinite for fewer than two values."""
-    count = len(values)
-    if count < 2:
-        return math.inf
-    mean = math.fsum(values) / count
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)

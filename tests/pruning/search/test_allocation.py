@@ -11,6 +11,7 @@ import pytest
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
+from pruning.scoring.score import ShapeScore
 from pruning.search.allocation import (
     Block,
     Limit,
@@ -20,7 +21,7 @@ from pruning.search.allocation import (
     size_of,
     solve,
 )
-from pruning.search.rounds import AllocationSearch
+from pruning.search.rounds import MOVES, AllocationSearch
 from pruning.search.settings import SearchSettings
 from pruning.search.strategies import strategy_of
 from pruning.shape import ModelShape
@@ -104,21 +105,24 @@ def test_a_size_without_a_finite_score_is_never_chosen() -> None:
     assert size_of(solve(broken, [Limit("channels", channels, 112)]).shape, block) == 40
 
 
-def toy(weights: np.ndarray) -> Callable[[ModelShape], tuple[float, ...]]:
+Score = Callable[[ModelShape], ShapeScore]
+
+
+def toy(weights: np.ndarray) -> Score:
     """A score on four sequences: squares of what is gone, weighted by layer, plus what couples
     neighbouring layers, so that changes do not quite add up."""
 
-    def score(shape: ModelShape) -> tuple[float, ...]:
+    def score(shape: ModelShape) -> ShapeScore:
         gone = np.array([48 - layer.mlp_channels for layer in shape.layers]) / 48
         coupled = 0.05 * float((gone[1:] * gone[:-1]).sum())
         value = float((weights * gone**2).sum()) + coupled
         value += 3.0 * sum(3 - layer.kv_heads for layer in shape.layers)
-        return tuple(value * factor for factor in (0.9, 1.0, 1.1, 1.0))
+        return ShapeScore(tuple(10 * value * factor for factor in (0.9, 1.0, 1.1, 1.0)), 10)
 
     return score
 
 
-def run(search: AllocationSearch, score: Callable[[ModelShape], tuple[float, ...]]) -> list[str]:
+def run(search: AllocationSearch, score: Score) -> list[str]:
     asked: list[str] = []
     while (wave := search.propose()) is not None:
         asked += [shape.text for shape in wave.shapes]
@@ -141,8 +145,8 @@ def test_rounds_find_what_the_sensitivities_say() -> None:
     assert [layer.kv_heads for layer in search.shape.layers] == [3, 3, 3, 3]
     every = itertools.product(range(16, 49, 4), repeat=4)
     shapes = [ModelShape.parse(" ".join(f"3x{w}" for w in row)) for row in every if sum(row) <= 128]
-    best = min(sum(toy(weights)(shape)) for shape in shapes)
-    assert sum(toy(weights)(search.shape)) == pytest.approx(best, rel=0.02)
+    best = min(toy(weights)(shape).nll for shape in shapes)
+    assert toy(weights)(search.shape).nll == pytest.approx(best, rel=0.02)
     assert all(later.gain >= 0 for later in search.rounds)
 
 
@@ -242,9 +246,9 @@ def test_a_solution_that_measures_worse_is_not_taken() -> None:
     """Each change alone gains, two of them lose half a nat."""
     dense, start = ModelShape.parse("3x48*4"), ModelShape.parse("3x32*4")
 
-    def score(shape: ModelShape) -> tuple[float, ...]:
+    def score(shape: ModelShape) -> ShapeScore:
         moved = [layer.mlp_channels - 32 for layer in shape.layers if layer.mlp_channels != 32]
-        return (1.0 - 0.01 * len(moved) if len(moved) < 2 else 1.5,) * 4
+        return ShapeScore((1.0 - 0.01 * len(moved) if len(moved) < 2 else 1.5,) * 4, 1)
 
     search = AllocationSearch(
         dense, start, [Limit("channels", channels, 128)], group=4, heads=0, max_rounds=3
@@ -255,3 +259,40 @@ def test_a_solution_that_measures_worse_is_not_taken() -> None:
     search.observe({shape: score(shape) for shape in solved.shapes})
     assert all(change > 0 for _, change in search.rounds[0].solutions)
     assert (search.shape, search.rounds[0].gain, search.done) == (start, 0.0, True)
+
+
+def test_solutions_are_tried_with_these_bounds() -> None:
+    """They decide what is measured, and with it what is found."""
+    assert MOVES == (8, 16, 32, None)
+
+
+def test_of_one_sequence_nobody_knows_what_a_gain_is_worth() -> None:
+    dense, start = ModelShape.parse("3x48*4"), ModelShape.parse("3x32*4")
+    search = AllocationSearch(
+        dense, start, [Limit("channels", channels, 128)], group=4, heads=0, max_rounds=3
+    )
+    score = toy(np.array([8.0, 1.0, 1.0, 8.0]))
+    run(search, lambda shape: ShapeScore(score(shape).nll_per_sequence[:1], 10))
+    [found] = search.rounds
+    assert found.gain > 0
+    assert (found.gain_stderr, found.to_json()["gain_stderr"]) == (None, None)
+
+
+def test_a_deployable_allocation_finds_its_own_groups() -> None:
+    """Every width that is measured or solved for is a multiple of 256, without a word about it."""
+    accounting = Accounting(tiny_config("llama", intermediate_size=2048, num_hidden_layers=6))
+    settings = SearchSettings.resolved(
+        accounting.geometry,
+        target_ratio=0.3,
+        distribution=(0, 1, 1),
+        strategy="allocation",
+        shape_constraint="deployable",
+    )
+    search = strategy_of(settings).measuring(accounting)
+    weights = np.array([8.0, 1.0, 4.0, 1.0, 2.0, 8.0])
+    asked = [ModelShape.parse(text) for text in run(search, toy(weights))]
+    assert {layer.mlp_channels % 256 for shape in asked for layer in shape.layers} == {0}
+    assert search.shape != asked[0]
+    assert accounting.ratio(search.shape) >= 0.3
+    assert search.shape.layers[0].kv_heads
+    assert search.shape.layers[-1].mlp_channels
