@@ -58,6 +58,9 @@ class AllocationStrategy(Strategy):
     def planned(self, accounting: Accounting) -> SearchPlan:
         """What is measured counts as evaluations of the block stage, whose text it is measured on:
         in a round four sizes of each MLP and two of each attention, less where one is whole.
+
+        The ratio is from the target to that of the uniform shape, with which the solver starts:
+        it is expected to end between them, but may remove more where that measures better.
         """
         search, target = self.measuring(accounting), self.settings.target_ratio
         wave, num_layers = search.propose(), accounting.geometry.num_layers

@@ -44,7 +44,7 @@ class StagePlan:
     steps: Range
     evaluations: Range
     ratio: tuple[float, float]
-    """Lowest and highest at which the stage can end."""
+    """Lowest and highest at which the stage can end; where a solver decides, is expected to."""
 
 
 @dataclass(frozen=True, slots=True)

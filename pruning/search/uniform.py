@@ -100,8 +100,8 @@ def uniform_shape(
     most = accounting.ratio(_with_widths(accounting, dict.fromkeys(narrowed, lowest)))
     raise InputError(
         f"search.target_ratio: {target_ratio:g}; MLPs of {lowest} channels in "
-        f"{len(narrowed)} of {num_layers} layers come to {most:.4f}, and search=uniform leaves "
-        "attention whole; lower the target, or use smaller groups"
+        f"{len(narrowed)} of {num_layers} layers come to {most:.4f}, with attention whole; lower "
+        "the target, or use smaller groups"
     )
 
 

@@ -135,3 +135,4 @@ def test_bad_input(search: Search, options: tuple[str, ...], message: str) -> No
     outcome = search(*ALLOCATION, *options)
     assert outcome.status == 2
     assert message in outcome.output
+    assert "search=uniform" not in outcome.output, "it was not asked for"
