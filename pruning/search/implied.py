@@ -58,8 +58,6 @@ def implied_search(
             for layer in shape.layers
         )
     )
-    one_mlp_group = LayerShape(dense.kv_heads, dense.mlp_channels - mlp_group)
-    one_head_group = LayerShape(dense.kv_heads - head_group, dense.mlp_channels)
     return (
         _block_stage(accounting, shape),
         _stage(
@@ -68,7 +66,7 @@ def implied_search(
             sum(mlp_steps),
             _candidates(mlp_steps, (dense.mlp_channels - 1) // mlp_group),
             channels,
-            [one_mlp_group] if any(mlp_steps) else [],
+            [LayerShape(dense.kv_heads, dense.mlp_channels - mlp_group)] if any(mlp_steps) else [],
         ),
         _stage(
             accounting,
@@ -76,7 +74,9 @@ def implied_search(
             sum(head_steps),
             _candidates(head_steps, (dense.kv_heads - 1) // head_group),
             shape,
-            [one_head_group] if any(head_steps) else [],
+            [LayerShape(dense.kv_heads - head_group, dense.mlp_channels)]
+            if any(head_steps)
+            else [],
         ),
     )
 

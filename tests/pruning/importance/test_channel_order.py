@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pruning.importance.channel_order import channel_order
+from pruning.importance.channel_order import channel_order, reorder
 from pruning.models.loaded_model import LoadedModel
 from tests.conftest import tiny_config, tiny_model, tokens
 
@@ -64,3 +64,12 @@ def test_activation_is_what_it_is_defined_as(model_type: str) -> None:
 
 def _named(found: dict[str, Matrix], name: str) -> tuple[str, Matrix]:
     return name, found[name]
+
+
+def test_a_model_of_one_layer_is_sorted() -> None:
+    dense = LoadedModel.of(tiny_model(tiny_config("llama", num_hidden_layers=1)))
+    before = dense.model(tokens(), use_cache=False).logits
+    order = channel_order(dense, "l1")
+    reorder(dense, order)
+    assert not np.array_equal(order.mlp_channels[0], np.arange(48))
+    torch.testing.assert_close(dense.model(tokens(), use_cache=False).logits, before)

@@ -87,6 +87,15 @@ def test_a_shape_of_another_search() -> None:
         implied_search(accounting, ModelShape.parse("3x48*3 3x41"), mlp_group=16, head_group=1)
 
 
+def test_groups_of_stages_that_removed_nothing_may_be_of_any_size() -> None:
+    """A run of whole blocks has a group, too, which it did not use."""
+    accounting = Accounting(tiny_config("llama"))
+    stages = implied_search(
+        accounting, ModelShape.parse("0x48 3x48*2 3x0"), mlp_group=256, head_group=8
+    )
+    assert [stage.steps for stage in stages] == [2, 0, 0]
+
+
 def test_layers_that_ran_out_of_groups_give_a_range_of_evaluations() -> None:
     """Two of four layers lost both groups that they can lose. One after the other: 4 + 4 + 3 + 3
     candidates. In turns: 4 + 4 + 4 + 3.
@@ -111,6 +120,18 @@ def test_stages_without_steps_leave_the_targets_alone() -> None:
     )
     assert target_range(stages, (1, 0, 0)) == (0.12, 0.2)
     assert target_range(stages, (3, 1, 0)) == pytest.approx((0.16, 0.2))
+
+
+def test_a_model_of_one_layer() -> None:
+    """Its MLP of 7,056 parameters is the smaller block."""
+    accounting = Accounting(tiny_config("llama", num_hidden_layers=1))
+    total = accounting.num_dense_parameters
+    ratio, attention, mlp = whole_blocks(accounting, 0.01, layers=False)
+    assert (ratio, attention, mlp) == (0, 0, 0)
+    ratio, attention, mlp = whole_blocks(accounting, 7_000 / total, layers=False)
+    assert attention + mlp == 1
+    stages = implied_search(accounting, ModelShape.parse("2x32"), mlp_group=16, head_group=1)
+    assert [stage.steps for stage in stages] == [0, 1, 1]
 
 
 def test_the_nearest_ratio_of_whole_blocks() -> None:
