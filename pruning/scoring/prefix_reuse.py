@@ -8,6 +8,7 @@ from pruning.errors import InputError
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
+from pruning.scoring.out_of_memory import is_out_of_memory
 from pruning.shape import LayerShape, ModelShape
 
 
@@ -27,6 +28,8 @@ def require_prefix_reuse(dense: LoadedModel, tokens_BT: torch.Tensor) -> None:
         prefix = run_prefix(dense, full, tokens_BT)
         reused = score_candidates(dense, prefix, [without_last])[0]
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"model: blocks of architecture {dense.family.model_type!r} cannot be taken out one "
             f"by one: {error}"

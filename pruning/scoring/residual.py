@@ -13,6 +13,7 @@ from torch import nn
 from pruning.errors import InputError
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
+from pruning.scoring.out_of_memory import is_out_of_memory
 from pruning.shape import LayerShape, ModelShape
 
 _NUM_TOKENS = 8
@@ -47,6 +48,8 @@ def require_plain_residual(loaded: LoadedModel) -> None:
                 hooks.callback(_after(layer, index, compare).remove)
             loaded.model.base_model(input_ids=ids_BT, use_cache=False)
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"model: blocks of {architecture} cannot be taken out one by one: {error}"
         ) from error

@@ -22,8 +22,9 @@ from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.nll import sequence_nll
+from pruning.scoring.out_of_memory import is_out_of_memory
 from pruning.shape import ModelShape
-from workers.evaluators.device import Device, out_of_memory
+from workers.evaluators.device import Device
 from workers.tasks import (
     AnswerResult,
     AnswerTask,
@@ -94,7 +95,7 @@ class BenchmarkEvaluator:
         except AssertionError as error:  # how the harness says that a request is not for this model
             raise InputError(self._refused(task, error)) from error
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._device.free_memory()
             raise InputError(self._too_large(task)) from error

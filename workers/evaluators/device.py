@@ -75,13 +75,6 @@ class Device:
             torch.cuda.empty_cache()
 
 
-def out_of_memory(error: Exception) -> bool:
-    """CUDA's allocator has an exception for it, the CPU's has a sentence."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(
-        error
-    )
-
-
 def _give_freed_tensors_back() -> None:
     """Has glibc return the memory of large tensors as soon as they are freed.
 

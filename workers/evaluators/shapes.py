@@ -21,10 +21,11 @@ from pruning.importance.channel_order import ChannelOrder, channel_order, reorde
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.kl import DenseOutputs, dense_outputs, divergence
 from pruning.scoring.nll import Prefix, run_prefix, score_candidates
+from pruning.scoring.out_of_memory import is_out_of_memory
 from pruning.scoring.prefix_reuse import require_prefix_reuse
 from pruning.scoring.residual import require_plain_residual
 from pruning.shape import ModelShape
-from workers.evaluators.device import Device, out_of_memory
+from workers.evaluators.device import Device
 from workers.tasks import (
     EvaluatorInfo,
     EvaluatorSpec,
@@ -115,7 +116,7 @@ class Evaluator:
             # No name for the prefix here: this frame would hold it while the halves are scored.
             nll, oom_split = self._scores(task, self._prefix_of(task, base), candidates), False
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
             nll, oom_split = self._score_in_halves(task, base, candidates, error), True
@@ -163,7 +164,7 @@ class Evaluator:
                 halves.append(self._scores(task, prefix, candidates))
                 del prefix
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._free_memory()
             raise InputError(

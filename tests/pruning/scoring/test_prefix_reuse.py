@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pruning.errors import InputError
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.prefix_reuse import require_prefix_reuse
+from pruning.scoring.residual import require_plain_residual
 from tests.conftest import tiny_config, tiny_model, tokens
 
 
@@ -42,6 +44,27 @@ def test_a_layer_that_remembers_is_refused(dense: LoadedModel) -> None:
     change_layer(dense, 1, drift)
     with pytest.raises(InputError, match=r"'llama', running only the layers above a change"):
         require_prefix_reuse(dense, tokens(1, 8))
+
+
+@pytest.mark.parametrize("require", [require_prefix_reuse, require_plain_residual])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] DefaultCPUAllocator: can't allocate"),
+    ],
+)
+def test_full_memory_is_not_taken_for_a_wrong_architecture(
+    dense: LoadedModel, error: RuntimeError, require: Callable[..., None]
+) -> None:
+    def full(_hidden: torch.Tensor) -> None:
+        raise error
+
+    change_layer(dense, 1, full)
+    batch = [tokens(1, 8)] if require is require_prefix_reuse else []
+    with pytest.raises(type(error)) as raised:
+        require(dense, *batch)
+    assert raised.value is error
 
 
 def test_a_layer_that_returns_something_else_is_refused(dense: LoadedModel) -> None:
