@@ -48,6 +48,9 @@ class Schedule:
             handed out whole, the largest first, so that all evaluators are done at about the same
             time.
         task_times: what a task is expected to take.
+
+    Raises:
+        ValueError: two tasks are for the same batch of the same shape.
     """
 
     def __init__(self, tasks: Sequence[Task], task_times: TaskTimeModel) -> None:
@@ -57,11 +60,12 @@ class Schedule:
         self._whole: deque[WholeTask] = deque(
             sorted(whole, key=lambda task: task.size, reverse=True)
         )
-        self._batches = {
-            task.prefix_key: Batch(task, task_times)
-            for task in tasks
-            if isinstance(task, ScoreTask) and task.candidates
-        }
+        self._batches: dict[PrefixKey, Batch] = {}
+        for task in tasks:
+            if isinstance(task, ScoreTask) and task.candidates:
+                if task.prefix_key in self._batches:
+                    raise ValueError(f"two tasks for {task.prefix_key}; give one for each batch")
+                self._batches[task.prefix_key] = Batch(task, task_times)
         self._running: list[Running] = []
         # by (prefix key, candidate), or task that is handed out whole
         self._failures: Counter[Hashable] = Counter()

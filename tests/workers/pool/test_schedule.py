@@ -6,7 +6,7 @@ import heapq
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -67,10 +67,9 @@ class Simulation:
         started, schedule = self.now, Schedule(tasks, self.task_times)
         self._hand_out(schedule)
         while not schedule.finished:
-            if (
-                not self._events or self._events[0][0] > self.now + 1.0
-            ):  # the pool looks every second
-                self.now += 1.0
+            looks_at = self.now + 1.0  # as the pool does every second
+            if not self._events or self._events[0][0] > looks_at:
+                self.now = looks_at
             else:
                 self.now, evaluator, owner, running, result = heapq.heappop(self._events)
                 self._working.remove(evaluator)
@@ -105,17 +104,12 @@ class Simulation:
             self.busy_s += seconds
             self.num_tasks += 1
             self.held[evaluator] = task.prefix_key
+            result = ScoreResult((), 1, seconds, ran_prefix)
             self._working.add(evaluator)
             if evaluator not in self.stuck:
                 heapq.heappush(
                     self._events,
-                    (
-                        self.now + self.overhead_s + seconds,
-                        evaluator,
-                        schedule,
-                        running,
-                        ScoreResult((), 1, seconds, ran_prefix),
-                    ),
+                    (self.now + self.overhead_s + seconds, evaluator, schedule, running, result),
                 )
 
 
@@ -211,6 +205,13 @@ def drain(schedule: Schedule) -> list[Running]:
 def candidates(running: Running) -> list[Candidate]:
     assert isinstance(running.task, ScoreTask)
     return list(running.task.candidates)
+
+
+def test_two_tasks_for_one_batch_are_refused() -> None:
+    """Whichever came first would never be answered: NLL and KL of one batch are two runs."""
+    nll = ScoreTask("block", 0, "base", BLOCK[:2], "o")
+    with pytest.raises(ValueError, match="two tasks for .*'block', 0, 'base'"):
+        Schedule([nll, replace(nll, kind="kl")], TaskTimeModel(LAYERS))
 
 
 def test_a_task_that_fails_is_handed_out_again() -> None:
