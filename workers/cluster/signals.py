@@ -25,16 +25,23 @@ def deferred_signals() -> Iterator[None]:
     the core worker is shut down. Ray 2.60 has no option for any of this.
     """
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(number)) is not None  # what C code set stays as it is
+    }
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(number)
 
     def set_all(handlers: dict[signal.Signals, Any]) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
-                if before[number] is not signal.SIG_IGN:
-                    signal.signal(number, handler)
+                signal.signal(number, handler)
 
     def defer() -> None:
-        set_all(dict.fromkeys(before, lambda number, _: received.append(number)))
+        ignored = {number: each for number, each in before.items() if each is signal.SIG_IGN}
+        set_all(dict.fromkeys(before, receive) | ignored)
 
     def then_defer(function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **options: Any) -> Any:
