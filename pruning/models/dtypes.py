@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -20,13 +21,15 @@ def resolve_dtype(dtype: str, *, on_gpu: bool) -> str:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the CPU can do: on Linux as the kernel lists it, else as torch does.
+    """What the CPU can do: on Linux as the kernel lists it, else, or where that cannot be read, as
+    torch does.
 
     Both read the CPU's own identification; importing torch for it would take a second.
     """
     if sys.platform == "linux":
-        listed = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        return frozenset(listed.split())
+        with suppress(OSError):  # a container may hide it
+            listed = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+            return frozenset(listed.split())
     import torch
 
     return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has)

@@ -209,6 +209,19 @@ def test_the_features_of_the_cpu_are_those_that_torch_finds() -> None:
     assert [name in found for name in names] == [bool(torchs.get(name)) for name in names]
 
 
+def test_where_the_kernel_lists_no_features_torch_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in containers without /proc."""
+
+    def hidden(path: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False})
+    assert dtypes.cpu_features() == {"avx2"}
+
+
 def test_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real GGUF, written here with llama.cpp's own package: same logits after the way through
     safetensors.
