@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines import evaluators
 from pipelines.config.groups import ClusterConfig
 from pipelines.evaluators import joined
 from workers.cluster.machine import LocalMachine
@@ -45,6 +46,10 @@ def test_a_cluster_that_cannot_take_an_evaluator_is_told_when_it_is_joined(
     )
 
 
-def test_nothing_is_joined_for_evaluators_here() -> None:
-    with joined(replace(CLUSTER, kind="inline", address=None)):
-        pass
+@pytest.mark.parametrize("kind", ["inline", "local"])
+def test_nothing_is_joined_for_evaluators_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluators, "joined_ray", lambda *_, **__: pytest.fail("Ray is joined"))
+    ran = False
+    with joined(replace(CLUSTER, kind=kind)):
+        ran = True
+    assert ran
