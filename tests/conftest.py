@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 torch.set_num_threads(1)
+# The same examples in every run, and none kept from one to the next.
+settings.register_profile("repeatable", database=None, derandomize=True)
+settings.load_profile("repeatable")
 
 if torch.cuda.device_count() and "MULTIPRUNER_TEST_GPU" not in os.environ:
     # Everywhere the same tests: evaluators compute on CPUs, and Ray hands out eight GPUs by numbers

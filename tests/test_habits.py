@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -73,6 +74,10 @@ def test_the_checks_are_those_of_a_developer() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     called = re.findall(r"^make ([a-z-]+)$", text, re.MULTILINE)
     assert {"lint", "type", "docs", "test"} <= set(called) <= targets
+
+
+def test_property_tests_try_the_same_examples_in_every_run() -> None:
+    assert (settings().derandomize, settings().database) == (True, None)
 
 
 def test_hooks_use_the_tools_of_the_environment() -> None:
