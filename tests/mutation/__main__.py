@@ -1,7 +1,8 @@
 """`make mutants`: how many small harmful changes the tests see.
 
-A sample of the mutants of the modules in `modules.yaml` is run. Those that survive are either in
-`survivors.yaml`, with the reason, or make this end with status 1.
+A sample of the mutants of the modules in `modules.yaml` is run, in an order that the seed draws.
+Those that survive, or crash the tests, are either in `survivors.yaml`, with the reason, or make
+this end with status 1. So do mutants that were not run.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> int:
         arguments.name,
     )
     print(f"{len(chosen)} of {len(everything)} mutants in {len(tests)} modules", flush=True)
-    verdicts = _run(chosen, tests, arguments)
+    verdicts, num_unfit = _run(chosen, tests, arguments)
     missing = sorted(
         name
         for path in (ROOT / "pruning").rglob("*.py")
@@ -53,13 +54,17 @@ def main() -> int:
     )
     if missing:
         print("\nnot in modules.yaml:", *missing, sep="\n  ")
-    return _report(verdicts, explained, stale) or bool(missing)
+    status = _report(verdicts, explained, stale) or bool(missing)
+    num_late = len(chosen) - len(verdicts) - num_unfit
+    if num_late or num_unfit:
+        print(f"\nnot run: {num_late} for time, {num_unfit} whose tests fail without a mutant")
+    return int(status or num_late or num_unfit)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make mutants ARGS=...", description=__doc__)
     parser.add_argument("--sample", type=int, help="how many mutants, drawn at random (all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw and its order (0)")
     parser.add_argument("--minutes", type=float, default=60, help="none starts after this (60)")
     parser.add_argument("--jobs", type=int, default=1, help="at a time (1)")
     parser.add_argument("--only", default="", help="modules whose path begins so")
@@ -68,15 +73,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def _sample(mutants: list[Mutant], size: int | None, seed: int, name: str) -> list[Mutant]:
+    """In the order that they are run in, which is drawn, too: of what there is no time for, no
+    module has more than its share.
+    """
     found = [mutant for mutant in mutants if name in mutant.name]
-    if size is None or size >= len(found):
-        return found
-    return random.Random(seed).sample(found, size)
+    return random.Random(seed).sample(found, min(len(found), len(found) if size is None else size))
 
 
 def _run(
     chosen: list[Mutant], tests: dict[str, list[str]], arguments: argparse.Namespace
-) -> list[runner.Verdict]:
+) -> tuple[list[runner.Verdict], int]:
+    """What came of them, and how many were left out since their tests are not fit."""
     runner.warm_up()
     seconds = {}
     for files in sorted({tuple(tests[mutant.module]) for mutant in chosen}):
@@ -101,33 +108,40 @@ def _run(
             f"{mutant.name}  {verdict.by}",
             flush=True,
         )
-    return verdicts
+    return verdicts, len(chosen) - len(queue)
 
 
 def _report(
     verdicts: list[runner.Verdict], explained: dict[str, dict[str, str]], stale: list[str]
 ) -> int:
     modules: dict[str, Counter[str]] = {}
-    unexplained = []
+    unexplained: dict[str, list[str]] = {"survived": [], "crashed": []}
     for verdict in verdicts:
         mutant, outcome = verdict.mutant, verdict.outcome
-        if outcome == "survived":
+        if outcome in unexplained:
             if mutant.name in explained.get(mutant.module, {}):
                 outcome = "explained"
             else:
-                unexplained.append(f"{mutant.module}:{mutant.line}\n    {mutant.name}")
+                unexplained[outcome].append(f"{mutant.module}:{mutant.line}\n    {mutant.name}")
         modules.setdefault(mutant.module, Counter())[outcome] += 1
-    print("\nkilled  of  explained  module")
+    print("\nkilled  hung   of  explained  module")
     for module, counts in sorted(modules.items()):
-        killed = counts["killed"] + counts["hung"]
-        print(f"{killed:6}  {counts.total():3}  {counts['explained']:9}  {module}")
-    killed = sum(verdict.outcome != "survived" for verdict in verdicts)
-    print(f"\n{killed} of {len(verdicts)} killed: {killed / max(len(verdicts), 1):.1%}")
-    if unexplained:
-        print("\nsurvived, and not in survivors.yaml:", *sorted(unexplained), sep="\n  ")
+        print(
+            f"{counts['killed']:6}  {counts['hung']:4}  {counts.total():3}  "
+            f"{counts['explained']:9}  {module}"
+        )
+    total: Counter[str] = sum(modules.values(), Counter())
+    killed = total["killed"] + total["hung"]
+    print(
+        f"\n{killed} of {len(verdicts)} killed: {killed / max(len(verdicts), 1):.1%}, "
+        f"{total['hung']} of them by the time limit"
+    )
+    for outcome, found in unexplained.items():
+        if found:
+            print(f"\n{outcome}, and not in survivors.yaml:", *sorted(found), sep="\n  ")
     if stale:
         print("\nin survivors.yaml, but no such mutant:", *stale, sep="\n  ")
-    return 1 if unexplained or stale or not verdicts else 0
+    return 1 if any(unexplained.values()) or stale or not verdicts else 0
 
 
 if __name__ == "__main__":

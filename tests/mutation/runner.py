@@ -49,7 +49,8 @@ SLOWER = 5
 @dataclass(frozen=True)
 class Verdict:
     """Args:
-    outcome: killed, hung (killed by the time limit) or survived.
+    outcome: killed (a test failed), hung (ended by the time limit), survived, or crashed: the
+        tests neither passed nor did one fail, so that nobody knows whether one would.
     by: the test that failed.
     """
 
@@ -113,11 +114,20 @@ def run(
                 os.waitpid(child, 0)
             if ended or hung:
                 del running[child]
-                outcome = "hung" if hung else "killed" if status else "survived"
                 by = re.findall(r"^(?:FAILED|ERROR) (\S+)", _said(Path(scratch.name)), re.MULTILINE)
                 scratch.cleanup()
+                outcome = "hung" if hung else _outcome(os.waitstatus_to_exitcode(status), by)
                 yield Verdict(mutant, outcome, time.monotonic() - started, *by[:1])
         time.sleep(0.02)
+
+
+def _outcome(exit_code: int, failed: Sequence[str]) -> str:
+    """pytest's 1 and 2 are failed tests and files that cannot be imported; more is its own failure,
+    less than 0 a signal.
+    """
+    if exit_code == 0:
+        return "survived"
+    return "killed" if exit_code in (1, 2) and failed else "crashed"
 
 
 def _said(scratch: Path) -> str:
@@ -129,7 +139,7 @@ def _fork(tests: Sequence[str], mutant: Mutant | None, scratch: Path) -> int:
     child = os.fork()
     if child:
         return child
-    status = 1
+    status = 3  # pytest's own for an internal error
     try:
         os.setsid()
         output = os.open(scratch / "output", os.O_WRONLY | os.O_CREAT)

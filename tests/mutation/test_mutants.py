@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,17 +78,22 @@ sys.exit(command.main())
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A package whose tests hold `doubled` and not `tripled`; one mutant never ends."""
+    """A package whose tests hold `doubled` and not `tripled`; one mutant never ends, another ends
+    the process.
+    """
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy/__init__.py").write_text("")
     (tmp_path / "toy/sums.py").write_text(
+        "import os\n\n\n"
         "def doubled(a):\n    return a * 2\n\n\n"
         "def tripled(a):\n    return a * 3\n\n\n"
-        "def waits(a):\n    while a > 5:\n        a -= 1\n    return a\n"
+        "def waits(a):\n    while a > 5:\n        a -= 1\n    return a\n\n\n"
+        "def dies(a):\n    if a > 5:\n        os.abort()\n"
     )
     (tmp_path / "test_sums.py").write_text(
-        "from toy.sums import doubled, tripled, waits\n\n\n"
+        "from toy.sums import dies, doubled, tripled, waits\n\n\n"
         "def test_it():\n    assert doubled(4) == 8 and tripled(1) > 2 and waits(9) == 5\n"
+        "    dies(3)\n"
     )
     (tmp_path / "modules.yaml").write_text("toy/sums.py: [test_sums.py]\n")
     (tmp_path / "survivors.yaml").write_text("{}\n")
@@ -109,8 +115,8 @@ def test_survivors_are_found_and_explained(project: Path) -> None:
     ran = mutation_run(project, "--name", "tripled")
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "1 of 2 killed: 50.0%" in ran.stdout
-    assert "toy/sums.py:6\n    tripled: constant: a * 3 -> a * 4" in ran.stdout
-    assert "killed    toy/sums.py:6 tripled: arithmetic: a * 3 -> a / 3" in ran.stdout
+    assert "toy/sums.py:9\n    tripled: constant: a * 3 -> a * 4" in ran.stdout
+    assert "killed    toy/sums.py:9 tripled: arithmetic: a * 3 -> a / 3" in ran.stdout
     assert "test_sums.py::test_it" in ran.stdout
     reasons = {"toy/sums.py": {"tripled: constant: a * 3 -> a * 4": "the toy's gap"}}
     (project / "survivors.yaml").write_text(yaml.safe_dump(reasons))
@@ -122,8 +128,56 @@ def test_survivors_are_found_and_explained(project: Path) -> None:
 def test_a_mutant_that_hangs_is_killed(project: Path) -> None:
     ran = mutation_run(project, "--name", "a -= 1 -> dropped")
     assert "hung" in ran.stdout, ran.stdout + ran.stderr
-    assert "1 of 1 killed: 100.0%" in ran.stdout
+    assert "1 of 1 killed: 100.0%, 1 of them by the time limit" in ran.stdout
+    assert "     0     1    1          0  toy/sums.py" in ran.stdout
     assert ran.returncode == 0
+
+
+def test_a_mutant_that_ends_the_process_is_not_killed_by_a_test(project: Path) -> None:
+    """Nobody knows whether a test would have seen it."""
+    ran = mutation_run(project, "--name", "a > 5 -> a <= 5", "--seed", "1")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "crashed   toy/sums.py:19 dies: comparison: a > 5 -> a <= 5" in ran.stdout
+    assert "1 of 2 killed: 50.0%" in ran.stdout, "that of `waits` is"
+    assert "crashed, and not in survivors.yaml:\n  toy/sums.py:19" in ran.stdout
+    reasons = {"toy/sums.py": {"dies: comparison: a > 5 -> a <= 5": "the toy's own end"}}
+    (project / "survivors.yaml").write_text(yaml.safe_dump(reasons))
+    ran = mutation_run(project, "--name", "dies: comparison: a > 5 -> a <= 5")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "0 of 1 killed: 0.0%" in ran.stdout
+
+
+def test_a_failure_of_pytest_itself_kills_no_mutant(project: Path) -> None:
+    (project / "conftest.py").write_text(
+        "from toy.sums import doubled\n\n\n"
+        "def pytest_runtest_logreport():\n    assert doubled(4) == 8\n"
+    )
+    ran = mutation_run(project, "--name", "doubled: arithmetic")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "0 of 1 killed" in ran.stdout
+    assert "crashed, and not in survivors.yaml:" in ran.stdout
+
+
+def test_what_there_was_no_time_for_is_counted(project: Path) -> None:
+    ran = mutation_run(project, "--name", "doubled", "--minutes", "0")
+    assert ran.returncode == 1
+    assert ran.stdout.endswith("\nnot run: 2 for time, 0 whose tests fail without a mutant\n"), (
+        ran.stdout
+    )
+
+
+def test_the_seed_draws_the_order_of_all(project: Path) -> None:
+    """Or a run whose time is over has seen the first modules alone."""
+
+    def order(*words: str) -> list[str]:
+        ran = mutation_run(project, "--name", "constant", *words)
+        return re.findall(r" s  (?:killed|survived) +(\S+:\d+ \S+)", ran.stdout)
+
+    first, again, other = (order("--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again
+    assert len(first) == 5
+    assert sorted(first) == sorted(other)
+    assert first != other
 
 
 def test_reasons_without_a_mutant_are_named(project: Path) -> None:
@@ -140,6 +194,8 @@ def test_tests_that_fail_anyway_count_no_mutant_as_killed(project: Path) -> None
     assert ran.returncode == 1
     assert "left out, since these fail without a mutant: test_sums.py" in ran.stdout
     assert "0 of 0 killed" in ran.stdout
+    [number] = re.findall(r"\nnot run: 0 for time, (\d+) whose tests fail", ran.stdout)
+    assert ran.stdout.startswith(f"{number} of {number} mutants")
 
 
 def test_modules_and_their_tests_are_there() -> None:
