@@ -38,8 +38,9 @@ from pruning.errors import InputError
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.search.plan import SearchPlan
+from pruning.search.strategies import STRATEGIES
 from workers.cluster.machine import LocalMachine
-from workers.evaluators.memory import compensation_bytes, evaluator_bytes
+from workers.evaluators.memory import shape_evaluator_bytes
 
 log = logging.getLogger(__name__)
 
@@ -215,12 +216,14 @@ def _evaluators(
         machine.require_cores(cluster.num_cpus_per_evaluator)
     gpus = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
     dtype = resolve_dtype(config.model.dtype, on_gpu=gpus > 0)
-    tokens = calibration.batch_size * calibration.sequence_length
-    needed = evaluator_bytes(
-        accounting.num_dense_parameters, dtype, tokens, hidden_size, accounting.geometry.num_layers
+    needed = shape_evaluator_bytes(
+        accounting,
+        dtype,
+        batch_tokens=calibration.batch_size * calibration.sequence_length,
+        hidden_size=hidden_size,
+        compensated=config.search.compensation != "none",
+        by_divergence="allocation" in STRATEGIES[config.search.strategy].needs,
     )
-    if config.search.compensation != "none":
-        needed += compensation_bytes(accounting.geometry, dtype, hidden_size)
     count = cluster.num_evaluators
     if count is None and cluster.kind == "local":
         count = machine.num_evaluators(

@@ -39,7 +39,7 @@ from pruning.search.strategies import strategy_of
 from pruning.search.strategy import Strategy
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
-from workers.evaluators.memory import compensation_bytes, evaluator_bytes, layers_per_task
+from workers.evaluators.memory import layers_per_task, shape_evaluator_bytes
 from workers.pool.protocol import Pool
 from workers.tasks import (
     EvaluatorSpec,
@@ -204,15 +204,14 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     dtype = resolve_dtype(
         model.dtype, on_gpu=machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
     )
-    needed = evaluator_bytes(
-        accounting.num_dense_parameters,
+    needed = shape_evaluator_bytes(
+        accounting,
         dtype,
-        config.calibration.batch_size * config.calibration.sequence_length,
-        model_config.hidden_size,
-        accounting.geometry.num_layers,
+        batch_tokens=config.calibration.batch_size * config.calibration.sequence_length,
+        hidden_size=model_config.hidden_size,
+        compensated=settings.compensation != "none",
+        by_divergence="allocation" in strategy_of(settings).needs,
     )
-    if settings.compensation != "none":
-        needed += compensation_bytes(accounting.geometry, dtype, model_config.hidden_size)
     placement = None
     try:
         placement = find_placement(config.cluster, machine, needed)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from pruning.scoring.nll import chunk_tokens
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Of how scores, answers and sums are computed here: one more with each change of their bits."""
 
 VARIABLES = (

@@ -1,8 +1,12 @@
 """KL divergence of a pruned model from the dense one, which says more of a small change than the
 NLL of the few tokens that came next.
 
-KL(p || q) = sum p log p - sum p log q, per position, p of the dense model; sums over positions in
-float64.
+KL(p || q) = sum p log p - sum p log q, per position, p of the dense model. With logits z of q, the
+NLL of the next token n is log sum exp z - z_n, so that
+
+    KL(p || q) = sum p log p + NLL - sum p (z - z_n)
+
+takes little more than the NLL. Sums over positions are in float64.
 
 Shape letters: B sequences of a batch, T tokens of a sequence, D hidden size, V vocabulary.
 """
@@ -15,27 +19,48 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from pruning.models.loaded_model import LoadedModel
+from pruning.scoring.kept_bytes import kept_bytes
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import Prefix, chunk_tokens, head_alone, replayed
 from pruning.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Distributions:
+    """Of some tokens: probabilities [tokens, V] float32, and sum p log p [tokens]."""
+
+    probabilities: torch.Tensor
+    negative_entropy: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class DenseOutputs:
-    """Hidden states [B, T, D] that the dense model hands to its head on one batch: from them its
-    distributions are computed again, a chunk of tokens at a time, which takes T x V less memory.
+    """What the dense model says of one batch.
+
+    Args:
+        hidden_BTD: what it hands to its head.
+        distributions: of each chunk of tokens; None: they are not kept, see
+            `pruning.scoring.kept_bytes`.
     """
 
     hidden_BTD: torch.Tensor
+    distributions: tuple[Distributions, ...] | None
 
 
 @torch.inference_mode()
 def dense_outputs(loaded: LoadedModel, input_ids_BT: torch.Tensor) -> DenseOutputs:
     """Runs the dense model on one batch."""
-    outputs = loaded.model.base_model(input_ids=input_ids_BT, use_cache=False)
-    return DenseOutputs(outputs.last_hidden_state)
+    model = loaded.model
+    outputs = model.base_model(input_ids=input_ids_BT, use_cache=False)
+    hidden_BTD = outputs.last_hidden_state
+    if kept_bytes(input_ids_BT.numel(), model.config.get_text_config().vocab_size) == 0:
+        return DenseOutputs(hidden_BTD, None)
+    with head_alone(model, outputs):
+        kept = tuple(_distributions(model, part) for part in _chunks(hidden_BTD))
+    return DenseOutputs(hidden_BTD, kept)
 
 
 @torch.inference_mode()
@@ -68,23 +93,41 @@ def _sequence_divergence(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     model = loaded.model
     outputs = model.base_model(input_ids=input_ids_BT, use_cache=False)
-    hidden = outputs.last_hidden_state[:, :-1].flatten(0, 1)
-    target = dense.hidden_BTD[:, :-1].flatten(0, 1)
-    next_ids = input_ids_BT[:, 1:].to(hidden.device).flatten()
-    chunk = chunk_tokens(hidden.device)
+    hidden_BTD = outputs.last_hidden_state
+    chunks = _chunks(hidden_BTD)
+    next_ids = input_ids_BT[:, 1:].to(hidden_BTD.device).flatten()
     kl, nll = [], []
     with head_alone(model, outputs):
-        for part, goal, ids in zip(
-            hidden.split(chunk), target.split(chunk), next_ids.split(chunk), strict=True
-        ):
-            logits = model(inputs_embeds=part[None], use_cache=False).logits[0].float()
-            wanted = model(inputs_embeds=goal[None], use_cache=False).logits[0].float()
-            log_q = functional.log_softmax(logits, dim=-1)
-            log_p = functional.log_softmax(wanted, dim=-1)
-            kl.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
-            nll.append(functional.nll_loss(log_q, ids.to(log_q.device), reduction="none"))
+        kept = dense.distributions or (
+            _distributions(model, goal) for goal in _chunks(dense.hidden_BTD)
+        )
+        for part, goal, ids in zip(chunks, kept, next_ids.split(len(chunks[0])), strict=True):
+            logits = _logits(model, part)
+            targets = ids.to(logits.device)
+            nll.append(functional.cross_entropy(logits, targets, reduction="none"))
+            logits -= logits.gather(1, targets[:, None])
+            expected = torch.linalg.vecdot(goal.probabilities, logits)
+            kl.append(goal.negative_entropy + nll[-1] - expected)
     shape = input_ids_BT[:, 1:].shape
     return (
         torch.cat(kl).view(shape).double().sum(dim=1).cpu(),
         torch.cat(nll).view(shape).double().sum(dim=1).cpu(),
     )
+
+
+def _chunks(hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """All tokens but the last of each sequence, [tokens, D] each."""
+    flat = hidden_BTD[:, :-1].flatten(0, 1)
+    return flat.split(chunk_tokens(hidden_BTD.device))
+
+
+def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """[tokens, V] float32, while the model is its own head."""
+    logits: torch.Tensor = model(inputs_embeds=hidden[None], use_cache=False).logits[0]
+    return logits.float()
+
+
+def _distributions(model: PreTrainedModel, hidden: torch.Tensor) -> Distributions:
+    log_p = functional.log_softmax(_logits(model, hidden), dim=-1)
+    probabilities = log_p.exp()
+    return Distributions(probabilities, torch.linalg.vecdot(probabilities, log_p))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pruning.costs.accounting import Accounting
 from pruning.models.dtypes import NUM_BYTES
 from pruning.models.geometry import NUM_SIZES, Geometry, factor_bytes, gram_bytes
+from pruning.scoring.kept_bytes import kept_bytes
 
 STATISTICS_BYTES = 8_000_000_000
 """Of Gram matrices that one task sums at most, if one layer's are not larger. Whatever does not fit
@@ -38,6 +40,32 @@ def compensation_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:
     """
     scoring = NUM_SIZES * _refitted_bytes(geometry, dtype, hidden_size) + factor_bytes(geometry)
     return max(scoring, (layers_per_task(geometry, 1) + 1) * gram_bytes(geometry))
+
+
+def shape_evaluator_bytes(
+    accounting: Accounting,
+    dtype: str,
+    *,
+    batch_tokens: int,
+    hidden_size: int,
+    compensated: bool,
+    by_divergence: bool,
+) -> int:
+    """Memory of an evaluator that scores shapes, estimated.
+
+    Args:
+        compensated: what remains of blocks is refitted.
+        by_divergence: it scores by KL, too.
+    """
+    geometry = accounting.geometry
+    needed = evaluator_bytes(
+        accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, geometry.num_layers
+    )
+    if compensated:
+        needed += compensation_bytes(geometry, dtype, hidden_size)
+    if by_divergence:
+        needed += kept_bytes(batch_tokens, (accounting.head_weights or 0) // hidden_size)
+    return needed
 
 
 def compensated_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:

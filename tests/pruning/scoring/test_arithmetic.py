@@ -12,7 +12,7 @@ import transformers
 
 from pruning.models.checkpoint import Checkpoint
 from pruning.scoring import arithmetic
-from pruning.scoring.arithmetic import VARIABLES, Arithmetic
+from pruning.scoring.arithmetic import SCORING_VERSION, VARIABLES, Arithmetic
 from pruning.scoring.nll import HEAD_CHUNK_TOKENS
 from tests.conftest import tiny_config, tiny_model
 
@@ -46,7 +46,7 @@ def test_it_says_what_this_process_computes_with(monkeypatch: pytest.MonkeyPatch
     assert found.device == f"cpu {torch.backends.cpu.get_cpu_capability()}"
     assert found.num_threads == torch.get_num_threads()
     assert (found.torch, found.transformers) == (torch.__version__, transformers.__version__)
-    assert (found.scoring, found.attention) == ("1, 128 tokens", "sdpa")
+    assert (found.scoring, found.attention) == ("2, 128 tokens", "sdpa")
     assert (found.precision, found.variables, found.code) == ("highest", "", "")
     assert found.processor
 
@@ -64,7 +64,7 @@ def test_variables_count(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_how_we_compute_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tiny_config("llama"))
     before = Arithmetic.of(model)
-    monkeypatch.setattr(arithmetic, "SCORING_VERSION", 2)
+    monkeypatch.setattr(arithmetic, "SCORING_VERSION", SCORING_VERSION + 1)
     second = Arithmetic.of(model)
     monkeypatch.setitem(HEAD_CHUNK_TOKENS, "cpu", 64)
     third = Arithmetic.of(model)

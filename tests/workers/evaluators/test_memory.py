@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pruning.costs.accounting import Accounting
 from pruning.models.geometry import Geometry
-from workers.evaluators.memory import compensated_bytes, compensation_bytes
+from tests.conftest import tiny_config
+from workers.evaluators.memory import (
+    compensated_bytes,
+    compensation_bytes,
+    shape_evaluator_bytes,
+)
 
 GEOMETRY = Geometry(num_layers=6, kv_heads=4, queries_per_kv_head=2, head_dim=8, mlp_channels=200)
 """64 channels flow into `o_proj`, 200 into `down_proj`."""
@@ -29,3 +35,24 @@ def test_what_scores_with_compensation_take() -> None:
 def test_what_collecting_statistics_takes() -> None:
     """Both Gram matrices of all 6 layers in float64, and of one more while they are added."""
     assert compensation_bytes(GEOMETRY, "bfloat16", 1) == 7 * 8 * (64 * 64 + 200 * 200)
+
+
+def test_what_scoring_by_divergence_takes_besides() -> None:
+    """Distributions over 128 tokens at each position of a batch, in float32, below 1 GB."""
+    accounting = Accounting(tiny_config("llama"))
+
+    def needed(batch_tokens: int, *, compensated: bool = False, kl: bool) -> int:
+        return shape_evaluator_bytes(
+            accounting,
+            "float32",
+            batch_tokens=batch_tokens,
+            hidden_size=48,
+            compensated=compensated,
+            by_divergence=kl,
+        )
+
+    assert needed(512, kl=True) - needed(512, kl=False) == 512 * 128 * 4
+    assert needed(4_000_000, kl=True) == needed(4_000_000, kl=False)
+    assert needed(512, compensated=True, kl=False) - needed(512, kl=False) == compensation_bytes(
+        accounting.geometry, "float32", 48
+    )
