@@ -31,6 +31,7 @@ class SearchConfig:
 
     strategy: str = one_of(STRATEGY_NAMES)
     seed: int | None = MISSING
+    rounds: int | None = MISSING
     target_ratio: float = MISSING
     distribution: list[float] = MISSING
     mlp_group_channels: int | None = MISSING
@@ -58,6 +59,7 @@ class SearchConfig:
             shape_constraint=chosen(self.shape_constraint, SHAPE_CONSTRAINTS),
             compensation=chosen(self.compensation, COMPENSATIONS),
             seed=self.seed,
+            rounds=self.rounds,
         )
 
     def problems_of_new(self, given: Sequence[str]) -> list[str]:
@@ -76,12 +78,14 @@ class SearchConfig:
     def problems(self) -> list[str]:
         found = not_allowed(self, "search.")
         strategy = STRATEGIES.get(self.strategy)
-        if self.seed is not None and strategy is not None and "seed" not in strategy.options:
-            users = [name for name, each in STRATEGIES.items() if "seed" in each.options]
-            found.append(
-                f"search.seed: {self.seed}, which has no effect with "
-                f"search.strategy={self.strategy}; it is for {', '.join(users)}"
-            )
+        for name in ("seed", "rounds"):
+            value = getattr(self, name)
+            if value is not None and strategy is not None and name not in strategy.options:
+                users = [other for other, each in STRATEGIES.items() if name in each.options]
+                found.append(
+                    f"search.{name}: {value}, which has no effect with "
+                    f"search.strategy={self.strategy}; it is for {', '.join(users)}"
+                )
         if not 0 < self.target_ratio < 1:
             hint = (
                 f"; did you mean {self.target_ratio / 100:g}?"
@@ -103,7 +107,7 @@ class SearchConfig:
                 f"{self.strategy} does not keep; it takes {', '.join(strategy.constraints)}"
             )
         found += self._compensation_problems()
-        for name in ("mlp_group_channels", "head_group_channels"):
+        for name in ("mlp_group_channels", "head_group_channels", "rounds"):
             value = getattr(self, name)
             found += [] if value is None else at_least(f"search.{name}", value, 1)
         return found

@@ -222,7 +222,7 @@ def _evaluators(
         batch_tokens=calibration.batch_size * calibration.sequence_length,
         hidden_size=hidden_size,
         compensated=config.search.compensation != "none",
-        by_divergence="allocation" in STRATEGIES[config.search.strategy].needs,
+        by_divergence=STRATEGIES[config.search.strategy].by_divergence,
     )
     count = cluster.num_evaluators
     if count is None and cluster.kind == "local":

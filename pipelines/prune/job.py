@@ -210,7 +210,7 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         batch_tokens=config.calibration.batch_size * config.calibration.sequence_length,
         hidden_size=model_config.hidden_size,
         compensated=settings.compensation != "none",
-        by_divergence="allocation" in strategy_of(settings).needs,
+        by_divergence=strategy_of(settings).by_divergence,
     )
     placement = None
     try:

@@ -16,9 +16,6 @@ from pruning.search.strategy import Measured, Strategy
 from pruning.search.uniform import uniform_shape
 from pruning.shape import ModelShape
 
-MAX_ROUNDS = 2
-"""As many as were measured (docs/results.md); what a third would gain was not."""
-
 
 class AllocationStrategy(Strategy):
     """Every block is measured at a few sizes around the uniform shape, and an integer program
@@ -30,8 +27,10 @@ class AllocationStrategy(Strategy):
         "an integer program over what each block costs at each size, measured as the KL divergence "
         "from the dense model"
     )
+    options = ("rounds",)
     needs = ("allocation",)
     solves_shares = True
+    by_divergence = True
 
     def measuring(self, accounting: Accounting) -> AllocationSearch:
         """The rounds, before the first.
@@ -49,7 +48,7 @@ class AllocationStrategy(Strategy):
             group=settings.mlp_group_channels,
             heads=heads,
             constraint=settings.shape_constraint,
-            max_rounds=MAX_ROUNDS,
+            max_rounds=settings.rounds,
         )
 
     def search(self, accounting: Accounting, measured: Measured) -> AllocationPath:
@@ -66,7 +65,7 @@ class AllocationStrategy(Strategy):
         wave, num_layers = search.propose(), accounting.geometry.num_layers
         assert wave is not None
         kinds = 2 if search.heads else 1
-        most = MAX_ROUNDS * ((4 + 2 * (kinds - 1)) * num_layers + len(MOVES)) + 1
+        most = self.settings.rounds * ((4 + 2 * (kinds - 1)) * num_layers + len(MOVES)) + 1
         ends = (target, accounting.ratio(search.shape))
         steps = Range(0, PARTS * num_layers)
         names: tuple[StageName, ...] = ("mlp_channels", "attention_heads")
@@ -94,7 +93,12 @@ class AllocationPath(FixedSearch):
     def __init__(
         self, accounting: Accounting, settings: SearchSettings, allocation: Allocation
     ) -> None:
-        path = path_between(accounting.dense, allocation.shape)
+        path = path_between(
+            accounting.dense,
+            allocation.shape,
+            channels=settings.mlp_group_channels,
+            heads=make_stages(accounting, settings)[2].group,
+        )
         super().__init__(accounting, settings, [path])
         self._path, self.allocation = path, allocation
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import itemgetter
 
 from pruning.costs.accounting import Accounting
 from pruning.search.allocation import size_of
@@ -16,8 +17,8 @@ from pruning.search.strategy import Measured, Strategy
 from pruning.shape import Kind, ModelShape, Removal
 
 PARTS = 4
-"""`path_between` goes a quarter of the way in every block, then the next: its shapes stay close to
-those that an allocation for a smaller target would have.
+"""In which `path_between` narrows a block, at most: its shapes stay close to those that an
+allocation for a smaller target would have.
 """
 
 
@@ -118,20 +119,32 @@ def random_path(dense: ModelShape, seed: int) -> tuple[tuple[Removal, ...], ...]
     return tuple((removal,) for removal in random.Random(seed).sample(removals, len(removals)))
 
 
-def path_between(dense: ModelShape, shape: ModelShape) -> tuple[Removal, ...]:
-    """Removals that lead from a dense model to a shape: in each of four rounds, every block loses
-    a quarter of what it has to lose, attention first, then lower layers.
+def path_between(
+    dense: ModelShape, shape: ModelShape, *, channels: int = 1, heads: int = 1
+) -> tuple[Removal, ...]:
+    """Removals that lead from a dense model to a shape, all blocks at once: each loses what it has
+    to lose in up to four equal parts, and layers take turns.
+
+    Args:
+        channels: MLP channels that go at a time.
+        heads: KV heads that go at a time.
     """
-    path: list[Removal] = []
-    now = dense
-    kinds: tuple[Kind, ...] = ("attention_heads", "mlp_channels")
-    for part in range(1, PARTS + 1):
-        for kind in kinds:
-            for layer in range(len(dense.layers)):
-                unit = Removal(kind, layer, 0).unit
-                whole, last = size_of(dense, (layer, unit)), size_of(shape, (layer, unit))
-                size = whole - (whole - last) * part // PARTS
-                if size < size_of(now, (layer, unit)):
-                    path.append(Removal(kind, layer, size))
-                    now = now.without(path[-1])
-    return tuple(path)
+    found: list[tuple[float, Removal]] = []
+    kinds: tuple[tuple[Kind, int], ...] = (("attention_heads", heads), ("mlp_channels", channels))
+    for kind, step in kinds:
+        for layer in range(len(dense.layers)):
+            block = (layer, Removal(kind, layer, 0).unit)
+            size, last = size_of(dense, block), size_of(shape, block)
+            loss, now = size - last, size
+            parts = min(PARTS, -(-loss // step))
+            for part in range(1, parts + 1):
+                lost = loss if part == parts else loss * part // parts // step * step
+                if size - lost < now:
+                    now = size - lost
+                    found.append(((part - _phase(layer)) / parts, Removal(kind, layer, now)))
+    return tuple(removal for _, removal in sorted(found, key=itemgetter(0)))
+
+
+def _phase(layer: int) -> float:
+    """0..1, far apart for layers that are close: multiples of the golden ratio."""
+    return layer * (5**0.5 - 1) / 2 % 1

@@ -30,6 +30,8 @@ DEPLOYABLE_CHANNELS = 256
 """Deployable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
 
 _SEED = 42
+_ROUNDS = 2
+"""As many as were measured (docs/results.md); what a third would gain was not."""
 _WIDE = 1024
 """MLP channels from which on groups are multiples of hardware-friendly numbers."""
 
@@ -49,6 +51,7 @@ class SearchSettings:
         shape_constraint: which shapes are allowed.
         compensation: what repairs a narrowed block, in scores, evaluation and exports alike.
         seed: of the strategies that draw.
+        rounds: of an allocation, at most.
     """
 
     strategy: StrategyName
@@ -60,6 +63,7 @@ class SearchSettings:
     shape_constraint: ShapeConstraint
     compensation: CompensationName
     seed: int
+    rounds: int
 
     @classmethod
     def resolved(
@@ -75,6 +79,7 @@ class SearchSettings:
         shape_constraint: ShapeConstraint = "none",
         compensation: CompensationName = "none",
         seed: int | None = None,
+        rounds: int | None = None,
     ) -> Self:
         """Settings for a model of these sizes; None takes the default of that model."""
         return cls(
@@ -95,6 +100,7 @@ class SearchSettings:
             shape_constraint=shape_constraint,
             compensation=compensation,
             seed=_SEED if seed is None else seed,
+            rounds=_ROUNDS if rounds is None else rounds,
         )
 
 

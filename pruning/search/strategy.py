@@ -87,13 +87,16 @@ class Strategy(ABC):
     """
     whole_layers: ClassVar[bool] = False
     """Whether the two blocks of a layer go together."""
+    by_divergence: ClassVar[bool] = False
+    """Whether shapes are scored by KL from the dense model, too."""
     compares_candidates: ClassVar[bool] = False
     """Whether a step scores several candidates and commits the best."""
 
     @property
     def label(self) -> str:
         """What tells runs of one model and target apart, such as `random 42`."""
-        return " ".join([self.name, *(str(value) for value in self._options().values())])
+        options = self._options()
+        return f"{self.name} {options['seed']}" if "seed" in options else self.name
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the trajectory, by the names of the options.

@@ -59,7 +59,7 @@ class UniformStrategy(Strategy):
     def _path(self, accounting: Accounting) -> tuple[Removal, ...]:
         dense, shape = accounting.dense, self._shape(accounting)
         if self._one_width:
-            return path_between(dense, shape)
+            return path_between(dense, shape, channels=self.settings.mlp_group_channels)
         return uniform_path(dense, shape, self.settings.mlp_group_channels)
 
     @property

@@ -160,3 +160,22 @@ def test_the_path_to_an_allocation_goes_everywhere_at_once(accounting: Accountin
     assert all(removal.layer for removal in path), "layer 0 is whole"
     widths = [layer.mlp_channels for layer in shapes[len(shapes) // 2].layers]
     assert all(last < width < 48 for last, width in zip((24, 37, 0), widths[1:], strict=True))
+
+
+def test_the_path_to_an_allocation_takes_whole_groups(accounting: Accounting) -> None:
+    """As many as there are, at most four; what is no whole group goes with the last."""
+    dense, shape = accounting.dense, ModelShape.parse("1x48 3x32 3x36 2x13")
+    path = path_between(dense, shape, channels=8, heads=2)
+    cuts = {
+        (layer, unit): [
+            removal.remaining for removal in path if (removal.layer, removal.unit) == (layer, unit)
+        ]
+        for layer, unit in {(removal.layer, removal.unit) for removal in path}
+    }
+    assert cuts == {
+        (0, "kv_heads"): [1],
+        (1, "mlp_channels"): [40, 32],
+        (2, "mlp_channels"): [36],
+        (3, "mlp_channels"): [40, 32, 24, 13],
+        (3, "kv_heads"): [2],
+    }
