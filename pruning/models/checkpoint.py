@@ -145,7 +145,6 @@ class Checkpoint:
         if device_map is None:
             model.to(device)  # type: ignore[arg-type]
         model.requires_grad_(False)
-        model.eval()
         return model
 
 

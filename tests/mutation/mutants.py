@@ -158,21 +158,23 @@ def _of_node(node: ast.AST, parent: ast.AST) -> Iterator[_Change]:
         if isinstance(node.test, ast.Name | ast.Attribute | ast.Call):
             new_test = ast.UnaryOp(ast.Not(), node.test)
             yield _Change("boolean", node.test, node, "test", new_test)
-    elif isinstance(node, ast.Constant) and not _is_strict(parent):
+    elif isinstance(node, ast.Constant) and not _is_of_no_effect(parent):
         if isinstance(node.value, bool):
             yield _Change("constant", parent, node, "value", not node.value)
         elif isinstance(node.value, int | float):
             yield _Change("constant", parent, node, "value", node.value + 1)
     elif isinstance(node, ast.Call):
         for position, keyword in enumerate(node.keywords):
-            if keyword.arg is not None and not _is_strict(keyword):
+            if keyword.arg is not None and not _is_of_no_effect(keyword):
                 yield _Change("keyword", node, node.keywords, position, None)
     yield from _statements(node)
 
 
-def _is_strict(node: ast.AST) -> bool:
-    """`strict` of `zip` states an invariant, as an assertion does."""
-    return isinstance(node, ast.keyword) and node.arg == "strict"
+def _is_of_no_effect(node: ast.AST) -> bool:
+    """`strict` of `zip` states an invariant, as an assertion does; `encoding` is always UTF-8, the
+    default of Linux; `comment` is text that a database shows.
+    """
+    return isinstance(node, ast.keyword) and node.arg in ("strict", "encoding", "comment")
 
 
 def _statements(node: ast.AST) -> Iterator[_Change]:

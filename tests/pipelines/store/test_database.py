@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,13 @@ def driver_error(state: str | None, text: str = "", module: str = "psycopg.error
     kind = type("Error", (Exception,), {"__module__": module, "sqlstate": state})
     error: Exception = kind(text)
     return error
+
+
+def sqlite_error(code: int | None) -> Exception:
+    error = sqlite3.OperationalError("said")
+    if code is not None:
+        error.sqlite_errorcode = code
+    return sql.exc.OperationalError("select", {}, error)
 
 
 class Failing:
@@ -46,6 +55,10 @@ def database() -> Database:
         sql.exc.OperationalError(
             "select", {}, driver_error(None, "gone", "another.driver"), connection_invalidated=True
         ),
+        sqlite_error(sqlite3.SQLITE_BUSY),
+        sqlite_error(sqlite3.SQLITE_BUSY_SNAPSHOT),
+        sqlite_error(sqlite3.SQLITE_LOCKED_SHAREDCACHE),
+        sqlite_error(sqlite3.SQLITE_PROTOCOL),
     ],
 )
 def test_an_outage_is_waited_for(database: Database, error: Exception) -> None:
@@ -59,6 +72,9 @@ def test_an_outage_is_waited_for(database: Database, error: Exception) -> None:
         sql.exc.OperationalError("select", {}, driver_error(None, "no password supplied")),
         sql.exc.OperationalError("select", {}, driver_error(None, "away", "another.driver")),
         sql.exc.ProgrammingError("select", {}, driver_error(None, "syntax")),
+        sqlite_error(sqlite3.SQLITE_FULL),
+        sqlite_error(sqlite3.SQLITE_IOERR_FSYNC),
+        sqlite_error(None),
         ValueError("not of the database"),
     ],
 )
@@ -80,7 +96,29 @@ def test_an_outage_is_said_once_and_when_it_is_over(
     database.run_with_retry(Failing(*errors), retry_s=9)
     began, ended = (record.getMessage() for record in caplog.records)
     assert "first; trying again for up to 9 s" in began
-    assert "back after" in ended
+    [seconds] = re.findall(r"back after (\d+\.\d) s$", ended)
+    assert float(seconds) < 9
+
+
+def test_pauses_double_up_to_10_seconds_and_end_with_the_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With up to 0.2 s at random on top, so that drivers do not come back all at once."""
+    paused: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", paused.append)
+    away = sql.exc.OperationalError("select", {}, driver_error("08006"))
+    assert database.run_with_retry(Failing(*[away] * 8), retry_s=600) == "done"
+    least = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    assert all(low <= pause <= low + 0.2 for low, pause in zip(least, paused, strict=True))
+    paused.clear()
+    database.run_with_retry(Failing(*[away] * 4), retry_s=1)
+    assert paused[3] == pytest.approx(1, abs=0.2), "not 1.6 s"
+
+
+def test_what_a_driver_says_is_cut(database: Database) -> None:
+    said = database.explain(ValueError("word " + 400 * "x"))
+    assert said == f"sqlite://: word {295 * 'x'}; check store.url"
+    assert database.explain(ValueError()) == "sqlite://: ValueError; check store.url"
 
 
 def test_what_was_committed_is_synced_in_the_wal(

@@ -139,6 +139,44 @@ def test_nothing_is_shared_between_contexts(tmp_path: Path, change: dict[str, ob
         assert store.lookup(replace(CONTEXT, **change), ["a"]) == {}  # type: ignore[arg-type]
 
 
+def test_of_several_contexts_the_first_that_has_a_score_counts(tmp_path: Path) -> None:
+    halved = replace(CONTEXT, halved=True)
+    whole_score, halved_score = BatchScore((1.0,), 3), BatchScore((2.0,), 3)
+    with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
+        store.add(CONTEXT, {("a", 0): whole_score, ("b", 0): whole_score})
+        store.add(halved, {("a", 0): halved_score, ("c", 0): halved_score})
+        for contexts, first in (
+            ([CONTEXT, halved], (whole_score, CONTEXT)),
+            ([halved, CONTEXT], (halved_score, halved)),
+        ):
+            assert store.lookup_first(contexts, ["a", "b", "c"]) == {
+                ("a", 0): first,
+                ("b", 0): (whole_score, CONTEXT),
+                ("c", 0): (halved_score, halved),
+            }
+
+
+def test_answers_are_those_of_their_context(tmp_path: Path) -> None:
+    context = AnswerContext(
+        model="m",
+        tokenizer="k",
+        shape="s",
+        order="o",
+        dtype="float32",
+        batch_size=4,
+        arithmetic=ARITHMETIC,
+        max_length=None,
+        harness="0.4.13",
+    )
+    other = replace(context, max_length=32)
+    with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
+        store.add_answers(context, {"t": [[-1.5, True]], "u": ["text"]})
+        store.add_answers(other, {"t": [[-2.5, False]]})
+        store.add_answers(other, {"t": [[0.0, True]]})
+        assert store.lookup_answers(context, ["t", "u"]) == {"t": [[-1.5, True]], "u": ["text"]}
+        assert store.lookup_answers(other, ["t", "u", "v"]) == {"t": [[-2.5, False]]}
+
+
 def test_a_score_is_never_replaced(tmp_path: Path) -> None:
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
         store.add(CONTEXT, {("a", 0): BatchScore((1.0,), 3)})

@@ -20,7 +20,7 @@ from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
-from pruning.models.families import FAMILIES, family_of, require_causal_lm
+from pruning.models.families import FAMILIES, begins_with_bos, family_of, require_causal_lm
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
@@ -362,3 +362,19 @@ def test_a_model_of_its_own_code_says_that_it_is_causal() -> None:
         config = SimpleNamespace(model_type="own", auto_map=auto_map)
         with pytest.raises(InputError, match="'own' is not a decoder-only language model"):
             require_causal_lm(config)  # type: ignore[arg-type]
+
+
+def test_windows_of_gemma_begin_with_bos() -> None:
+    """Whatever its tokenizer is derived to."""
+    gemma = type("GemmaTokenizer", (), {})
+    assert begins_with_bos(type("GemmaTokenizerFast", (gemma,), {})())  # type: ignore[arg-type]
+    assert not begins_with_bos(type("LlamaTokenizer", (), {})())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("model_type", "always"), [("llama", False), ("qwen2", True)])
+def test_biases_of_attention_are_those_of_the_configuration(model_type: str, always: bool) -> None:
+    family = FAMILIES[model_type]
+    assert family.has_qkv_bias(SimpleNamespace()) is always  # type: ignore[arg-type]
+    for given in (False, True):
+        config = SimpleNamespace(attention_bias=given)
+        assert family.has_qkv_bias(config) is (given or always)  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""The tables of a store, in SQLite and in what only looks like another database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sql
+
+from pipelines.store import schema
+from pruning.errors import InputError
+from tests.pipelines.store.test_store import CONTEXT
+
+DIGEST = len(CONTEXT.digest)
+
+
+@pytest.fixture
+def connection() -> Iterator[sql.Connection]:
+    with sql.create_engine("sqlite://").connect() as connection:
+        yield connection
+
+
+def test_no_value_may_be_missing_and_digests_have_their_length(connection: sql.Connection) -> None:
+    schema.prepare(connection, "memory")
+    found = sql.inspect(connection)
+    columns = {
+        f"{table}.{column['name']}": column
+        for table in found.get_table_names()
+        for column in found.get_columns(table)
+    }
+    assert len(columns) == 11
+    assert [name for name, column in columns.items() if column["nullable"]] == []
+    texts = {name: str(column["type"]) for name, column in columns.items()}
+    assert {name for name, text in texts.items() if text == f"VARCHAR({DIGEST})"} == {
+        "contexts.digest",
+        "scores.context",
+        "scores.shape",
+        "answers.context",
+        "answers.task",
+    }
+    assert not any(re.search(r"\d", text) for text in set(texts.values()) - {f"VARCHAR({DIGEST})"})
+    assert found.get_pk_constraint("scores")["constrained_columns"] == ["shape", "context", "batch"]
+    assert found.get_pk_constraint("answers")["constrained_columns"] == ["task", "context"]
+
+
+def test_a_row_that_is_there_stays_in_a_database_without_a_statement_for_it(
+    connection: sql.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema.prepare(connection, "memory")
+    monkeypatch.setattr(connection.dialect, "name", "other")
+
+    def insert(*keys: tuple[str, str], answers: str) -> None:
+        rows = [{"task": task, "context": context, "answers": answers} for task, context in keys]
+        schema.insert_new(connection, schema.answers, rows)
+
+    insert(("t", "c"), ("t", "d"), answers="first")
+    insert(("t", "c"), ("u", "c"), ("u", "d"), answers="second")
+    rows = connection.execute(sql.select(schema.answers)).all()
+    assert {(row.task, row.context): row.answers for row in rows} == {
+        ("t", "c"): "first",
+        ("t", "d"): "first",
+        ("u", "c"): "second",
+        ("u", "d"): "second",
+    }
+
+
+def test_drivers_create_tables_in_postgresql_one_after_another(
+    connection: sql.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a lock whose number no version may change: the others would not wait for it."""
+    taken: list[int] = []
+    raw = connection.connection.dbapi_connection
+    assert raw is not None
+    raw.create_function("pg_advisory_xact_lock", 1, taken.append)
+    monkeypatch.setattr(connection.dialect, "name", "postgresql")
+    asked: list[str] = []
+    sql.event.listen(connection, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    schema.prepare(connection, "memory")
+    assert taken == [55_671_403]
+    assert asked[0].startswith("SELECT pg_advisory_xact_lock(")
+    assert any(statement.lstrip().startswith("CREATE TABLE") for statement in asked[1:])
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_tables_of_another_version_are_left_alone(connection: sql.Connection, version: int) -> None:
+    connection.execute(sql.text("create table schema_version (version integer primary key)"))
+    connection.execute(sql.text(f"insert into schema_version values ({version})"))
+    with pytest.raises(
+        InputError,
+        match=rf"^store\.url: memory has schema version {version}, this program writes 1; use",
+    ):
+        schema.prepare(connection, "memory")
+    assert sql.inspect(connection).get_table_names() == ["schema_version"]
