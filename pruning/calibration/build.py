@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import PreTrainedTokenizerBase
 
+from pruning.calibration.mixture import mixed
 from pruning.calibration.sources import required_path, running_text, source_rows
-from pruning.calibration.spec import CalibrationSpec
+from pruning.calibration.spec import CalibrationSpec, MixtureSpec
 from pruning.calibration.token_sets import Calibration, TokenSet
-from pruning.calibration.windows import text_windows
+from pruning.calibration.windows import first_windows, text_windows
 from pruning.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
 def make_calibration(
-    spec: CalibrationSpec, tokenizer: Callable[[], PreTrainedTokenizerBase], *, vocab_size: int
+    spec: CalibrationSpec | MixtureSpec,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    *,
+    vocab_size: int,
 ) -> Calibration:
     """Builds the three sets.
 
@@ -34,32 +39,57 @@ def make_calibration(
 
     Raises:
         InputError: missing or unreadable data, too little of it, or token ids outside the
-            vocabulary.
+            vocabulary; of a mixture, what is wrong with any of its sources.
     """
+    if isinstance(spec, MixtureSpec):
+        return _mixture(spec, cache(tokenizer), vocab_size)
     if spec.source == "tokens":
         calibration = _from_tokens(spec)
     else:
         text = running_text(spec)
-        calibration = (
-            _from_rows(spec, tokenizer()) if text is None else _from_text(spec, tokenizer(), *text)
-        )
+        if text is not None:
+            calibration = _from_text(spec, tokenizer(), *text)
+        elif spec.rows_are_samples:
+            calibration = _from_rows(spec, tokenizer())
+        else:
+            calibration = _sequences_of_rows(spec, tokenizer())
     num_heldout = len(calibration.heldout.input_ids) if calibration.heldout else 0
     if num_heldout < spec.num_heldout_samples:
         log.warning(
-            "calibration.num_heldout_samples: %d asked for, %d left: the held-out perplexity is %s",
+            "calibration.num_heldout_samples: %d asked for%s, %d left: the held-out perplexity "
+            "is %s",
             spec.num_heldout_samples,
+            "" if spec.option == "calibration" else f" of {spec.option}",
             num_heldout,
             f"over {num_heldout} sequences" if num_heldout else "not measured",
         )
+    _check_vocabulary(spec, calibration, vocab_size)
+    return calibration
+
+
+def _mixture(
+    spec: MixtureSpec, tokenizer: Callable[[], PreTrainedTokenizerBase], vocab_size: int
+) -> Calibration:
+    problems, parts = spec.problems(), dict[str, Calibration]()
+    for name, part in spec.parts().items() if not problems else ():
+        try:
+            parts[name] = make_calibration(part, tokenizer, vocab_size=vocab_size)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return mixed(parts)
+
+
+def _check_vocabulary(spec: CalibrationSpec, calibration: Calibration, vocab_size: int) -> None:
     for name, tokens in calibration.sets().items():
         low, high = int(tokens.input_ids.min()), int(tokens.input_ids.max())
         if low < 0 or high >= vocab_size:
             raise InputError(
-                f"calibration: the {name} set has token id {low if low < 0 else high}, outside "
+                f"{spec.option}: the {name} set has token id {low if low < 0 else high}, outside "
                 f"the model's vocabulary 0..{vocab_size - 1}. "
                 "Was it made with another model's tokenizer?"
             )
-    return calibration
 
 
 def _from_tokens(spec: CalibrationSpec) -> Calibration:
@@ -68,12 +98,12 @@ def _from_tokens(spec: CalibrationSpec) -> Calibration:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"calibration.path: {path} is not a readable safetensors file: {error}"
+            f"{spec.option}.path: {path} is not a readable safetensors file: {error}"
         ) from error
     input_ids = tensors.get("input_ids")
     if input_ids is None or input_ids.ndim != 2 or not np.issubdtype(input_ids.dtype, np.integer):
         raise InputError(
-            f"calibration.path: {path} must hold integer input_ids [sequences, length]; it holds "
+            f"{spec.option}.path: {path} must hold integer input_ids [sequences, length]; it holds "
             f"{_describe(tensors)}"
         )
     if input_ids.shape[1] < spec.sequence_length:
@@ -84,7 +114,7 @@ def _from_tokens(spec: CalibrationSpec) -> Calibration:
     ids = input_ids[:, : spec.sequence_length].astype(np.int64)
     needed = max(spec.num_block_samples, spec.num_width_samples)
     if len(ids) < needed:
-        raise InputError(f"calibration: {needed} sequences asked for, {path} has {len(ids)}")
+        raise InputError(f"{spec.option}: {needed} sequences asked for, {path} has {len(ids)}")
     spare = ids[needed : needed + spec.num_heldout_samples]
     return Calibration(
         TokenSet(ids[: spec.num_block_samples]),
@@ -101,12 +131,7 @@ def _from_text(
     """
     sequences = text_windows(tokenizer, text, spec.sequence_length)
     width, block = spec.num_width_samples, spec.num_block_samples
-    if len(sequences) < width + block:
-        raise InputError(
-            f"calibration: {width} + {block} sequences of {spec.sequence_length} tokens asked "
-            "for (num_width_samples + num_block_samples), the "
-            f"text gives {len(sequences)}. Ask for fewer or shorter sequences, or give more text"
-        )
+    _check_number(spec, len(sequences))
     drawn = random.Random(spec.seed).sample(range(len(sequences)), width + block)
     heldout = text_windows(tokenizer, heldout_text, spec.sequence_length)[
         : spec.num_heldout_samples
@@ -148,6 +173,34 @@ def _from_rows(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Cal
     return Calibration(
         block=sets[1], width=sets[0], heldout=TokenSet(heldout) if len(heldout) else None
     )
+
+
+def _sequences_of_rows(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Calibration:
+    """Rows in an order that the seed draws, joined for as many sequences as are asked for: first
+    those of the width stages, then those of the block stage.
+    """
+    rows, heldout_rows = source_rows(spec)
+    width, block = spec.num_width_samples, spec.num_block_samples
+    drawn = random.Random(spec.seed).sample(rows, len(rows))
+    sequences = first_windows(tokenizer, drawn, width + block, spec.sequence_length)
+    _check_number(spec, len(sequences))
+    heldout = first_windows(tokenizer, heldout_rows, spec.num_heldout_samples, spec.sequence_length)
+    return Calibration(
+        TokenSet(sequences[width:]),
+        TokenSet(sequences[:width]),
+        TokenSet(heldout) if len(heldout) else None,
+    )
+
+
+def _check_number(spec: CalibrationSpec, num_sequences: int) -> None:
+    """Whether a text is long enough."""
+    width, block = spec.num_width_samples, spec.num_block_samples
+    if num_sequences < width + block:
+        raise InputError(
+            f"{spec.option}: {width} + {block} sequences of {spec.sequence_length} tokens asked "
+            "for (num_width_samples + num_block_samples), the "
+            f"text gives {num_sequences}. Ask for fewer or shorter sequences, or give more text"
+        )
 
 
 def _describe(tensors: dict[str, npt.NDArray[Any]]) -> str:

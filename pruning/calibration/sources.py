@@ -41,7 +41,7 @@ def measured_text(name: str, *, option: str, folder: Path | None = None) -> str:
             "a .jsonl with a column text"
         )
     if path.suffix == ".jsonl":
-        return "\n\n".join(_read_jsonl(path, "text", option))
+        return "\n\n".join(_read_jsonl(path, "text", option, option))
     text = _read_text(name, option)
     return wikitext_text(text) if path.suffix == ".raw" else text
 
@@ -59,15 +59,19 @@ def running_text(spec: CalibrationSpec) -> tuple[str, str] | None:
         return _split_text("\n\n".join(text for _, text in sorted(_pydoc_topics().items())))
     if spec.source == "wikitext2":
         if spec.path is not None:
-            return _split_text(wikitext_text(_read_text(spec.path)))
+            return _split_text(wikitext_text(_read_text(spec.path, f"{spec.option}.path")))
         train, test = (
-            _hub_dataset("Salesforce/wikitext", name="wikitext-2-raw-v1", split=split)["text"]
+            _hub_dataset(
+                "Salesforce/wikitext", option=spec.option, name="wikitext-2-raw-v1", split=split
+            )["text"]
             for split in ("train", "test")
         )
         return "\n\n".join(train), "\n\n".join(test)
     if spec.source == "text":
         path = required_path(spec, "a text file, or a .jsonl file with one row a line")
-        return None if path.suffix == ".jsonl" else _split_text(_read_text(str(path)))
+        if path.suffix == ".jsonl":
+            return None
+        return _split_text(_read_text(str(path), f"{spec.option}.path"))
     return None
 
 
@@ -76,7 +80,7 @@ def source_rows(spec: CalibrationSpec) -> tuple[list[str], list[str]]:
     if spec.source == "alpaca":
         return _alpaca(spec)
     if spec.path is not None:
-        rows = _read_jsonl(Path(spec.path).expanduser(), spec.column or "text")
+        rows = _rows_of_file(spec, spec.column or "text")
         cut = len(rows) - max(1, len(rows) // 10)
         return rows[:cut], rows[cut:]
     if spec.source == "c4":
@@ -85,7 +89,7 @@ def source_rows(spec: CalibrationSpec) -> tuple[list[str], list[str]]:
             "validation": "en/c4-validation.00000-of-00008.json.gz",
         }
         pair = [
-            _hub_rows("allenai/c4", data_files=files, split=split, column=spec.column or "text")
+            _hub_rows(spec, "allenai/c4", column="text", data_files=files, split=split)
             for split in files
         ]
     else:
@@ -93,10 +97,11 @@ def source_rows(spec: CalibrationSpec) -> tuple[list[str], list[str]]:
         # run; the hub's conversion holds the same rows.
         pair = [
             _hub_rows(
+                spec,
                 "ptb-text-only/ptb_text_only",
+                column="sentence",
                 revision="refs/convert/parquet",
                 split=split,
-                column=spec.column or "sentence",
             )
             for split in ("train", "test")
         ]
@@ -111,33 +116,32 @@ def _alpaca(spec: CalibrationSpec) -> tuple[list[str], list[str]]:
 
     column = spec.column or "text"
     if spec.path is None:
-        rows = _hub_dataset("tatsu-lab/alpaca", split="train")
+        rows = _hub_dataset("tatsu-lab/alpaca", option=spec.option, split="train")
     else:
-        rows = datasets.Dataset.from_dict(
-            {column: _read_jsonl(Path(spec.path).expanduser(), column)}
-        )
+        rows = datasets.Dataset.from_dict({column: _rows_of_file(spec, column)})
     test = rows.train_test_split(test_size=0.2, seed=42)["test"]
     halves = test.train_test_split(test_size=0.5, seed=42)
     return list(halves["train"][column]), list(halves["test"][column])
 
 
-def _hub_rows(path: str, *, column: str, **options: Any) -> list[str]:
-    rows = _hub_dataset(path, **options)
-    if column not in rows.column_names:
+def _hub_rows(spec: CalibrationSpec, path: str, *, column: str, **options: Any) -> list[str]:
+    """Those of `spec.column`, else of `column`."""
+    rows, wanted = _hub_dataset(path, option=spec.option, **options), spec.column or column
+    if wanted not in rows.column_names:
         raise InputError(
-            f"calibration.column: {path} has no column {column!r}; it has "
+            f"{spec.option}.column: {path} has no column {wanted!r}; it has "
             f"{', '.join(rows.column_names)}"
         )
-    return [row for row in rows[column] if row]
+    return [row for row in rows[wanted] if row]
 
 
-def _hub_dataset(path: str, *, option: str = "calibration", **options: Any) -> Any:
+def _hub_dataset(path: str, *, option: str, **options: Any) -> Any:
     try:
         return load_hub_dataset(path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         local = (
-            "calibration.path=FILE, or use calibration=pydoc, which needs no network"
-            if option == "calibration"
+            f"{option}.path=FILE, or use {_choice(option, 'pydoc')}, which needs no network"
+            if option.startswith("calibration")
             else f"{option}=[FILE]"
         )
         raise InputError(
@@ -159,7 +163,12 @@ def _split_text(text: str) -> tuple[str, str]:
     return (text, "") if boundary < 0 else (text[:boundary], text[boundary + 2 :])
 
 
-def _read_text(path: str, option: str = "calibration.path") -> str:
+def _rows_of_file(spec: CalibrationSpec, column: str) -> list[str]:
+    path = Path(spec.path or "").expanduser()
+    return _read_jsonl(path, column, f"{spec.option}.path", f"{spec.option}.column")
+
+
+def _read_text(path: str, option: str) -> str:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -169,11 +178,10 @@ def _read_text(path: str, option: str = "calibration.path") -> str:
     return text
 
 
-def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]:
+def _read_jsonl(path: Path, column: str, option: str, column_option: str) -> list[str]:
     rows = []
     # str.splitlines would also split at U+2028, U+0085 and others, which JSON strings may hold
-    text = _read_text(str(path), option or "calibration.path")
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_read_text(str(path), option).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -182,13 +190,12 @@ def _read_jsonl(path: Path, column: str, option: str | None = None) -> list[str]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             fields = ", ".join(row) if isinstance(error, KeyError) else "not JSON"
             raise InputError(
-                f"{option or 'calibration.column'}: line {number} of {path} has no field "
-                f"{column!r} (it has: {fields})"
+                f"{column_option}: line {number} of {path} has no field {column!r} "
+                f"(it has: {fields})"
             ) from error
         if not isinstance(rows[-1], str):
             raise InputError(
-                f"{option or 'calibration.column'}: field {column!r} of line {number} in {path} "
-                "is not text"
+                f"{column_option}: field {column!r} of line {number} in {path} is not text"
             )
     return [row for row in rows if row]
 
@@ -199,11 +206,15 @@ def required_path(spec: CalibrationSpec, what: str) -> Path:
     Raises:
         InputError: none is given, or it is not there.
     """
+    choice = _choice(spec.option, spec.source)
     if spec.path is None:
-        raise InputError(f"calibration.path: missing; calibration={spec.source} needs {what}")
+        raise InputError(f"{spec.option}.path: missing; {choice} needs {what}")
     path = Path(spec.path).expanduser()
     if not path.is_file():
-        raise InputError(
-            f"calibration.path: no file {spec.path}; calibration={spec.source} needs {what}"
-        )
+        raise InputError(f"{spec.option}.path: no file {spec.path}; {choice} needs {what}")
     return path
+
+
+def _choice(option: str, source: str) -> str:
+    """How a source is chosen, alone or in a mixture."""
+    return f"calibration={source}" if option == "calibration" else f"source: {source}"

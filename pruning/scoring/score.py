@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 
@@ -38,6 +38,12 @@ class ShapeScore:
         The sum is rounded once, so the result has the same bits wherever it was computed.
         """
         return exact_sum(self.nll_per_sequence) / (len(self.nll_per_sequence) * self.num_tokens)
+
+    def of_sequences(self, sequences: Iterable[int]) -> ShapeScore:
+        """On some sequences of the set alone."""
+        return replace(
+            self, nll_per_sequence=tuple(self.nll_per_sequence[each] for each in sequences)
+        )
 
     def stderr_of_difference(self, other: ShapeScore) -> float | None:
         """Standard error of `self.nll - other.nll` over the sequences, paired: both shapes saw the

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, PreTrainedTokenizerFast
 
-from pruning.calibration.build import make_calibration
 from pruning.calibration.sources import wikitext_text
 from pruning.calibration.spec import CalibrationSpec
-from pruning.calibration.token_sets import Calibration, TokenSet
+from pruning.calibration.token_sets import TokenSet
 from pruning.calibration.windows import text_windows
 from pruning.errors import InputError
+from tests.pruning.calibration.conftest import make, write_text
 
 SPEC = CalibrationSpec(
     "text",
@@ -27,33 +26,6 @@ SPEC = CalibrationSpec(
     sequence_length=16,
     seed=42,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; unknown ones are 0."""
-    vocabulary = {chr(code): index for index, code in enumerate(range(31, 127))}
-    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token=chr(31)))
-    tokens.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token=chr(31))
-
-
-def make(
-    spec: CalibrationSpec, tokenizer: PreTrainedTokenizerFast | None = None, vocab_size: int = 96
-) -> Calibration:
-    def no_tokenizer() -> PreTrainedTokenizerFast:
-        raise AssertionError("this source needs no tokenizer")
-
-    return make_calibration(
-        spec, (lambda: tokenizer) if tokenizer else no_tokenizer, vocab_size=vocab_size
-    )
-
-
-def write_text(path: Path, characters: int = 400) -> Path:
-    path.write_text(
-        "\n\n".join(f"{number:03d} words of text" for number in range(characters // 20))
-    )
-    return path
 
 
 def test_pydoc_is_always_there(tokenizer: PreTrainedTokenizerFast) -> None:

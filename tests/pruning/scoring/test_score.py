@@ -27,6 +27,12 @@ def test_the_mean_is_rounded_once() -> None:
     assert ShapeScore(cancelling, 1).nll == 2.0 / 4 != left_to_right(cancelling) / 4
 
 
+def test_a_part_of_a_set_is_the_mean_of_its_own_sequences() -> None:
+    whole = ShapeScore((1.0, 20.0, 3.0, 40.0), 2)
+    assert whole.of_sequences((0, 2)).nll == (1.0 + 3.0) / 4
+    assert whole.of_sequences((1, 3)).nll == (20.0 + 40.0) / 4
+
+
 def test_block_influence_is_rounded_once() -> None:
     batches = [LayerSimilarity((value,), 1) for value in TENTHS]
     assert BlockInfluence.of(batches).values == (1 - 1.0 / 10,)
