@@ -78,7 +78,7 @@ def _item(option: Option, choices: Iterable[Choice]) -> str:
     default = shown(option.default)
     others: dict[str, list[str]] = {}
     for choice in choices:
-        value = shown(choice.values[field])
+        value = shown(choice.values.get(field, option.default))
         if value != default:
             others.setdefault(value, []).append(choice.name)
     first = "required" if option.is_required else f"default `{default}`"

@@ -43,7 +43,7 @@ class Point:
     def overrides(self) -> list[str]:
         """In Hydra's grammar; files of a group first, so that single options are on top of them."""
         ordered = sorted(self.settings.items(), key=lambda item: "." in item[0])
-        return [f"{name}={value if '.' not in name else _quoted(value)}" for name, value in ordered]
+        return [f"{name}={value if '.' not in name else written(value)}" for name, value in ordered]
 
 
 def as_grid(words: Sequence[str]) -> list[str]:
@@ -179,12 +179,18 @@ def _label(name: str, value: Any) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping):  # one of calibration.sources
+        name = value.get("name") or Path(value.get("path") or value.get("source", "")).stem
+        return f"{name}-{value.get('share', 1):g}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _quoted(value: Any) -> str:
+def written(value: Any) -> str:
+    """In Hydra's grammar."""
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(_quoted(part) for part in value)}]"
+        return f"[{','.join(written(part) for part in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{written(part)}' for name, part in value.items())}}}"
     if isinstance(value, str):
         return quoted(value)
     if value is None:

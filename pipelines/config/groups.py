@@ -13,7 +13,6 @@ from typing import Any, TypeVar, get_args
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines.config.redaction import masked_url
-from pruning.calibration.spec import SOURCES
 from pruning.errors import InputError
 from pruning.importance.criteria import Importance
 from pruning.models.dtypes import DTYPES
@@ -96,40 +95,6 @@ class ModelConfig:
             else ["model.path: empty; give a folder, a .gguf file or a hub id"]
         )
         return found + not_allowed(self, "model.")
-
-
-@dataclass
-class CalibrationConfig:
-    """Group `calibration`."""
-
-    source: str = one_of(SOURCES)
-    path: str | None = MISSING
-    column: str | None = MISSING
-    num_block_samples: int = MISSING
-    num_width_samples: int = MISSING
-    num_heldout_samples: int = MISSING
-    sequence_length: int = MISSING
-    batch_size: int = MISSING
-    seed: int = MISSING
-
-    def problems(self) -> list[str]:
-        found = not_allowed(self, "calibration.")
-        for name, lowest in (
-            ("num_block_samples", 1),
-            ("num_width_samples", 1),
-            ("num_heldout_samples", 0),
-            ("sequence_length", 2),
-            ("batch_size", 1),
-        ):
-            found += at_least(f"calibration.{name}", getattr(self, name), lowest)
-        if self.source == "pydoc" and self.path is not None:
-            found.append(
-                f"calibration.path: {self.path}, but calibration=pydoc reads no file; did you "
-                "mean calibration=text?"
-            )
-        if self.source in ("text", "tokens") and self.path is None:
-            found.append(f"calibration.path: missing; calibration={self.source} needs a file")
-        return found
 
 
 @dataclass

@@ -75,7 +75,8 @@ def with_quoted_path(word: str) -> str:
     something to Hydra. What Hydra reads as one text, a list or a reference is left as it is.
     """
     name, _, value = word.partition("=")
-    if option_of(word) not in PATHS or not value:
+    option = re.sub(r"(?<=^calibration\.)sources\.\d+\.", "", option_of(word))
+    if option not in PATHS or not value:
         return word
     try:
         override = OverridesParser.create().parse_override(word)
@@ -170,6 +171,8 @@ def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
         "[{'\""
     )  # where the grammar is at fault, a URL may be behind any of these
     said = composition_error(error)
+    if name == "calibration.sources":
+        said += "; it takes a list such as [{source: pydoc}, {source: text, path: my.txt}]"
     if "=[" in override and "of type 'list' could not be converted" in said:
         said = f"{said}: it takes one value; several are for multipruner sweep"
     if isinstance(error, MissingConfigException):
@@ -205,10 +208,20 @@ def composition_error(error: Exception) -> str:
 
 
 def option_names(config: DictConfig) -> list[str]:
-    """Of groups, their options, and options without a group."""
+    """Of groups, their options, and options without a group; of a list of mappings, the fields of
+    each, such as `calibration.sources.0.share`.
+    """
     names: list[str] = []
     for name, value in OmegaConf.to_container(config).items():  # type: ignore[union-attr]
         names.append(str(name))
         if isinstance(value, dict):
             names += [f"{name!s}.{field!s}" for field in value]
+            names += [
+                f"{name!s}.{field!s}.{index}.{each!s}"
+                for field, items in value.items()
+                if isinstance(items, list)
+                for index, item in enumerate(items)
+                if isinstance(item, dict)
+                for each in item
+            ]
     return names

@@ -8,9 +8,9 @@ from typing import Self
 
 from omegaconf import MISSING, DictConfig
 
+from pipelines.config.calibration import CalibrationConfig
 from pipelines.config.expected import ExpectedConfig
 from pipelines.config.groups import (
-    CalibrationConfig,
     ClusterConfig,
     EvaluationConfig,
     ModelConfig,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
+from pipelines.config.calibration import CalibrationConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.groups import (
-    CalibrationConfig,
     ClusterConfig,
     EvaluationConfig,
     ModelConfig,

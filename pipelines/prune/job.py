@@ -11,13 +11,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipelines.config.groups import chosen
 from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import find_placement, open_pool
 from pipelines.runs.files import BLOCK_INFLUENCE, CHANNEL_ORDER, read_with
 from pipelines.runs.folder import RunFolder
 from pruning.calibration.build import make_calibration
-from pruning.calibration.spec import SOURCES, CalibrationSpec
 from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
 from pruning.compensation.least_squares import RIDGE
 from pruning.compensation.statistics import (
@@ -80,12 +78,14 @@ class PruneJob:
 
     def identity(self) -> dict[str, Any]:
         """What decides the trajectory, with everything resolved."""
+        mixture = self.config.calibration.mixture()
         return self.strategy.identity() | {
             "calibration.batch_size": self.config.calibration.batch_size,
             "model": self.fingerprint,
             "model.dtype": self.dtype,
             "calibration.block": self.calibration.block.fingerprint,
             "calibration.width": self.calibration.width.fingerprint,
+            **({"calibration.sources": str(mixture)} if mixture.sources else {}),
         }
 
     def spec(self) -> EvaluatorSpec:
@@ -251,18 +251,4 @@ def _calibration(
         if other.config.calibration == config.calibration:
             return other.calibration
     vocab_size = checkpoint.config().vocab_size
-    return make_calibration(_calibration_spec(config), checkpoint.tokenizer, vocab_size=vocab_size)
-
-
-def _calibration_spec(config: PruneConfig) -> CalibrationSpec:
-    calibration = config.calibration
-    return CalibrationSpec(
-        source=chosen(calibration.source, SOURCES),
-        num_block_samples=calibration.num_block_samples,
-        num_width_samples=calibration.num_width_samples,
-        num_heldout_samples=calibration.num_heldout_samples,
-        sequence_length=calibration.sequence_length,
-        seed=calibration.seed,
-        path=calibration.path,
-        column=calibration.column,
-    )
+    return make_calibration(config.calibration.spec(), checkpoint.tokenizer, vocab_size=vocab_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,8 +40,10 @@ log = logging.getLogger(__name__)
 
 Line = Mapping[str, Any]
 """Of a trajectory."""
-Scores = Mapping[SetName, float]
-"""Of one shape: mean NLL on each calibration set, nats per token."""
+Scores = Mapping[str, float]
+"""Of one shape: mean NLL on each calibration set, and on each source's part of the held-out one,
+nats per token.
+"""
 
 
 class SearchObserver:
@@ -181,7 +184,7 @@ class SearchTracking(SearchObserver):
         return search_params(options, self.job.identity(), str(self.folder.path))
 
     def _tags(self) -> dict[str, str]:
-        sets = self.job.calibration.sets()
+        sets = self.job.calibration.sets_and_parts()
         return search_tags(
             model=self.job.fingerprint,
             model_type=self.job.accounting.family.model_type,
@@ -192,7 +195,13 @@ class SearchTracking(SearchObserver):
 
     def _datasets(self) -> dict[str, TokenDataset]:
         calibration = self.job.config.calibration
-        source = {"source": calibration.source, "path": calibration.path, "seed": calibration.seed}
+        source: dict[str, Any] = {
+            "source": calibration.source,
+            "path": calibration.path,
+            "seed": calibration.seed,
+        }
+        if calibration.sources:
+            source["sources"] = [asdict(each) for each in calibration.sources]
         return {
             name: TokenDataset(
                 f"{calibration.source}-{name}",
@@ -201,7 +210,7 @@ class SearchTracking(SearchObserver):
                 tokens.num_sequences,
                 tokens.sequence_length,
             )
-            for name, tokens in self.job.calibration.sets().items()
+            for name, tokens in self.job.calibration.sets_and_parts().items()
         }
 
 

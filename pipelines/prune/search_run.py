@@ -44,6 +44,7 @@ from pipelines.runs.resume import saved_form
 from pipelines.status.status_file import Heartbeat
 from pipelines.store.scores import Context, ScoreStore
 from pipelines.tracking.tracker import Tracker
+from pruning.calibration.token_sets import part_name
 from pruning.errors import TargetNotReached
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.display_name import display_name
@@ -228,7 +229,17 @@ class SearchRun:
         return None
 
     def _score_all(self, scorer: Scorer, shape: ModelShape) -> Scores:
-        return {name: scorer.score_shape(name, shape).nll for name in self.job.calibration.sets()}
+        """Of a mixture, also on the held-out text of each source apart."""
+        found: dict[str, float] = {}
+        for name, tokens in self.job.calibration.sets().items():
+            score = scorer.score_shape(name, shape)
+            found[name] = score.nll
+            if name == "heldout":
+                found |= {
+                    part_name(name, source): score.of_sequences(sequences).nll
+                    for source, sequences in tokens.positions().items()
+                }
+        return found
 
 
 def _announce(job: PruneJob, folder: RunFolder, journal: Journal) -> None:
@@ -249,6 +260,8 @@ def _announce(job: PruneJob, folder: RunFolder, journal: Journal) -> None:
         f"{name} {tokens.num_sequences} x {tokens.sequence_length}"
         for name, tokens in job.calibration.sets().items()
     )
-    log.info("calibration %s: %s tokens", job.config.calibration.source, sets)
+    calibration = job.config.calibration
+    of_mixture = f" of {calibration.mixture()}" if calibration.sources else ""
+    log.info("calibration %s%s: %s tokens", calibration.source, of_mixture, sets)
     for line in journal.lines[-1:]:
         log.info("going on after step %d, ratio %.2f %%", line["step"], 100 * line["ratio"])

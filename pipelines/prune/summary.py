@@ -26,7 +26,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import Deviation
 from pipelines.runs.pictures import plot_shape, plot_trajectory
 from pipelines.runs.provenance import git_revision, versions
-from pruning.calibration.token_sets import SetName
+from pruning.calibration.token_sets import heldout_sources
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import NOT_KNOWN, Accounting
 from pruning.errors import TargetNotReached
@@ -70,8 +70,8 @@ def search_summary(
     search: Search,
     scorer: Scorer,
     *,
-    dense: Mapping[SetName, float],
-    pruned: Mapping[SetName, float],
+    dense: Mapping[str, float],
+    pruned: Mapping[str, float],
     seconds: float,
     problem: TargetNotReached | None,
     output_dir: str,
@@ -80,7 +80,8 @@ def search_summary(
     """What summary.json says of a search that is over.
 
     Args:
-        dense, pruned: mean NLL on each calibration set, nats per token.
+        dense, pruned: mean NLL on each calibration set, and on each source's part of the held-out
+            one, nats per token.
         seconds: of this process.
         problem: why the target was not met; None if it was.
     """
@@ -104,7 +105,7 @@ def search_summary(
                 "sequence_length": tokens.sequence_length,
                 "fingerprint": tokens.fingerprint,
             }
-            for name, tokens in job.calibration.sets().items()
+            for name, tokens in job.calibration.sets_and_parts().items()
         },
         "dtype": job.dtype,
         "evaluations": {
@@ -187,6 +188,10 @@ def table(summary: Mapping[str, Any]) -> Table:
         rows.add_column(name, justify=side)  # type: ignore[arg-type]
     labels = {
         "heldout": "perplexity, held-out text",
+        **{
+            name: f"perplexity, held-out {source}"
+            for name, source in heldout_sources(summary["perplexity"]).items()
+        },
         "block": "perplexity, block calibration",
         "width": "perplexity, width calibration",
     }

@@ -76,7 +76,7 @@ def saved_form(config: PruneConfig) -> DictConfig:
     anywhere; passwords in URLs masked.
     """
     saved = OmegaConf.structured(config)
-    for name in ("model.path", "calibration.path"):
+    for name in ("model.path", *config.calibration.path_options):
         value = OmegaConf.select(saved, name)
         if value is not None and Path(value).expanduser().exists():
             OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
@@ -86,6 +86,8 @@ def saved_form(config: PruneConfig) -> DictConfig:
     saved.resume, saved.accept_other_arithmetic, saved.expected = False, False, None
     plain = OmegaConf.create(OmegaConf.to_container(saved))
     del plain.search.layout  # an old name, which `SearchConfig` has replaced
+    if not plain.calibration.sources:  # which only a mixture has
+        del plain.calibration.sources
     return cast("DictConfig", plain)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from pipelines.config.grid import plain_grid
+from pipelines.config.grid import plain_grid, written
 from pipelines.config.overrides import option_of, quoted
 from pipelines.config.prune import PruneConfig
 from pipelines.config.sweep import SweepConfig
@@ -69,10 +69,10 @@ def saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
     """As `pipelines.runs.resume.saved_form`: paths absolute, those of files that nobody named too;
     passwords masked.
     """
-    values = {
-        "model.path": _absolute(job.config.model.path),
-        "calibration.path": _absolute(job.config.calibration.path),
-    }
+    paths = ("model.path", *job.config.calibration.path_options)
+    options = OmegaConf.structured(job.config)
+    values = {name: _absolute(OmegaConf.select(options, name)) for name in paths}
+    sources = _saved("calibration.sources", OmegaConf.to_container(options.calibration.sources))
     urls = {name: saved_url(url) for name, url in _urls(job.config).items()}
     values |= urls
     saved = {
@@ -82,17 +82,24 @@ def saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
         name = option_of(override)
         saved.pop(name, None)  # what is given later counts
         saved[name] = f"{name}={quoted(values[name])}" if values.get(name) is not None else override
+        if name == "calibration.sources":
+            saved[name] = f"{name}={written(sources)}"
     return list(saved.values())
 
 
 def saved_grid(grid: Mapping[str, Any]) -> dict[str, Any]:
     """The grid with absolute paths, so that a sweep can be resumed from anywhere."""
-    return {
-        name: [_absolute(value) for value in values]
-        if name in ("model.path", "calibration.path")
-        else values
-        for name, values in grid.items()
-    }
+    return {name: [_saved(name, value) for value in values] for name, values in grid.items()}
+
+
+def _saved(name: str, value: Any) -> Any:
+    if name == "calibration.sources":
+        return [
+            {**each, "path": _absolute(each["path"])} if each.get("path") else each
+            for each in value
+        ]
+    is_path = name.startswith(("model.", "calibration.")) and name.endswith(".path")
+    return _absolute(value) if is_path else value
 
 
 def _absolute(value: Any) -> Any:

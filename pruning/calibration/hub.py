@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 ANSWER_S = 3.0
@@ -18,9 +18,15 @@ def load_hub_dataset(path: str, **options: Any) -> Any:
         OSError, ValueError, RuntimeError: as `datasets` does.
     """
     import datasets  # seconds to import
+    from huggingface_hub import constants
 
-    with nullcontext() if _hub_answers() else _offline():
+    if constants.is_offline_mode() or _hub_answers():
         return datasets.load_dataset(path, **options)
+    with _offline():
+        try:
+            return datasets.load_dataset(path, **options)
+        except OSError as error:
+            raise ConnectionError(f"{constants.ENDPOINT} does not answer") from error
 
 
 def _hub_answers() -> bool:

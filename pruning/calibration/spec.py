@@ -86,6 +86,11 @@ class MixtureSpec:
     sequence_length: int
     seed: int
 
+    def __str__(self) -> str:
+        """The sources with their shares of 1."""
+        total = math.fsum(each.share for each in self.sources)
+        return ", ".join(f"{each.label} {each.share / total:.4g}" for each in self.sources)
+
     def problems(self) -> list[str]:
         """What is wrong with the sources together and their shares, before any is read."""
         if not self.sources:

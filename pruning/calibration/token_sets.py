@@ -97,5 +97,10 @@ class Calibration:
             for source, positions in tokens.positions().items()
         }
 
+    def sets_and_parts(self) -> dict[str, TokenSet]:
+        """All of both."""
+        sets: dict[str, TokenSet] = dict(self.sets().items())
+        return sets | self.parts()
+
     def save(self, path: Path) -> None:
         save_file({name: tokens.input_ids for name, tokens in self.sets().items()}, path)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from pipelines.config.grid import as_grid, points_of
+from pipelines.config.grid import as_grid, points_of, written
+from pipelines.config.overrides import CONF
+from pipelines.config.prune import PruneConfig
+from pipelines.config.schemas import register
+from pipelines.sweep.resume import saved_grid, saved_overrides
 from pruning.errors import InputError
 from tests.pipelines.sweep.conftest import Sweep
 
@@ -119,6 +126,73 @@ def test_points_and_their_names() -> None:
     )
     with pytest.raises(InputError, match="empty"):
         points_of({})
+
+
+def test_points_of_mixtures() -> None:
+    """Read again, the words of a point give the same mappings."""
+    mixtures = [
+        [{"source": "text", "path": "/a b/it's.txt"}, {"source": "c4", "share": 0.5}],
+        [{"source": "pydoc", "name": "docs", "share": 2}],
+    ]
+    points = points_of({"calibration.sources": mixtures})
+    assert [point.name for point in points] == ["sources_it-s-1-c4-0.5", "sources_docs-2"]
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        for point, mixture in zip(points, mixtures, strict=True):
+            words = ["calibration=mix", *point.overrides]
+            sources = compose("prune", overrides=words).calibration.sources
+            for given, read in zip(mixture, sources, strict=True):
+                assert {name: read[name] for name in given} == given
+    word = f"calibration.sources=[{written(mixtures[0])},{written(mixtures[1])}]"
+    assert as_grid([word]) == [f"++grid={{calibration.sources:{word.partition('=')[2]}}}"]
+    assert as_grid([f"calibration.sources={written(mixtures[0])}"]) == [
+        f"calibration.sources={written(mixtures[0])}"
+    ]
+
+
+def test_a_saved_grid_names_files_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    source = {"source": "text", "path": "my.txt"}
+    absolute = str(tmp_path / "my.txt")
+    assert saved_grid(
+        {
+            "calibration.sources": [[source, {"source": "pydoc"}]],
+            "calibration.sources.0.path": ["my.txt", "none.txt"],
+            "calibration.path": ["my.txt"],
+            "search": ["my.txt"],
+        }
+    ) == {
+        "calibration.sources": [[source | {"path": absolute}, {"source": "pydoc"}]],
+        "calibration.sources.0.path": [absolute, "none.txt"],
+        "calibration.path": [absolute],
+        "search": ["my.txt"],
+    }
+
+
+def test_saved_words_name_files_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "calibration=mix",
+        "calibration.sources=[{source: text, path: none.txt}, {source: c4, share: 3}]",
+        "calibration.sources.0.path=my.txt",
+        "model.path=m",
+    ]
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        job = SimpleNamespace(config=PruneConfig.of(compose("prune", overrides=given)))
+        words = saved_overrides(given, job)  # type: ignore[arg-type]
+        monkeypatch.chdir("/")
+        again = PruneConfig.of(compose("prune", overrides=words)).calibration.sources
+    assert [(each.source, each.path, each.share) for each in again] == [
+        ("text", str(tmp_path / "my.txt"), 1.0),
+        ("c4", None, 3.0),
+    ]
 
 
 def test_flags_stay_behind_the_grid() -> None:
