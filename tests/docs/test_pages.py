@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,9 @@ def commands(page: Page) -> list[tuple[str, list[str]]]:
     """The commands of its blocks of code, each as name and options."""
     found = []
     for line in page.code:
-        words = re.sub(r"\s+# .*| \.\.\.", "", line).replace("'", "").split()
+        if not line.lstrip().startswith(("multipruner ", "python -m ")):
+            continue
+        words = shlex.split(re.sub(r"\s+# .*| \.\.\.", "", line))
         name = words[1] if words[:1] == ["multipruner"] and len(words) > 1 else ""
         if words[:2] == ["python", "-m"] and words[2].startswith("pipelines."):
             name, words = words[2].removeprefix("pipelines."), words[1:]
