@@ -13,6 +13,7 @@ from pipelines.config.options import (
     Option,
     choices_of,
     chosen_by,
+    is_own,
     options_of,
     shown,
 )
@@ -45,7 +46,7 @@ def page() -> str:
     options = {command: options_of(command) for command in COMMANDS}
     groups: dict[str, list[Option]] = {"experiment": []}
     for command in COMMANDS:
-        for group in _groups(options[command]):
+        for group in _groups(command, options[command]):
             groups.setdefault(group, [each for each in options[command] if each.group == group])
     sections = [_section(group, groups[group]) for group in sorted(groups)]
     commands = [_command(command, options[command]) for command in COMMANDS]
@@ -62,14 +63,17 @@ def _section(group: str, options: Iterable[Option]) -> str:
 
 
 def _command(command: str, options: Sequence[Option]) -> str:
-    groups = [*_groups(options), *(["experiment"] if "experiment" in chosen_by(command) else [])]
+    shared = _groups(command, options)
+    groups = [*shared, *(["experiment"] if "experiment" in chosen_by(command) else [])]
     links = ", ".join(f"[`{group}`](#{group})" for group in groups)
-    items = [_item(option, []) for option in options if not option.group]
+    items = [_item(option, []) for option in options if option.group not in shared]
     return _paragraphs(f"### {command}\n", [f"Groups: {links}.\n"] if groups else [], items)
 
 
-def _groups(options: Iterable[Option]) -> list[str]:
-    return list(dict.fromkeys(option.group for option in options if option.group))
+def _groups(command: str, options: Iterable[Option]) -> list[str]:
+    """Those that have a section: not the ones whose options are a command's own."""
+    names = dict.fromkeys(option.group for option in options if option.group)
+    return [name for name in names if name in ABOUT or not is_own(command, name)]
 
 
 def _item(option: Option, choices: Iterable[Choice]) -> str:

@@ -52,7 +52,7 @@ FLOORS = {
         {"errors"},
         {"config"},
         {"runs", "store", "tracking", "cli", "evaluators"},
-        {"evaluate", "export", "plan", "status"},
+        {"evaluate", "export", "plan", "solve", "status"},
         {"prune", "report"},
         {"sweep", "reproduce"},
         {"__main__"},

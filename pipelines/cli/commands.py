@@ -94,6 +94,25 @@ COMMANDS: dict[str, Command] = {
             ),
         ),
         Command(
+            "solve",
+            "other shapes from the table that an allocation measured",
+            "Solves the integer program of search=allocation again for other targets, from the "
+            "folder of a run that has ended: parameters, FLOPs or KV-cache bytes, several at once, "
+            "under constraints. Evaluates nothing and needs no GPU. Writes shapes that evaluate "
+            "and export take, and what their KL is predicted to be, or extrapolated.",
+            (
+                ("run=DIR search.target_ratio=0.3 output_dir=SOLVED", "another ratio"),
+                (
+                    "run=DIR search.target_ratio=[0.1,0.15,0.2] output_dir=SOLVED",
+                    "three ratios, a folder for each",
+                ),
+                (
+                    "run=DIR search.target.parameters=0.2 search.target.kv_cache=0.1",
+                    "two costs at once",
+                ),
+            ),
+        ),
+        Command(
             "evaluate",
             "benchmarks, perplexity and cost of a model",
             "Measures a pruned model beside its dense one: lm-eval's tasks, token perplexity, and "

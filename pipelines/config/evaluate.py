@@ -11,6 +11,7 @@ from typing import Self
 
 from omegaconf import MISSING, DictConfig
 
+from pipelines.config.export import WITH_SHAPE
 from pipelines.config.groups import (
     ClusterConfig,
     EvaluationConfig,
@@ -33,6 +34,8 @@ class EvaluateConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     run: str | None = MISSING
     checkpoint: str | None = MISSING
+    shape: str | None = MISSING
+    importance: str | None = MISSING
     output_dir: str | None = MISSING
 
     @classmethod
@@ -53,6 +56,8 @@ class EvaluateConfig:
             store=config.store,
             run=run,
             checkpoint=None,
+            shape=None,
+            importance=None,
             output_dir=None,
         )
 
@@ -68,10 +73,16 @@ class EvaluateConfig:
         }
         names = [name for name, value in sources.items() if value is not None]
         # The folder of an export does not say where its dense model is: model.path may.
-        if not names:
+        if self.shape is not None and names != ["model.path"]:
+            others = ", ".join(each for each in names if each != "model.path") or "no model.path"
+            found.append(
+                f"shape: given with {others}; a shape file goes with model.path=MODEL, of which it "
+                "is a shape, and with nothing else"
+            )
+        elif not names:
             found.append(
                 "run, checkpoint, model.path: none is given; give run=OUTPUT_DIR of a search, "
-                "checkpoint=DIR of an export, or model.path=MODEL"
+                "checkpoint=DIR of an export, or model.path=MODEL, with shape=FILE or alone"
             )
         elif "run" in names and len(names) > 1:
             found.append(f"{', '.join(names)}: give one of them; run= knows its model")
@@ -81,6 +92,10 @@ class EvaluateConfig:
                 for name in given
                 if name in ("model.revision", "model.trust_remote_code")
             ]
+        if self.importance is not None and self.shape is None:
+            found.append(f"importance: {self.importance}, which has no effect without shape=")
+        elif self.importance not in (None, "l1", "none"):
+            found.append(f"importance: {self.importance!r}; {WITH_SHAPE}")
         if not self.evaluation.wanted:
             found.append(
                 "evaluation: nothing to measure; give evaluation.tasks, evaluation.texts or "

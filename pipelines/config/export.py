@@ -14,6 +14,12 @@ from pipelines.config.overrides import CONF
 from pruning.export.formats import FORMAT_NAMES
 from pruning.models.dtypes import DTYPES
 
+WITH_SHAPE = (
+    "with shape= one of l1, none, or null for the channel_order.safetensors beside the file "
+    "(activation needs the calibration text of its search: give run=)"
+)
+"""What `importance` takes."""
+
 
 @dataclass
 class ExportConfig:
@@ -71,11 +77,7 @@ class ExportConfig:
                 else ["output_dir: missing; with shape= give the folder to write"]
             )
             if self.importance not in (None, "l1", "none"):
-                found.append(
-                    f"importance: {self.importance!r}; with shape= one of l1, none, or null for "
-                    "the channel_order.safetensors beside the file (activation "
-                    "needs the calibration text of its search: give run=)"
-                )
+                found.append(f"importance: {self.importance!r}; {WITH_SHAPE}")
         if not 0 < self.max_shard_gb < math.inf:
             found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
         if "max_shard_gb" in given and self.format == "gguf":

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipelines.config.overrides import CONF
 from pipelines.config.schemas import register
 
-COMMANDS = ("prune", "plan", "sweep", "evaluate", "export", "report", "reproduce")
+COMMANDS = ("prune", "plan", "sweep", "solve", "evaluate", "export", "report", "reproduce")
 """Commands that Hydra configures: each has its `conf/COMMAND.yaml`."""
 
 _TYPES = {
@@ -105,6 +105,13 @@ def chosen_by(command: str) -> dict[str, str | None]:
     """The file that a command takes of each group that it has, unless told otherwise."""
     chosen = _composed(command).hydra.runtime.choices
     return {name: file for name, file in chosen.items() if (CONF / name).is_dir()}
+
+
+def is_own(command: str, group: str) -> bool:
+    """Whether a command has options of that group without taking a file of it, such as `solve`,
+    whose `search.*` are its own.
+    """
+    return group not in chosen_by(command)
 
 
 @cache
@@ -189,7 +196,7 @@ def _texts(command: str, schema: type, prefix: str) -> dict[str, str]:
         path = CONF / f"{command}.yaml"
         return described_in([*_extended(path), path])
     group = CONF / prefix.rstrip(".")
-    if not group.is_dir():
+    if is_own(command, group.name):
         return _described(schema)
     return described_in([path for path in sorted(group.glob("*.yaml")) if not _extended(path)])
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -211,17 +212,16 @@ def option_names(config: DictConfig) -> list[str]:
     """Of groups, their options, and options without a group; of a list of mappings, the fields of
     each, such as `calibration.sources.0.share`.
     """
+    return _names(OmegaConf.to_container(config), "")
+
+
+def _names(values: Any, prefix: str) -> list[str]:
     names: list[str] = []
-    for name, value in OmegaConf.to_container(config).items():  # type: ignore[union-attr]
-        names.append(str(name))
+    for name, value in values.items():
+        names.append(f"{prefix}{name}")
         if isinstance(value, dict):
-            names += [f"{name!s}.{field!s}" for field in value]
-            names += [
-                f"{name!s}.{field!s}.{index}.{each!s}"
-                for field, items in value.items()
-                if isinstance(items, list)
-                for index, item in enumerate(items)
-                if isinstance(item, dict)
-                for each in item
-            ]
+            names += _names(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                names += _names(item, f"{prefix}{name}.{index}.") if isinstance(item, dict) else []
     return names

@@ -19,6 +19,7 @@ from pipelines.config.prune import PruneConfig
 from pipelines.config.report import ReportConfig
 from pipelines.config.reproduce import ReproduceConfig
 from pipelines.config.search import SearchConfig
+from pipelines.config.solve import SolveConfig
 from pipelines.config.sweep import SweepConfig
 
 
@@ -30,6 +31,7 @@ def register() -> None:
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="plan_schema", node=PlanConfig)
     store.store(name="report_schema", node=ReportConfig)
+    store.store(name="solve_schema", node=SolveConfig)
     store.store(name="sweep_schema", node=SweepConfig)
     store.store(name="reproduce_schema", node=ReproduceConfig)
     groups = {

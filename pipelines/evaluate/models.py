@@ -7,13 +7,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.runs.saved_run import PastRun, read_run
+from pipelines.runs.shape_file import order_of, read_shape
+from pruning.costs.accounting import Accounting
 from pruning.costs.measured import Role, weight_file_bytes
 from pruning.errors import InputError
 from pruning.export import transformers
@@ -132,6 +135,8 @@ def find_models(config: EvaluateConfig, *, on_gpu: bool) -> ModelsUnderTest:
     if config.checkpoint is not None:
         return _of_export(config, config.checkpoint, on_gpu=on_gpu)
     dense = _dense_model(config, on_gpu=on_gpu)
+    if config.shape is not None:
+        return _of_shape(config, Path(config.shape).expanduser(), dense)
     return ModelsUnderTest(display_name(config.model.path), config.model.path, (dense,), None, None)
 
 
@@ -145,27 +150,43 @@ def models_of_run(config: EvaluateConfig, run: PastRun) -> ModelsUnderTest:
         run.accounting,
         run.dtype if config.model.dtype == "auto" else config.model.dtype,
     )
-    problems = transformers.problems(
-        run.checkpoint.config(), accounting.family, accounting.geometry, run.shape
-    )
-    if problems:
-        raise InputError("\n".join(problems))
-    pruned = EvaluatedModel(
-        "pruned",
-        run.checkpoint,
-        run.fingerprint,
-        dtype,
-        accounting.num_stored_parameters(run.shape),
-        run.shape,
-        run.order,
-    )
     dense = EvaluatedModel(
         "dense", run.checkpoint, run.fingerprint, dtype, accounting.num_dense_parameters
     )
+    pruned = _pruned_to(dense, accounting, run.shape, run.order)
     models = (dense, pruned) if config.evaluation.dense else (pruned,)
     return ModelsUnderTest(
         run.model_name, str(run.folder), models, run.shape.text, accounting.ratio(run.shape), run
     )
+
+
+def _of_shape(config: EvaluateConfig, path: Path, dense: EvaluatedModel) -> ModelsUnderTest:
+    """The model that a shape file says, and on request the dense one."""
+    checkpoint = dense.checkpoint
+    accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
+    shape = read_shape(path, accounting)
+    order = order_of(shape, path, config.importance, checkpoint, accounting)
+    pruned = _pruned_to(dense, accounting, shape, order)
+    models = (dense, pruned) if config.evaluation.dense else (pruned,)
+    name, source = display_name(config.model.path), str(path.absolute())
+    return ModelsUnderTest(name, source, models, shape.text, accounting.ratio(shape))
+
+
+def _pruned_to(
+    dense: EvaluatedModel, accounting: Accounting, shape: ModelShape, order: ChannelOrder
+) -> EvaluatedModel:
+    """The same checkpoint in a shape.
+
+    Raises:
+        InputError: its architecture cannot be opened in that shape.
+    """
+    problems = transformers.problems(
+        dense.checkpoint.config(), accounting.family, accounting.geometry, shape
+    )
+    if problems:
+        raise InputError("\n".join(problems))
+    stored = accounting.num_stored_parameters(shape)
+    return replace(dense, role="pruned", num_stored_parameters=stored, shape=shape, order=order)
 
 
 def _of_export(config: EvaluateConfig, path: str, *, on_gpu: bool) -> ModelsUnderTest:

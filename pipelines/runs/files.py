@@ -25,6 +25,7 @@ SHAPE, SHAPE_PICTURE, AUTHORS_CONFIG = "shape.json", "shape.png", "pruning_confi
 SUMMARY, PRUNE_LOG = "summary.json", "prune.log"
 CHANNEL_ORDER, BLOCK_INFLUENCE = "channel_order.safetensors", "block_influence.json"
 ALLOCATION = "allocation.json"
+SOLUTION = "solution.json"
 STATUS = "status.json"
 EVALUATION, EVALUATION_TABLE, EVALUATION_LOG = "evaluation.json", "evaluation.csv", "evaluate.log"
 SWEEP, SWEEP_PICTURE, SWEEP_LOG = "sweep.json", "sweep.png", "sweep.log"

@@ -5,6 +5,7 @@ stays below its limit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from pruning.costs.target import Cost
 from pruning.errors import InputError
 from pruning.shape import ModelShape, Resize
 
@@ -30,11 +32,26 @@ class Limit:
         name: as the user called it, for messages: `search.target_ratio`.
         cost: of a shape, any unit.
         most: in that unit.
+        dense: cost of the dense model, where the limit was given as the share that goes.
     """
 
     name: str
     cost: Callable[[ModelShape], float]
     most: float
+    dense: float | None = None
+
+    @classmethod
+    def of_target(cls, name: str, cost: Cost, ratio: float) -> Limit:
+        """At least that share of a cost goes."""
+        return cls(name, cost.of, (1 - ratio) * cost.dense, cost.dense)
+
+    def as_given(self, cost: float) -> str:
+        """A cost as the limit was given: of targets the share of the dense model that is gone."""
+        return f"{cost if self.dense is None else 1 - cost / self.dense:.4g}"
+
+    def is_kept(self, cost: float) -> bool:
+        """Whether a shape may cost that much, sums of floats aside."""
+        return cost <= self.most + 1e-9 * abs(self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +111,22 @@ def neighbours(
 
 
 def solve(
-    table: Sensitivities, limits: Sequence[Limit], *, max_moves: int | None = None
+    table: Sensitivities,
+    limits: Sequence[Limit],
+    *,
+    max_moves: int | None = None,
+    alike: Unit | None = None,
 ) -> Solution:
     """The sizes with the least summed change that keep every limit: proven optimal, by an integer
     program. Among equals the solver decides, always alike for the same table.
 
     Args:
         max_moves: blocks that may differ from the base; None: all. Changes add up near the base.
+        alike: blocks of the table that must all have one size.
 
     Raises:
         InputError: no choice of the measured sizes keeps a limit.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp  # a plan does without
-    from scipy.sparse import lil_array
-
     base = table.base
     choices = [
         (block, size, change)
@@ -115,6 +134,52 @@ def solve(
         for size, change in sorted(sizes.items())
         if math.isfinite(change)
     ]
+    for limit in limits:
+        reached = lowest_cost(table, limit)
+        if not limit.is_kept(reached):
+            raise InputError(
+                f"{limit.name}: {limit.as_given(limit.most)} is out of reach; the smallest "
+                f"measured size of every block comes to {limit.as_given(reached)}; allow more, or "
+                "measure smaller sizes"
+            )
+    moves = len(table.changes) if max_moves is None else max_moves
+    taken = _solved(base, choices, limits, moves, alike)
+    if taken is None:
+        raise InputError(
+            f"search: no choice of at most {moves} changed blocks keeps all of "
+            f"{', '.join(limit.name for limit in limits)} together; allow more, or lower the target"
+        )
+    shape, predicted = base, 0.0
+    for block, size, change in taken:
+        shape, predicted = resized(shape, block, size), predicted + change
+    return Solution(shape, predicted)
+
+
+def lowest_cost(table: Sensitivities, limit: Limit) -> float:
+    """What the smallest sizes of a table come to, those that have no finite score aside."""
+    base, total = table.base, limit.cost(table.base)
+    for block, sizes in table.changes.items():
+        finite = [size for size, change in sizes.items() if math.isfinite(change)]
+        costs = [limit.cost(resized(base, block, size)) for size in finite]
+        total += min(costs, default=math.inf) - limit.cost(base)
+    return total
+
+
+Choice = tuple[Block, int, float]
+"""A block, one size of it, and the change that this makes."""
+
+
+def _solved(
+    base: ModelShape,
+    choices: Sequence[Choice],
+    limits: Sequence[Limit],
+    moves: int,
+    alike: Unit | None,
+) -> list[Choice] | None:
+    """One choice for each block, by an integer program; None: there is no solution."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # a plan does without
+    from scipy.sparse import csr_array
+
     extra = np.array(
         [
             [limit.cost(resized(base, block, size)) - limit.cost(base) for limit in limits]
@@ -123,51 +188,41 @@ def solve(
         dtype=np.float64,
     )
     room = np.array([limit.most - limit.cost(base) for limit in limits])
-    _require_feasible(limits, choices, extra, room)
-    blocks = list(table.changes)
-    rows = lil_array((len(blocks) + len(limits) + 1, len(choices)))
-    for column, (block, size, _) in enumerate(choices):
-        rows[blocks.index(block), column] = 1
-        rows[len(blocks) + len(limits), column] = float(size != size_of(base, block))
     scale = np.maximum(np.abs(extra).max(axis=0), 1e-12)
-    for index in range(len(limits)):
-        rows[[len(blocks) + index], :] = extra[:, index] / scale[index]
-    lowest = np.concatenate([np.ones(len(blocks)), np.full(len(limits) + 1, -np.inf)])
-    moves = len(blocks) if max_moves is None else max_moves
-    highest = np.concatenate([np.ones(len(blocks)), room / scale, [moves]])
+    blocks = list(dict.fromkeys(block for block, _, _ in choices))
+    one_each = np.array([[block == each for block, _, _ in choices] for each in blocks])
+    moved = np.array([[size != size_of(base, block) for block, size, _ in choices]])
+    same = _same_size(choices, alike)
+    rows = np.concatenate([one_each, extra.T / scale[:, None], moved, same]).astype(np.float64)
+    open_below = np.full(len(limits) + 1, -np.inf)
+    ones, zeros = np.ones(len(blocks)), np.zeros(len(same))
+    changes = np.array([change for _, _, change in choices])
     result = milp(
-        np.array([change for _, _, change in choices]),
-        constraints=LinearConstraint(rows.tocsr(), lowest, highest),
+        # The solver stops within 1e-6 of the optimum, in whatever unit it is given.
+        changes * (1e3 / max(float(np.abs(changes).max()), 1e-300)),
+        constraints=LinearConstraint(
+            csr_array(rows),
+            np.concatenate([ones, open_below, zeros]),
+            np.concatenate([ones, room / scale, [moves], zeros]),
+        ),
         integrality=np.ones(len(choices)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
     )
     if result.x is None:
-        raise InputError(
-            f"search: no choice of at most {moves} changed blocks keeps all of "
-            f"{', '.join(limit.name for limit in limits)} together; allow more, or lower the target"
-        )
-    shape, predicted = base, 0.0
-    for (block, size, change), chosen in zip(choices, result.x, strict=True):
-        if chosen > 0.5:
-            shape, predicted = resized(shape, block, size), predicted + change
-    return Solution(shape, predicted)
+        return None
+    return [choice for choice, chosen in zip(choices, result.x, strict=True) if chosen > 0.5]
 
 
-def _require_feasible(
-    limits: Sequence[Limit],
-    choices: Sequence[tuple[Block, int, float]],
-    extra: np.ndarray[tuple[int, int], np.dtype[np.float64]],
-    room: np.ndarray[tuple[int], np.dtype[np.float64]],
-) -> None:
-    """Says which limit alone is out of reach, and how far the measured sizes go."""
-    for index, limit in enumerate(limits):
-        least: dict[Block, float] = {}
-        for (block, _, _), cost in zip(choices, extra[:, index], strict=True):
-            least[block] = min(cost, least.get(block, math.inf))
-        if sum(least.values()) > room[index] + 1e-9 * abs(limit.most):
-            reached = limit.most - room[index] + sum(least.values())
-            raise InputError(
-                f"{limit.name}: {limit.most:g} is out of reach; the smallest measured size of "
-                f"every block comes to {reached:g}; allow more, or measure smaller sizes"
-            )
+def _same_size(
+    choices: Sequence[Choice], alike: Unit | None
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """A row for each size and each two neighbouring blocks of the unit: both have it, or none."""
+    blocks = list(dict.fromkeys(block for block, _, _ in choices if block[1] == alike))
+    sizes = sorted({size for block, size, _ in choices if block[1] == alike})
+    rows = [
+        [(block == first) - (block == second) if each == size else 0 for block, each, _ in choices]
+        for size in sizes
+        for first, second in itertools.pairwise(blocks)
+    ]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(choices))

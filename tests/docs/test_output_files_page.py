@@ -140,6 +140,7 @@ COMMANDS = {
     ),
     "plan": (*SEARCH, "search=allocation", "search.target_ratio=0.1"),
     "reproduce": ("experiment=multipruner/llama2_7b_22",),
+    "solve": ("run=sweep/allocation", "search.target_ratio=0.1"),
 }
 
 
@@ -167,6 +168,7 @@ def read(path: Path) -> Any:
         ("run.json", "sweep/uniform/run.json", 0),
         ("block_influence.json", "sweep/shortgpt/block_influence.json", 0),
         ("allocation.json", "sweep/allocation/allocation.json", 0),
+        ("solution.json", "solve/solution.json", 0),
         ("status.json", "prune/status.json", 0),
         ("shape.json", "prune/shape.json", 0),
         ("pruning_config.json", "prune/pruning_config.json", 0),

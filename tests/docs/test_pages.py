@@ -14,7 +14,7 @@ from pipelines.config.schemas import register
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, Page, anchor_of
 
-COMMANDS = ("prune", "sweep", "plan", "evaluate", "export", "report", "reproduce")
+COMMANDS = ("prune", "sweep", "plan", "solve", "evaluate", "export", "report", "reproduce")
 FOLDERS = "pipelines|pruning|workers|conf|experiments|docker|docs|tests"
 
 
@@ -136,7 +136,7 @@ def test_every_command_is_understood(page: Page, monkeypatch: pytest.MonkeyPatch
     register()
     for name, options in commands(page):
         multirun = any("," in word and "[" not in word for word in options)
-        words = as_grid(options) if name in ("sweep", "plan") else options
+        words = as_grid(options) if name in ("sweep", "plan", "solve") else options
         assert multirun or override_problems(name, words) == [], f"{name} {' '.join(options)}"
 
 

@@ -120,7 +120,11 @@ def test_the_flags_of_status_are_those_that_it_takes(say: Say) -> None:
 def test_the_examples_compose(name: str) -> None:
     register()
     for words, _ in COMMANDS[name].examples:
-        given = as_grid(shlex.split(words)) if name in ("plan", "sweep") else shlex.split(words)
+        given = (
+            as_grid(shlex.split(words))
+            if name in ("plan", "solve", "sweep")
+            else shlex.split(words)
+        )
         with initialize_config_dir(str(CONF), version_base=None):
             config = compose(name, overrides=[word for word in given if "=" in word])
         assert config is not None

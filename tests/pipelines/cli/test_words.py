@@ -75,7 +75,7 @@ def test_what_hydra_reads_is_left_as_it_is(word: str) -> None:
     assert with_quoted_path("search.seed=(") == "search.seed=("
 
 
-COMMANDS = ("prune", "plan", "sweep", "evaluate", "export", "report", "reproduce")
+COMMANDS = ("prune", "plan", "sweep", "solve", "evaluate", "export", "report", "reproduce")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,238 @@
+"""One solution: from the folder of an allocation to that of another shape."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.groups import chosen
+from pipelines.config.solve import SolveConfig
+from pipelines.runs.files import ALLOCATION, CHANNEL_ORDER, SHAPE, SOLUTION, read_with
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.provenance import git_revision, versions
+from pipelines.runs.saved_run import SavedRun, read_saved_run
+from pruning.canonical_json import dump_json
+from pruning.costs.accounting import Accounting
+from pruning.costs.known_sizes import sizes_of
+from pruning.costs.target import Cost, CostName, costs_of
+from pruning.errors import InputError
+from pruning.importance.channel_order import STATISTICS, ChannelOrder
+from pruning.search.allocation import Limit
+from pruning.search.allocation_result import Allocation
+from pruning.search.constraints import (
+    Constraint,
+    of_shape_constraint,
+    solve_within,
+    whole_attention,
+    whole_blocks,
+    width_multiple,
+)
+from pruning.search.prediction import MeasuredRound, Prediction, predict
+from pruning.search.settings import SHAPE_CONSTRAINTS
+from pruning.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedRun:
+    """An allocation whose table is solved again.
+
+    Args:
+        rounds: what it measured, in order.
+        fingerprint: of `allocation.json`, 32 hexadecimal digits.
+        costs: those that are known of its model.
+    """
+
+    saved: SavedRun
+    accounting: Accounting
+    costs: Mapping[CostName, Cost]
+    rounds: tuple[MeasuredRound, ...]
+    fingerprint: str
+
+    @classmethod
+    def read(cls, folder: str) -> SolvedRun:
+        """Reads its folder, and the configuration of its model: no weights.
+
+        Raises:
+            InputError: it is not the folder of an allocation, something in it is missing or
+                damaged, or its model is not where it was.
+        """
+        saved = read_saved_run(folder, needs=(CHANNEL_ORDER,))
+        if not (saved.folder / ALLOCATION).exists():
+            raise InputError(
+                f"run: {saved.folder} has no {ALLOCATION}, so that no table was measured; give the "
+                "output_dir of a search with search=allocation"
+            )
+        order = read_with(ChannelOrder.load, saved.folder / CHANNEL_ORDER, option="run")
+        if order.compensation is not None and not (saved.folder / STATISTICS).exists():
+            raise InputError(
+                f"run: {saved.folder} has no {STATISTICS}, with which its model is compensated; "
+                "restore it"
+            )
+        path = saved.folder / ALLOCATION
+        rounds = read_with(_rounds, path, option="run")
+        model = saved.config.model
+        accounting = Accounting(
+            sizes_of(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        )
+        problems = accounting.geometry.problems(rounds[-1].table.base)
+        if problems:
+            raise InputError(
+                f"run: {model.path} is not the model that the search in {saved.folder} pruned: "
+                f"its shape has {problems[0].removeprefix('it has ')}"
+            )
+        costs = costs_of(accounting, context_length=saved.config.calibration.sequence_length)
+        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        return cls(saved, accounting, costs, rounds, fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A shape for some targets, and what the table says of it."""
+
+    run: SolvedRun
+    targets: Mapping[str, tuple[CostName, float]]
+    constraints: tuple[str, ...]
+    shape: ModelShape
+    found: MeasuredRound
+    prediction: Prediction
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the shape."""
+        return {
+            "kind": "solution",
+            "allocation": self.run.fingerprint,
+            **{name: ratio for name, (_, ratio) in self.targets.items()},
+            "constraints": list(self.constraints),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """As `solution.json` has it."""
+        run, prediction = self.run, self.prediction
+        return {
+            "run": str(run.saved.folder),
+            "allocation": run.fingerprint,
+            "model": run.saved.model_name,
+            "fingerprint": run.saved.fingerprint,
+            "targets": {name: ratio for name, (_, ratio) in self.targets.items()},
+            "constraints": list(self.constraints),
+            "shape": self.shape.text,
+            "costs": {
+                name: {
+                    "dense": cost.dense,
+                    "pruned": cost.of(self.shape),
+                    "ratio": cost.ratio(self.shape),
+                }
+                for name, cost in run.costs.items()
+            },
+            "kl": {
+                prediction.kind: prediction.score
+                if prediction.measured is None
+                else prediction.measured,
+                "why": list(prediction.reasons),
+                "round": self.found.number,
+                "base": self.found.table.base.text,
+                "base_kl": self.found.base_score,
+                "num_changed": prediction.num_changed,
+                "distance": dict(prediction.distance),
+                "measured_range": {
+                    name: list(ends) for name, ends in prediction.measured_range.items()
+                },
+                "errors": list(prediction.errors),
+            },
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }
+
+    def write(self, folder: RunFolder) -> None:
+        """The shape, the order that it counts in with the statistics that compensate, and what is
+        known of it.
+
+        Raises:
+            InputError: the folder belongs to something else.
+        """
+        folder.claim(self.identity())
+        for name in (STATISTICS, CHANNEL_ORDER):
+            source = self.run.saved.folder / name
+            if source.exists():
+                folder.write_with(name, lambda path, source=source: _link(source, path))
+        folder.write(SHAPE, dump_json(self.shape.to_json()))
+        folder.write(SOLUTION, dump_json(self.to_json()))
+
+
+def solved(run: SolvedRun, config: SolveConfig) -> Solved:
+    """The best shape for the targets by the last round whose table reaches them.
+
+    Raises:
+        InputError: none does, or a cost is not known of this model.
+    """
+    unknown = [
+        f"{name}: {ratio:g}, but this cost is not known of {run.saved.model_name}"
+        for name, (cost, ratio) in config.targets.items()
+        if cost not in run.costs
+    ]
+    if unknown:
+        raise InputError("\n".join(unknown))
+    limits = [
+        Limit.of_target(name, run.costs[cost], ratio)
+        for name, (cost, ratio) in config.targets.items()
+    ]
+    constraints = _constraints(run, config)
+    problems: list[str] = []
+    for found in reversed(run.rounds):
+        try:
+            solution = solve_within(found.table, limits, constraints)
+        except InputError as error:
+            problems += [
+                f"{line} (table of round {found.number})" for line in str(error).splitlines()
+            ]
+            continue
+        return Solved(
+            run,
+            config.targets,
+            tuple(each.name for each in constraints),
+            solution.shape,
+            found,
+            predict(found, solution, run.costs.values()),
+        )
+    raise InputError("\n".join(problems))
+
+
+def _rounds(path: Path) -> tuple[MeasuredRound, ...]:
+    """Those of an `allocation.json`."""
+    found = tuple(
+        MeasuredRound.of(number, each)
+        for number, each in enumerate(Allocation.load(path).rounds, start=1)
+    )
+    if not found or not all(each.measured for each in found):
+        raise ValueError("it has no round, or one without a finite score")
+    return found
+
+
+def _constraints(run: SolvedRun, config: SolveConfig) -> list[Constraint]:
+    search, dense = config.search, run.accounting.dense
+    name = chosen(
+        search.shape_constraint or run.saved.config.search.shape_constraint, SHAPE_CONSTRAINTS
+    )
+    found = of_shape_constraint(name, len(dense.layers))
+    if search.width_multiple is not None:
+        found.append(width_multiple(search.width_multiple))
+    if search.whole_attention:
+        found.append(whole_attention(dense))
+    if search.whole_blocks:
+        found.append(whole_blocks(dense))
+    return found
+
+
+def _link(source: Path, path: Path) -> None:
+    """The same file under another name, since statistics are large; a copy on another disk. Files
+    of a run are replaced and never rewritten, so that a link keeps what it was.
+    """
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)

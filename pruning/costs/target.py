@@ -1,0 +1,61 @@
+"""What a target is given in: a cost of a shape, and the share of it that is to go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+from pruning.costs.accounting import Accounting
+from pruning.shape import ModelShape
+
+CostName = Literal["parameters", "flops", "kv_cache"]
+"""Parameters by the published convention, FLOPs of a token, KV-cache bytes of a token."""
+
+COST_NAMES: tuple[CostName, ...] = get_args(CostName)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One cost of the shapes of a model: a sum over blocks.
+
+    Args:
+        of: that of a shape.
+        dense: that of the dense model, above 0.
+    """
+
+    name: CostName
+    of: Callable[[ModelShape], int]
+    dense: int
+
+    def ratio(self, shape: ModelShape) -> float:
+        """What a shape saves / what the dense model costs, 0..1."""
+        return (self.dense - self.of(shape)) / self.dense
+
+
+def costs_of(accounting: Accounting, *, context_length: int) -> Mapping[CostName, Cost]:
+    """All costs that are known of a model, by name.
+
+    Args:
+        context_length: tokens of the context that FLOPs are counted at.
+    """
+
+    counts: dict[CostName, Callable[[ModelShape], int | None]] = {
+        "parameters": accounting.num_parameters,
+        "flops": partial(accounting.flops_per_token, context_length=context_length),
+        "kv_cache": partial(accounting.kv_cache_bytes_per_token, bytes_per_value=2),
+    }
+    dense = {name: count(accounting.dense) for name, count in counts.items()}
+    return {
+        name: Cost(name, partial(_known, count), whole)
+        for (name, count), whole in zip(counts.items(), dense.values(), strict=True)
+        if whole
+    }
+
+
+def _known(count: Callable[[ModelShape], int | None], shape: ModelShape) -> int:
+    """A count that is known of every shape of a model if it is known of the dense one."""
+    found = count(shape)
+    assert found is not None
+    return found

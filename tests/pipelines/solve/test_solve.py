@@ -1,0 +1,220 @@
+"""Other shapes from the folder of an allocation, and what evaluate and export make of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning.costs.accounting import Accounting
+from pruning.costs.target import costs_of
+from pruning.models.checkpoint import Checkpoint
+from pruning.shape import ModelShape
+from tests.pipelines.command import Outcome, run_command
+from tests.pipelines.conftest import Cli
+from tests.tiny_search import places, tiny_search
+
+Solve = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def allocated(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, token_file: Path
+) -> Path:
+    """A run of `search=allocation`. For reading."""
+    folder = tmp_path_factory.mktemp("allocated")
+    words = tiny_search(
+        checkpoint_folder, token_file, "search.target_ratio=0.12", "search.distribution=[0,1,1]",
+        "search.mlp_group_channels=8",
+    )  # fmt: skip
+    outcome = run_command(
+        "prune", "search=allocation", *words, *places(folder), f"output_dir={folder}/run"
+    )
+    assert outcome.status == 0, outcome.output
+    return folder / "run"
+
+
+@pytest.fixture
+def solve(cli: Cli, allocated: Path, monkeypatch: pytest.MonkeyPatch) -> Solve:
+    """`solve("search.target_ratio=0.2")`; whoever loads weights fails."""
+
+    def run(*words: str, folder: str = "solved") -> Outcome:
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "load", None)
+            return cli("solve", f"run={allocated}", *words, folder=folder)
+
+    return run
+
+
+def test_a_shape_for_several_costs_under_constraints(solve: Solve, checkpoint_folder: Path) -> None:
+    outcome = solve(
+        "search.target.parameters=0.1", "search.target.kv_cache=0.15", "search.target.flops=0.12",
+        "search.width_multiple=8",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.output
+    shape = ModelShape.from_json(outcome.read("shape.json"))
+    said = outcome.read("solution.json")
+    costs = costs_of(Accounting(Checkpoint(checkpoint_folder).config()), context_length=32)
+    for name, ratio in (("parameters", 0.1), ("kv_cache", 0.15), ("flops", 0.12)):
+        assert said["costs"][name]["ratio"] == costs[name].ratio(shape) >= ratio
+        assert said["targets"][f"search.target.{name}"] == ratio
+    assert all(layer.mlp_channels % 8 == 0 for layer in shape.layers)
+    assert said["constraints"] == ["search.width_multiple=8"]
+    assert said["shape"] == shape.text
+
+
+def test_the_target_of_the_run_gives_what_the_run_measured(solve: Solve, allocated: Path) -> None:
+    outcome = solve("search.target_ratio=0.12")
+    said, run = (
+        outcome.read("solution.json"),
+        json.loads((allocated / "allocation.json").read_text()),
+    )
+    last = run["rounds"][-1]
+    measured = {each["shape"]: each["kl"] for each in last["solutions"]}
+    assert said["kl"]["measured"] == last["base_kl"] + measured[said["shape"]]
+    assert said["kl"]["round"] == len(run["rounds"])
+    assert "(measured)" in outcome.output
+    assert "extrapolation" not in outcome.output
+
+
+def test_several_targets_have_folders_of_their_own(solve: Solve) -> None:
+    outcome = solve("search.target_ratio=[0.06,0.12,0.2]")
+    assert outcome.status == 0, outcome.output
+    ratios = [0.06, 0.12, 0.2]
+    found = [outcome.read(f"target_ratio_{ratio:g}/solution.json") for ratio in ratios]
+    assert [each["targets"]["search.target_ratio"] for each in found] == ratios
+    reached = [each["costs"]["parameters"]["ratio"] for each in found]
+    assert all(ratio <= end for ratio, end in zip(ratios, reached, strict=True))
+    assert reached == sorted(reached)
+
+
+def test_no_number_is_without_the_word_that_says_what_it_is_worth(solve: Solve) -> None:
+    """The wider the target, the further from what was measured."""
+    outcome = solve("search.target_ratio=0.22")
+    said = outcome.read("solution.json")
+    assert "extrapolation" in said["kl"]
+    assert not {"measured", "interpolation"} & said["kl"].keys()
+    assert said["kl"]["distance"]["parameters"] > 0.05
+    assert said["costs"]["parameters"]["ratio"] > said["kl"]["measured_range"]["parameters"][1]
+    assert said["kl"]["why"][0].startswith("ratio of parameters 0.2")
+    assert f"{said['kl']['extrapolation']:.4f} (extrapolation)" in outcome.output
+    assert said["kl"]["why"][0] in " ".join(outcome.output.split())
+    assert f"{said['kl']['distance']['parameters']:+.4f}" in outcome.output
+
+
+def test_evaluate_and_export_take_it(
+    solve: Solve, cli: Cli, checkpoint_folder: Path, store_and_tracking: list[str], tmp_path: Path
+) -> None:
+    """Compensated as the run was; the original run is not needed any more."""
+    solved = solve("search.target_ratio=0.15")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat " * 100)
+    given = [f"shape={solved.folder}/shape.json", f"model.path={checkpoint_folder}"]
+    exported = cli("export", *given, folder="exported")
+    assert exported.status == 0, exported.output
+    manifest = exported.read("multipruner.json")
+    assert manifest["shape"] == solved.read("shape.json")["text"]
+    assert manifest["status"] == "verified"
+    tasks = ["evaluation.tasks=[]", "evaluation.cost=true", "evaluation.cost_rounds=1"]
+    measured = cli("evaluate", *given, *tasks, *store_and_tracking, folder="measured")
+    assert measured.status == 0, measured.output
+    assert measured.evaluation["shape"] == manifest["shape"]
+    assert measured.evaluation["fingerprints"]["channel_order"] == manifest["channel_order"]
+    assert (
+        measured.evaluation["ratio"] == solved.read("solution.json")["costs"]["parameters"]["ratio"]
+    )
+
+
+def test_the_order_and_the_statistics_lie_beside_it(solve: Solve, allocated: Path) -> None:
+    solved = solve("search.target_ratio=0.15")
+    for name in ("channel_order.safetensors", "statistics.safetensors"):
+        assert (solved.folder / name).read_bytes() == (allocated / name).read_bytes()
+    assert (solved.folder / "statistics.safetensors").samefile(allocated / "statistics.safetensors")
+
+
+def test_a_folder_belongs_to_one_solution(solve: Solve) -> None:
+    """The same again is welcome; another target would leave what was measured of the first."""
+    first, again, other = (
+        solve(f"search.target_ratio={ratio}") for ratio in ("0.15", "0.15", "0.18")
+    )
+    assert (first.status, again.status, other.status) == (0, 0, 2)
+    assert "belongs to another run" in other.output
+    assert other.read("solution.json")["targets"] == {"search.target_ratio": 0.15}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "search.target_ratio: missing; give it, or one or more of search.target.parameters"),
+        (("search.target_ratio=1.5",), "search.target_ratio: 1.5; it is removed / dense"),
+        (
+            ("search.target_ratio=0.1", "search.target.parameters=0.1"),
+            "search.target_ratio, search.target.parameters: both are given",
+        ),
+        (("search.target_ratio=0.1", "search.width_multiple=0"), "search.width_multiple: 0;"),
+        (("search.target_ratio=0.1", "search.shape_constraint=x"), "search.shape_constraint: 'x'"),
+        (("search.target_ratio=0.7",), "search.target_ratio: 0.7 is out of reach; the smallest"),
+        (
+            ("search.target_ratio=[0.1,0.7]", "search.whole_attention=true"),
+            "without search.whole_attention=true); lower the target",
+        ),
+        (
+            ("search.target.kv_cache=0.1", "search.shape_constraint=deployable"),
+            "search.shape_constraint=deployable: the MLP of layer 0 was measured at",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input(solve: Solve, words: tuple[str, ...], message: str) -> None:
+    outcome = solve(*words)
+    assert outcome.status == 2, outcome.output
+    assert message in outcome.output
+    assert not outcome.folder.exists(), "something was written"
+
+
+def test_runs_without_a_table(cli: Cli, undisturbed: Outcome, tmp_path: Path) -> None:
+    outcome = cli("solve", f"run={undisturbed.folder}", "search.target_ratio=0.2")
+    assert outcome.status == 2
+    assert "has no allocation.json, so that no table was measured" in outcome.output
+    missing = cli("solve", f"run={tmp_path}", "search.target_ratio=0.2")
+    assert missing.status == 2
+    assert "run.json" in missing.output
+
+
+def test_a_run_that_lost_its_statistics(cli: Cli, allocated: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(allocated, tmp_path / "copy")
+    (folder / "statistics.safetensors").unlink()
+    outcome = cli("solve", f"run={folder}", "search.target_ratio=0.15")
+    assert outcome.status == 2
+    assert "has no statistics.safetensors" in outcome.output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rounds": []},
+        {"rounds": [{"base": "3x48*4"}]},
+        {"rounds": [{"changes": [{"layer": 9, "unit": "kv_heads", "size": 2, "kl": 0.1}]}]},
+        {"rounds": [{"changes": [{"layer": 0, "unit": "hats", "size": 2, "kl": 0.1}]}]},
+        None,
+    ],
+    ids=str,
+)
+def test_a_damaged_table(
+    cli: Cli, allocated: Path, tmp_path: Path, change: dict[str, Any] | None
+) -> None:
+    table = shutil.copytree(allocated, tmp_path / "copy") / "allocation.json"
+    data = json.loads(table.read_text())
+    if change is None:
+        table.write_text("{")
+    elif change == {"rounds": [{"base": "3x48*4"}]}:
+        table.write_text(json.dumps(data | change))
+    else:
+        whole = [data["rounds"][0] | each for each in change["rounds"]]
+        table.write_text(json.dumps(data | {"rounds": whole}))
+    outcome = cli("solve", f"run={table.parent}", "search.target_ratio=0.15")
+    assert outcome.status == 2, outcome.output
+    [error] = outcome.errors
+    assert f"{table} is damaged: " in error

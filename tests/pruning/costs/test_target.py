@@ -1,0 +1,47 @@
+"""Costs that a target is given in."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import GPT2Config
+
+from pruning.costs.accounting import Accounting
+from pruning.costs.target import COST_NAMES, costs_of
+from pruning.search.allocation import UNITS, resized, size_of
+from pruning.shape import ModelShape
+from tests.conftest import tiny_config
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2"])
+def test_costs_are_sums_over_blocks(family: str) -> None:
+    """What changing two blocks saves is what each of them saves alone."""
+    costs = costs_of(Accounting(tiny_config(family)), context_length=64)
+    assert tuple(costs) == COST_NAMES
+    dense = ModelShape.parse("3x48*4")
+    for name, cost in costs.items():
+        assert cost.dense == cost.of(dense) > 0
+        assert cost.ratio(dense) == 0
+        alone, both = 0.0, dense
+        for block, size in (((0, UNITS[0]), 1), ((1, UNITS[1]), 0), ((3, UNITS[0]), 0)):
+            alone += cost.ratio(resized(dense, block, size))
+            both = resized(both, block, size)
+            assert size_of(both, block) == size
+        assert cost.ratio(both) == pytest.approx(alone), name
+
+
+def test_ratios_by_hand() -> None:
+    accounting = Accounting(tiny_config("llama"))
+    costs = costs_of(accounting, context_length=64)
+    shape = ModelShape.parse("2x24 3x48*3")
+    assert costs["kv_cache"].ratio(shape) == pytest.approx(1 / 12)
+    assert costs["parameters"].ratio(shape) == accounting.ratio(shape)
+    flops = [
+        accounting.flops_per_token(each, context_length=64) for each in (accounting.dense, shape)
+    ]
+    assert costs["flops"].ratio(shape) == (flops[0] - flops[1]) / flops[0]
+
+
+def test_costs_that_are_not_known_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    accounting = Accounting(GPT2Config(n_layer=2, n_embd=16, n_head=2))
+    monkeypatch.setattr(accounting, "head_weights", None)
+    assert set(costs_of(accounting, context_length=8)) == {"parameters", "kv_cache"}
