@@ -118,7 +118,8 @@ def _sequence_divergence(
 def _chunks(hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """All tokens but the last of each sequence, [tokens, D] each."""
     flat = hidden_BTD[:, :-1].flatten(0, 1)
-    return flat.split(chunk_tokens(hidden_BTD.device))
+    chunks: tuple[torch.Tensor, ...] = flat.split(chunk_tokens(hidden_BTD.device))
+    return chunks
 
 
 def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
