@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PretrainedConfig
 
 from pruning.costs import known_sizes
 from pruning.costs.dense_sizes import dense_sizes
@@ -107,6 +108,22 @@ def test_without_a_cache_it_counts(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "file"))
     assert sizes_of(folder).num_parameters > 0
+
+
+def test_a_model_is_trusted_as_far_as_it_is_said(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted: list[bool] = []
+
+    def count(config: PretrainedConfig, *, trust_remote_code: bool = False) -> DenseSizes:
+        trusted.append(trust_remote_code)
+        return dense_sizes(config)
+
+    monkeypatch.setattr(known_sizes.dense_sizes, "dense_sizes", count)
+    folder = saved()
+    for trust in (True, False):
+        sizes_of(folder, trust_remote_code=trust)
+    assert trusted == [True, False]
 
 
 def test_code_of_the_model_and_unknown_families_are_counted_each_time(

@@ -289,10 +289,11 @@ def test_only_the_counted_token_is_computed_by_plain_formulas(
         ),
     ]
     flops_of_token(model, position=9)
+    flops_of_token(model, position=1)
     for hook in hooks:
         hook.remove()
-    assert attended == [(8, True), (1, False)]
-    assert answered == [1]
+    assert attended == [(8, True), (1, False), (1, False)], "before the first there is none"
+    assert answered == [1, 1]
 
 
 def test_bytes_of_weight_files(tmp_path: Path) -> None:
