@@ -244,6 +244,21 @@ def test_bad_input(tmp_path: Path, token_file: Path, tokenizer: PreTrainedTokeni
         make(tokens, vocab_size=64)
 
 
+@pytest.mark.parametrize(("token", "vocab_size"), [(-1, 128), (127, 127), (127, 128)])
+def test_tokens_are_those_of_the_vocabulary(tmp_path: Path, token: int, vocab_size: int) -> None:
+    path = tmp_path / "tokens.safetensors"
+    input_ids = np.zeros((24, 32), dtype=np.int64)
+    input_ids[:, 3] = token
+    save_file({"input_ids": input_ids}, path)
+    spec = replace(SPEC, source="tokens", path=str(path), sequence_length=32)
+    if 0 <= token < vocab_size:
+        assert make(spec, vocab_size=vocab_size).block.input_ids.max() == token
+        return
+    message = f"set has token id {token}, outside the model's vocabulary 0..{vocab_size - 1}"
+    with pytest.raises(InputError, match=message):
+        make(spec, vocab_size=vocab_size)
+
+
 def test_rows_too_few_or_too_short(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "abc"}\n' * 30)
