@@ -33,6 +33,9 @@ from pruning.models.stored_json import read_json
 
 disable_progress_bar()  # one bar is shown, that of the search
 
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What Transformers raises for values that it does not check before it uses them."""
+
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -65,7 +68,7 @@ class Checkpoint:
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
-        except StrictDataclassError as error:
+        except (StrictDataclassError, *_UNREADABLE) as error:
             raise InputError(
                 f"model.path: config.json in {self.folder} describes no model: "
                 f"{' '.join(str(error).split())}"

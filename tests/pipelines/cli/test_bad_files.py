@@ -61,6 +61,10 @@ CONFIGS: list[tuple[bytes | dict[str, Any], str]] = [
     ({"intermediate_size": 0}, "intermediate_size 0"),
     ({"hidden_size": "many"}, "describes no model"),
     ({"num_hidden_layers": None}, "describes no model"),
+    ({"id2label": {"one": "x"}}, "describes no model: invalid literal for int()"),
+    ({"num_labels": "two"}, "describes no model"),
+    ({"rope_scaling": {"rope_type": "linear"}}, "Missing required keys in `rope_parameters`"),
+    ({"dtype": "float7"}, "no attribute 'float7'"),
 ]
 
 
