@@ -23,7 +23,7 @@ from pipelines.runs.files import (
     TRAJECTORY_PICTURE,
 )
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.journal import Deviation
+from pipelines.runs.journal import DEVIATIONS
 from pipelines.runs.pictures import plot_shape, plot_trajectory
 from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import heldout_sources
@@ -169,12 +169,6 @@ def write_results(
     )
 
 
-_DEVIATING: Mapping[Deviation, str] = {
-    "halved": "scores of halved batches",
-    "other_arithmetic": "scores of other devices or versions",
-}
-
-
 def table(summary: Mapping[str, Any]) -> Table:
     """Dense against pruned, as a person reads it."""
     rows = Table(
@@ -242,7 +236,7 @@ def _add_search(rows: Table, summary: Mapping[str, Any]) -> None:
         # each candidate has one evaluation a batch; those of earlier processes are not counted
         reused = f"{evaluations['reused']:,} from the store"
         rows.add_row("evaluations (candidate, batch)", "", f"{evaluations['scored']:,}", reused)
-    for kind, what in _DEVIATING.items():
+    for kind, what in DEVIATIONS.items():
         if evaluations[kind]:
             rows.add_row(what, "", f"{evaluations[kind]:,}", "last digits may differ")
     for span in summary[ARITHMETIC][1:]:

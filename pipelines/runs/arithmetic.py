@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipelines.runs.files import RUN
+from pipelines.runs.files import ALLOCATION, RUN
 from pipelines.runs.folder import RunFolder
 from pruning.errors import InputError
 from pruning.scoring.arithmetic import Arithmetic
@@ -23,7 +23,8 @@ def claim_arithmetic(
 
     Args:
         arithmetic: of the evaluators that are there now.
-        num_steps: that the run has taken by now.
+        num_steps: that the run has taken by now. What was recorded for steps that were not taken
+            is dropped; what an allocation was measured with counts before the first one.
         accept: go on if it is another one than before.
 
     Returns:
@@ -33,7 +34,9 @@ def claim_arithmetic(
     Raises:
         InputError: it is another one, which is not accepted.
     """
-    spans: list[dict[str, Any]] = (folder.read(RUN) or {}).get(ARITHMETIC, [])
+    recorded: list[dict[str, Any]] = (folder.read(RUN) or {}).get(ARITHMETIC, [])
+    last = max(num_steps, int((folder.path / ALLOCATION).exists()))
+    spans = [span for span in recorded if span["from_step"] <= last]
     here = arithmetic.to_json()
     if spans:
         there = spans[-1]
@@ -43,6 +46,8 @@ def claim_arithmetic(
             if there.get(name, value) != value
         ]
         if not differing:
+            if spans != recorded:
+                folder.remember(**{ARITHMETIC: spans})
             return spans
         if not accept:
             raise InputError(

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pipelines.runs.files import read_trajectory
 from pruning import disk
@@ -25,7 +25,11 @@ Deviation = Literal["halved", "other_arithmetic"]
 """How a score came about otherwise than the others: its batch was run in halves, since it did not
 fit into memory; it was computed by an evaluator with another arithmetic than the first one's.
 """
-DEVIATIONS: tuple[Deviation, ...] = get_args(Deviation)
+DEVIATIONS: Mapping[Deviation, str] = {
+    "halved": "scores of halved batches",
+    "other_arithmetic": "scores of other devices or versions",
+}
+"""In words, for people."""
 
 
 class Journal:

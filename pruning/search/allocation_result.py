@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from pruning.canonical_json import dump_json
-from pruning.shape import ModelShape
+from pruning.shape import ModelShape, Resize
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Allocation:
         start_score, score: KL from the dense model of `start` and of `shape`, nats per token.
         num_shapes: that were scored.
         rounds: for people, as `allocation.json` has them.
+        deviating: scores of these shapes that came about otherwise than the others, by how.
     """
 
     start: ModelShape
@@ -29,6 +30,7 @@ class Allocation:
     score: float
     num_shapes: int
     rounds: tuple[Mapping[str, Any], ...]
+    deviating: Mapping[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         data = {
@@ -37,9 +39,22 @@ class Allocation:
             "start_kl": self.start_score,
             "kl": self.score,
             "num_shapes": self.num_shapes,
+            **({"deviating": dict(self.deviating)} if self.deviating else {}),
             "rounds": list(self.rounds),
         }
         path.write_text(dump_json(data), encoding="utf-8")
+
+    def measured(self) -> frozenset[ModelShape]:
+        """The shapes that were scored, as far as the rounds tell."""
+        found = set[ModelShape]()
+        for each in self.rounds:
+            base = ModelShape.parse(each["base"])
+            found |= {base, *(ModelShape.parse(other["shape"]) for other in each["solutions"])}
+            found |= {
+                base.resized(Resize(change["layer"], change["unit"], change["size"]))
+                for change in each["changes"]
+            }
+        return frozenset(found)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -52,4 +67,5 @@ class Allocation:
             data["kl"],
             data["num_shapes"],
             tuple(data["rounds"]),
+            data.get("deviating", {}),
         )

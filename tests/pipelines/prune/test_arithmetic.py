@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.pipelines.conftest import Cli, Search
+from tests.pipelines.prune.test_allocation import ALLOCATION
 from workers.evaluators.shapes import Evaluator
 
 
@@ -33,6 +34,27 @@ def test_scores_are_for_those_who_compute_alike(
         texts = [json.loads(text) for (text,) in store.execute("select description from contexts")]
     assert {text["arithmetic"]["variables"] for text in texts} == {"", "MKL_CBWR=COMPATIBLE"}
     assert all(text["arithmetic"]["processor"] for text in texts)
+
+
+def test_those_of_an_allocation_are_counted_when_it_goes_on(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = Evaluator._scores
+
+    def full(evaluator: Evaluator, task: Any, prefix: Any, candidates: Any) -> Any:
+        if task.kind == "kl" and len(candidates) > 1 and len(prefix.input_ids_BT) == 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return scores(evaluator, task, prefix, candidates)
+
+    monkeypatch.setattr(Evaluator, "_scores", full)
+    first = search(*ALLOCATION)
+    assert first.status == 0, first.output
+    halved = first.summary["evaluations"]["halved"]
+    assert halved > 10
+    assert first.read("allocation.json")["deviating"] == {"halved": halved}
+    again = search("resume=true", bare=True)
+    assert again.status == 0, again.output
+    assert again.summary["evaluations"]["halved"] == halved
 
 
 def test_scores_of_halved_batches_are_counted_wherever_they_come_from(

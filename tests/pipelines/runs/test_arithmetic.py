@@ -62,6 +62,24 @@ def test_an_accepted_difference_is_recorded(
         claimed(tmp_path, HERE, 6)
 
 
+def test_what_no_step_was_computed_with_counts_for_nothing(tmp_path: Path) -> None:
+    claimed(tmp_path, HERE, 0)
+    spans = claimed(tmp_path, THERE, 0)
+    assert spans == [{"from_step": 1} | THERE.to_json()]
+    both = claimed(tmp_path, HERE, 3, accept=True)
+    assert len(both) == 2
+    assert claimed(tmp_path, THERE, 3) == spans, "it was stopped before its step"
+    assert json.loads((tmp_path / "run.json").read_text())["arithmetic"] == spans
+
+
+def test_what_an_allocation_was_measured_with_counts(tmp_path: Path) -> None:
+    spans = claimed(tmp_path, HERE, 0)
+    (tmp_path / "allocation.json").write_text("{}")
+    assert claimed(tmp_path, HERE, 0) == spans
+    with pytest.raises(InputError, match="device: cpu AVX2 there, cuda X here"):
+        claimed(tmp_path, THERE, 0)
+
+
 def test_what_an_earlier_version_did_not_record_is_no_difference(tmp_path: Path) -> None:
     """Neither the whole record nor a field of it."""
     assert claimed(tmp_path, HERE, 4) == [{"from_step": 5} | HERE.to_json()]

@@ -29,6 +29,14 @@ def test_another_order_is_refused_after_the_first_step(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["channel_order"] == "b"
 
 
+def test_an_allocation_was_measured_in_an_order(tmp_path: Path) -> None:
+    claim(tmp_path, "a", 0)
+    (tmp_path / "allocation.json").write_text("{}")
+    claim(tmp_path, "a", 0)
+    with pytest.raises(InputError, match="that allocation.json was measured in: fingerprint a"):
+        claim(tmp_path, "b", 0)
+
+
 def test_what_an_earlier_version_did_not_record_is_recorded(tmp_path: Path) -> None:
     claim(tmp_path, "a", 3)
     assert json.loads((tmp_path / "run.json").read_text())["channel_order"] == "a"
