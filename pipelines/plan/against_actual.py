@@ -44,7 +44,7 @@ def plan_vs_actual_row(summary: Mapping[str, Any], stage: StageName) -> tuple[st
     """What one stage took, and what was planned, in words; None if there is nothing to say."""
     plan, taken = summary["plan"], summary["taken"]
     if plan is None or not (
-        taken["steps"][stage] or (stage in plan["steps"] and plan["steps"][stage]["max"])
+        taken["evaluations"][stage] or (stage in plan["steps"] and plan["steps"][stage]["max"])
     ):
         return None
     ranges = (
@@ -77,14 +77,16 @@ def _planned(
 def _taken(
     accounting: Accounting, lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`tflops_per_evaluator` is None where scores came from the store, which says nothing about
-    speed, and where the FLOPs are not known.
+    """Shapes that an allocation measured count as evaluations of the block stage, as in the plan;
+    `flops` are those of the steps. `tflops_per_evaluator` is None where scores came from the store,
+    which says nothing about speed, and where the FLOPs are not known.
     """
     steps = Counter(line["stage"] for line in lines)
     evaluations = {
         stage: sum(len(line["candidates"]) for line in lines if line["stage"] == stage)
         for stage in get_args(StageName)
     }
+    evaluations["block"] += summary.get("allocation", {}).get("evaluations", 0)
     flops = trajectory_flops(accounting, lines, summary["calibration"])
     evaluator_s = sum(line["seconds"] for line in lines) * summary["num_evaluators"]
     return {

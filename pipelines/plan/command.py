@@ -91,14 +91,16 @@ def _sizes(path: str, revision: str | None, *, trust_remote_code: bool) -> Dense
 
 def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """Every point, and all together: of the points that differ in target and distribution alone,
-    only the longest pays for its block stage.
+    only the longest pays for its block stage, unless what is measured there depends on both.
     """
     points, trunks = [], dict[str, list[tuple[dict[str, Any], float | None]]]()
     for point in points_of(grid):
         config = PlanConfig.of(compose("plan", overrides=[*given, *point.overrides]))
         report, block_flops = _search_report(config)
         points.append({"name": point.name, "settings": dict(point.settings), **report})
-        search = replace(config.search, target_ratio=0.0, distribution=[])
+        search = config.search
+        if not STRATEGIES[search.strategy].solves_shares:
+            search = replace(search, target_ratio=0.0, distribution=[])
         trunks.setdefault(str((config.model, config.calibration, search)), []).append(
             (report, block_flops)
         )

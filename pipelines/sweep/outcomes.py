@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pipelines.evaluate.benchmarks import average_stderr
 from pipelines.evaluate.results import conditions
 from pipelines.prune.job import PruneJob
 from pipelines.runs.files import (
+    ALLOCATION,
     CHANNEL_ORDER,
     EVALUATION,
     RUN,
@@ -22,12 +23,15 @@ from pipelines.runs.files import (
     read_with,
 )
 from pipelines.runs.journal import set_of
+from pruning.calibration.token_sets import SetName
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
+from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
+from workers.tasks import ScoreKind
 
-Key = tuple[str, str, str]
-"""Of one candidate, on every batch of a set: token set, channel order, shape.
+Key = tuple[str, str, str, ScoreKind]
+"""Of one candidate, on every batch of a set: token set, channel order, shape, kind of score.
 
 With the model, what its score depends on.
 """
@@ -133,18 +137,26 @@ def _outcome_of(point: Point, job: PruneJob, sweep_folder: Path, problem: str | 
 
 
 def _candidates(folder: Path, job: PruneJob) -> dict[str, dict[Key, int]]:
-    """By stage, what the search looked at, from its trajectory."""
+    """By stage, what the search looked at, from its trajectory; as of the block stage, what an
+    allocation measured before.
+    """
     path = folder / CHANNEL_ORDER
     order = read_with(ChannelOrder.load, path, option="output_dir").fingerprint
     base, found = job.accounting.dense, dict[str, dict[Key, int]]()
-    for line in read_trajectory(folder / TRAJECTORY, option="output_dir"):
-        tokens = job.calibration.sets()[set_of(line)]
+
+    def add(stage: str, set_name: SetName, shapes: Iterable[ModelShape], kind: ScoreKind) -> None:
+        tokens = job.calibration.sets()[set_name]
         num_batches = len(tokens.batches(job.config.calibration.batch_size))
-        stage = found.setdefault(line["stage"], {})
-        for candidate in line["candidates"]:
-            stage[tokens.fingerprint, order, base.without(Removal.from_json(candidate)).digest] = (
-                num_batches
-            )
+        found.setdefault(stage, {}).update(
+            {(tokens.fingerprint, order, shape.digest, kind): num_batches for shape in shapes}
+        )
+
+    if (folder / ALLOCATION).exists():
+        allocation = read_with(Allocation.load, folder / ALLOCATION, option="output_dir")
+        add("block", "block", allocation.measured(), "kl")
+    for line in read_trajectory(folder / TRAJECTORY, option="output_dir"):
+        removals = map(Removal.from_json, line["candidates"])
+        add(line["stage"], set_of(line), map(base.without, removals), "nll")
         base = ModelShape.parse(line["shape"])
     return found
 

@@ -187,6 +187,19 @@ def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning
     )
 
 
+def test_points_of_an_allocation_share_nothing(planning: Planning) -> None:
+    """What is measured lies around a uniform shape, and that depends on the target."""
+    common = ("search=allocation", "tflops_per_evaluator=100")
+    found = read(planning("search.target_ratio=[0.1,0.2]", *common))
+    alone = [read(planning(f"search.target_ratio={target}", *common)) for target in (0.1, 0.2)]
+    for end in ("min", "max"):
+        assert found["evaluations"]["block"][end] == sum(
+            each["evaluations"]["block"][end] for each in alone
+        )
+    for name in ("flops", "hours"):
+        assert found[name] == pytest.approx(sum(each[name] for each in alone))
+
+
 WATCHED = """
 import gc, json, re, runpy, sys
 found = {}

@@ -117,6 +117,8 @@ def test_the_plan_holds(found: Outcome) -> None:
         planned["steps"][stage]["max"] for stage in planned["steps"]
     )
     measured = found.summary["allocation"]["evaluations"]
+    assert taken["evaluations"]["block"] == measured
+    assert f"took 0, {measured}" in found.output
     assert planned["evaluations"]["block"]["min"] <= measured
     assert measured <= planned["evaluations"]["block"]["max"]
 

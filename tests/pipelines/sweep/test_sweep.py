@@ -149,6 +149,23 @@ def test_strategies_are_files_of_a_group(run_sweep: Sweep) -> None:
     ]
 
 
+def test_what_an_allocation_measured_is_counted(run_sweep: Sweep) -> None:
+    """Two batches of each shape, under the stage that the plan has them in."""
+    outcome = run_sweep(
+        "search=allocation",
+        "search.distribution=[0,1,1]",
+        "search.mlp_group_channels=8",
+        "search.target_ratio=[0.1,0.12]",
+    )
+    assert outcome.status == 0, outcome.output
+    for point in report_of(outcome)["points"]:
+        summary = json.loads((outcome.folder / point["folder"] / "summary.json").read_text())
+        measured = summary["allocation"]["evaluations"]
+        assert measured > 20
+        assert point["evaluations"]["stages"]["block"]["needed"] == 2 * measured
+        assert 0 < point["evaluations"]["stages"]["block"]["new"] <= 2 * measured
+
+
 def test_best_and_front(run_sweep: Sweep) -> None:
     report = report_of(run_sweep(SEVEN, "max_perplexity_ratio=100"))
     points = {point["name"]: point for point in report["points"]}
