@@ -25,7 +25,8 @@ _SILENT_S = 2.0
 """How long somebody waits before it is said what for."""
 _STALLED_S = 15.0
 """How long somebody waits for a server that takes nothing."""
-_MAX_SAID = 5
+MAX_SAID = 5
+"""Refusals that are told one by one."""
 
 
 class Sender:
@@ -126,13 +127,15 @@ class Sender:
 
     def _refused(self, reason: str) -> None:
         self.problem = ""  # it answers
-        if reason not in self.refusals and len(self.refusals) < _MAX_SAID:
+        if reason in self.refusals:
+            return
+        self.refusals.append(reason)
+        if len(self.refusals) <= MAX_SAID:
             log.warning(
                 "MLflow at %s refuses for good: %s; it is left out there",
                 masked_url(self._uri),
                 reason,
             )
-            self.refusals.append(reason)
 
     def _failed(self, reason: str) -> None:
         self.problem = reason

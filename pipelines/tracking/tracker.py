@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from pipelines.config.redaction import masked_url
 from pipelines.tracking.metrics import DATASET_CONTEXT, PARENT
 from pipelines.tracking.refusal import Refused, is_refusal
-from pipelines.tracking.sender import Call, Sender
+from pipelines.tracking.sender import MAX_SAID, Call, Sender
 from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -78,9 +78,12 @@ class Tracker:
     ) -> None:
         self.uri, self.experiment, self.run_name, self.started = uri, experiment, run_name, started
         self.run_id, self.on_run_id = run_id, on_run_id
+        self._is_told = run_id is not None
         self.experiment_id: str | None = None
         self.keeps_status, self.again = keeps_status, again
         self.parent, self.is_sweep = parent, is_sweep
+        self.is_behind = False
+        """Whether the server did not take, and did not refuse, everything in time."""
         self._sender = Sender(uri, lambda: self._connect())
 
     def start(
@@ -95,6 +98,8 @@ class Tracker:
             datasets: by what the run used them for.
         """
         self._sender.start()
+        if self.is_sweep:
+            self._sender.put(self._set_view)
         named = list(params.items())
         for start in range(0, len(named), _MAX_PARAMS):
             self._sender.put(self._params(named[start : start + _MAX_PARAMS]))
@@ -120,7 +125,10 @@ class Tracker:
         if not self.keeps_status:
             status = "FINISHED" if succeeded else "FAILED"
             self._sender.put(lambda client: client.set_terminated(self.run_id, status))
-        if self._sender.finish(FINISH_TIMEOUT_S if timeout_s is None else timeout_s):
+        self.is_behind = not self._sender.finish(
+            FINISH_TIMEOUT_S if timeout_s is None else timeout_s
+        )
+        if not self.is_behind:
             return self._sender.is_connected
         log.warning(
             "MLflow at %s did not take everything; nothing is lost: %s sends it again",
@@ -136,7 +144,10 @@ class Tracker:
 
     def left_out(self) -> list[str]:
         """What the server will never take, in words, for the end of a job."""
-        return [f"not in MLflow, which refuses it: {reason}" for reason in self._sender.refusals]
+        reasons = self._sender.refusals
+        said = [f"not in MLflow, which refuses it: {reason}" for reason in reasons[:MAX_SAID]]
+        num_more = len(reasons) - len(said)
+        return [*said, f"and {num_more} more"] if num_more else said
 
     def state(self) -> str:
         """In words, for people who watch."""
@@ -170,14 +181,17 @@ class Tracker:
         client = MlflowClient(self.uri)
         if self.run_id is None:
             artifacts = (folder / "mlartifacts").as_uri() if folder is not None else None
-            self._create_run(client, artifacts)
+            self.run_id = self._create_run(client, artifacts)
         else:
             self.experiment_id = client.get_run(self.run_id).info.experiment_id
             if not self.keeps_status:
                 client.update_run(self.run_id, status="RUNNING")
+        if not self._is_told:  # where that fails, the next attempt finds the run and tells again
+            self.on_run_id(self.run_id)
+            self._is_told = True
         return client
 
-    def _create_run(self, client: Any, artifacts: str | None) -> None:
+    def _create_run(self, client: Any, artifacts: str | None) -> str:
         found = client.get_experiment_by_name(self.experiment)
         self.experiment_id = (
             found.experiment_id
@@ -188,11 +202,12 @@ class Tracker:
         run = client.create_run(
             self.experiment_id, start_time=round(self.started * 1000), run_name=self.run_name
         )
-        self.run_id = str(run.info.run_id)
-        self.on_run_id(self.run_id)
-        if self.is_sweep:
-            view = view_of_sweep(self.run_name, self.run_id, self._view)
-            client.set_experiment_tag(self.experiment_id, *view)
+        return str(run.info.run_id)
+
+    def _set_view(self, client: Any) -> None:
+        assert self.run_id is not None
+        view = view_of_sweep(self.run_name, self.run_id, self._view)
+        client.set_experiment_tag(self.experiment_id, *view)
 
     def _params(self, params: Sequence[tuple[str, Any]]) -> Call:
         """One that the server refuses does not keep the others from it."""
@@ -201,7 +216,7 @@ class Tracker:
             from mlflow.entities import Param
 
             run = client.get_run(self.run_id)
-            known, refused = run.data.params, list[str]()
+            known, refused = run.data.params, dict[str, str]()
 
             def send_all(items: Sequence[Param]) -> None:
                 try:
@@ -210,7 +225,7 @@ class Tracker:
                     if not is_refusal(error) or run.info.lifecycle_stage == "deleted":
                         raise
                     if len(items) == 1:
-                        refused.append(f"parameter {items[0].key}: {error}")
+                        refused[items[0].key] = str(error)
                         return
                     for half in (items[: len(items) // 2], items[len(items) // 2 :]):
                         send_all(half)
@@ -218,8 +233,11 @@ class Tracker:
             new = [Param(name, str(value)) for name, value in params if name not in known]
             if new:
                 send_all(new)
-            if refused:
-                raise Refused("; ".join(refused))
+            if refused:  # their names first, since what is said ends with the line
+                raise Refused(
+                    f"parameter{'s' if len(refused) > 1 else ''} {', '.join(refused)}: "
+                    + "; ".join(dict.fromkeys(refused.values()))
+                )
 
         return send
 
