@@ -49,7 +49,7 @@ def report(raw: DictConfig, _overrides: Sequence[str]) -> Path:
 def log_page(runs: Sequence[ReportRun], path: Path) -> None:
     """Puts the page among the artifacts of each run.
 
-    What cannot be reached is said, once for each server, and costs nothing else.
+    A server that does not answer is asked once; what one refuses costs the other runs nothing.
     """
     away: set[str] = set()
     for run in runs:
@@ -67,7 +67,8 @@ def log_page(runs: Sequence[ReportRun], path: Path) -> None:
                 keeps_status=True,
             )
             tracker.start({}, {}, {})
-            if not tracker.finish(succeeded=True, artifacts=[path], timeout_s=_MLFLOW_TIMEOUT_S):
+            tracker.finish(succeeded=True, artifacts=[path], timeout_s=_MLFLOW_TIMEOUT_S)
+            if tracker.is_behind:
                 away.add(run.tracking_uri)
 
 

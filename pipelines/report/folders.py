@@ -117,13 +117,21 @@ def _read_run(name: str, folder: Path) -> ReportRun:
         if measured is not None
         else None
     )
+    path = folder / ALLOCATION
+    allocation = read_with(Allocation.load, path, option="runs") if path.exists() else None
     return read_with(
-        lambda _: _run_of(name, saved, steps, evaluation), folder / SUMMARY, option="runs"
+        lambda _: _run_of(name, saved, steps, evaluation, allocation),
+        folder / SUMMARY,
+        option="runs",
     )
 
 
 def _run_of(
-    name: str, saved: SavedRun, steps: tuple[ReportStep, ...], evaluation: Evaluation | None
+    name: str,
+    saved: SavedRun,
+    steps: tuple[ReportStep, ...],
+    evaluation: Evaluation | None,
+    allocation: Allocation | None,
 ) -> ReportRun:
     summary = saved.summary or {}
     identity = {key: str(value) for key, value in saved.record["identity"].items()}
@@ -169,15 +177,10 @@ def _run_of(
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
         costs=_costs(summary) if summary else {},
         evaluation=evaluation,
-        allocation=_allocation(saved.folder),
+        allocation=allocation,
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )
-
-
-def _allocation(folder: Path) -> Allocation | None:
-    path = folder / ALLOCATION
-    return read_with(Allocation.load, path, option="runs") if path.exists() else None
 
 
 def _step(line: Mapping[str, Any]) -> ReportStep:

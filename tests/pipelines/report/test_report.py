@@ -319,6 +319,31 @@ def test_mlflow_that_is_away_costs_nothing(
     assert (outcome.folder / "report.html").is_file()
 
 
+def test_a_run_that_mlflow_has_no_more_costs_the_others_nothing(
+    command: Command, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    kept = client.create_run(client.create_experiment("e", f"{tmp_path}/artifacts")).info.run_id
+    paths = []
+    for name, run_id in (("purged", "0" * 32), ("kept", kept)):
+        path = write_run(tmp_path / name, [A1], settings={"tracking.uri": uri})
+        record = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(record | {"mlflow_run_id": run_id}))
+        paths.append(path)
+    outcome = command(*paths)
+    assert outcome.status == 0, outcome.output
+    assert outcome.output.count("refuses for good") == 1
+    assert [entry.path for entry in client.list_artifacts(kept)] == ["report.html"]
+
+
+def test_a_damaged_allocation_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "one", [A1])
+    (folder / "allocation.json").write_text("[]")
+    with pytest.raises(InputError, match=f"runs: {folder}/allocation.json is damaged"):
+        read_runs([str(folder)])
+
+
 def test_damage_names_one_folder(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", [A1])
     (folder / "config.yaml").write_text("model: [")
