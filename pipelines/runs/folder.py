@@ -22,6 +22,7 @@ from pruning.errors import InputError
 ROOT = Path("outputs")
 
 _LOCKS = Path("/proc/locks")
+_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 class RunFolder:
@@ -152,18 +153,33 @@ class RunFolder:
         return path
 
 
+def pid_namespace() -> str | None:
+    """That of this process: the system's list of locks has only those of processes in it, or in one
+    below. None where there is none.
+    """
+    try:
+        return str(_NAMESPACE.readlink())
+    except OSError:
+        return None
+
+
 def is_held(folder: Path) -> bool | None:
-    """Whether a process of this machine is at work in the folder; None where the system has no list
-    of locks.
+    """Whether a process that this one can see is at work in the folder; None where the system has
+    no list of locks that can be read.
 
     It is read from the list: who tried the lock would hold it for a moment, and a driver that
     starts in that moment would be refused.
     """
     try:
         number = (folder / LOCK).stat().st_ino
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
         lines = [line.split() for line in _LOCKS.read_text().splitlines()]
     except OSError:
-        return None if not _LOCKS.exists() else False
+        return None
     # By inode alone: on overlayfs and btrfs the kernel lists another device than a file's own.
     return any(
         "->" not in line and place.rpartition(":")[2] == str(number)

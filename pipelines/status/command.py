@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -23,15 +23,12 @@ from pipelines.cli.console import console, duration, stop
 from pipelines.cli.help import FLAGS, print_help
 from pipelines.cli.signals import Interruption
 from pipelines.runs.files import STATUS, read_json
-from pipelines.runs.folder import is_held
+from pipelines.runs.folder import is_held, pid_namespace
+from pipelines.runs.journal import DEVIATIONS
 from pruning.errors import InputError
 
 _STALE_S = 30.0
 _OVER = ("finished", "failed", "stopped")
-_DEVIATING = (
-    ("halved", "scores of halved batches"),
-    ("other_arithmetic", "scores of other devices or versions"),
-)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -61,15 +58,24 @@ def read_status(folder: Path) -> dict[str, Any]:
     if points:
         status["point"] = {"name": path.parent.name, "number": len(points)}
     status["age_s"] = round(max(0.0, time.time() - status["updated"]), 1)
-    # On the driver's own machine its lock on the folder tells. Elsewhere, on shared storage, locks
-    # may mean nothing: there it must have spoken lately.
-    held = is_held(folder) if status["host"] == socket.gethostname() else None
     over = status["state"] in _OVER and not points
-    status["alive"] = not over and (status["age_s"] < _STALE_S if held is None else held)
+    status["alive"] = not over and _is_alive(folder, status)
     if not status["alive"] and status["state"] not in _OVER:
         status["state"] = "interrupted"
         status["resume"] = resuming("sweep" if points else "prune", folder.absolute())
     return status
+
+
+def _is_alive(folder: Path, status: Mapping[str, Any]) -> bool:
+    """On the driver's own machine its lock on the folder tells, unless it is in another container,
+    whose locks are not listed. On shared storage locks may mean nothing. There it must have spoken
+    lately.
+    """
+    here = status["host"] == socket.gethostname()
+    held = is_held(folder) if here else None
+    if held or (held is False and status.get("pid_namespace") == pid_namespace()):
+        return held
+    return bool(status["age_s"] < _STALE_S)
 
 
 def page(status: Mapping[str, Any]) -> RenderableType:
@@ -88,7 +94,7 @@ def main() -> None:
     if FLAGS & set(sys.argv[1:]):
         print_help("status")
         return
-    parser = argparse.ArgumentParser(usage=f"{PROGRAM} status {COMMANDS['status'].usage}")
+    parser = _Parser(usage=f"{PROGRAM} status {COMMANDS['status'].usage}")
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--watch", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -101,6 +107,13 @@ def main() -> None:
         stop(str(error), 2)
     except KeyboardInterrupt:
         sys.exit(interruption.status)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        stop(f"{message}; --help lists all", 2)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -161,7 +174,9 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
                 f"{status.get('lost_evaluations', 0):,} lost in flight"
             ),
         )
-        deviating = [f"{counts[kind]:,} {words}" for kind, words in _DEVIATING if counts.get(kind)]
+        deviating = [
+            f"{counts[kind]:,} {words}" for kind, words in DEVIATIONS.items() if counts.get(kind)
+        ]
         if deviating:
             rows.add_row("last digits may differ in", ", ".join(deviating))
     if status.get("tracking"):

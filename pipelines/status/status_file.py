@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.runs.files import STATUS
-from pipelines.runs.folder import RunFolder
+from pipelines.runs.folder import RunFolder, pid_namespace
 from pruning.canonical_json import dump_json
 from pruning.errors import TargetNotReached
 from workers.pool.protocol import EvaluatorState, Pool
@@ -39,6 +39,7 @@ class Heartbeat:
             "state": "starting",
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "pid_namespace": pid_namespace(),
             "started": round(time.time(), 3),
             "target_ratio": target_ratio,
         }

@@ -170,6 +170,36 @@ def test_without_a_list_of_locks_the_age_tells(
     assert not read_status(folder.path)["alive"]
 
 
+def test_a_list_of_locks_that_cannot_be_read_says_nothing(
+    running: tuple[RunFolder, Heartbeat], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, _ = running
+    monkeypatch.setattr(folder_module, "_LOCKS", tmp_path)  # a folder
+    assert folder_module.is_held(folder.path) is None
+    assert read_status(folder.path)["alive"]
+
+
+def test_of_a_driver_in_another_container_the_age_tells(
+    running: tuple[RunFolder, Heartbeat], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the same host name, as containers in the host's network have it; its lock is not in the
+    list, or is, when the container is below.
+    """
+    folder, _ = running
+    file, locks = folder.path / STATUS, tmp_path / "locks"
+    there = json.loads(file.read_text()) | {"pid_namespace": "pid:[1]"}
+    long_ago = {"updated": time.time() - 100}
+    file.write_text(json.dumps(there | long_ago))
+    assert read_status(folder.path)["alive"], "silent, but it holds the folder"
+    locks.write_text("")
+    monkeypatch.setattr(folder_module, "_LOCKS", locks)
+    assert not read_status(folder.path)["alive"]
+    file.write_text(json.dumps(there))
+    assert read_status(folder.path)["alive"]
+    file.write_text(json.dumps(there | {"pid_namespace": folder_module.pid_namespace()}))
+    assert not read_status(folder.path)["alive"], "its lock would be in the list"
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [
@@ -228,3 +258,18 @@ def test_no_run_there(tmp_path: Path, cli: Cli) -> None:
     outcome = cli("status", tmp_path, folder=None)
     assert outcome.status == 2
     assert "give the output_dir of a search that has started" in outcome.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "--all"], "error: unrecognized arguments: --all; --help lists all\n"),
+        ([], "error: the following arguments are required: output_dir; --help lists all\n"),
+    ],
+)
+def test_words_that_it_does_not_know(
+    words: list[str], says: str, cli: Cli, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = cli("status", *words, folder=None)
+    assert (outcome.status, outcome.output) == (2, says)
+    assert capfd.readouterr() == ("", ""), "nor the usage"
