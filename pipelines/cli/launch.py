@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
@@ -27,14 +27,15 @@ from pipelines.config.groups import URLS
 from pipelines.config.overrides import (
     CONF,
     as_override,
+    asks_for_multirun,
     composition_error,
     flag_problems,
+    hydra_flags,
     option_of,
     override_problems,
     quoted,
     spelt_out,
     with_quoted_path,
-    without_flags,
 )
 from pipelines.config.redaction import masked_url
 from pipelines.config.schemas import register
@@ -68,7 +69,8 @@ def launch(
         return
     register()
     try:
-        words = [with_quoted_path(spelt_out(word)) for word in sys.argv[1:]]
+        multirun = asks_for_multirun(sys.argv[1:])
+        words = [with_quoted_path(spelt_out(word), multirun=multirun) for word in sys.argv[1:]]
         arguments = sys.argv[1:] = prepare(words)
     except InputError as error:
         stop(str(error), 2)
@@ -136,11 +138,16 @@ def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
 def _under_hydra(config_name: str, load: Callable[[], Job], arguments: Sequence[str]) -> None:
     """With flags, which are Hydra's: --cfg, --multirun, --hydra-help."""
     _refuse_passwords(arguments)
-    if "--hydra-help" not in arguments:
-        words = without_flags(arguments)
-        if {"-m", "--multirun"} & set(arguments):  # several values are for Hydra to take apart
+    flags = hydra_flags(arguments)
+    if flags.hydra_help:
+        sys.argv[1:] = ["--hydra-help"]  # this page knows no option of ours
+    else:
+        words = list(flags.overrides)
+        if flags.multirun:  # several values are for Hydra to take apart
             words = [word for word in words if "=" not in word and not word.startswith("~")]
         problems = override_problems(config_name, words)
+        if flags.resolve and not problems:
+            problems = _resolved_passwords(config_name, words)
         if problems:
             stop("\n".join(problems), 2)
 
@@ -162,6 +169,22 @@ def _refuse_passwords(arguments: Sequence[str]) -> None:
     ]
     if problems:
         stop("\n".join(problems), 2)
+
+
+def _resolved_passwords(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """Hydra prints what it looks up for --resolve, in the environment too."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose(config_name, overrides=list(overrides))
+    found = []
+    for name in URLS:
+        with suppress(OmegaConfBaseException):  # which Hydra will explain
+            url = str(OmegaConf.select(config, name))
+            if masked_url(url) != url:
+                found.append(
+                    f"--resolve: {name} is a URL with a password, from the environment, and would "
+                    "be printed; leave --resolve out, or give another URL for it"
+                )
+    return found
 
 
 def _imported(load: Callable[[], Job]) -> Job:

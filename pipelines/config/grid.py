@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.config.overrides import CONF, quoted
+from pipelines.config.overrides import CONF, asks_for_multirun, quoted
 from pruning.errors import InputError
 
 AXES = ("model", "calibration", "search", "experiment")
@@ -62,11 +62,12 @@ def as_grid(words: Sequence[str]) -> list[str]:
         if word.partition("=")[0].partition(".")[0] in AXES
         and re.fullmatch(r"[\w.]+=[^][{}()'\"]*,[^][{}()'\"]*", word)
     ]
-    hydras = [word for word in words if word in ("-m", "--multirun")] + commas
-    if hydras:
+    multirun = asks_for_multirun(words)
+    if multirun or commas:
+        given = "--multirun" if multirun else commas[0]
         name, _, values = (commas or ["search.target_ratio=0.07,0.10"])[0].partition("=")
         raise InputError(
-            f"{hydras[0]}: several values are a list here, {name}=[{values}]; --multirun is for "
+            f"{given}: several values are a list here, {name}=[{values}]; --multirun is for "
             "multipruner prune"
         )
     if not any("=[" in word or word.startswith("grid=") for word in words):

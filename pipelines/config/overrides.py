@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -71,9 +72,12 @@ PATHS = {
 """Options that name a file, a folder or a server."""
 
 
-def with_quoted_path(word: str) -> str:
+def with_quoted_path(word: str, *, multirun: bool = False) -> str:
     """`output_dir='a (b), ü'` for `output_dir=a (b), ü`: a path may hold characters that mean
     something to Hydra. What Hydra reads as one text, a list or a reference is left as it is.
+
+    Args:
+        multirun: `output_dir=a,b` are two paths, unless there is a file of that name.
     """
     name, _, value = word.partition("=")
     option = re.sub(r"(?<=^calibration\.)sources\.\d+\.", "", option_of(word))
@@ -84,7 +88,8 @@ def with_quoted_path(word: str) -> str:
     except HydraException:
         return f"{name}={quoted(value)}"
     # `model.path=a,b` is what --multirun takes, and what a sweep explains
-    one = not name.endswith(".path") or Path(value).expanduser().exists()
+    several = multirun or name.endswith(".path")
+    one = not several or Path(value).expanduser().exists()
     return f"{name}={quoted(value)}" if override.is_sweep_override() and one else word
 
 
@@ -106,11 +111,21 @@ def flag_problems(config_name: str, words: Sequence[str]) -> list[str]:
     return []
 
 
-def without_flags(words: Sequence[str]) -> list[str]:
-    """The overrides among words that `flag_problems` found nothing in: what is no flag of Hydra,
-    nor the value of one.
+def hydra_flags(words: Sequence[str]) -> Namespace:
+    """What Hydra makes of words that `flag_problems` found nothing in: its flags, which may be
+    shortened, and under `overrides` what is neither a flag nor the value of one.
     """
-    return list(get_args_parser().parse_args(words).overrides)
+    found: Namespace = get_args_parser().parse_args(words)
+    return found
+
+
+def asks_for_multirun(words: Sequence[str]) -> bool:
+    """Whether --multirun is among words of any kind, or a short form of it."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            return bool(get_args_parser().parse_known_args(words)[0].multirun)
+        except SystemExit:  # other flags are wrong, or ask for something else
+            return False
 
 
 def _is_flag(word: str) -> bool:

@@ -75,6 +75,17 @@ def test_what_hydra_reads_is_left_as_it_is(word: str) -> None:
     assert with_quoted_path("search.seed=(") == "search.seed=("
 
 
+@pytest.mark.parametrize("word", ["run=a,b", "output_dir=a,b", "model.path=a,b"])
+def test_with_multirun_a_comma_parts_two_paths(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert with_quoted_path(word, multirun=True) == word
+    (tmp_path / "a,b").mkdir()
+    name = word.partition("=")[0]
+    assert with_quoted_path(word, multirun=True) == f"{name}='a,b'", "there is such a file"
+
+
 COMMANDS = ("prune", "plan", "sweep", "solve", "evaluate", "export", "report", "reproduce")
 
 
