@@ -7,8 +7,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("dev", "docs")
-
 
 def lowest(requirements: list[str]) -> list[str]:
     """`name>=1.2` becomes `name==1.2`; what has no lower bound, such as `name`, is an error."""
@@ -25,8 +23,8 @@ def lowest(requirements: list[str]) -> list[str]:
 def main() -> None:
     """Reads the pyproject.toml of the folder that it is started in."""
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *(name for extra in EXTRAS for name in extras[extra])]
+    extras = project["optional-dependencies"].values()
+    requirements = [*project["dependencies"], *(name for names in extras for name in names)]
     sys.stdout.write("\n".join(lowest(requirements)) + "\n")
 
 

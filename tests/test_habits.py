@@ -21,6 +21,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [
     Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"])
 ]
+OF_USERS = [Requirement(text) for name in EXTRAS.keys() - {"dev", "docs"} for text in EXTRAS[name]]
 
 
 def pins(text: str) -> dict[str, str]:
@@ -38,7 +39,7 @@ def lowest() -> dict[str, str]:
     )
 
 
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda each: each.name)
+@pytest.mark.parametrize("requirement", [*REQUIREMENTS, *OF_USERS], ids=lambda each: each.name)
 def test_the_lowest_version_is_the_first_that_is_allowed(
     requirement: Requirement, lowest: dict[str, str]
 ) -> None:
