@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 SETTINGS = {
@@ -15,7 +17,6 @@ SETTINGS = {
     "search.target_ratio": "0.25",
     "search.distribution": "[40,40,20]",
     "search.mlp_group_channels": "16",
-    "search.head_group_channels": "16",
 }
 """All three stages: about ten steps in a second."""
 
@@ -27,7 +28,17 @@ def tiny_search(checkpoint: Path, token_file: Path, *changes: str) -> list[str]:
         | {"model.path": str(checkpoint), "calibration.path": str(token_file)}
         | dict(change.split("=", 1) for change in changes)
     )
-    return [f"{name}={value}" for name, value in options.items()]
+    return effective([f"{name}={value}" for name, value in options.items()])
+
+
+def effective(words: Sequence[str]) -> list[str]:
+    """Without the MLP group of `SETTINGS` where the last distribution of these words gives MLPs
+    nothing, since options that do nothing are refused.
+    """
+    shares = [word for word in words if word.startswith("search.distribution=")][-1:]
+    group = f"search.mlp_group_channels={SETTINGS['search.mlp_group_channels']}"
+    no_mlp = any(re.search(r"=\[[^,]+,0,", each) for each in shares)
+    return [word for word in words if not (no_mlp and word == group)]
 
 
 def places(folder: Path) -> list[str]:

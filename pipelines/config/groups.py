@@ -8,16 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines.config.redaction import masked_url
 from pruning.errors import InputError
-from pruning.importance.criteria import Importance
 from pruning.models.dtypes import DTYPES
 
-IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 CLUSTERS = ("local", "ray", "inline")
 
 

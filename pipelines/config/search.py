@@ -43,8 +43,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Commands and experiments of version 0.1.0 say `layout`."""
-        if self.layout in LAYOUTS and constraint_of(self.layout) == "deployable":
-            self.shape_constraint = "deployable"
+        if self.layout in LAYOUTS and self.shape_constraint == "none":
+            self.shape_constraint = constraint_of(self.layout)
 
     def resolved(self, geometry: Geometry) -> SearchSettings:
         """These settings for a model of these sizes; call `problems` first."""
@@ -63,17 +63,29 @@ class SearchConfig:
         )
 
     def problems_of_new(self, given: Sequence[str]) -> list[str]:
-        """Options that somebody gave, by name, and that do nothing in these settings.
+        """Options that somebody gave, by name, and that do nothing in these settings, or that
+        another one contradicts.
 
         Runs that are there already go on with what they were given.
         """
-        shares = list(self.distribution)
-        if "search.importance" not in given or len(shares) != 3 or any(shares[1:]):
-            return []
-        return [
-            f"search.importance: {self.importance}, which has no effect with "
-            f"search.distribution={shares}: no width changes; leave it out"
+        shares, why = list(self.distribution), dict[str, str]()
+        if len(shares) == 3:
+            why["mlp_group_channels"] = "" if shares[1] else "no MLP is narrowed"
+            why["head_group_channels"] = "" if shares[2] else "no attention block is narrowed"
+            why["importance"] = "" if any(shares[1:]) else "no width changes"
+        found = [
+            f"search.{name}: {getattr(self, name)}, which has no effect with "
+            f"search.distribution={shares}: {reason}; leave it out"
+            for name, reason in why.items()
+            if reason and f"search.{name}" in given and getattr(self, name) is not None
         ]
+        both = {"search.layout", "search.shape_constraint"} <= set(given)
+        if both and LAYOUTS.get(self.layout or "", self.shape_constraint) != self.shape_constraint:
+            found.append(
+                f"search.layout: {self.layout}, but search.shape_constraint="
+                f"{self.shape_constraint}; leave search.layout out, which is its old name"
+            )
+        return found
 
     def problems(self) -> list[str]:
         found = not_allowed(self, "search.")

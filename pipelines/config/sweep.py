@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -27,13 +28,16 @@ class SweepConfig(PruneConfig):
         return found
 
     @classmethod
-    def point(cls, config: DictConfig) -> PruneConfig:
+    def point(cls, config: DictConfig, given: Sequence[str] = ()) -> PruneConfig:
         """The configuration of one point, checked; its folder is not known yet.
+
+        Args:
+            given: see `of_new`.
 
         Raises:
             InputError: with every problem at once.
         """
-        typed = cls.of(config)
+        typed = cls.of_new(config, given)
         return PruneConfig(
             **{each.name: getattr(typed, each.name) for each in fields(PruneConfig)}
             | {"output_dir": None, "resume": False}

@@ -19,7 +19,6 @@ from pipelines.evaluators import joined
 from pipelines.prune.job import make_job
 from pipelines.prune.pipeline import run_job
 from pipelines.runs.files import RUN
-from pipelines.runs.folder import ROOT
 from pipelines.runs.resume import resumed
 
 
@@ -32,7 +31,7 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     log_to(None)
     if raw.resume:
         config = PruneConfig.of(resumed(raw, overrides))
-    elif (Path(raw.output_dir or ROOT).expanduser() / RUN).exists():
+    elif raw.output_dir and (Path(raw.output_dir).expanduser() / RUN).exists():
         config = PruneConfig.of(raw)
     else:
         config = PruneConfig.of_new(raw, [option_of(override) for override in overrides])

@@ -8,6 +8,7 @@ command goes on with what is missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -48,8 +49,9 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     ]
     if unknown:
         raise InputError("\n".join(unknown))
+    there = raw.output_dir and (Path(raw.output_dir).expanduser() / RUN).exists()
     with joined(config.cluster):
-        jobs = make_jobs(points_of(grid), given)
+        jobs = make_jobs(points_of(grid), given, is_new=not there)
         with RunFolder(raw.output_dir) as folder:
             try:
                 record = folder.claim({"kind": "sweep"})

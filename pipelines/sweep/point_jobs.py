@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config.grid import Point
-from pipelines.config.overrides import composition_error
+from pipelines.config.overrides import composition_error, option_of
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob, make_job
 from pipelines.prune.pipeline import validate_post_steps
@@ -60,9 +60,14 @@ def composed_point(overrides: Sequence[str]) -> DictConfig:
         raise InputError(f"grid: {composition_error(error)}") from error
 
 
-def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
+def make_jobs(points: Sequence[Point], given: Sequence[str], *, is_new: bool) -> list[PointJob]:
     """Every point, checked, in the order in which they run: those with a trunk in common behind one
     another, the longest trunk first.
+
+    Args:
+        given: overrides of all points.
+        is_new: whether options that do nothing are problems; a sweep that is there already goes on
+            with what it was given.
 
     Raises:
         InputError: what is wrong with any of them, all at once.
@@ -72,7 +77,10 @@ def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
     for point in points:
         try:
             job = make_job(
-                SweepConfig.point(composed_point([*given, *point.overrides])),
+                SweepConfig.point(
+                    composed_point([*given, *point.overrides]),
+                    list(point.settings) if is_new else (),
+                ),
                 [each.job for each in jobs],
             )
             if all(each.job.config.model != job.config.model for each in jobs):
@@ -81,6 +89,9 @@ def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
         except InputError as error:
             for problem in str(error).splitlines():
                 problems.setdefault(problem, []).append(point.name)
+    if is_new and not problems:
+        names = [point.name for point in points]
+        problems = dict.fromkeys(_unused_everywhere(jobs, given), names)
     if problems:
         everywhere = {problem for problem, names in problems.items() if len(names) == len(points)}
         raise InputError(
@@ -91,6 +102,21 @@ def make_jobs(points: Sequence[Point], given: Sequence[str]) -> list[PointJob]:
         )
     trunks = list(dict.fromkeys(_trunk(each.job) for each in jobs))
     return sorted(jobs, key=lambda each: (trunks.index(_trunk(each.job)), -_block_target(each.job)))
+
+
+def _unused_everywhere(jobs: Sequence[PointJob], given: Sequence[str]) -> list[str]:
+    """The problems of options that do nothing in any point; in some of them is enough."""
+    names = list(map(option_of, given))
+    found = [each.job.config.search.problems_of_new(names) for each in jobs]
+    return [
+        problem
+        for problem in found[0]
+        if all(any(_option(other) == _option(problem) for other in rest) for rest in found)
+    ]
+
+
+def _option(problem: str) -> str:
+    return problem.partition(":")[0]
 
 
 def _block_target(job: PruneJob) -> float:

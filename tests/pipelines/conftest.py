@@ -17,7 +17,7 @@ from pipelines.cli import launch
 from pipelines.config import grid, overrides
 from pruning.models.checkpoint import Checkpoint
 from tests.pipelines.command import Outcome, run_command
-from tests.tiny_search import places, tiny_search
+from tests.tiny_search import effective, places, tiny_search
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +103,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
     def run(command: str, *words: object, folder: str | None = "") -> Outcome:
         given = folder is None or any(str(word).startswith("output_dir=") for word in words)
-        return run_command(
-            command, *([] if given else [f"output_dir={tmp_path / (folder or command)}"]), *words
-        )
+        place = [] if given else [f"output_dir={tmp_path / (folder or command)}"]
+        return run_command(command, *place, *effective(list(map(str, words))))
 
     return run
 

@@ -60,7 +60,24 @@ def test_in_an_experiment(search: Search, own_conf: Path, deployable: Outcome) -
     outcome = search("experiment=portable", BLOCKS, folder="old")
     assert outcome.summary["identity"] == deployable.summary["identity"]
     words = ("experiment=any", BLOCKS, "search.shape_constraint=deployable")
-    assert search(*words, folder="any").summary["identity"] == deployable.summary["identity"]
+    both = search(*words, folder="any")
+    assert both.summary["identity"] == deployable.summary["identity"]
+    assert "is read as search.shape_constraint=none" not in both.output
+
+
+def test_both_names_at_once(cli: Cli, arguments: list[str]) -> None:
+    """In an experiment the old one is overridden; nobody means both on one command line."""
+    both = ("search.layout=any", "search.shape_constraint=deployable")
+    outcome = cli("plan", *arguments, *both)
+    assert outcome.status == 2
+    assert outcome.errors == [
+        "error: search.layout: any, but search.shape_constraint=deployable; leave search.layout "
+        "out, which is its old name"
+    ]
+    assert "is read as" not in outcome.output
+    agreeing = ("search.layout=portable", "search.shape_constraint=deployable")
+    outcome = cli("plan", *arguments, BLOCKS, *agreeing)
+    assert outcome.status == 0, outcome.output
 
 
 def test_in_the_folder_of_an_earlier_run(cli: Cli, search: Search, deployable: Outcome) -> None:

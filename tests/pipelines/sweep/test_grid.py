@@ -17,6 +17,8 @@ from pipelines.sweep.resume import saved_grid, saved_overrides
 from pruning.errors import InputError
 from tests.pipelines.sweep.conftest import Sweep
 
+BLOCKS = "search.distribution=[1,0,0]"
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -57,14 +59,14 @@ from tests.pipelines.sweep.conftest import Sweep
         (
             ("-m", "search.target_ratio=0.1,0.2"),
             (
-                "-m: several values are a list here, "
+                "--multirun: several values are a list here, "
                 "search.target_ratio=[0.1,0.2]; "
                 "--multirun is for "
                 "multipruner prune"
             ),
         ),
         (
-            ("--multirun",),
+            ("--multi",),
             ("--multirun: several values are a list here, search.target_ratio=[0.07,0.10]"),
         ),
         (
@@ -74,6 +76,17 @@ from tests.pipelines.sweep.conftest import Sweep
                 "list here, "
                 "search.target_ratio=[0.1,0.2]"
             ),
+        ),
+        (
+            ("search=blockpruner", BLOCKS, "search.importance=[l1,activation]"),
+            (
+                "search.importance: l1, which has no effect with search.distribution=[1.0, 0.0, "
+                "0.0]: no width changes; leave it out (point importance_l1)"
+            ),
+        ),
+        (
+            ("search.importance=l1", BLOCKS, "search.target_ratio=[0.1,0.2]"),
+            "search.importance: l1, which has no effect",
         ),
         (("experiment=[demo,nope]",), "Could not find 'experiment/nope'"),
         (("search=[multipruner,shortgtp]", "search.target_ratio=0.1"), "shortgtp"),
@@ -90,6 +103,24 @@ def test_bad_grids_are_refused_before_anything_starts(
     assert outcome.status == 2, outcome.output
     assert any(message in line for line in outcome.errors), outcome.output
     assert not outcome.folder.exists()
+
+
+def test_an_option_that_does_something_in_one_point_is_accepted(run_sweep: Sweep) -> None:
+    words = ("search.distribution=[[1,0,0],[0,1,0]]", "search.target_ratio=0.1")
+    outcome = run_sweep("search.importance=l1", *words)
+    assert outcome.status == 0, outcome.output
+
+
+def test_a_sweep_that_is_there_goes_on(run_sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (BLOCKS, "search.importance=[l1,none]", "search.target_ratio=0.1")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            "pipelines.config.search.SearchConfig.problems_of_new", lambda *_: list[str]()
+        )
+        assert run_sweep(*words).status == 0
+    assert run_sweep(*words).status == 0
+    resumed = run_sweep("resume=true", bare=True)
+    assert resumed.status == 0, resumed.output
 
 
 def test_points_and_their_names() -> None:
