@@ -295,11 +295,20 @@ class ParetoGroup:
 def pareto_groups(runs: Sequence[ReportRun]) -> tuple[ParetoGroup, ...]:
     """Every result of every run, with the ones that it compares to."""
     found: dict[tuple[str, bool, str], list[tuple[ReportRun, float, Pair]]] = {}
+    sources = {
+        text: source for run in runs[::-1] for source, (_, text) in run.heldout_sources.items()
+    }
     for run in runs:
-        text = f"{run.heldout_text} {run.identity.get('model.dtype')}"
-        found.setdefault(("held-out perplexity", True, text), []).append(
-            (run, run.ratio, run.heldout)
-        )
+        texts = {run.heldout_text: run.heldout}
+        texts |= {text: pair for pair, text in run.heldout_sources.values()}
+        for text, pair in texts.items():
+            of_source = f", {sources[text]}" if text in sources else ""
+            key = (
+                f"held-out perplexity{of_source}",
+                True,
+                f"{text} {run.identity.get('model.dtype')}",
+            )
+            found.setdefault(key, []).append((run, run.ratio, pair))
     for run in runs:
         if run.evaluation is not None:
             for name, (pair, text) in run.evaluation.texts.items():

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from pipelines.report.analysis import Block
 from pipelines.report.chart_style import color
-from pipelines.report.data import NEAR_TIE_STDERRS, ReportRun
+from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun
 from pipelines.report.page import RunLabel
 from pruning.shape import Removal
 
@@ -57,6 +57,13 @@ def block(removed: Block) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """With so many digits after the point."""
     return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def relative(pair: Pair) -> str:
+    """By how much the pruned model differs from the dense one."""
+    return (
+        f"{pair.pruned / pair.dense - 1:+.1%}" if pair.pruned is not None and pair.dense else NONE
+    )
 
 
 def near_ties(run: ReportRun) -> str:

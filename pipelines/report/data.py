@@ -126,6 +126,8 @@ class ReportRun:
         outcome: how it ended, in words.
         dense: perplexity of the dense model on each calibration set, as far as it is known.
         heldout_text: what tells held-out texts apart.
+        heldout_sources: of a mixture, by source: held-out perplexity, and what tells its text from
+            others.
         settings: options by name, with what the search resolved them to.
         allocation: of `search=allocation`, what its sizes were chosen from.
         costs: numbers of `summary.json`; empty if the search has not ended.
@@ -145,6 +147,7 @@ class ReportRun:
     dense: Mapping[str, float]
     heldout: Pair
     heldout_text: str
+    heldout_sources: Mapping[str, tuple[Pair, str]]
     sizes: Mapping[str, Pair]
     costs: Mapping[str, Any]
     evaluation: Evaluation | None

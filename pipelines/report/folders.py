@@ -26,6 +26,7 @@ from pipelines.runs.files import (
 )
 from pipelines.runs.journal import set_of
 from pipelines.runs.saved_run import SavedRun, read_saved_run
+from pruning.calibration.token_sets import heldout_sources
 from pruning.errors import InputError
 from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
@@ -138,10 +139,8 @@ def _run_of(
     settings = _flat(OmegaConf.to_container(saved.config))
     perplexity = {set_name: _pair(pair) for set_name, pair in summary.get("perplexity", {}).items()}
     heldout = perplexity.get("heldout", Pair(None, None))
-    target, text = (
-        float(saved.config.search.target_ratio),
-        summary.get("calibration", {}).get("heldout", {}),
-    )
+    target, texts = float(saved.config.search.target_ratio), summary.get("calibration", {})
+    sources = heldout_sources(perplexity)
     return ReportRun(
         key="",
         name=name,
@@ -160,20 +159,19 @@ def _run_of(
         | {"git revision": str(summary.get("git_revision") or "unknown")},
         steps=steps,
         dense={
-            set_name: pair.dense for set_name, pair in perplexity.items() if pair.dense is not None
+            set_name: pair.dense
+            for set_name, pair in perplexity.items()
+            if pair.dense is not None and set_name not in sources
         },
         heldout=heldout,
-        heldout_text=str(
-            (
-                identity["model"],
-                text.get("fingerprint")
-                or (
-                    text.get("num_sequences"),
-                    text.get("sequence_length"),
-                    f"{heldout.dense or 0:.3g}",
-                ),
+        heldout_text=_heldout_text(identity["model"], texts.get("heldout", {}), heldout),
+        heldout_sources={
+            source: (
+                perplexity[set_name],
+                _heldout_text(identity["model"], texts[set_name], perplexity[set_name]),
             )
-        ),
+            for set_name, source in sources.items()
+        },
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
         costs=_costs(summary) if summary else {},
         evaluation=evaluation,
@@ -181,6 +179,16 @@ def _run_of(
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )
+
+
+def _heldout_text(model: str, text: Mapping[str, Any], perplexity: Pair) -> str:
+    """Equal for what compares: the same tokens, for the same model."""
+    of_old_folders = (
+        text.get("num_sequences"),
+        text.get("sequence_length"),
+        f"{perplexity.dense or 0:.3g}",
+    )
+    return str((model, text.get("fingerprint") or of_old_folders))
 
 
 def _step(line: Mapping[str, Any]) -> ReportStep:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pipelines.cli.console import duration
 from pipelines.report.analysis import ParetoGroup, pareto_groups
-from pipelines.report.cells import NONE, Runs, label, number, plain
+from pipelines.report.cells import NONE, Runs, label, number, plain, relative
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, TaskScore
 from pipelines.report.page import Cell, Chart, Folded, Heading, Part, Section, Table, Text
 from pipelines.report.result_charts import accuracies, pareto
@@ -190,7 +190,7 @@ def _scores(run: ReportRun, evaluation: Evaluation, runs: Runs) -> list[tuple[Ce
             NONE,
             number(pair.pruned),
             NONE,
-            _relative(pair),
+            relative(pair),
         )
         for name, (pair, _) in evaluation.texts.items()
     ]
@@ -271,12 +271,6 @@ def settings(runs: Runs) -> Section:
             Folded("Fingerprints and versions", (Table(("what", *keys), align, tuple(where)),)),
             Folded("Folders", (Table(("run", "folder"), "ll", tuple(folders)),)),
         ),
-    )
-
-
-def _relative(pair: Pair) -> str:
-    return (
-        f"{pair.pruned / pair.dense - 1:+.1%}" if pair.pruned is not None and pair.dense else NONE
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.report.cells import Runs, label, near_ties, number, outcome
+from pipelines.report.cells import Runs, label, near_ties, number, outcome, relative
 from pipelines.report.choices import fragile, parting
 from pipelines.report.page import Part, Section, Table, Text
 from pipelines.report.paths import paths, remaining, stability
@@ -57,7 +57,7 @@ def overview(runs: Runs) -> Section:
         "near-ties",
     )
     stopped = [run.key for run in runs if not run.ended]
-    parts: list[Part] = [Table(columns, "lllrrrrrr", tuple(rows))]
+    parts: list[Part] = [Table(columns, "lllrrrrrr", tuple(rows)), *_sources(runs)]
     if stopped:
         parts.append(
             Text(
@@ -73,3 +73,20 @@ def overview(runs: Runs) -> Section:
             )
         )
     return Section("runs", "Runs", tuple(parts))
+
+
+def _sources(runs: Runs) -> list[Part]:
+    """Of mixtures, each source apart."""
+    rows = [
+        (label(run, runs), source, number(pair.dense), number(pair.pruned), relative(pair))
+        for run in runs
+        for source, (pair, _) in run.heldout_sources.items()
+    ]
+    if not rows:
+        return []
+    said = (
+        "Held-out perplexity of each text of a mixture: what is better on one and worse on another "
+        "is not better."
+    )
+    columns = ("run", "held-out text", "dense", "pruned", "change")
+    return [Text(said), Table(columns, "llrrr", tuple(rows))]

@@ -44,6 +44,7 @@ def write_run(
     target: float = 0.5,
     text: str = "t",
     heldout: tuple[float, float] = (10.0, 12.0),
+    sources: Mapping[str, tuple[float, float]] | None = None,
     settings: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     fields: Sequence[str] = ("stderr", "margin_stderr"),
@@ -53,6 +54,7 @@ def write_run(
     Args:
         text: fingerprint of both calibration sets.
         heldout: perplexity, dense and pruned.
+        sources: the same of each source of a mixture, whose text is called after it.
         fields: of `stderr` and `margin_stderr`, those that the folder has; old ones have neither.
     """
     folder.mkdir(parents=True)
@@ -81,7 +83,7 @@ def write_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if ended:
-        (folder / "summary.json").write_text(json.dumps(a_summary(lines, heldout)))
+        (folder / "summary.json").write_text(json.dumps(a_summary(lines, heldout, sources or {})))
     if evaluation is not None:
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -125,7 +127,11 @@ def _line(
     return line
 
 
-def a_summary(lines: Sequence[Mapping[str, Any]], heldout: tuple[float, float]) -> dict[str, Any]:
+def a_summary(
+    lines: Sequence[Mapping[str, Any]],
+    heldout: tuple[float, float],
+    sources: Mapping[str, tuple[float, float]],
+) -> dict[str, Any]:
     pair = {"dense": 40, "pruned": lines[-1]["num_parameters"]}
     return {
         "status": "target reached",
@@ -133,11 +139,16 @@ def a_summary(lines: Sequence[Mapping[str, Any]], heldout: tuple[float, float]) 
             "block": {"dense": 9.0, "pruned": 11.0},
             "width": {"dense": 9.5, "pruned": 11.5},
             "heldout": dict(zip(("dense", "pruned"), heldout, strict=True)),
+            **{
+                f"heldout_{name}": dict(zip(("dense", "pruned"), values, strict=True))
+                for name, values in sources.items()
+            },
         },
         "num_parameters": pair,
         "flops_per_token": pair,
         "kv_cache_bytes_per_token": pair,
-        "calibration": {"heldout": {"num_sequences": 4, "sequence_length": 8}},
+        "calibration": {"heldout": {"num_sequences": 4, "sequence_length": 8}}
+        | {f"heldout_{name}": {"fingerprint": name} for name in sources},
         "evaluations": {"candidates": 7, "scored": 12, "reused": 3},
         "num_evaluators": 2,
         "faults": {"worker died": 1},

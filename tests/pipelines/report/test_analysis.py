@@ -276,6 +276,32 @@ def test_only_results_on_the_same_text_share_a_front(tmp_path: Path) -> None:
     ]
 
 
+def test_each_source_of_a_mixture_has_a_front_of_its_own(tmp_path: Path) -> None:
+    """Better on one text and worse on the other: none is beaten. A run of one text stands beside
+    the mixtures that hold it.
+    """
+    whole = {"heldout": (11.0, 13.0)}
+    paths = [
+        write_run(tmp_path / "one", [A1], sources={"a": (10.0, 12.0), "b": (20.0, 25.0)}, **whole),
+        write_run(tmp_path / "two", [A2], sources={"a": (10.0, 13.0), "b": (20.0, 24.0)}, **whole),
+        write_run(tmp_path / "alone", [M3], heldout=(10.0, 11.0)),
+    ]  # type: ignore[arg-type]
+    summary = json.loads((paths[2] / "summary.json").read_text())
+    summary["calibration"]["heldout"]["fingerprint"] = "a"
+    (paths[2] / "summary.json").write_text(json.dumps(summary))
+    runs = read_runs([str(path) for path in paths])
+    assert [set(run.dense) for run in runs] == [{"block", "width", "heldout"}] * 3
+    values = {
+        group.metric: {point.run.key if point.run else "": point.value for point in group.points}
+        for group in pareto_groups(runs)
+    }
+    assert values == {
+        "held-out perplexity": {"": 11.0, "A": 13.0, "B": 13.0},
+        "held-out perplexity, a": {"": 10.0, "A": 12.0, "B": 13.0, "C": 11.0},
+        "held-out perplexity, b": {"": 20.0, "A": 25.0, "B": 24.0},
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "differs"),
     [

@@ -84,6 +84,20 @@ def test_the_page_says_what_it_should(command: Command, tmp_path: Path) -> None:
     check_figures(figures(outcome.folder / "report.html"))
 
 
+def test_each_source_of_a_mixture_is_on_the_first_screen(command: Command, tmp_path: Path) -> None:
+    sources = {"pydoc": (10.0, 12.0), "my": (20.0, 19.0)}
+    paths = [write_run(tmp_path / "mix", [A1], sources=sources), write_run(tmp_path / "one", [A1])]
+    outcome = command(*paths, "log_to_mlflow=false")
+    assert outcome.status == 0, outcome.output
+    page = (outcome.folder / "report.html").read_text()
+    first = page[page.index('id="runs"') : page.index('id="trajectories"')]
+    text = " ".join(re.sub(r"<[^>]+>", " ", first).split())
+    assert "A pydoc 10.00 12.00 +20.0% A my 20.00 19.00 -5.0%" in text
+    assert "perplexity, held-out text, my" in page
+    alone = command(paths[1], "log_to_mlflow=false", folder="alone")
+    assert "of a mixture" not in (alone.folder / "report.html").read_text()
+
+
 def check_figures(shown: dict[str, dict[str, Any]]) -> None:
     """Of the three runs above."""
     names = ["trajectory-block", "trajectory-width", "fragility", "votes-0", "overlap-0"]
