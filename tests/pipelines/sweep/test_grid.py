@@ -210,8 +210,8 @@ def test_saved_words_name_files_from_anywhere(
     monkeypatch.chdir(tmp_path)
     given = [
         "calibration=mix",
-        "calibration.sources=[{source: text, path: none.txt}, {source: c4, share: 3}]",
-        "calibration.sources.0.path=my.txt",
+        "calibration.sources=[{source: text, path: my.txt}, {source: c4, share: 3}]",
+        "calibration.sources.1.path=my.txt",
         "model.path=m",
     ]
     register()
@@ -222,7 +222,7 @@ def test_saved_words_name_files_from_anywhere(
         again = PruneConfig.of(compose("prune", overrides=words)).calibration.sources
     assert [(each.source, each.path, each.share) for each in again] == [
         ("text", str(tmp_path / "my.txt"), 1.0),
-        ("c4", None, 3.0),
+        ("c4", str(tmp_path / "my.txt"), 3.0),
     ]
 
 
