@@ -163,7 +163,12 @@ def write_results(
     folder.write(SUMMARY, dump_json(summary))
     title = f"{summary['model']}, {summary['ratio']:.1%} removed"
     dense = {name: pair["dense"] for name, pair in summary["perplexity"].items()}
-    folder.write_with(TRAJECTORY_PICTURE, lambda path: plot_trajectory(lines, dense, title, path))
+    prices = (
+        search.allocation.prices(job.accounting) if isinstance(search, AllocationPath) else None
+    )
+    folder.write_with(
+        TRAJECTORY_PICTURE, lambda path: plot_trajectory(lines, dense, title, path, prices)
+    )
     folder.write_with(
         SHAPE_PICTURE, lambda path: plot_shape(search.shape, geometry, lines, title, path)
     )

@@ -17,9 +17,11 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pipelines.runs.journal import set_of
 from pruning.models.geometry import Geometry
+from pruning.search.allocation import Block
 from pruning.shape import ModelShape
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; markers differ as well.
@@ -35,14 +37,31 @@ SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 def plot_trajectory(
-    lines: Sequence[Mapping[str, Any]], dense: Mapping[str, float | None], title: str, path: Path
+    lines: Sequence[Mapping[str, Any]],
+    dense: Mapping[str, float | None],
+    title: str,
+    path: Path,
+    prices: Mapping[Block, float] | None = None,
 ) -> None:
     """Calibration perplexity against ratio, one point a step, coloured by stage.
 
     Blocks and widths are scored on different texts, so they are two curves, each starting at the
     dense model's perplexity on its own text (`dense`: by set, `block` and `width`).
+
+    Args:
+        prices: of an allocation (`Allocation.prices`): below, what each block would have cost.
     """
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
+    figure, panels = pyplot.subplots(
+        2 if prices else 1,
+        figsize=(8, 7.2 if prices else 4.5),
+        dpi=150,
+        layout="constrained",
+        squeeze=False,
+        height_ratios=[1.5, 1] if prices else None,
+    )
+    axes = panels[0, 0]
+    if prices:
+        _plot_prices(panels[1, 0], prices, lines)
     drawn: list[float] = []
     for set_name, style, marker in (("block", "-", "D"), ("width", "--", "d")):
         steps = [
@@ -90,6 +109,50 @@ def plot_trajectory(
         axes.legend()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _plot_prices(
+    axes: Axes, prices: Mapping[Block, float], lines: Sequence[Mapping[str, Any]]
+) -> None:
+    """What one percent of the parameters costs in each block; filled where the path took some."""
+    cut = {
+        (line["removed"]["layer"], unit)
+        for line in lines
+        for unit in ("kv_heads", "mlp_channels")
+        if unit in line["removed"]
+    }
+    for unit, stage in (("mlp_channels", "mlp_channels"), ("kv_heads", "attention_heads")):
+        label, color, marker = STAGES[stage]
+        for taken, said in ((True, "narrowed"), (False, "left whole")):
+            points = [
+                (layer, 1000 * price)
+                for (layer, kind), price in sorted(prices.items())
+                if kind == unit and ((layer, kind) in cut) is taken
+            ]
+            if points:
+                across, up = zip(*points, strict=True)
+                axes.scatter(
+                    across,
+                    up,
+                    edgecolors=color,
+                    facecolors=color if taken else "white",
+                    marker=marker,
+                    s=30,
+                    label=f"{label}, {said}",
+                    zorder=3,
+                )
+    if min(prices.values()) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:  # near 0 noise decides the sign
+        axes.axhline(0, color="0.7", linewidth=1)
+        axes.set_yscale("symlog", linthresh=10)
+    axes.margins(y=0.2)
+    axes.set(xlabel="layer", ylabel="KL of 1 % of the\nparameters (10⁻³ nats)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
 
 
 def plot_shape(

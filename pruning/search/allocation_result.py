@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pruning.canonical_json import dump_json
+from pruning.costs.accounting import Accounting
+from pruning.search.allocation import Block, resized, size_of
 from pruning.shape import ModelShape, Resize
 
 
@@ -31,6 +33,26 @@ class Allocation:
     num_shapes: int
     rounds: tuple[Mapping[str, Any], ...]
     deviating: Mapping[str, int] = field(default_factory=dict)
+
+    def prices(self, accounting: Accounting) -> dict[Block, float]:
+        """KL in nats per token that one percent of the model's parameters costs in each block, by
+        the last round's smallest step down of it; without those that were not measured smaller.
+        """
+        last = self.rounds[-1]
+        base = ModelShape.parse(last["base"])
+        steps: dict[Block, tuple[int, float]] = {}
+        for change in last["changes"]:
+            block: Block = (change["layer"], change["unit"])
+            size, kl = change["size"], change["kl"]
+            if size < size_of(base, block) and size > steps.get(block, (-1,))[0] and kl is not None:
+                steps[block] = (size, kl)
+        whole = accounting.num_parameters(base)
+        return {
+            block: kl
+            * accounting.num_dense_parameters
+            / (100 * (whole - accounting.num_parameters(resized(base, block, size))))
+            for block, (size, kl) in steps.items()
+        }
 
     def save(self, path: Path) -> None:
         data = {
