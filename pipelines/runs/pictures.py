@@ -59,9 +59,18 @@ def plot_trajectory(
         squeeze=False,
         height_ratios=[1.5, 1] if prices else None,
     )
-    axes = panels[0, 0]
+    _plot_steps(panels[0, 0], lines, dense)
+    panels[0, 0].set_title(title)
     if prices:
         _plot_prices(panels[1, 0], prices, lines)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _plot_steps(
+    axes: Axes, lines: Sequence[Mapping[str, Any]], dense: Mapping[str, float | None]
+) -> None:
+    """A curve for each text that steps were scored on, and its steps by their stage."""
     drawn: list[float] = []
     for set_name, style, marker in (("block", "-", "D"), ("width", "--", "d")):
         steps = [
@@ -103,12 +112,10 @@ def plot_trajectory(
             )
     if drawn and max(drawn) > 10 * min(drawn):
         axes.set_yscale("log")
-    axes.set(xlabel="parameters removed (%)", ylabel="calibration perplexity", title=title)
+    axes.set(xlabel="parameters removed (%)", ylabel="calibration perplexity")
     axes.grid(alpha=0.3)
     if drawn:
         axes.legend()
-    figure.savefig(path)
-    pyplot.close(figure)
 
 
 def _plot_prices(
