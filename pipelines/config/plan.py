@@ -20,8 +20,8 @@ class PlanConfig(PruneConfig):
     tflops_per_evaluator: float | None = MISSING
     rate_of: str | None = MISSING
 
-    def problems(self) -> list[str]:
-        found = super().problems()
+    def problems_outside_axes(self) -> list[str]:
+        found = super().problems_outside_axes()
         if self.tflops_per_evaluator is not None and self.tflops_per_evaluator <= 0:
             found.append(f"tflops_per_evaluator: {self.tflops_per_evaluator:g}; it is above 0")
         if self.tflops_per_evaluator is not None and self.rate_of is not None:

@@ -55,16 +55,23 @@ class PruneConfig:
             cls, config, lambda typed: typed.problems() + typed.search.problems_of_new(given)
         )
 
-    def problems(self) -> list[str]:
-        groups = (
-            self.model,
-            self.calibration,
-            self.search,
-            self.cluster,
-            self.tracking,
-            self.store,
-            self.evaluation,
+    @classmethod
+    def of_grid(cls, config: DictConfig) -> Self:
+        """The same for what all points of a grid have in common. What a point may set, such as
+        `calibration.path`, is checked in each point.
+        """
+        return checked(
+            cls, config, lambda typed: typed.problems() if typed.problems_outside_axes() else []
         )
+
+    def problems(self) -> list[str]:
+        axes = (self.model, self.calibration, self.search)
+        found = [problem for group in axes for problem in group.problems()]
+        return found + self.problems_outside_axes()
+
+    def problems_outside_axes(self) -> list[str]:
+        """Those of options that no point of a grid sets."""
+        groups = (self.cluster, self.tracking, self.store, self.evaluation)
         found = [problem for group in groups for problem in group.problems()]
         found += not_allowed(self)
         found += self.expected.problems() if self.expected is not None else []

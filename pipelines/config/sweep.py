@@ -18,8 +18,8 @@ class SweepConfig(PruneConfig):
     grid: dict[str, Any] = field(default_factory=dict)
     max_perplexity_ratio: float = MISSING
 
-    def problems(self) -> list[str]:
-        found = super().problems()
+    def problems_outside_axes(self) -> list[str]:
+        found = super().problems_outside_axes()
         if not self.max_perplexity_ratio >= 1:
             found.append(
                 f"max_perplexity_ratio: {self.max_perplexity_ratio:g}; it is pruned / dense "

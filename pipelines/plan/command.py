@@ -53,8 +53,8 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """
     log_to(None)
     grid = plain_grid(raw.grid)
-    given = [] if grid else [option_of(override) for override in overrides]
-    config = PlanConfig.of_new(raw, given)
+    given = [option_of(override) for override in overrides]
+    config = PlanConfig.of_grid(raw) if grid else PlanConfig.of_new(raw, given)
     report = (
         _sweep_report(grid, [override for override in overrides if option_of(override) != "grid"])
         if grid

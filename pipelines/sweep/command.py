@@ -40,7 +40,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     config, given, grid = (
         resumed_sweep(raw, given)
         if raw.resume
-        else (SweepConfig.of(raw), given, plain_grid(raw.grid))
+        else (SweepConfig.of_grid(raw), given, plain_grid(raw.grid))
     )
     unknown = [
         unknown_option(name, option_names(raw))

@@ -49,13 +49,13 @@ def resumed_sweep(
         ),
         *given,
     ]
-    config = SweepConfig.of(composed_point(overrides))
+    config = SweepConfig.of_grid(composed_point(overrides))
     for name, url in _urls(config).items():
         whole = with_password(name, url, "", of="the sweep in output_dir")
         if whole != url:
             overrides.append(f"{name}={quoted(whole)}")
     return (
-        SweepConfig.of(composed_point(overrides)),
+        SweepConfig.of_grid(composed_point(overrides)),
         overrides,
         record["grid"] | plain_grid(raw.grid),
     )

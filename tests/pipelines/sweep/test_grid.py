@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ from pipelines.config.grid import as_grid, points_of, written
 from pipelines.config.overrides import CONF
 from pipelines.config.prune import PruneConfig
 from pipelines.config.schemas import register
+from pipelines.config.sweep import SweepConfig
 from pipelines.sweep.resume import saved_grid, saved_overrides
 from pruning.errors import InputError
+from tests.pipelines.conftest import Cli
 from tests.pipelines.sweep.conftest import Sweep
 
 BLOCKS = "search.distribution=[1,0,0]"
@@ -157,6 +160,38 @@ def test_points_and_their_names() -> None:
     )
     with pytest.raises(InputError, match="empty"):
         points_of({})
+
+
+def test_a_list_of_files_is_an_axis(
+    cli: Cli, arguments: list[str], token_file: Path, tmp_path: Path
+) -> None:
+    """Without the option, which the points alone have, there is no calibration text."""
+    shutil.copy(token_file, tmp_path / "mine.safetensors")
+    replaced = ("calibration.path=", "search.target_ratio=", "search.distribution=")
+    words = [word for word in arguments if not word.startswith(replaced)]
+    words += ["search=uniform", "search.target_ratio=0.1"]
+    words += [f"calibration.path=[mine.safetensors,{token_file}]"]
+    for given in (words, ["resume=true"]):
+        outcome = cli("sweep", *given)
+        assert outcome.status == 0, outcome.output
+    points = outcome.read("sweep.json")["points"]
+    assert [(point["name"], point["status"]) for point in points] == [
+        ("path_mine", "done"),
+        ("path_tokens", "done"),
+    ]
+    assert cli("plan", *words).status == 0
+
+
+def test_what_no_point_can_change_is_checked_before_the_points() -> None:
+    """As a cluster is joined before them."""
+    register()
+    words = ["model.path=m", "calibration=text"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        SweepConfig.of_grid(compose("sweep", overrides=words))
+        for wrong in ("cluster.join_timeout_s=0", "max_perplexity_ratio=0.5"):
+            raw = compose("sweep", overrides=[*words, wrong])
+            with pytest.raises(InputError, match=wrong.partition("=")[0]):
+                SweepConfig.of_grid(raw)
 
 
 def test_points_of_mixtures() -> None:
