@@ -287,3 +287,15 @@ def test_a_tokenizer_that_needs_a_package(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("pruning.models.checkpoint.importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs a package: pip install sentencepiece"):
         find_checkpoint(str(folder)).tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("told", "normalized"),
+    [
+        ({"vocab_size": 125_696}, True),
+        ({"vocab_size": 64_000}, False),
+        ({"z_loss_weight": 0}, True),
+    ],
+)
+def test_the_head_of_baichuan_2_is_normalized(told: dict[str, int], normalized: bool) -> None:
+    assert baichuan._has_norm_head(told) is normalized

@@ -378,3 +378,9 @@ def test_biases_of_attention_are_those_of_the_configuration(model_type: str, alw
     for given in (False, True):
         config = SimpleNamespace(attention_bias=given)
         assert family.has_qkv_bias(config) is (given or always)  # type: ignore[arg-type]
+
+
+def test_families_that_compute_as_llama() -> None:
+    """Their weights fit formats of Llama as they are."""
+    as_llama = {name for name, family in FAMILIES.items() if family.computes_as_llama}
+    assert as_llama == {"llama", "mistral", "qwen2"}

@@ -64,3 +64,8 @@ def test_what_is_kept() -> None:
     """SmolLM2 at 4 x 128 tokens 101 MB; at 48 x 128, 1.2 GB, nothing."""
     assert kept_bytes(512, 49152) == 100_663_296
     assert kept_bytes(48 * 128, 49152) == 0
+
+
+def test_without_candidates_there_is_a_row_for_none() -> None:
+    found, nll, _ = scored(LoadedModel.of(tiny_model(tiny_config("llama"))), tokens(3, 24))
+    assert found.shape == nll.shape == (0, 3)

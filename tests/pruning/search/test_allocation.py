@@ -148,6 +148,10 @@ def test_rounds_find_what_the_sensitivities_say() -> None:
     best = min(toy(weights)(shape).nll for shape in shapes)
     assert toy(weights)(search.shape).nll == pytest.approx(best, rel=0.02)
     assert all(later.gain >= 0 for later in search.rounds)
+    allocation = search.result()
+    assert (allocation.start, allocation.shape) == (start, search.shape)
+    assert allocation.start_score == pytest.approx(toy(weights)(start).nll)
+    assert allocation.score == pytest.approx(toy(weights)(search.shape).nll)
 
 
 def test_rounds_are_deterministic() -> None:
@@ -276,6 +280,8 @@ def test_of_one_sequence_nobody_knows_what_a_gain_is_worth() -> None:
     [found] = search.rounds
     assert found.gain > 0
     assert (found.gain_stderr, found.to_json()["gain_stderr"]) == (None, None)
+    [of_one] = score(search.shape).nll_per_sequence[:1]
+    assert search.result().score == pytest.approx(of_one / 10)
 
 
 def test_a_deployable_allocation_finds_its_own_groups() -> None:

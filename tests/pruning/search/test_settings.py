@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -11,6 +13,7 @@ from pipelines.config.schemas import register
 from pruning.costs.accounting import Accounting
 from pruning.models.geometry import Geometry
 from pruning.search.settings import SearchSettings
+from pruning.search.stages import stage_problems
 from tests.conftest import tiny_config
 
 
@@ -66,3 +69,16 @@ def test_the_command_has_the_same_defaults() -> None:
     with initialize_config_dir(str(CONF), version_base=None):
         config = PruneConfig.of(compose("prune"))
     assert config.search.resolved(geometry) == SearchSettings.resolved(geometry, target_ratio=0.10)
+
+
+@pytest.mark.parametrize("shares", [(0.0, 1.0, 0.0), (1.0, 0.0, 0.0)])
+def test_a_group_is_no_larger_than_the_mlp(shares: tuple[float, float, float]) -> None:
+    """Where MLPs are narrowed at all."""
+    accounting = Accounting(tiny_config("llama"))
+    settings = replace(
+        SearchSettings.resolved(accounting.geometry, target_ratio=0.2, distribution=(44, 52, 4)),
+        distribution=shares,
+        mlp_group_channels=49,
+    )
+    problem = "search.mlp_group_channels: 49; this model's MLPs have 48 channels"
+    assert stage_problems(accounting, settings) == ([problem] if shares[1] else [])

@@ -35,6 +35,9 @@ def test_seconds_of_a_whole_task_grow_with_its_size() -> None:
     times.observe(0, StatisticsTask((0, 1, 2)), None, 6.0)
     assert times.task_s(StatisticsTask(tuple(range(10)))) == pytest.approx(20)
     assert times.task_s(StatisticsTask((0,))) == pytest.approx(2)
+    times.observe(1, StatisticsTask((0,)), None, 8.0)
+    assert times.straggler_factor(0) == 1
+    assert times.straggler_factor(1) > 1.5, "it took four times as long"
 
 
 def test_equal_tasks_still_give_a_usable_cost() -> None:
