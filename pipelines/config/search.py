@@ -32,6 +32,7 @@ class SearchConfig:
     strategy: str = one_of(STRATEGY_NAMES)
     seed: int | None = MISSING
     rounds: int | None = MISSING
+    table_ratio: float | None = MISSING
     target_ratio: float = MISSING
     distribution: list[float] = MISSING
     mlp_group_channels: int | None = MISSING
@@ -60,6 +61,7 @@ class SearchConfig:
             compensation=chosen(self.compensation, COMPENSATIONS),
             seed=self.seed,
             rounds=self.rounds,
+            table_ratio=self.table_ratio,
         )
 
     def problems_of_new(self, given: Sequence[str]) -> list[str]:
@@ -90,7 +92,7 @@ class SearchConfig:
     def problems(self) -> list[str]:
         found = not_allowed(self, "search.")
         strategy = STRATEGIES.get(self.strategy)
-        for name in ("seed", "rounds"):
+        for name in ("seed", "rounds", "table_ratio"):
             value = getattr(self, name)
             if value is not None and strategy is not None and name not in strategy.options:
                 users = [other for other, each in STRATEGIES.items() if name in each.options]
@@ -98,16 +100,14 @@ class SearchConfig:
                     f"search.{name}: {value}, which has no effect with "
                     f"search.strategy={self.strategy}; it is for {', '.join(users)}"
                 )
-        if not 0 < self.target_ratio < 1:
-            hint = (
-                f"; did you mean {self.target_ratio / 100:g}?"
-                if 1 <= self.target_ratio < 100
-                else ""
-            )
-            found.append(
-                f"search.target_ratio: {self.target_ratio:g}; it is removed / all parameters, "
-                f"above 0 and below 1{hint}"
-            )
+        for name in ("target_ratio", "table_ratio"):
+            ratio = getattr(self, name)
+            if ratio is not None and not 0 < ratio < 1:
+                hint = f"; did you mean {ratio / 100:g}?" if 1 <= ratio < 100 else ""
+                found.append(
+                    f"search.{name}: {ratio:g}; it is removed / all parameters, above 0 and below "
+                    f"1{hint}"
+                )
         found += self._distribution_problems(strategy)
         if (
             strategy is not None

@@ -37,6 +37,7 @@ from pruning.costs.sizes import DenseSizes
 from pruning.errors import InputError
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
+from pruning.search.allocation_path import NUM_SOLUTIONS
 from pruning.search.plan import SearchPlan
 from pruning.search.strategies import STRATEGIES
 from workers.cluster.machine import LocalMachine
@@ -91,9 +92,10 @@ def _sizes(path: str, revision: str | None, *, trust_remote_code: bool) -> Dense
 
 def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """Every point, and all together: of the points that differ in target and distribution alone,
-    only the longest pays for its block stage, unless what is measured there depends on both.
+    only the longest pays for its block stage. Allocations share a table at most, where they name
+    its ratio: their solutions are their own.
     """
-    points, trunks = [], dict[str, list[tuple[dict[str, Any], float | None]]]()
+    own, points, trunks = 0, [], dict[str, list[tuple[dict[str, Any], float | None]]]()
     for point in points_of(grid):
         config = PlanConfig.of(compose("plan", overrides=[*given, *point.overrides]))
         report, block_flops = _search_report(config)
@@ -101,6 +103,8 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
         search = config.search
         if not STRATEGIES[search.strategy].solves_shares:
             search = replace(search, target_ratio=0.0, distribution=[])
+        elif search.table_ratio is not None:
+            search, own = replace(search, target_ratio=0.0), NUM_SOLUTIONS
         trunks.setdefault(str((config.model, config.calibration, search)), []).append(
             (report, block_flops)
         )
@@ -115,6 +119,8 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
             end: sum(together(each[end] for each in group) for group in ranges if group)
             for end in ("min", "max")
         }
+        if stage == "block":
+            evaluations[stage]["max"] += (len(points) - len(trunks)) * own
     flops = _flops_together(list(trunks.values()))
     hours = [point["hours"] for point in points]
     return {

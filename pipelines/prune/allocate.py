@@ -47,7 +47,7 @@ def find_allocation(
                 "difference %s)",
                 number,
                 each.base_score,
-                each.base_score - each.gain,
+                each.score,
                 "unknown" if each.gain_stderr is None else f"{each.gain_stderr:.4f}",
             )
     deviating = {str(kind): count for kind, count in (scorer.deviating - before).items()}

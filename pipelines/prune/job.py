@@ -32,7 +32,6 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.search.settings import SearchSettings
-from pruning.search.stages import stage_problems
 from pruning.search.strategies import strategy_of
 from pruning.search.strategy import Strategy
 from workers.cluster.machine import LocalMachine
@@ -111,6 +110,19 @@ class PruneJob:
     @property
     def _num_evaluators(self) -> int:
         return (self.placement.num_evaluators if self.placement else None) or 1
+
+    @property
+    def order_key(self) -> tuple[str, ...]:
+        """What its channel order depends on, evaluators aside: jobs with the same share it."""
+        settings = self.settings
+        return (
+            self.fingerprint,
+            self.dtype,
+            str(self.config.calibration.batch_size),
+            self.calibration.width.fingerprint,
+            settings.importance,
+            settings.compensation,
+        )
 
     def channel_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
         """The order of the run, found once: a resumed run reads it from its folder."""
@@ -199,7 +211,7 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     if not same_model:
         checkpoint.check_weights()
     settings = config.search.resolved(accounting.geometry)
-    problems = stage_problems(accounting, settings) + _context_problems(config, model_config)
+    problems = strategy_of(settings).problems(accounting) + _context_problems(config, model_config)
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     dtype = resolve_dtype(
         model.dtype, on_gpu=machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0

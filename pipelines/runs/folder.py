@@ -4,6 +4,8 @@ not there.
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import threading
 import time
@@ -151,6 +153,19 @@ class RunFolder:
             error.filename = error.filename or str(path)
             raise
         return path
+
+    def link(self, name: str, source: Path) -> Path:
+        """The same file under a name of this folder, since statistics are large; a copy on another
+        disk. Files of a run are replaced and never rewritten, so that a link keeps what it was.
+        """
+
+        def linked(path: Path) -> None:
+            try:
+                os.link(source, path)
+            except OSError:
+                shutil.copyfile(source, path)
+
+        return self.write_with(name, linked)
 
 
 def pid_namespace() -> str | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +157,7 @@ class Solved:
         for name in (STATISTICS, CHANNEL_ORDER):
             source = self.run.saved.folder / name
             if source.exists():
-                folder.write_with(name, lambda path, source=source: _link(source, path))
+                folder.link(name, source)
         folder.write(SHAPE, dump_json(self.shape.to_json()))
         folder.write(SOLUTION, dump_json(self.to_json()))
 
@@ -226,13 +224,3 @@ def _constraints(run: SolvedRun, config: SolveConfig) -> list[Constraint]:
     if search.whole_blocks:
         found.append(whole_blocks(dense))
     return found
-
-
-def _link(source: Path, path: Path) -> None:
-    """The same file under another name, since statistics are large; a copy on another disk. Files
-    of a run are replaced and never rewritten, so that a link keeps what it was.
-    """
-    try:
-        os.link(source, path)
-    except OSError:
-        shutil.copyfile(source, path)

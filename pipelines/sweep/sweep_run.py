@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from pipelines.cli.commands import command_line, resuming
@@ -18,6 +19,7 @@ from pipelines.evaluators import local_session, open_pool
 from pipelines.prune.pipeline import run_post_steps
 from pipelines.prune.search_run import SearchRun
 from pipelines.runs.files import (
+    CHANNEL_ORDER,
     EVALUATION,
     PRUNE_LOG,
     RUN,
@@ -36,6 +38,7 @@ from pipelines.sweep.table import table
 from pipelines.tracking.metrics import sweep_metrics, sweep_params, sweep_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.errors import ExportError, InputError, ScoringError
+from pruning.importance.channel_order import STATISTICS
 from workers.pool.faults import FaultLog, WorkersLost
 from workers.pool.protocol import Pool
 
@@ -61,6 +64,7 @@ class SweepRun:
         grid: Mapping[str, Any],
     ) -> None:
         self.config, self.jobs, self.folder, self.grid = config, jobs, folder, grid
+        self._orders: dict[tuple[str, ...], Path] = {}
         record = folder.read(RUN) or {}
         self.started = float(record["started"])
         self.tracker = Tracker(
@@ -171,7 +175,20 @@ class SweepRun:
         pool.faults = FaultLog()
         with self._folder_of(each) as folder:
             record = folder.claim(each.job.identity())
+            self._share_order(each, folder)
             SearchRun(each.job, store, folder, record, pool=pool, parent=self.tracker).go()
+            self._orders.setdefault(each.job.order_key, folder.path)
+
+    def _share_order(self, each: PointJob, folder: RunFolder) -> None:
+        """The channel order, with the statistics that compensate, from a point of this process that
+        has the same: its evaluators would find the same bytes again.
+        """
+        other = self._orders.get(each.job.order_key)
+        if other is None or (folder.path / CHANNEL_ORDER).exists():
+            return
+        for name in (STATISTICS, CHANNEL_ORDER):  # the order last: who has it has both
+            if (other / name).exists():
+                folder.link(name, other / name)
 
     def _follow_up(self, each: PointJob) -> None:
         """Evaluation and export of a point, where they are asked for."""

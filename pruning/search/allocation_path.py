@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
 from pruning.search.allocation import Limit
 from pruning.search.allocation_result import Allocation
 from pruning.search.fixed import PARTS, FixedSearch, path_between
@@ -15,6 +18,11 @@ from pruning.search.stages import Stage, StageName, make_stages
 from pruning.search.strategy import Measured, Strategy
 from pruning.search.uniform import uniform_shape
 from pruning.shape import ModelShape
+
+NUM_SOLUTIONS = len(MOVES) + 1
+"""Shapes that a target measures of its own in a round whose table is around another one: what the
+solver chose, and the uniform shape, at most.
+"""
 
 
 class AllocationStrategy(Strategy):
@@ -27,7 +35,7 @@ class AllocationStrategy(Strategy):
         "an integer program over what each block costs at each size, measured as the KL divergence "
         "from the dense model"
     )
-    options = ("rounds",)
+    options = ("rounds", "table_ratio")
     needs = ("allocation",)
     solves_shares = True
     by_divergence = True
@@ -36,20 +44,42 @@ class AllocationStrategy(Strategy):
         """The rounds, before the first.
 
         Raises:
-            InputError: the settings do not fit the model, or MLPs alone do not reach the target.
+            InputError: the settings do not fit the model, or the target is out of reach of MLPs
+                alone, or of the table.
         """
         settings = self.settings
         heads = make_stages(accounting, settings)[2].group if settings.distribution[2] else 0
+        uniform = self._uniform(accounting, settings.target_ratio)
         most = (1 - settings.target_ratio) * accounting.num_dense_parameters
-        return AllocationSearch(
+        table = settings.table_ratio
+        search = AllocationSearch(
             accounting.dense,
-            self._start(accounting),
+            uniform if table is None else self._uniform(accounting, table),
             [Limit("search.target_ratio", accounting.num_parameters, most)],
             group=settings.mlp_group_channels,
             heads=heads,
             constraint=settings.shape_constraint,
             max_rounds=settings.rounds,
+            uniform=None if table is None else uniform,
         )
+        reached = accounting.ratio(search.smallest())
+        if reached < settings.target_ratio:
+            raise InputError(
+                f"search.table_ratio: {table:g}; what is measured around the uniform shape of that "
+                f"ratio goes to {reached:.4f}, and search.target_ratio is "
+                f"{settings.target_ratio:g}; give one that is nearer to it, or leave it out"
+            )
+        return search
+
+    def problems(self, accounting: Accounting) -> list[str]:
+        found = super().problems(accounting)
+        if found:
+            return found
+        try:
+            self.measuring(accounting)
+        except InputError as error:
+            return str(error).splitlines()
+        return []
 
     def search(self, accounting: Accounting, measured: Measured) -> AllocationPath:
         return AllocationPath(accounting, self.settings, measured["allocation"])
@@ -66,7 +96,8 @@ class AllocationStrategy(Strategy):
         assert wave is not None
         kinds = 2 if search.heads else 1
         most = self.settings.rounds * ((4 + 2 * (kinds - 1)) * num_layers + len(MOVES)) + 1
-        ends = (target, accounting.ratio(search.shape))
+        most += search.reference != search.shape
+        ends = (target, accounting.ratio(search.reference))
         steps = Range(0, PARTS * num_layers)
         names: tuple[StageName, ...] = ("mlp_channels", "attention_heads")
         return SearchPlan(
@@ -78,11 +109,14 @@ class AllocationStrategy(Strategy):
             impossible=None,
         )
 
-    def _start(self, accounting: Accounting) -> ModelShape:
-        """Uniform, as near to the target as half a group comes."""
+    def _own_identity(self) -> dict[str, Any]:
+        return {name: value for name, value in super()._own_identity().items() if value is not None}
+
+    def _uniform(self, accounting: Accounting, ratio: float) -> ModelShape:
+        """As near to a ratio as half a group comes."""
         settings, group = self.settings, self.settings.mlp_group_channels
         fine = group if settings.shape_constraint == "deployable" else max(1, group // 2)
-        return uniform_shape(accounting, target_ratio=settings.target_ratio, group=fine)
+        return uniform_shape(accounting, target_ratio=ratio, group=fine)
 
 
 class AllocationPath(FixedSearch):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pruning.errors import ScoringError
+from pruning.errors import InputError, ScoringError
 from pruning.scoring.score import ShapeScore
 from pruning.search.allocation import (
     Block,
@@ -20,6 +20,7 @@ from pruning.search.allocation import (
     Solution,
     neighbours,
     resized,
+    size_of,
     solve,
 )
 from pruning.search.allocation_result import Allocation
@@ -48,14 +49,17 @@ class Round:
         table: sensitivities around the shape that it began with.
         base_score: of that shape, nats per token.
         solutions: with their measured change of score, in the order of `MOVES`, no shape twice.
-        gain: of the best solution over the base, nats per token, with its paired standard error
-            over the sequences; None where there is one only, or nothing finite.
+        score: of `shape`, with which it ended.
+        gain: of the best solution over what it had to beat, nats per token: over the base, or over
+            the uniform shape of the target where the table is around another one. With its paired
+            standard error over the sequences; None where there is one only, or nothing finite.
     """
 
     table: Sensitivities
     base_score: float
     solutions: tuple[tuple[Solution, float], ...]
     shape: ModelShape
+    score: float
     gain: float
     gain_stderr: float | None
 
@@ -87,7 +91,9 @@ class AllocationSearch:
     """Proposes waves of shapes and learns their scores.
 
     Args:
-        start: a shape that keeps every limit, such as the uniform one.
+        start: the shape that the first table is around, such as the uniform one of the target.
+        uniform: a shape that keeps every limit, where `start` is not one of this target: it is
+            measured with the first solutions, and they have to beat it.
         group: MLP channels of one step; the first round looks two steps up and down.
         heads: KV heads of one step; 0 leaves attention alone.
         constraint: which shapes are allowed.
@@ -107,10 +113,11 @@ class AllocationSearch:
         heads: int = 1,
         constraint: ShapeConstraint = "none",
         max_rounds: int = 3,
+        uniform: ModelShape | None = None,
     ) -> None:
         self.dense, self.shape, self.limits = dense, start, tuple(limits)
         self.group, self.heads, self.max_rounds = group, heads, max_rounds
-        self.constraint = constraint
+        self.constraint, self._uniform = constraint, uniform
         self.rounds: list[Round] = []
         self._scores: dict[ModelShape, ShapeScore] = {}
         self._solutions: tuple[Solution, ...] | None = None
@@ -125,6 +132,11 @@ class AllocationSearch:
         """Shapes that were scored so far."""
         return len(self._scores)
 
+    @property
+    def reference(self) -> ModelShape:
+        """What the solutions of this round have to beat."""
+        return self.shape if self._uniform is None or self.rounds else self._uniform
+
     def propose(self) -> Wave | None:
         """What is to be scored next; None when the search is over. Nothing is asked twice."""
         if self._done:
@@ -132,7 +144,7 @@ class AllocationSearch:
         if self._solutions is None:
             wanted = [self.shape, *self._neighbour_shapes().values()]
         else:
-            wanted = [solution.shape for solution in self._solutions]
+            wanted = [self.reference, *(solution.shape for solution in self._solutions)]
         return Wave(self.shape, tuple(dict.fromkeys(s for s in wanted if s not in self._scores)))
 
     def observe(self, scores: Mapping[ModelShape, ShapeScore]) -> None:
@@ -144,19 +156,24 @@ class AllocationSearch:
 
         Raises:
             KeyError: a shape of the wave has no score.
-            ScoringError: the base of the first round has no finite score.
+            ScoringError: the base of the first round, or what its solutions have to beat, has no
+                finite score.
         """
         wave = self.propose()
         assert wave is not None
         self._scores |= {shape: scores[shape] for shape in wave.shapes}
-        if not math.isfinite(self._scores[self.shape].nll):
+        known = [
+            self._scores[each] for each in (self.shape, self.reference) if each in self._scores
+        ]
+        if not all(math.isfinite(score.nll) for score in known):
             raise ScoringError(
                 "the score of the shape that allocation starts from is NaN or infinite: try "
                 "model.dtype=float32, and check the dense perplexity"
             )
         if self._solutions is None:
             self._solutions = self._solve()
-            if all(solution.shape in self._scores for solution in self._solutions):
+            wave = self.propose()
+            if wave is not None and not wave.shapes:
                 self._conclude()
         else:
             self._conclude()
@@ -164,11 +181,12 @@ class AllocationSearch:
     def result(self) -> Allocation:
         """What the rounds came to; call it when they are over."""
         first, last = self.rounds[0], self.rounds[-1]
+        start = self._uniform or first.table.base
         return Allocation(
-            first.table.base,
+            start,
             self.shape,
-            first.base_score,
-            last.base_score - last.gain,
+            self._scores[start].nll,
+            last.score,
             self.num_shapes,
             tuple(each.to_json() for each in self.rounds),
         )
@@ -187,6 +205,13 @@ class AllocationSearch:
             for size in found
             if size or not self._is_kept(block)
         }
+
+    def smallest(self) -> ModelShape:
+        """Every block at the smallest size that the next table has."""
+        found = self.shape
+        for block, size in self._neighbour_shapes():
+            found = resized(found, block, min(size, size_of(found, block)))
+        return found
 
     def _is_kept(self, block: Block) -> bool:
         """Whether the constraint keeps a block, of whatever size."""
@@ -207,34 +232,42 @@ class AllocationSearch:
         self._current = self._table()
         found: dict[ModelShape, Solution] = {}
         for moves in MOVES:
-            solution = solve(self._current, self.limits, max_moves=moves)
+            try:
+                solution = solve(self._current, self.limits, max_moves=moves)
+            except InputError:
+                if moves is None:
+                    raise
+                continue  # a target that is far from the table takes more changes
             if solution.shape != self.shape:
                 found.setdefault(solution.shape, solution)
         return tuple(found.values())
 
     def _conclude(self) -> None:
         assert self._solutions is not None
-        base = self._scores[self.shape]
+        base, reference = self._scores[self.shape], self._scores[self.reference]
         measured = [
             (solution, self._scores[solution.shape].nll - base.nll) for solution in self._solutions
         ]
         finite = [pair for pair in measured if math.isfinite(pair[1])]
-        best, change = min(finite, key=lambda pair: pair[1], default=(None, math.inf))
-        stderr = None if best is None else self._scores[best.shape].stderr_of_difference(base)
-        better = best is not None and change < 0
-        self.shape = best.shape if best is not None and better else self.shape
+        best, _ = min(finite, key=lambda pair: pair[1], default=(None, math.inf))
+        score = reference if best is None else self._scores[best.shape]
+        gain = reference.nll - score.nll
+        stderr = None if best is None else score.stderr_of_difference(reference)
+        better = best is not None and gain > 0
+        self.shape = best.shape if best is not None and better else self.reference
         self.rounds.append(
             Round(
                 self._current,
                 base.nll,
                 tuple(measured),
                 self.shape,
-                -change if better else 0.0,
+                self._scores[self.shape].nll,
+                gain if better else 0.0,
                 stderr,
             )
         )
         self._solutions = None
-        significant = better and stderr is not None and -change >= stderr
+        significant = better and stderr is not None and gain >= stderr
         self._done = not significant or len(self.rounds) >= self.max_rounds
 
 

@@ -52,6 +52,7 @@ class SearchSettings:
         compensation: what repairs a narrowed block, in scores, evaluation and exports alike.
         seed: of the strategies that draw.
         rounds: of an allocation, at most.
+        table_ratio: at which uniform shape an allocation measures its table; None: the target's.
     """
 
     strategy: StrategyName
@@ -64,6 +65,7 @@ class SearchSettings:
     compensation: CompensationName
     seed: int
     rounds: int
+    table_ratio: float | None = None
 
     @classmethod
     def resolved(
@@ -80,6 +82,7 @@ class SearchSettings:
         compensation: CompensationName = "none",
         seed: int | None = None,
         rounds: int | None = None,
+        table_ratio: float | None = None,
     ) -> Self:
         """Settings for a model of these sizes; None takes the default of that model."""
         return cls(
@@ -100,7 +103,8 @@ class SearchSettings:
             shape_constraint=shape_constraint,
             compensation=compensation,
             seed=_SEED if seed is None else seed,
-            rounds=_ROUNDS if rounds is None else rounds,
+            rounds=(1 if table_ratio else _ROUNDS) if rounds is None else rounds,
+            table_ratio=table_ratio,
         )
 
 

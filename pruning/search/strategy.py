@@ -11,7 +11,7 @@ from pruning.costs.accounting import Accounting
 from pruning.search.plan import SearchPlan
 from pruning.search.selection import Selection
 from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
-from pruning.search.stages import Stage
+from pruning.search.stages import Stage, stage_problems
 from pruning.search.step import Step
 from pruning.shape import ModelShape, Removal
 
@@ -119,6 +119,10 @@ class Strategy(ABC):
         if settings.compensation != "none":
             identity["search.compensation"] = settings.compensation
         return identity | self._own_identity()
+
+    def problems(self, accounting: Accounting) -> list[str]:
+        """What is wrong with the settings for this model, one message each."""
+        return stage_problems(accounting, self.settings)
 
     @abstractmethod
     def search(self, accounting: Accounting, measured: Measured) -> Search:
