@@ -19,7 +19,8 @@ class Allocation:
     """What measuring and solving came to.
 
     Args:
-        start: the uniform shape that the first round was measured around.
+        start: the uniform shape of the target, which the first round was measured around unless
+            its table is that of another ratio.
         start_score, score: KL from the dense model of `start` and of `shape`, nats per token.
         num_shapes: that were scored.
         rounds: for people, as `allocation.json` has them.
@@ -68,7 +69,7 @@ class Allocation:
 
     def measured(self) -> frozenset[ModelShape]:
         """The shapes that were scored, as far as the rounds tell."""
-        found = set[ModelShape]()
+        found = {self.start}
         for each in self.rounds:
             base = ModelShape.parse(each["base"])
             found |= {base, *(ModelShape.parse(other["shape"]) for other in each["solutions"])}

@@ -108,9 +108,15 @@ def test_points_are_the_same_as_alone(together: Outcome, run_sweep: Sweep, tmp_p
         assert (points(together)[-1] / name).read_bytes() == (alone.folder / name).read_bytes()
 
 
-def test_every_point_has_its_own_solution_and_is_no_worse_than_uniform(together: Outcome) -> None:
+def test_every_point_has_its_own_solution_and_is_no_worse_than_uniform(
+    together: Outcome, tmp_path: Path
+) -> None:
     found = [allocation(folder) for folder in points(together)]
     rows = together.read("sweep.json")["points"]
+    for row, each in zip(rows, found, strict=True):
+        assert row["evaluations"]["stages"]["block"]["needed"] == 2 * each["num_shapes"]  # type: ignore[operator]
+    new = together.read("sweep.json")["evaluations"]["block"]["new"]
+    assert new == 2 * divergences_in(tmp_path / "scores.db")
     assert all(row["ratio"] >= ratio for row, ratio in zip(rows, RATIOS, strict=True))
     assert len({each["shape"] for each in found}) == len(RATIOS)
     assert len({each["start"] for each in found}) == len(RATIOS)
