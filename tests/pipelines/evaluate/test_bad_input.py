@@ -15,6 +15,17 @@ from tests.pipelines.evaluate.conftest import Evaluate
         ((), ["run, checkpoint, model.path: none is given"]),
         (("run=a", "model.path=b"), ["run, model.path: give one of them"]),
         (
+            ("shape=a",),
+            ["shape: given with no model.path; a shape file goes with model.path=MODEL"],
+        ),
+        (("shape=a", "run=b"), ["shape: given with run; a shape file goes with"]),
+        (("shape=a", "model.path={reader}"), ["shape: cannot read a"]),
+        (
+            ("shape=a", "model.path={reader}", "importance=activation"),
+            ["importance: 'activation'; with shape= one of l1, none"],
+        ),
+        (("model.path={reader}", "importance=l1"), ["importance: l1, which has no effect without"]),
+        (
             ("model.path={reader}", "evaluation.tasks=[piqua]"),
             ["evaluation.tasks: lm-eval has no task 'piqua'; did you mean piqa"],
         ),
