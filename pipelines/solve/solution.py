@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pruning.costs.known_sizes import sizes_of
 from pruning.costs.target import Cost, CostName, costs_of
 from pruning.errors import InputError
 from pruning.importance.channel_order import STATISTICS, ChannelOrder
-from pruning.search.allocation import Limit
+from pruning.search.allocation import Limit, Solution
 from pruning.search.allocation_result import Allocation
 from pruning.search.constraints import (
     Constraint,
@@ -189,15 +190,36 @@ def solved(run: SolvedRun, config: SolveConfig) -> Solved:
                 f"{line} (table of round {found.number})" for line in str(error).splitlines()
             ]
             continue
+        best = _best(found, solution, limits, constraints)
         return Solved(
             run,
             config.targets,
             tuple(each.name for each in constraints),
-            solution.shape,
+            best.shape,
             found,
-            predict(found, solution, run.costs.values()),
+            predict(found, best, run.costs.values()),
         )
     raise InputError("\n".join(problems))
+
+
+def _best(
+    found: MeasuredRound,
+    solution: Solution,
+    limits: Sequence[Limit],
+    constraints: Sequence[Constraint],
+) -> Solution:
+    """The solution of a table, or a shape that measured better than the table's sum says of it."""
+    measured = {
+        shape: score - found.base_score
+        for shape, score in found.measured.items()
+        if all(limit.is_kept(limit.cost(shape)) for limit in limits)
+        and all(constraint.is_kept(shape) for constraint in constraints)
+    }
+    least = min(measured, key=measured.__getitem__, default=solution.shape)
+    change = measured.get(solution.shape, solution.predicted)
+    if measured.get(least, math.inf) < change:
+        return Solution(least, measured[least])
+    return solution
 
 
 def _rounds(path: Path) -> tuple[MeasuredRound, ...]:

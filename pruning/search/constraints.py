@@ -39,6 +39,16 @@ class Constraint:
     allows: Callable[[Block, int], bool] = lambda _block, _size: True
     alike: Unit | None = None
 
+    def is_kept(self, shape: ModelShape) -> bool:
+        """Whether all blocks of a shape are as this asks."""
+        sizes = {
+            (layer, unit): size_of(shape, (layer, unit))
+            for layer in range(len(shape.layers))
+            for unit in UNITS
+        }
+        widths = {size for (_, unit), size in sizes.items() if unit == self.alike}
+        return len(widths) <= 1 and all(self.allows(block, size) for block, size in sizes.items())
+
 
 def of_shape_constraint(name: ShapeConstraint, num_layers: int) -> list[Constraint]:
     """The shape constraints of every search (`pruning.search.settings`), as rules about sizes."""

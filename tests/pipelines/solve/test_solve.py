@@ -218,3 +218,27 @@ def test_a_damaged_table(
     assert outcome.status == 2, outcome.output
     [error] = outcome.errors
     assert f"{table} is damaged: " in error
+
+
+def test_a_shape_that_measured_better_than_the_sum_is_taken(
+    cli: Cli, allocated: Path, tmp_path: Path
+) -> None:
+    """Where it keeps the target and the constraints."""
+    folder = tmp_path / "run"
+    shutil.copytree(allocated, folder)
+    run = json.loads((folder / "allocation.json").read_text())
+    last = run["rounds"][-1]
+    better = "3x48 3x40 3x24 2x24"
+    kl = -0.5 * last["base_kl"]
+    last["solutions"].append({"shape": better, "predicted_kl": 0.0, "kl": kl})
+    (folder / "allocation.json").write_text(json.dumps(run))
+    taken = cli("solve", f"run={folder}", "search.target_ratio=0.12", folder="taken")
+    assert taken.read("solution.json")["shape"] == better
+    assert taken.read("solution.json")["kl"]["measured"] == pytest.approx(0.5 * last["base_kl"])
+    for number, words in enumerate((["0.12", "search.width_multiple=16"], ["0.155"])):
+        other = cli(
+            "solve", f"run={folder}", f"search.target_ratio={words[0]}", *words[1:],
+            folder=f"other{number}",
+        )  # fmt: skip
+        assert other.status == 0, other.output
+        assert other.read("solution.json")["shape"] != better

@@ -231,3 +231,15 @@ def test_deployable_shapes_keep_what_runtimes_want() -> None:
     assert deployable.allows((0, "mlp_channels"), 512)
     assert not deployable.allows((0, "mlp_channels"), 500)
     assert of_shape_constraint("none", 3) == []
+
+
+def test_a_constraint_says_whether_a_shape_keeps_it() -> None:
+    dense = ModelShape.parse("3x48*3")
+    even = ModelShape.parse("3x32*3")
+    mixed = ModelShape.parse("3x32 2x40 3x48")
+    assert of_shape_constraint("one_width", 3)[0].is_kept(even)
+    assert not of_shape_constraint("one_width", 3)[0].is_kept(mixed)
+    assert width_multiple(8).is_kept(mixed)
+    assert not width_multiple(16).is_kept(mixed)
+    assert whole_attention(dense).is_kept(even)
+    assert not whole_attention(dense).is_kept(mixed)
