@@ -162,10 +162,11 @@ def test_hub_datasets(
     tokenizer: PreTrainedTokenizerFast,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = []
+    asked, parts = [], []
 
     def load(path: str, **options: object) -> Dataset:
         asked.append((path, options["split"], options.get("name")))
+        parts.append({name: options.get(name) for name in ("data_files", "revision")})
         return Dataset.from_dict(
             {
                 "sentence" if source == "ptb" else "text": [
@@ -179,6 +180,17 @@ def test_hub_datasets(
     rows = replace(SPEC, num_block_samples=20, num_width_samples=10)
     made = make(replace(rows, source=source), tokenizer)  # type: ignore[arg-type]
     assert asked == calls
+    assert [part["revision"] for part in parts] == [
+        "refs/convert/parquet" if source == "ptb" else None
+    ] * 2
+    assert [part["data_files"] for part in parts] == [
+        {  # the first shard of each split, of hundreds of gigabytes
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        }
+        if source == "c4"
+        else None
+    ] * 2
     assert made.heldout is not None
     text = "".join(chr(31 + token) for token in made.heldout.input_ids.flatten())
     assert str(calls[1][1]) in text.replace("\x1f", "")  # type: ignore[index]

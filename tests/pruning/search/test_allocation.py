@@ -125,6 +125,7 @@ def toy(weights: np.ndarray) -> Score:
 def run(search: AllocationSearch, score: Score) -> list[str]:
     asked: list[str] = []
     while (wave := search.propose()) is not None:
+        assert wave.shapes, "a wave that asks nothing"
         asked += [shape.text for shape in wave.shapes]
         search.observe({shape: score(shape) for shape in wave.shapes})
     return asked

@@ -270,6 +270,10 @@ def test_flops_of_a_step_are_those_of_its_parts() -> None:
     )
     lower = ModelShape.parse("0x48 3x48*3")
     assert step_flops(accounting, removals[1:], lower, num_sequences=3, sequence_length=32) < found
+    empty = ModelShape.parse("0x0 3x48*3")
+    assert step_flops(accounting, [], empty, num_sequences=3, sequence_length=32) == 3 * 32 * (
+        3 * layer
+    )
 
 
 def test_planned_flops_are_near_those_of_a_search() -> None:
