@@ -171,6 +171,7 @@ def test_what_there_was_no_time_for_is_counted(project: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_seed_draws_the_order_of_all(project: Path) -> None:
     """Or a run whose time is over has seen the first modules alone."""
 

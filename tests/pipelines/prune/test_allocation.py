@@ -59,7 +59,7 @@ def test_every_round_is_the_optimum_of_what_it_measured(
             assert accounting.num_parameters(ModelShape.parse(solution["shape"])) <= most
 
 
-@pytest.mark.parametrize("num_evaluators", [2, 3])
+@pytest.mark.parametrize("num_evaluators", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_evaluators_gives_the_same_bytes(
     search: Search, found: Outcome, num_evaluators: int
 ) -> None:

@@ -245,7 +245,7 @@ def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("all_at_once")
-@pytest.mark.parametrize("num_evaluators", [1, 2, 3])
+@pytest.mark.parametrize("num_evaluators", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_evaluators_gives_the_same_bytes(
     undisturbed: Outcome,
     search: Search,
@@ -266,6 +266,7 @@ def test_any_number_of_evaluators_gives_the_same_bytes(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("all_at_once")
 def test_an_evaluator_killed_in_the_middle_of_a_step(
     undisturbed: Outcome, search: Search, tmp_path: Path, local_cluster: LocalMachine

@@ -70,6 +70,8 @@ def test_evaluation_of_a_shape_that_it_cannot_have_is_refused(model: str) -> Non
         checkpoint=checkpoint,
         accounting=Accounting(checkpoint.config()),
         shape=SHAPE,
+        fingerprint="",
+        order=None,
         dtype="float32",
     )
     config: Any = SimpleNamespace(model=SimpleNamespace(dtype="auto"))

@@ -33,7 +33,7 @@ def test_every_inner_layer_has_nearly_the_same_width(search: Search) -> None:
 
 def test_one_width_for_all_layers(search: Search) -> None:
     """The target is met before the last step; the search goes to its end all the same."""
-    outcome = search(*UNIFORM, "search.shape_constraint=one_width")
+    outcome = search(*UNIFORM, "search.shape_constraint=one_width", "search.mlp_group_channels=4")
     assert outcome.status == 0, outcome.output
     shape = ModelShape.parse(outcome.summary["shape"])
     assert len({layer.mlp_channels for layer in shape.layers}) == 1

@@ -20,6 +20,7 @@ from workers.cluster.placement import Placement
 FILES = ("trajectory.jsonl", "shape.json", "pruning_config.json", "channel_order.safetensors")
 
 
+@pytest.mark.slow
 def test_seven_targets_pay_for_their_trunk_once(run_sweep: Sweep, tmp_path: Path) -> None:
     """Must equal seven separate searches to the byte, at a fraction of their block evaluations."""
     outcome = run_sweep(SEVEN, "search.distribution=[70,20,10]")
