@@ -21,7 +21,9 @@ EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [
     Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"])
 ]
-OF_USERS = [Requirement(text) for name in EXTRAS.keys() - {"dev", "docs"} for text in EXTRAS[name]]
+OF_USERS = [
+    Requirement(text) for name in sorted(EXTRAS.keys() - {"dev", "docs"}) for text in EXTRAS[name]
+]
 
 
 def pins(text: str) -> dict[str, str]:
