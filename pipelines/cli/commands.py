@@ -38,9 +38,10 @@ COMMANDS: dict[str, Command] = {
             "search what to remove from a model",
             "Removes residual blocks, then MLP channels, then attention heads from a pretrained "
             "model, at each step what raises the perplexity of a calibration text least, until "
-            "search.target_ratio of all parameters is gone. Writes the pruned shape and the whole "
-            "path that led to it; evaluates and exports the pruned model on request. A search that "
-            "was stopped goes on with resume=true output_dir=DIR.",
+            "search.target_ratio of all parameters is gone; with search=allocation the sizes of "
+            "all blocks at once. Writes the pruned shape and the whole path that led to it; "
+            "evaluates and exports the pruned model on request. A search that was stopped goes on "
+            "with resume=true output_dir=DIR.",
             (
                 ("experiment=demo", "SmolLM2-135M to ratio 0.10, in minutes on a laptop"),
                 (
