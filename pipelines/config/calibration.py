@@ -42,14 +42,15 @@ class CalibrationConfig:
 
     def problems(self) -> list[str]:
         found = not_allowed(self, "calibration.")
-        for name, lowest in (
-            ("num_block_samples", 1),
-            ("num_width_samples", 1),
-            ("num_heldout_samples", 0),
-            ("sequence_length", 2),
-            ("batch_size", 1),
-        ):
-            found += at_least(f"calibration.{name}", getattr(self, name), lowest)
+        found += at_least(
+            self,
+            "calibration.",
+            num_block_samples=1,
+            num_width_samples=1,
+            num_heldout_samples=0,
+            sequence_length=2,
+            batch_size=1,
+        )
         if self.source == MIX:
             return found + self._mixture_problems()
         if self.sources:

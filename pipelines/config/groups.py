@@ -113,14 +113,14 @@ class ClusterConfig:
 
     def problems(self) -> list[str]:
         found = not_allowed(self, "cluster.")
-        for name, lowest in (
-            ("num_evaluators", 1),
-            ("num_gpus", 0),
-            ("num_gpus_per_evaluator", 0),
-            ("num_cpus_per_evaluator", 1),
-        ):
-            value = getattr(self, name)
-            found += [] if value is None else at_least(f"cluster.{name}", value, lowest)
+        found += at_least(
+            self,
+            "cluster.",
+            num_evaluators=1,
+            num_gpus=0,
+            num_gpus_per_evaluator=0,
+            num_cpus_per_evaluator=1,
+        )
         for name in ("join_timeout_s", "start_timeout_s", "stall_timeout_s", "task_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"cluster.{name}: {getattr(self, name):g}; it is in seconds, above 0")
@@ -244,24 +244,20 @@ class EvaluationConfig:
         return bool(self.tasks or self.texts or self.cost)
 
     def problems(self) -> list[str]:
-        lowest = {
-            "num_fewshot": 0,
-            "limit": 1,
-            "max_windows": 1,
-            "sequence_length": 2,
-            "batch_size": 1,
-            "max_length": 2,
-        }
-        lowest |= dict.fromkeys(
-            ("cost_batch_size", "cost_prompt_tokens", "cost_new_tokens", "cost_rounds"), 1
+        found = at_least(
+            self,
+            "evaluation.",
+            num_fewshot=0,
+            limit=1,
+            max_windows=1,
+            sequence_length=2,
+            batch_size=1,
+            max_length=2,
+            cost_batch_size=1,
+            cost_prompt_tokens=1,
+            cost_new_tokens=1,
+            cost_rounds=1,
         )
-        given = [(name, getattr(self, name)) for name in lowest]
-        found = [
-            problem
-            for name, value in given
-            if value is not None
-            for problem in at_least(f"evaluation.{name}", value, lowest[name])
-        ]
         for name in ("tasks", "texts"):
             words = list(getattr(self, name))
             found += [
@@ -299,6 +295,16 @@ def chosen(value: str, allowed: tuple[_Choice, ...]) -> _Choice:
     return allowed[allowed.index(value)]
 
 
-def at_least(name: str, value: int, lowest: int) -> list[str]:
-    """The problem of a value that is too small."""
-    return [] if value >= lowest else [f"{name}: {value}; at least {lowest}"]
+def at_least(options: object, group: str, **lowest: int) -> list[str]:
+    """The problems of options of a group that are too small, by name; null is left to others.
+
+    Args:
+        group: its name with a point, for messages.
+        lowest: by the name of the option.
+    """
+    given = {name: getattr(options, name) for name in lowest}
+    return [
+        f"{group}{name}: {value}; at least {lowest[name]}"
+        for name, value in given.items()
+        if value is not None and value < lowest[name]
+    ]

@@ -119,9 +119,7 @@ class SearchConfig:
                 f"{self.strategy} does not keep; it takes {', '.join(strategy.constraints)}"
             )
         found += self._compensation_problems()
-        for name in ("mlp_group_channels", "head_group_channels", "rounds"):
-            value = getattr(self, name)
-            found += [] if value is None else at_least(f"search.{name}", value, 1)
+        found += at_least(self, "search.", mlp_group_channels=1, head_group_channels=1, rounds=1)
         return found
 
     def _distribution_problems(self, strategy: type[Strategy] | None) -> list[str]:

@@ -92,6 +92,4 @@ class SolveConfig:
                 "search.target_ratio, search.target.parameters: both are given, and are the same; "
                 "give one of them"
             )
-        if search.width_multiple is not None:
-            found += at_least("search.width_multiple", search.width_multiple, 1)
-        return found
+        return found + at_least(search, "search.", width_multiple=1)

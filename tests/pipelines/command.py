@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.tiny_search import places
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -70,3 +72,10 @@ def run_command(command: str, *words: object) -> Outcome:
         except SystemExit as stop:
             status = stop.code
     return Outcome(int(status or 0), said.getvalue(), Path(folders[-1] if folders else ""))
+
+
+def searched(folder: Path, *words: object) -> Outcome:
+    """A search that ended, in `folder`/run, with its store and MLflow in `folder`."""
+    outcome = run_command("prune", *words, *places(folder), f"output_dir={folder}/run")
+    assert outcome.status == 0, outcome.output
+    return outcome

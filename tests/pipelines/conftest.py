@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from pipelines.cli import launch
 from pipelines.config import grid, overrides
 from pruning.models.checkpoint import Checkpoint
-from tests.pipelines.command import Outcome, run_command
+from tests.pipelines.command import Outcome, run_command, searched
 from tests.tiny_search import effective, places, tiny_search
 
 
@@ -130,14 +130,7 @@ def undisturbed(
 ) -> Outcome:
     """What `search()` gives. For reading: see `ended`."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    outcome = run_command(
-        "prune",
-        *tiny_search(checkpoint_folder, token_file),
-        *places(folder),
-        f"output_dir={folder}/run",
-    )
-    assert outcome.status == 0, outcome.output
-    return outcome
+    return searched(folder, *tiny_search(checkpoint_folder, token_file))
 
 
 @pytest.fixture

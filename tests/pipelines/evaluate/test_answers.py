@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.evaluate.answers import CachedRequests
-from pipelines.store.scores import AnswerContext, ScoreStore
+from pipelines.store.scores import ScoreStore
 from pruning.scoring.arithmetic import Arithmetic
 from tests.pipelines.evaluate.conftest import QUICK, Evaluate
+from tests.pipelines.store.contexts import ANSWERS
 from workers.pool.protocol import Answer
 from workers.tasks import AnswerResult, RequestTask, Task
 
@@ -32,17 +33,7 @@ def test_answers_are_for_those_who_compute_alike(
 def test_answers_of_other_evaluators_are_kept_apart(tmp_path: Path) -> None:
     own, other = (Arithmetic(device=device, num_threads=1) for device in ("cpu", "cuda X"))
     tasks = [RequestTask.of("loglikelihood", [(str(number), "")]) for number in range(2)]
-    context = AnswerContext(
-        model="m",
-        tokenizer="k",
-        shape="s",
-        order="o",
-        dtype="float32",
-        batch_size=1,
-        arithmetic=own,
-        max_length=None,
-        harness="h",
-    )
+    context = replace(ANSWERS, batch_size=1, arithmetic=own)
 
     class Pool:
         def run(self, asked: Sequence[Task]) -> Iterator[list[Answer]]:

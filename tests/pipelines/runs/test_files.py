@@ -14,8 +14,8 @@ import pytest
 
 from pipelines.runs import files
 from tests.conftest import ROOT
-from tests.pipelines.command import Outcome, run_command
-from tests.tiny_search import places, tiny_search
+from tests.pipelines.command import Outcome, run_command, searched
+from tests.tiny_search import tiny_search
 
 NAMES = {
     value
@@ -59,11 +59,7 @@ def search(
     folder = tmp_path_factory.mktemp("search")
     words = tiny_search(checkpoint_folder, token_file, "search.target_ratio=0.2")
     words = [word for word in words if "distribution" not in word and "group" not in word]
-    outcome = run_command(
-        "prune", "search=shortgpt", *words, *places(folder), f"output_dir={folder}/run"
-    )
-    assert outcome.status == 0, outcome.output
-    return folder / "run"
+    return searched(folder, "search=shortgpt", *words).folder
 
 
 COMMANDS = {

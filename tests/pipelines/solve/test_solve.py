@@ -14,9 +14,9 @@ from pruning.costs.accounting import Accounting
 from pruning.costs.target import costs_of
 from pruning.models.checkpoint import Checkpoint
 from pruning.shape import ModelShape
-from tests.pipelines.command import Outcome, run_command
+from tests.pipelines.command import Outcome, searched
 from tests.pipelines.conftest import Cli
-from tests.tiny_search import places, tiny_search
+from tests.tiny_search import tiny_search
 
 Solve = Callable[..., Outcome]
 
@@ -31,11 +31,7 @@ def allocated(
         checkpoint_folder, token_file, "search.target_ratio=0.12", "search.distribution=[0,1,1]",
         "search.mlp_group_channels=8",
     )  # fmt: skip
-    outcome = run_command(
-        "prune", "search=allocation", *words, *places(folder), f"output_dir={folder}/run"
-    )
-    assert outcome.status == 0, outcome.output
-    return folder / "run"
+    return searched(folder, "search=allocation", *words).folder
 
 
 @pytest.fixture

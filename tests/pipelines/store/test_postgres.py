@@ -22,7 +22,8 @@ from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.scoring.score import BatchScore
 from tests.pipelines.conftest import Search
-from tests.pipelines.store.test_store import CONTEXT, write_at_once
+from tests.pipelines.store.contexts import CONTEXT
+from tests.pipelines.store.test_store import write_at_once
 from tests.postgres import PASSWORD, PostgresServer, postgres
 
 __all__ = ["postgres"]

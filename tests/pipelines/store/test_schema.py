@@ -10,7 +10,7 @@ import sqlalchemy as sql
 
 from pipelines.store import schema
 from pruning.errors import InputError
-from tests.pipelines.store.test_store import CONTEXT
+from tests.pipelines.store.contexts import CONTEXT
 
 DIGEST = len(CONTEXT.digest)
 

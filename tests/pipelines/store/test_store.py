@@ -16,15 +16,11 @@ import pytest
 import sqlalchemy as sql
 from filelock import FileLock
 
-from pipelines.store.scores import AnswerContext, Context, ScoreStore
+from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.scoring.arithmetic import Arithmetic
 from pruning.scoring.score import BatchScore
-
-ARITHMETIC = Arithmetic(device="cpu", num_threads=1)
-CONTEXT = Context(
-    model="m", tokens="t", order="o", dtype="float32", batch_size=2, arithmetic=ARITHMETIC
-)
+from tests.pipelines.store.contexts import ANSWERS, ARITHMETIC, CONTEXT
 
 
 def test_keys_of_stores_that_exist() -> None:
@@ -39,21 +35,9 @@ def test_keys_of_stores_that_exist() -> None:
         attention="sdpa",
         precision="highest",
     )
-    context = Context(
-        model="m", tokens="t", order="o", dtype="float32", batch_size=4, arithmetic=arithmetic
-    )
+    context = replace(CONTEXT, batch_size=4, arithmetic=arithmetic)
     assert context.digest == "76d2ddf07d7a4aa17360b88aadceba4a"
-    answers = AnswerContext(
-        model="m",
-        tokenizer="k",
-        shape="s",
-        order="o",
-        dtype="float32",
-        batch_size=4,
-        arithmetic=arithmetic,
-        max_length=None,
-        harness="0.4.13",
-    )
+    answers = replace(ANSWERS, arithmetic=arithmetic)
     assert answers.digest == "997453fd337784cba1bf3a3c88617167"
 
 
@@ -157,23 +141,12 @@ def test_of_several_contexts_the_first_that_has_a_score_counts(tmp_path: Path) -
 
 
 def test_answers_are_those_of_their_context(tmp_path: Path) -> None:
-    context = AnswerContext(
-        model="m",
-        tokenizer="k",
-        shape="s",
-        order="o",
-        dtype="float32",
-        batch_size=4,
-        arithmetic=ARITHMETIC,
-        max_length=None,
-        harness="0.4.13",
-    )
-    other = replace(context, max_length=32)
+    other = replace(ANSWERS, max_length=32)
     with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
-        store.add_answers(context, {"t": [[-1.5, True]], "u": ["text"]})
+        store.add_answers(ANSWERS, {"t": [[-1.5, True]], "u": ["text"]})
         store.add_answers(other, {"t": [[-2.5, False]]})
         store.add_answers(other, {"t": [[0.0, True]]})
-        assert store.lookup_answers(context, ["t", "u"]) == {"t": [[-1.5, True]], "u": ["text"]}
+        assert store.lookup_answers(ANSWERS, ["t", "u"]) == {"t": [[-1.5, True]], "u": ["text"]}
         assert store.lookup_answers(other, ["t", "u", "v"]) == {"t": [[-2.5, False]]}
 
 

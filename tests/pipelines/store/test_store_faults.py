@@ -17,7 +17,7 @@ from pipelines.errors import StoreUnavailable
 from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.scoring.score import BatchScore
-from tests.pipelines.store.test_store import CONTEXT
+from tests.pipelines.store.contexts import CONTEXT
 
 
 def test_a_file_that_cannot_be_written_is_found_at_the_start(tmp_path: Path) -> None:
