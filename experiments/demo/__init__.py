@@ -1,0 +1,1 @@
+"""The demo's shape against its controls, on more held-out text than the demo scores."""
