@@ -125,8 +125,10 @@ def _preference(preference: Preference) -> tuple[str, str, str]:
     )
 
 
-def fragile(runs: Runs) -> Section:
-    """Margins and near-ties."""
+def fragile(runs: Runs) -> Section | None:
+    """Margins and near-ties; None where no step chose among several candidates."""
+    if all(step.margin is None for run in runs for step in run.steps):
+        return None
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
         known = [step for step in run.steps if step.near_tie is not None]

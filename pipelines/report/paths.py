@@ -28,11 +28,12 @@ is scored on the block set.
 
 def paths(runs: Runs) -> Section:
     """Trajectories overlaid."""
+    sets = {step.set_name for run in runs for step in run.steps}
+    two = "Blocks are scored on one text and widths on another, so these are two charts. "
     parts: list[Part] = [
         Text(
-            "Perplexity on the calibration text after each step. Blocks are scored on one text and "
-            "widths on another, so these are two charts; the large open marker at 0 is the dense "
-            "model."
+            f"Perplexity on the calibration text after each step. {two * (len(sets) > 1)}The large "
+            "open marker at 0 is the dense model."
         )
     ]
     rows: list[tuple[Cell, ...]] = []

@@ -73,6 +73,8 @@ def test_the_page_shows_what_the_allocation_was_chosen_from(
     assert 'id="sensitivities"' in html
     assert "Steps scored on the block text" in html
     assert "Steps that removed" not in html, "it removes no block"
+    assert "two charts" not in html
+    assert "Fragile choices" not in html, "no step had a second candidate"
 
 
 def test_other_runs_have_no_such_section(search: Search) -> None:
