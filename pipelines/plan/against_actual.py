@@ -47,15 +47,14 @@ def plan_vs_actual_row(summary: Mapping[str, Any], stage: StageName) -> tuple[st
         taken["evaluations"][stage] or (stage in plan["steps"] and plan["steps"][stage]["max"])
     ):
         return None
+    parts = ["steps", "evaluations"]
+    if stage in plan["steps"] and not (taken["steps"][stage] or plan["steps"][stage]["max"]):
+        parts.remove("steps")  # shapes that an allocation measures before its first step
     ranges = (
-        [_words(plan[name][stage]) for name in ("steps", "evaluations")]
-        if stage in plan["steps"]
-        else ["impossible"]
+        [_words(plan[name][stage]) for name in parts] if stage in plan["steps"] else ["impossible"]
     )
-    return (
-        f"took {taken['steps'][stage]:,}, {taken['evaluations'][stage]:,}",
-        f"planned {', '.join(ranges)}",
-    )
+    counts = [f"{taken[name][stage]:,}" for name in parts]
+    return f"took {', '.join(counts)}", f"planned {', '.join(ranges)}"
 
 
 def _planned(

@@ -39,6 +39,7 @@ def find_allocation(
     before = scorer.deviating.copy()
     while (wave := search.propose()) is not None:
         number = len(search.rounds) + 1
+        log.info("round %d: %d shapes to measure", number, len(wave.shapes))
         on_wave(f"round {number}", len(wave.shapes))
         search.observe(scorer.score_near("block", wave.base, wave.shapes, "kl"))
         for each in search.rounds[number - 1 :]:

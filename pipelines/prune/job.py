@@ -4,6 +4,7 @@ starts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,8 @@ from workers.tasks import (
     StatisticsResult,
     StatisticsTask,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ class PruneJob:
             )
             for first in range(0, num_layers, share)
         ]
+        tokens = self.calibration.width.input_ids.size
+        log.info("statistics of what flows into every projection, over %s tokens", f"{tokens:,}")
         results = [result for answers in pool.run(tasks) for _, result in answers]
         layers: dict[int, LayerStatistics] = {}
         orders: dict[int, LayerOrder] = {}

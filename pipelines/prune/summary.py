@@ -235,7 +235,9 @@ def _add_search(rows: Table, summary: Mapping[str, Any]) -> None:
     for name in get_args(StageName):
         words = plan_vs_actual_row(summary, name)
         if words is not None:
-            rows.add_row(f"{name.replace('_', ' ')}: steps, candidates", "", *words)
+            measured = allocation is not None and name == "block"  # before the first step
+            label = "shapes" if measured else f"{name.replace('_', ' ')}: steps, candidates"
+            rows.add_row(label, "", *words)
     rows.add_row("candidates evaluated", "", f"{evaluations['candidates']:,}", "")
     if evaluations["reused"]:
         # each candidate has one evaluation a batch; those of earlier processes are not counted
