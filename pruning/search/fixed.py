@@ -123,7 +123,7 @@ def path_between(
     dense: ModelShape, shape: ModelShape, *, channels: int = 1, heads: int = 1
 ) -> tuple[Removal, ...]:
     """Removals that lead from a dense model to a shape, all blocks at once: each loses what it has
-    to lose in up to four equal parts, and layers take turns.
+    to lose in up to four parts of whole groups, as equal as those come, and layers take turns.
 
     Args:
         channels: MLP channels that go at a time.
