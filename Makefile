@@ -38,7 +38,7 @@ test: setup ## Run the tests: offline, on the CPU (ARGS="-k golden" for some of 
 	$(BIN)/python -m pytest --durations=10 $(or $(ARGS),$(ALL_CORES))
 
 slow-test: setup ## Those that kill, stop and time out real processes, for tens of seconds each
-	$(BIN)/python -m pytest -m slow --durations=10 $(or $(ARGS),$(ALL_CORES))
+	$(BIN)/python -m pytest -m slow --durations=10 $(or $(ARGS),--numprocesses=3)  # they wait
 
 gpu-test: setup ## The tests of scoring on a GPU
 	MULTIPRUNER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu \
