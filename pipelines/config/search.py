@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -64,11 +64,14 @@ class SearchConfig:
             table_ratio=self.table_ratio,
         )
 
-    def problems_of_new(self, given: Sequence[str]) -> list[str]:
-        """Options that somebody gave, by name, and that do nothing in these settings, or that
-        another one contradicts.
+    def problems_of_new(self, given: Sequence[str], common: Sequence[str] = ()) -> list[str]:
+        """Options that somebody gave, by name, and that do nothing in these settings, or by two
+        names at once.
 
         Runs that are there already go on with what they were given.
+
+        Args:
+            common: names of more options that were given, which may do nothing.
         """
         shares, why = list(self.distribution), dict[str, str]()
         if len(shares) == 3:
@@ -81,13 +84,22 @@ class SearchConfig:
             for name, reason in why.items()
             if reason and f"search.{name}" in given and getattr(self, name) is not None
         ]
-        both = {"search.layout", "search.shape_constraint"} <= set(given)
-        if both and LAYOUTS.get(self.layout or "", self.shape_constraint) != self.shape_constraint:
-            found.append(
-                f"search.layout: {self.layout}, but search.shape_constraint="
-                f"{self.shape_constraint}; leave search.layout out, which is its old name"
-            )
-        return found
+        return found + self._problems_of_names({*given, *common})
+
+    def _problems_of_names(self, given: Collection[str]) -> list[str]:
+        """Whether an option has a value by its old name and by its current one.
+
+        One that an experiment has by its old name is overridden, but for `portable`: it would take
+        the place of the `none` that somebody asks for.
+        """
+        if self.layout is None or "search.shape_constraint" not in given:
+            return []
+        if "search.layout" not in given and LAYOUTS.get(self.layout, "none") == "none":
+            return []
+        return [
+            "search.layout, search.shape_constraint: both are given; leave search.layout out, "
+            "which is the old name, or give search.layout=null where an experiment has it"
+        ]
 
     def problems(self) -> list[str]:
         found = not_allowed(self, "search.")

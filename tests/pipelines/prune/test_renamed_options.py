@@ -65,18 +65,34 @@ def test_in_an_experiment(search: Search, own_conf: Path, deployable: Outcome) -
     assert "is read as search.shape_constraint=none" not in both.output
 
 
-def test_both_names_at_once(cli: Cli, arguments: list[str]) -> None:
-    """In an experiment the old one is overridden; nobody means both on one command line."""
-    both = ("search.layout=any", "search.shape_constraint=deployable")
-    outcome = cli("plan", *arguments, *both)
+BOTH = [
+    "error: search.layout, search.shape_constraint: both are given; leave search.layout out, which "
+    "is the old name, or give search.layout=null where an experiment has it"
+]
+
+
+@pytest.mark.parametrize("layout", ["any", "portable"])
+@pytest.mark.parametrize("constraint", ["none", "deployable"])
+def test_both_names_at_once(cli: Cli, arguments: list[str], layout: str, constraint: str) -> None:
+    """Whatever they say: one of them would be passed over."""
+    both = (f"search.layout={layout}", f"search.shape_constraint={constraint}")
+    outcome = cli("plan", *arguments, BLOCKS, *both)
     assert outcome.status == 2
-    assert outcome.errors == [
-        "error: search.layout: any, but search.shape_constraint=deployable; leave search.layout "
-        "out, which is its old name"
-    ]
-    assert "is read as" not in outcome.output
-    agreeing = ("search.layout=portable", "search.shape_constraint=deployable")
-    outcome = cli("plan", *arguments, BLOCKS, *agreeing)
+    assert outcome.errors == BOTH
+    sweep = ("search.target_ratio=[0.1,0.2]", both[0], f"search.shape_constraint=[{constraint}]")
+    for command in ("plan", "sweep"):
+        assert cli(command, *arguments, BLOCKS, *sweep).errors == BOTH
+
+
+def test_the_old_name_of_an_experiment_is_not_passed_over(
+    cli: Cli, arguments: list[str], own_conf: Path
+) -> None:
+    """`none` on the command line would be lost to `portable`, which its old name says."""
+    text = "# @package _global_\nsearch: {distribution: [1, 0, 0], layout: portable}\n"
+    (own_conf / "experiment/portable.yaml").write_text(text)
+    words = (*arguments, "experiment=portable", "search.shape_constraint=none")
+    assert cli("plan", *words).errors == BOTH
+    outcome = cli("plan", *words, "search.layout=null")
     assert outcome.status == 0, outcome.output
 
 
