@@ -76,7 +76,7 @@ def test_the_checks_are_those_of_a_developer() -> None:
     text = (ROOT / ".ci/run").read_text()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     called = re.findall(r"^make ([a-z-]+)$", text, re.MULTILINE)
-    assert {"lint", "type", "docs", "test"} <= set(called) <= targets
+    assert {"lint", "type", "docs", "test", "slow-test"} <= set(called) <= targets
 
 
 def test_property_tests_try_the_same_examples_in_every_run() -> None:

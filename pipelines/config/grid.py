@@ -53,8 +53,8 @@ def as_grid(words: Sequence[str]) -> list[str]:
     What cannot be parsed is left as it is: composing explains it.
 
     Raises:
-        InputError: Hydra's own way to give several values, which would start a sweep for each of
-            them.
+        InputError: Hydra's own way to give several values, which would run the command once for
+            each.
     """
     commas = [
         word
@@ -132,8 +132,8 @@ def points_of(grid: Mapping[str, Any]) -> list[Point]:
     if not problems and (count := math.prod(map(len, grid.values()))) > MAX_POINTS:
         sizes = " x ".join(f"{len(values):,} of {name}" for name, values in grid.items())
         problems.append(
-            f"grid: {count:,} points ({sizes}); at most {MAX_POINTS:,}, each of which is a search: "
-            "give fewer values, or several sweeps"
+            f"grid: {count:,} points ({sizes}); at most {MAX_POINTS:,}: give fewer values, or "
+            "several commands"
         )
     if problems:
         raise InputError("\n".join(problems))
@@ -181,8 +181,9 @@ def _label(name: str, value: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):  # one of calibration.sources
-        name = value.get("name") or Path(value.get("path") or value.get("source", "")).stem
-        return f"{name}-{value.get('share', 1):g}"
+        name = value.get("name") or Path(str(value.get("path") or value.get("source", ""))).stem
+        share = value.get("share", 1)
+        return f"{name}-{share:g}" if isinstance(share, int | float) else f"{name}-{share}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -47,12 +47,18 @@ class PruneConfig:
         return checked(cls, config, cls.problems)
 
     @classmethod
-    def of_new(cls, config: DictConfig, given: Sequence[str]) -> Self:
-        """The same for a run that is not there yet; `given` are the names of the options that the
-        command gives.
+    def of_new(cls, config: DictConfig, given: Sequence[str], common: Sequence[str] = ()) -> Self:
+        """The same for a run that is not there yet.
+
+        Args:
+            given: names of the options that the command gives.
+            common: names of those that it gives to all points of a grid; `given` are then those of
+                one point.
         """
         return checked(
-            cls, config, lambda typed: typed.problems() + typed.search.problems_of_new(given)
+            cls,
+            config,
+            lambda typed: typed.problems() + typed.search.problems_of_new(given, common),
         )
 
     @classmethod
@@ -60,9 +66,7 @@ class PruneConfig:
         """The same for what all points of a grid have in common. What a point may set, such as
         `calibration.path`, is checked in each point.
         """
-        return checked(
-            cls, config, lambda typed: typed.problems() if typed.problems_outside_axes() else []
-        )
+        return checked(cls, config, cls.problems_outside_axes)
 
     def problems(self) -> list[str]:
         axes = (self.model, self.calibration, self.search)

@@ -28,16 +28,18 @@ class SweepConfig(PruneConfig):
         return found
 
     @classmethod
-    def point(cls, config: DictConfig, given: Sequence[str] = ()) -> PruneConfig:
+    def point(
+        cls, config: DictConfig, given: Sequence[str] = (), common: Sequence[str] = ()
+    ) -> PruneConfig:
         """The configuration of one point, checked; its folder is not known yet.
 
         Args:
-            given: see `of_new`.
+            given, common: see `of_new`.
 
         Raises:
             InputError: with every problem at once.
         """
-        typed = cls.of_new(config, given)
+        typed = cls.of_new(config, given, common)
         return PruneConfig(
             **{each.name: getattr(typed, each.name) for each in fields(PruneConfig)}
             | {"output_dir": None, "resume": False}

@@ -20,6 +20,7 @@ from pipelines.cli.launch import freeze_gc
 from pipelines.config.grid import plain_grid, points_of
 from pipelines.config.overrides import option_of
 from pipelines.config.plan import PlanConfig
+from pipelines.config.point_problems import PointProblems
 from pipelines.plan.estimate import (
     TOKENS_PER_ROW,
     measured_tflops,
@@ -28,6 +29,7 @@ from pipelines.plan.estimate import (
     search_flops,
     search_plan,
 )
+from pipelines.plan.sweep_plan import PointPlan, evaluations_together, flops_together
 from pipelines.runs.files import PLAN
 from pipelines.runs.folder import RunFolder
 from pruning.canonical_json import dump_json
@@ -37,7 +39,6 @@ from pruning.costs.sizes import DenseSizes
 from pruning.errors import InputError
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
-from pruning.search.allocation_path import NUM_SOLUTIONS
 from pruning.search.plan import SearchPlan
 from pruning.search.strategies import STRATEGIES
 from workers.cluster.machine import LocalMachine
@@ -91,61 +92,38 @@ def _sizes(path: str, revision: str | None, *, trust_remote_code: bool) -> Dense
 
 
 def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
-    """Every point, and all together: of the points that differ in target and distribution alone,
-    only the longest pays for its block stage. Allocations share a table at most, where they name
-    its ratio: their solutions are their own.
+    """Every point, and all together.
+
+    Raises:
+        InputError: what is wrong with any point, all at once.
     """
-    own, points, trunks = 0, [], dict[str, list[tuple[dict[str, Any], float | None]]]()
-    for point in points_of(grid):
-        config = PlanConfig.of(compose("plan", overrides=[*given, *point.overrides]))
-        report, block_flops = _search_report(config)
-        points.append({"name": point.name, "settings": dict(point.settings), **report})
-        search = config.search
-        if not STRATEGIES[search.strategy].solves_shares:
-            search = replace(search, target_ratio=0.0, distribution=[])
-        elif search.table_ratio is not None:
-            search, own = replace(search, target_ratio=0.0), NUM_SOLUTIONS
-        trunks.setdefault(str((config.model, config.calibration, search)), []).append(
-            (report, block_flops)
-        )
-    evaluations: dict[str, dict[str, int]] = {}
-    for stage in dict.fromkeys(stage for report in points for stage in report["evaluations"]):
-        ranges = [
-            [report["evaluations"][stage] for report, _ in group if stage in report["evaluations"]]
-            for group in trunks.values()
-        ]
-        together = max if stage == "block" else sum
-        evaluations[stage] = {
-            end: sum(together(each[end] for each in group) for group in ranges if group)
-            for end in ("min", "max")
-        }
-        if stage == "block":
-            evaluations[stage]["max"] += (len(points) - len(trunks)) * own
-    flops = _flops_together(list(trunks.values()))
-    hours = [point["hours"] for point in points]
+    points, found = points_of(grid), list[PointPlan]()
+    problems, names = PointProblems(points), [option_of(override) for override in given]
+    for point in points:
+        try:
+            raw = compose("plan", overrides=[*given, *point.overrides])
+            config = PlanConfig.of_new(raw, list(point.settings), names)
+            found.append(PointPlan(config, *_search_report(config)))
+        except InputError as error:
+            problems.add(point, error)
+    problems.add_unused([each.config.search for each in found], names)
+    problems.check()
+    rows = [
+        {"name": point.name, "settings": dict(point.settings), **each.report}
+        for point, each in zip(points, found, strict=True)
+    ]
+    flops = flops_together(found)
+    hours = [row["hours"] for row in rows]
     return {
-        "points": points,
-        "evaluations": evaluations,
+        "points": rows,
+        "evaluations": evaluations_together(found),
         "flops": flops,
-        "peak_bytes_per_evaluator": max(point["peak_bytes_per_evaluator"] for point in points),
-        "num_evaluators": min(point["num_evaluators"] for point in points),
+        "peak_bytes_per_evaluator": max(row["peak_bytes_per_evaluator"] for row in rows),
+        "num_evaluators": min(row["num_evaluators"] for row in rows),
         "hours": None
         if flops is None or None in hours
-        else sum(hours) * flops / sum(point["flops"] for point in points),
+        else sum(hours) * flops / sum(row["flops"] for row in rows),
     }
-
-
-def _flops_together(groups: Sequence[Sequence[tuple[Any, float | None]]]) -> float | None:
-    """FLOPs of a sweep, from report and FLOPs of the block stage of each point, grouped by the
-    block stage that they share; None if those of a point are not known.
-    """
-    total = 0.0
-    for group in groups:
-        blocks = [block for _, block in group if block is not None]
-        if len(blocks) < len(group):
-            return None
-        total += sum(report["flops"] for report, _ in group) - sum(blocks) + max(blocks)
-    return total
 
 
 def _report(

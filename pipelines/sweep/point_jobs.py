@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config.grid import Point
 from pipelines.config.overrides import composition_error, option_of
+from pipelines.config.point_problems import PointProblems
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob, make_job
 from pipelines.prune.pipeline import validate_post_steps
@@ -72,14 +73,15 @@ def make_jobs(points: Sequence[Point], given: Sequence[str], *, is_new: bool) ->
     Raises:
         InputError: what is wrong with any of them, all at once.
     """
-    problems: dict[str, list[str]] = {}
-    jobs: list[PointJob] = []
+    problems, jobs = PointProblems(points), list[PointJob]()
+    names = [option_of(override) for override in given] if is_new else []
     for point in points:
         try:
             job = make_job(
                 SweepConfig.point(
                     composed_point([*given, *point.overrides]),
                     list(point.settings) if is_new else (),
+                    names,
                 ),
                 [each.job for each in jobs],
             )
@@ -87,36 +89,11 @@ def make_jobs(points: Sequence[Point], given: Sequence[str], *, is_new: bool) ->
                 validate_post_steps(job)
             jobs.append(PointJob(point, job))
         except InputError as error:
-            for problem in str(error).splitlines():
-                problems.setdefault(problem, []).append(point.name)
-    if is_new and not problems:
-        names = [point.name for point in points]
-        problems = dict.fromkeys(_unused_everywhere(jobs, given), names)
-    if problems:
-        everywhere = {problem for problem, names in problems.items() if len(names) == len(points)}
-        raise InputError(
-            "\n".join(
-                problem if problem in everywhere else f"{problem} (point {', '.join(names)})"
-                for problem, names in problems.items()
-            )
-        )
+            problems.add(point, error)
+    problems.add_unused([each.job.config.search for each in jobs], names)
+    problems.check()
     trunks = list(dict.fromkeys(_trunk(each.job) for each in jobs))
     return sorted(jobs, key=lambda each: (trunks.index(_trunk(each.job)), -_block_target(each.job)))
-
-
-def _unused_everywhere(jobs: Sequence[PointJob], given: Sequence[str]) -> list[str]:
-    """The problems of options that do nothing in any point; in some of them is enough."""
-    names = list(map(option_of, given))
-    found = [each.job.config.search.problems_of_new(names) for each in jobs]
-    return [
-        problem
-        for problem in found[0]
-        if all(any(_option(other) == _option(problem) for other in rest) for rest in found)
-    ]
-
-
-def _option(problem: str) -> str:
-    return problem.partition(":")[0]
 
 
 def _block_target(job: PruneJob) -> float:

@@ -175,9 +175,11 @@ class SweepRun:
         pool.faults = FaultLog()
         with self._folder_of(each) as folder:
             record = folder.claim(each.job.identity())
+            was_there = (folder.path / CHANNEL_ORDER).exists()  # made elsewhere, for all we know
             self._share_order(each, folder)
             SearchRun(each.job, store, folder, record, pool=pool, parent=self.tracker).go()
-            self._orders.setdefault(each.job.order_key, folder.path)
+            if not was_there:
+                self._orders.setdefault(each.job.order_key, folder.path)
 
     def _share_order(self, each: PointJob, folder: RunFolder) -> None:
         """The channel order, with the statistics that compensate, from a point of this process that

@@ -19,11 +19,6 @@ from pruning.search.strategy import Measured, Strategy
 from pruning.search.uniform import uniform_shape
 from pruning.shape import ModelShape
 
-NUM_SOLUTIONS = len(MOVES) + 1
-"""Shapes that a target measures of its own in a round whose table is around another one: what the
-solver chose, and the uniform shape, at most.
-"""
-
 
 class AllocationStrategy(Strategy):
     """Every block is measured at a few sizes around the uniform shape, and an integer program
@@ -86,7 +81,8 @@ class AllocationStrategy(Strategy):
 
     def planned(self, accounting: Accounting) -> SearchPlan:
         """What is measured counts as evaluations of the block stage, whose text it is measured on:
-        in a round four sizes of each MLP and two of each attention, less where one is whole.
+        the first table, and in a later round at most four sizes of each MLP and two of each
+        attention.
 
         The ratio is from the target to that of the uniform shape, with which the solver starts:
         it is expected to end between them, but may remove more where that measures better.
@@ -95,7 +91,8 @@ class AllocationStrategy(Strategy):
         wave, num_layers = search.propose(), accounting.geometry.num_layers
         assert wave is not None
         kinds = 2 if search.heads else 1
-        most = self.settings.rounds * ((4 + 2 * (kinds - 1)) * num_layers + len(MOVES)) + 1
+        later = (4 + 2 * (kinds - 1)) * num_layers + len(MOVES)
+        most = len(wave.shapes) + len(MOVES) + (self.settings.rounds - 1) * later
         most += search.reference != search.shape
         ends = (target, accounting.ratio(search.reference))
         steps = Range(0, PARTS * num_layers)
@@ -103,7 +100,7 @@ class AllocationStrategy(Strategy):
         return SearchPlan(
             (
                 StagePlan("block", 0.0, Range(0, 0), Range(len(wave.shapes), most), (0.0, 0.0)),
-                *(StagePlan(name, target, steps, steps, ends) for name in names[:kinds]),
+                *(StagePlan(name, target, steps, steps, ends, "block") for name in names[:kinds]),
             ),
             dead_ends=False,
             impossible=None,

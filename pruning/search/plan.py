@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.search.settings import SearchSettings, ShapeConstraint
 from pruning.search.stages import Stage, StageName, make_stages, token_set_of
@@ -45,6 +46,13 @@ class StagePlan:
     evaluations: Range
     ratio: tuple[float, float]
     """Lowest and highest at which the stage can end; where a solver decides, is expected to."""
+    scored_on: SetName | None = None
+    """As in `Stage`."""
+
+    @property
+    def token_set(self) -> SetName:
+        """The calibration set that its candidates are scored on."""
+        return self.scored_on or token_set_of(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +218,7 @@ def planned_flops(
     head = 2 * (accounting.head_weights or 0)
     num_layers, total, ratio = accounting.geometry.num_layers, 0.0, 0.0
     for stage in plan.stages:
-        name = token_set_of(stage.name)
+        name = stage.token_set
         end = sum(stage.ratio) / 2
         left = 1 - (ratio + end) / 2
         body = (dense - head) * left

@@ -31,7 +31,8 @@ DEPLOYABLE_CHANNELS = 256
 
 _SEED = 42
 _ROUNDS = 2
-"""As many as were measured (docs/results.md); what a third would gain was not."""
+"""As many as were measured (docs/results.md); what a third would gain was not. One with a table of
+another ratio: from the second round on it is a target's own, and nothing is shared."""
 _WIDE = 1024
 """MLP channels from which on groups are multiples of hardware-friendly numbers."""
 
@@ -51,7 +52,7 @@ class SearchSettings:
         shape_constraint: which shapes are allowed.
         compensation: what repairs a narrowed block, in scores, evaluation and exports alike.
         seed: of the strategies that draw.
-        rounds: of an allocation, at most.
+        rounds: of an allocation, at most; by default 1 with `table_ratio`, 2 without.
         table_ratio: at which uniform shape an allocation measures its table; None: the target's.
     """
 

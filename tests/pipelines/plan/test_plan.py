@@ -187,17 +187,65 @@ def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning
     )
 
 
-def test_points_of_an_allocation_share_nothing(planning: Planning) -> None:
+ALLOCATION = ("search=allocation", "tflops_per_evaluator=100")
+
+
+def test_allocations_share_their_statistics(planning: Planning) -> None:
     """What is measured lies around a uniform shape, and that depends on the target."""
-    common = ("search=allocation", "tflops_per_evaluator=100")
-    found = read(planning("search.target_ratio=[0.1,0.2]", *common))
-    alone = [read(planning(f"search.target_ratio={target}", *common)) for target in (0.1, 0.2)]
+    found = read(planning("search.target_ratio=[0.1,0.2]", *ALLOCATION))
+    alone = [read(planning(f"search.target_ratio={target}", *ALLOCATION)) for target in (0.1, 0.2)]
     for end in ("min", "max"):
         assert found["evaluations"]["block"][end] == sum(
             each["evaluations"]["block"][end] for each in alone
         )
-    for name in ("flops", "hours"):
-        assert found[name] == pytest.approx(sum(each[name] for each in alone))
+    statistics = alone[0]["statistics"]["flops"]
+    assert statistics == alone[1]["statistics"]["flops"] > 0
+    assert found["flops"] == pytest.approx(sum(each["flops"] for each in alone) - statistics)
+    assert found["hours"] == pytest.approx(
+        found["flops"] / (100e12 * 3600 * found["num_evaluators"])
+    )
+
+
+def test_allocations_with_one_table(planning: Planning) -> None:
+    """Targets after the first pay for what they measure of their own: their solutions, their paths,
+    and whole rounds after the first one. Those of another text share nothing with them.
+    """
+    ratios, flops, most = (0.1, 0.2, 0.3), [], []
+    for rounds in (1, 2):
+        words = ("search.table_ratio=0.2", f"search.rounds={rounds}", *ALLOCATION)
+        alone = [read(planning(f"search.target_ratio={ratio}", *words)) for ratio in ratios]
+        found = read(planning("search.target_ratio=[0.1,0.2,0.3]", *words))
+        blocks = [each["evaluations"]["block"] for each in alone]
+        table = blocks[1]["min"]
+        assert [each["min"] for each in blocks] == [table] * 3
+        most.append(sum(each["max"] for each in blocks))
+        assert found["evaluations"]["block"] == {"min": table, "max": most[-1] - 2 * table}
+        statistics = alone[0]["statistics"]["flops"]
+        flops.append(sum(each["flops"] for each in alone))
+        one = flops[-1] - 2 * statistics - found["flops"]  # the table, twice
+        of_evaluation = 2 * (flops[-1] - flops[0]) / (most[-1] - most[0]) if rounds == 2 else None
+        assert of_evaluation is None or one == pytest.approx(2 * table * of_evaluation)
+    assert most[1] - most[0] == 3 * (6 * 32 + 4)
+    texts = ("calibration.num_block_samples=[256,128]", "search.target_ratio=[0.1,0.2]", *words)
+    two = read(planning("search.target_ratio=[0.1,0.2]", *words))["evaluations"]["block"]
+    assert read(planning(*texts))["evaluations"]["block"] == {
+        end: 2 * number for end, number in two.items()
+    }
+
+
+def test_a_plan_refuses_what_the_sweep_refuses(planning: Planning) -> None:
+    """An option that does nothing in any point; in some of them is enough."""
+    words = ("search=blockpruner", "search.mlp_group_channels=64")
+    outcome = planning(*words, "search.target_ratio=[0.1,0.2]")
+    assert outcome.status == 2
+    assert [line.partition(":")[2].partition(":")[0] for line in outcome.errors] == [
+        " search.mlp_group_channels"
+    ]
+    outcome = planning("search.mlp_group_channels=64", "search.distribution=[[1,0,0],[44,52,4]]")
+    assert outcome.status == 0, outcome.output
+    outcome = planning("search=blockpruner", "search.importance=[l1,activation]")
+    assert outcome.status == 2
+    assert len(outcome.errors) == 2, "a line for each point"
 
 
 WATCHED = """
@@ -311,7 +359,8 @@ def test_allocation(
     assert statistics["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.03)
     assert statistics["passes"] == passes
     assert found["evaluations"]["block"]["min"] <= 6 * layers + 1
-    assert found["evaluations"]["block"]["max"] == 2 * (6 * layers + 4) + 1
+    first, later = found["evaluations"]["block"]["min"], 6 * layers + 4
+    assert found["evaluations"]["block"]["max"] == first + 4 + later, "and four solutions of each"
     assert found["peak_bytes_per_evaluator"] < most_bytes
     greedy = read(
         planning("search.target_ratio=0.2", "tflops_per_evaluator=100", "model.dtype=bfloat16",
