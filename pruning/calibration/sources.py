@@ -158,9 +158,14 @@ def _pydoc_topics() -> dict[str, str]:
 
 
 def _split_text(text: str) -> tuple[str, str]:
-    """The first nine tenths, and the rest, parted at a blank line."""
-    boundary = text.find("\n\n", len(text) * 9 // 10)
-    return (text, "") if boundary < 0 else (text[:boundary], text[boundary + 2 :])
+    """The first nine tenths, and the rest, parted at a blank line; where the rest has none, at a
+    line break, else between words.
+    """
+    start = len(text) * 9 // 10
+    for separator in ("\n\n", "\n", " "):
+        if (boundary := text.find(separator, start)) >= 0:
+            return text[:boundary], text[boundary + len(separator) :]
+    return text[:start], text[start:]
 
 
 def _rows_of_file(spec: CalibrationSpec, column: str) -> list[str]:

@@ -67,13 +67,16 @@ class StallWatch:
         )
 
     def _tell_if_busy(self) -> None:
-        """Nodes are large enough, but others use them."""
+        """Nodes are large enough, but not free: Ray does not say whether others have what is used,
+        or evaluators whose processes are still starting.
+        """
         if self.placement.fits_into(ray.available_resources()):
             return
         self._told_busy = True
         log.warning(
-            "cluster: others use what evaluators need: each asks for %s, of %s there are %s free. "
-            "Waiting for up to %.0f s (cluster.stall_timeout_s)",
+            "cluster: no evaluator yet: each asks for %s, of %s there are %s free; others use the "
+            "rest, or evaluators are slow to start. Waiting for up to %.0f s "
+            "(cluster.stall_timeout_s)",
             self.placement.describe(),
             describe_cluster(),
             describe_free(),

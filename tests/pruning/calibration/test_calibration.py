@@ -55,6 +55,19 @@ def test_heldout_text_is_the_part_that_is_not_calibrated_on(
     assert (a in drawn, b in drawn, a in held, b in held) == (True, False, False, True)
 
 
+@pytest.mark.parametrize("separator", ["\n", " \n \n", " ", "-"])
+def test_text_without_blank_lines_is_held_out_too(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, separator: str
+) -> None:
+    """As WikiText's raw files, whose empty lines hold a space."""
+    (tmp_path / "parts.txt").write_text(separator.join(["a" * 79] * 18 + ["b" * 79] * 2))
+    made = make(replace(SPEC, path=str(tmp_path / "parts.txt")), tokenizer)
+    assert made.heldout is not None
+    drawn = "".join(chr(31 + t) for part in (made.block, made.width) for t in part.input_ids.flat)
+    held = "".join(chr(31 + token) for token in made.heldout.input_ids.flat)
+    assert ("a" in drawn, "b" in drawn, "a" in held, "b" in held) == (True, False, False, True)
+
+
 def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
     """Its tokenizer puts one before a text, so that without care only the first window of many
     would have it.

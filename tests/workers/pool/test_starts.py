@@ -130,9 +130,9 @@ def test_a_start_that_others_stand_in_the_way_of_says_so(
         ray.kill(other)
     [said] = [record.getMessage() for record in caplog.records]
     assert said == (
-        "cluster: others use what evaluators need: each asks for 4 GPU and 1 CPU, of 8 GPU and 8 "
-        "CPU on 1 node there are 3 GPU and 8 CPU free. Waiting for up to 4 s "
-        "(cluster.stall_timeout_s)"
+        "cluster: no evaluator yet: each asks for 4 GPU and 1 CPU, of 8 GPU and 8 CPU on 1 node "
+        "there are 3 GPU and 8 CPU free; others use the rest, or evaluators are slow to start. "
+        "Waiting for up to 4 s (cluster.stall_timeout_s)"
     )
 
 

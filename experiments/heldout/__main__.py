@@ -1,0 +1,120 @@
+"""Perplexity of the shapes of a run on text that it has not seen:
+`python -m experiments.heldout RUN [RUN ...] --windows 64 --text wikitext2.test.raw`.
+
+The text is the held-out part of the run's own calibration, each source of a mixture apart, and the
+files that are given. Of an allocation: dense, the uniform shape that it starts from with and
+without compensation, and the allocation, with the paired standard error of its difference from
+uniform. Of other searches: what they came to. In the type of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from omegaconf import OmegaConf
+
+from pipelines.config.calibration import CalibrationConfig
+from pipelines.runs.files import ALLOCATION
+from pipelines.runs.saved_run import PastRun, read_run
+from pruning.calibration.build import make_calibration
+from pruning.calibration.sources import measured_text
+from pruning.calibration.token_sets import Tokens, heldout_sources
+from pruning.calibration.windows import text_windows
+from pruning.compensation.least_squares import prepared
+from pruning.importance.channel_order import ChannelOrder
+from pruning.models.loaded_model import LoadedModel
+from pruning.scoring.masking import masked
+from pruning.scoring.nll import sequence_nll
+from pruning.search.allocation_result import Allocation
+from pruning.shape import ModelShape
+
+BATCH_TOKENS = 2048
+
+
+def main() -> None:
+    """Prints a table for each run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--windows", type=int, default=64, help="at most, of each text")
+    parser.add_argument("--text", action="append", default=[], metavar="FILE")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    for folder in given.runs:
+        run = read_run(folder)
+        texts = heldout(run, given.text, given.windows)
+        sizes = ", ".join(f"{len(windows)} windows of {name}" for name, windows in texts.items())
+        length = next(iter(texts.values())).shape[1]
+        print(f"{folder}: {sizes}, each of {length} tokens, {run.dtype}")
+        found = {}
+        for name, order, shape in shapes(run):
+            found[name] = {text: nll(run, order, shape, each) for text, each in texts.items()}
+            perplexities = "".join(
+                f"  {text} {math.exp(fmean(each)):.2f}" for text, each in found[name].items()
+            )
+            ratio = run.accounting.ratio(shape)
+            print(f"  {name:24} ratio {ratio:.4f}{perplexities}", flush=True)
+        if {"uniform", "allocation"} <= found.keys():
+            for text in texts:
+                print_difference(text, found["allocation"][text], found["uniform"][text])
+
+
+def heldout(run: PastRun, files: Sequence[str], num_windows: int) -> dict[str, Tokens]:
+    """int64 [windows, tokens] of the held-out part of the run's own text and of files, by name."""
+    typed = OmegaConf.merge(OmegaConf.structured(CalibrationConfig), run.config.calibration)
+    calibration = OmegaConf.to_object(typed)
+    assert isinstance(calibration, CalibrationConfig)
+    count = num_windows * max(1, len(calibration.sources))
+    spec = replace(calibration.spec(), num_heldout_samples=count)
+    tokenizer = run.checkpoint.tokenizer
+    sets = make_calibration(spec, tokenizer, vocab_size=run.checkpoint.config().vocab_size)
+    parts = sets.parts()
+    names = heldout_sources(parts)
+    found = {source: parts[name].input_ids for name, source in names.items()}
+    if not found and sets.heldout is not None:
+        found["held-out text"] = sets.heldout.input_ids
+    for file in files:
+        text = measured_text(file, option="--text", folder=None)
+        found[Path(file).stem] = text_windows(tokenizer, text, spec.sequence_length)
+    return {name: windows[:num_windows] for name, windows in found.items()}
+
+
+def shapes(run: PastRun) -> Iterator[tuple[str, ChannelOrder, ModelShape]]:
+    """Name, channel order with what compensates, and shape."""
+    path = run.folder / ALLOCATION
+    if not path.exists():
+        yield "the search's shape", run.order, run.shape
+        return
+    allocation = Allocation.load(path)
+    yield "dense", run.order, run.accounting.dense
+    yield "uniform, not compensated", replace(run.order, compensation=None), allocation.start
+    yield "uniform", run.order, allocation.start
+    yield "allocation", run.order, allocation.shape
+
+
+def nll(run: PastRun, order: ChannelOrder, shape: ModelShape, windows: Tokens) -> list[float]:
+    """Of each window, nats per predicted token."""
+    loaded = prepared(LoadedModel.of(run.checkpoint.load(dtype=run.dtype)), order)
+    length = windows.shape[1]
+    with masked(loaded, shape):
+        batches = torch.from_numpy(windows).split(max(1, BATCH_TOKENS // length))
+        sums = torch.cat([sequence_nll(loaded.model, batch) for batch in batches])
+    each: list[float] = (sums / (length - 1)).tolist()
+    return each
+
+
+def print_difference(text: str, mine: Sequence[float], theirs: Sequence[float]) -> None:
+    """Of allocation from uniform, over the windows of a text."""
+    apart = [one - other for one, other in zip(mine, theirs, strict=True)]
+    stderr = stdev(apart) / math.sqrt(len(apart))
+    print(f"  allocation less uniform, {text}: {fmean(apart):+.4f} +- {stderr:.4f} nats per token")
+
+
+if __name__ == "__main__":
+    main()
