@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from experiments.benchmarks import (
+    allocation_scaling,
     export_memory,
     importance_orders,
     memory,
@@ -32,7 +33,10 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
         dtype=options.dtype, num_windows=options.windows
     ),
     "speedup": lambda options: speedup.run(dtype=options.dtype, num_rounds=options.rounds),
-    "scaling": lambda options: scaling.run(counts=options.evaluators),
+    "scaling": lambda options: scaling.run(counts=options.evaluators or tuple(scaling.PACES)),
+    "allocation_scaling": lambda options: allocation_scaling.run(
+        counts=options.evaluators or allocation_scaling.COUNTS
+    ),
     "sweep": lambda _: sweep.run(),
 }
 
@@ -83,8 +87,7 @@ def _parse() -> argparse.Namespace:
         "--evaluators",
         type=_positive,
         nargs="+",
-        default=[*scaling.PACES],
-        help="numbers of simulated ones in scaling",
+        help="numbers of simulated ones in scaling and allocation_scaling",
     )
     parser.add_argument(
         "--windows",

@@ -211,7 +211,7 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
     tokens = TokenSet(np.zeros((NUM_BATCHES * BATCH_SIZE, 2), dtype=np.int64))
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _pool(config, scaled, num_evaluators, Path(scratch)) as (pool, launcher),
+        simulated_pool(config, scaled, num_evaluators, Path(scratch)) as (pool, launcher),
     ):
         pool.describe()
         with ScoreStore(f"sqlite:///{scratch}/scores.db") as store:
@@ -269,9 +269,10 @@ def pace_of(config: PretrainedConfig) -> Pace:
 
 
 @contextmanager
-def _pool(
+def simulated_pool(
     config: PretrainedConfig, pace: Pace, num_evaluators: int, scratch: Path
 ) -> Iterator[tuple[RayPool, SimulatedLauncher]]:
+    """A pool of real machinery whose evaluators wait; with what started them."""
     config.save_pretrained(scratch / "model")
     spec = EvaluatorSpec(Checkpoint(scratch / "model"), "bfloat16", {}, BATCH_SIZE)
     with local_ray(num_cpus=4, num_gpus=0):

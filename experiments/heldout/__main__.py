@@ -72,8 +72,10 @@ def heldout(run: PastRun, files: Sequence[str], num_windows: int) -> dict[str, T
     assert isinstance(calibration, CalibrationConfig)
     count = num_windows * max(1, len(calibration.sources))
     spec = replace(calibration.spec(), num_heldout_samples=count)
-    tokenizer = run.checkpoint.tokenizer
-    sets = make_calibration(spec, tokenizer, vocab_size=run.checkpoint.config().vocab_size)
+    tokenizer = run.checkpoint.tokenizer()
+    sets = make_calibration(
+        spec, run.checkpoint.tokenizer, vocab_size=run.checkpoint.config().vocab_size
+    )
     parts = sets.parts()
     names = heldout_sources(parts)
     found = {source: parts[name].input_ids for name, source in names.items()}

@@ -13,6 +13,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from pruning.costs.accounting import Accounting
 from pruning.errors import InputError, ScoringError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.scoring.arithmetic import Arithmetic
@@ -35,13 +36,16 @@ from workers.pool.ray_worker import Worker
 from workers.pool.schedule import Schedule
 from workers.pool.stall import StallWatch
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import EvaluatorInfo, ScoreResult, Task
+from workers.tasks import EvaluatorInfo, EvaluatorSpec, ScoreResult, Task
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _FILL_S = 5.0
 """How often the cluster is asked whether it has grown."""
+
+_SLOW_CPU, _SLOW_GPU = 3e9, 1e12
+"""FLOP/s of an evaluator that is slow and does not hang: a tenth of a core, or of a small GPU."""
 
 
 class RayPool:
@@ -76,7 +80,10 @@ class RayPool:
         self.placement = placement
         self.policy = policy or FaultPolicy()
         self.task_timeout_s = task_timeout_s
-        self.task_times = TaskTimeModel(spec.checkpoint.config().num_hidden_layers)
+        self.task_times = TaskTimeModel(
+            spec.checkpoint.config().num_hidden_layers,
+            slowest_text_s=_slowest_text_s(spec, placement),
+        )
         self.faults = FaultLog()
         self._spec_ref = ray.put(spec)
         self._order: ChannelOrder | None = None
@@ -376,3 +383,13 @@ def _relay(worker: Worker, reply: Reply) -> None:
     """What an evaluator logged, in our log."""
     for level, message in reply.records:
         log.log(level, "%s: %s", str(worker), message)
+
+
+def _slowest_text_s(spec: Spec, placement: Placement) -> float:
+    """Seconds that a slow evaluator takes for the longest of its calibration sets."""
+    if not isinstance(spec, EvaluatorSpec):
+        return 0.0
+    config = spec.checkpoint.config()
+    num_tokens = max((tokens.size for tokens in spec.token_sets.values()), default=0)
+    flops = 2 * Accounting(config).num_dense_parameters * num_tokens
+    return flops / (_SLOW_GPU if placement.num_gpus else _SLOW_CPU * spec.num_threads)

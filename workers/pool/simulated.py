@@ -45,6 +45,7 @@ class SimulatedEvaluator:
         self.number, self.num_layers, self.pace = number, num_layers, pace
         self.busy_s = 0.0
         self._held: object = None
+        self._dense_batch: int | None = None
 
     def describe(self) -> EvaluatorInfo:
         arithmetic = Arithmetic(device="simulated", num_threads=1, torch=torch.__version__)
@@ -59,6 +60,9 @@ class SimulatedEvaluator:
         ran_prefix = self._held != task.prefix_key
         self._held = task.prefix_key
         layers, heads = work(task, self.num_layers, with_prefix=ran_prefix)
+        if task.kind == "kl" and task.batch != self._dense_batch:
+            self._dense_batch = task.batch  # what the dense model says of it is kept
+            layers, heads = layers + self.num_layers, heads + 1
         time.sleep(layers * self.pace.layer_s + heads * self.pace.head_s)
         seconds = time.perf_counter() - started
         self.busy_s += seconds

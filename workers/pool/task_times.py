@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from workers.tasks import AnswerResult, ScoreResult, ScoreTask, SpeedTask, Task, WholeTask
+from workers.tasks import (
+    AnswerResult,
+    OrderTask,
+    ScoreResult,
+    ScoreTask,
+    SpeedTask,
+    StatisticsTask,
+    Task,
+    WholeTask,
+)
 
 _MEMORY = 0.98
 """Weight of what was known when one more task is seen: about the last fifty count."""
@@ -47,10 +56,12 @@ class TaskTimeModel:
     is false.
 
     Args:
+        slowest_text_s: what the dense model takes for a whole calibration set on a slow device.
         longest_start_s: until an evaluator was ready, once it had its resources.
     """
 
     num_layers: int
+    slowest_text_s: float = 0.0
     measured: bool = False
     longest_start_s: float = 0.0
     _layer_s: float = 1.0
@@ -96,6 +107,8 @@ class TaskTimeModel:
         if self.knows(task):
             return max(_HUNG_AT_LEAST_S, _HUNG_TIMES * self.expected_s(evaluator, task))
         first_s = max(_UNKNOWN_AT_LEAST_S, _UNKNOWN_START_TIMES * self.longest_start_s)
+        if isinstance(task, (OrderTask, StatisticsTask)):
+            first_s = max(first_s, self.slowest_text_s)
         return first_s * _UNKNOWN_GROWTH**num_failures
 
     def patience_s(self, task: Task) -> float:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from pruning.costs.accounting import Accounting
 from pruning.shape import Removal
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
+from workers.pool.ray_pool import RayPool
 from workers.pool.task_times import TaskTimeModel, work
-from workers.tasks import Candidate, ScoreResult, ScoreTask, StatisticsTask
+from workers.tasks import Candidate, EvaluatorSpec, ScoreResult, ScoreTask, StatisticsTask
 
 
 def task(*candidates: Candidate) -> ScoreTask:
@@ -63,3 +69,19 @@ def test_a_head_may_cost_nothing() -> None:
         times.observe(0, task(Removal("mlp", layer, 0)), ScoreResult((), 1, seconds, False), 99.0)
     assert times.work_s(1, 0) == pytest.approx(1)
     assert times.work_s(0, 1) == 0
+
+
+def test_what_a_slow_device_takes_for_a_whole_text(
+    local_cluster: LocalMachine, spec: EvaluatorSpec
+) -> None:
+    """Two operations for each parameter and token of the longest set, on a tenth of a core each."""
+    tokens = max(each.size for each in spec.token_sets.values())
+    parameters = Accounting(spec.checkpoint.config()).num_dense_parameters
+    for placement, threads, rate in (
+        (Placement(0, num_gpus=0), 1, 3e9),
+        (Placement(0, num_gpus=0), 2, 6e9),
+        (Placement(0, num_gpus=1), 2, 1e12),
+    ):
+        with RayPool(replace(spec, num_threads=threads), placement) as pool:
+            expected = 2 * parameters * tokens / rate
+            assert pool.task_times.slowest_text_s == pytest.approx(expected)
