@@ -11,7 +11,7 @@ from typing import Self
 
 from omegaconf import MISSING, DictConfig
 
-from pipelines.config.export import WITH_SHAPE
+from pipelines.config.export import importance_problems
 from pipelines.config.groups import (
     ClusterConfig,
     EvaluationConfig,
@@ -94,8 +94,8 @@ class EvaluateConfig:
             ]
         if self.importance is not None and self.shape is None:
             found.append(f"importance: {self.importance}, which has no effect without shape=")
-        elif self.importance not in (None, "l1", "none"):
-            found.append(f"importance: {self.importance!r}; {WITH_SHAPE}")
+        else:
+            found += importance_problems(self.importance)
         if not self.evaluation.wanted:
             found.append(
                 "evaluation: nothing to measure; give evaluation.tasks, evaluation.texts or "

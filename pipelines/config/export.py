@@ -14,11 +14,16 @@ from pipelines.config.overrides import CONF
 from pruning.export.formats import FORMAT_NAMES
 from pruning.models.dtypes import DTYPES
 
-WITH_SHAPE = (
-    "with shape= one of l1, none, or null for the channel_order.safetensors beside the file "
-    "(activation needs the calibration text of its search: give run=)"
-)
-"""What `importance` takes."""
+
+def importance_problems(importance: str | None) -> list[str]:
+    """What is wrong with the channel order that is asked for with a shape file."""
+    if importance in (None, "l1", "none"):
+        return []
+    return [
+        f"importance: {importance!r}; with shape= one of l1, none, or null for the "
+        "channel_order.safetensors beside the file (activation needs the calibration text of its "
+        "search: give run=)"
+    ]
 
 
 @dataclass
@@ -76,8 +81,7 @@ class ExportConfig:
                 if self.output_dir
                 else ["output_dir: missing; with shape= give the folder to write"]
             )
-            if self.importance not in (None, "l1", "none"):
-                found.append(f"importance: {self.importance!r}; {WITH_SHAPE}")
+            found += importance_problems(self.importance)
         if not 0 < self.max_shard_gb < math.inf:
             found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
         if "max_shard_gb" in given and self.format == "gguf":
