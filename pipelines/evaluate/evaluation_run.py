@@ -140,7 +140,10 @@ def identity_of(job: EvaluationJob) -> dict[str, Any]:
     since every answer is in the store.
     """
     main = job.models.main
-    return {"evaluation.model": main.fingerprint, "evaluation.shape": job.models.shape}
+    identity = {"evaluation.model": main.fingerprint, "evaluation.shape": job.models.shape}
+    if job.config.shape is not None and main.order is not None:
+        identity["evaluation.order"] = main.order.fingerprint
+    return identity
 
 
 def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
