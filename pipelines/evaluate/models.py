@@ -15,7 +15,7 @@ import torch
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.runs.saved_run import PastRun, read_run
-from pipelines.runs.shape_file import order_of, read_shape
+from pipelines.runs.shape_file import check_model, order_of, read_shape
 from pruning.costs.accounting import Accounting
 from pruning.costs.measured import Role, weight_file_bytes
 from pruning.errors import InputError
@@ -165,6 +165,7 @@ def _of_shape(config: EvaluateConfig, path: Path, dense: EvaluatedModel) -> Mode
     checkpoint = dense.checkpoint
     accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
     shape = read_shape(path, accounting)
+    check_model(path, config.model.path, dense.fingerprint)
     order = order_of(shape, path, config.importance, checkpoint, accounting)
     pruned = _pruned_to(dense, accounting, shape, order)
     models = (dense, pruned) if config.evaluation.dense else (pruned,)

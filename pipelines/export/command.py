@@ -22,7 +22,7 @@ from pipelines.export.export_run import (
     write_checked,
 )
 from pipelines.runs.saved_run import read_run
-from pipelines.runs.shape_file import order_of, read_shape
+from pipelines.runs.shape_file import check_model, order_of, read_shape
 from pruning.costs.accounting import Accounting
 from pruning.export.folder import Export, check_target
 from pruning.models.find import find_checkpoint
@@ -51,11 +51,11 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     checkpoint.check_weights()
     path = Path(config.shape or "").expanduser()
     shape = read_shape(path, accounting)
+    fingerprint = checkpoint.fingerprint()
+    check_model(path, config.model.path, fingerprint)
     order = order_of(shape, path, config.importance, checkpoint, accounting)
     described = {
-        "model": dense_model(
-            config.model.path, config.model.revision, checkpoint.fingerprint(), accounting
-        ),
+        "model": dense_model(config.model.path, config.model.revision, fingerprint, accounting),
         **made_by(),
     }
     return write_checked(

@@ -6,7 +6,14 @@ import gc
 import json
 from pathlib import Path
 
-from pipelines.runs.files import AUTHORS_CONFIG, CHANNEL_ORDER, SHAPE, read_with
+from pipelines.runs.files import (
+    AUTHORS_CONFIG,
+    CHANNEL_ORDER,
+    SHAPE,
+    SOLUTION,
+    read_json_if_there,
+    read_with,
+)
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.authors_config import read_authors_config
@@ -43,6 +50,24 @@ def read_shape(path: Path, accounting: Accounting) -> ModelShape:
             "\n".join(f"shape: {path} does not fit this model: {problem}" for problem in problems)
         )
     return shape
+
+
+def check_model(path: Path, model_path: str, fingerprint: str) -> None:
+    """Whether a shape file is of this model, as far as what lies beside it tells.
+
+    Args:
+        fingerprint: of the model at `model_path`.
+
+    Raises:
+        InputError: it was solved for another one.
+    """
+    beside = path.parent / SOLUTION
+    solution = read_json_if_there(beside, option="shape", fields=("model", "fingerprint"))
+    if solution is not None and solution["fingerprint"] != fingerprint:
+        raise InputError(
+            f"model.path: {model_path} is not the model that {path} was solved for, which is "
+            f"{solution['model']} with fingerprint {solution['fingerprint']}; give that one"
+        )
 
 
 def order_of(

@@ -124,6 +124,23 @@ def test_evaluate_and_export_take_it(
     )
 
 
+def test_a_solution_is_of_one_model(
+    solve: Solve, cli: Cli, checkpoint_folder: Path, store_and_tracking: list[str], tmp_path: Path
+) -> None:
+    """Another of the same sizes would be taken for it: the shape fits."""
+    other = shutil.copytree(checkpoint_folder, tmp_path / "other")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    given = [f"shape={solve('search.target_ratio=0.15').folder}/shape.json", f"model.path={other}"]
+    for command, words in (("export", []), ("evaluate", ["evaluation.tasks=[]"])):
+        places = store_and_tracking if command == "evaluate" else []
+        outcome = cli(command, *given, *words, *places)
+        assert outcome.status == 2, outcome.output
+        assert f"model.path: {other} is not the model that" in outcome.output
+        assert not outcome.folder.exists()
+
+
 def test_the_order_and_the_statistics_lie_beside_it(solve: Solve, allocated: Path) -> None:
     solved = solve("search.target_ratio=0.15")
     for name in ("channel_order.safetensors", "statistics.safetensors"):
