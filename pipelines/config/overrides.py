@@ -6,7 +6,7 @@ import difflib
 import io
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config.redaction import without_secrets
+from pruning.errors import InputError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -209,6 +210,34 @@ def unknown_option(name: str, names: Sequence[str]) -> str:
     return f"{name}: no such option" + (
         f"; did you mean {close[0]}?" if close else "; --help lists all"
     )
+
+
+def check_axes(axes: Iterable[str], config: DictConfig) -> None:
+    """Whether there are options of these names; composing tells of groups of files.
+
+    Args:
+        axes: what was given several values.
+        config: of the command.
+
+    Raises:
+        InputError: with every one that does not exist.
+    """
+    names = option_names(config)
+    unknown = [unknown_option(name, names) for name in axes if "." in name and name not in names]
+    if unknown:
+        raise InputError("\n".join(unknown))
+
+
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one point, inside `launch`, which has Hydra set up.
+
+    Raises:
+        InputError: they do not compose.
+    """
+    try:
+        return compose(command, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"grid: {composition_error(error)}") from error
 
 
 def composition_error(error: Exception) -> str:

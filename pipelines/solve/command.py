@@ -4,11 +4,10 @@ Nothing is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hydra import compose
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -16,12 +15,15 @@ from pipelines.cli.commands import command_line
 from pipelines.cli.console import log_to, show_result
 from pipelines.cli.launch import freeze_gc
 from pipelines.config.grid import Point, plain_grid, points_of
-from pipelines.config.overrides import as_override, option_of
+from pipelines.config.overrides import as_override, check_axes, composed, option_of
 from pipelines.config.solve import SolveConfig
 from pipelines.runs.files import SHAPE, SOLUTION
 from pipelines.runs.folder import RunFolder
 from pipelines.solve.solution import Solved, SolvedRun, solved
 from pruning.errors import InputError
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -35,19 +37,15 @@ def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
     grid = plain_grid(raw.grid)
     points = points_of(grid) if grid else [Point("", {})]
     given = [override for override in overrides if option_of(override) != "grid"]
-    configs = [SolveConfig.of(compose("solve", [*given, *each.overrides])) for each in points]
+    check_axes(grid, raw)
+    configs = _all(
+        lambda point: SolveConfig.of(composed("solve", [*given, *point.overrides])), points
+    )
     assert configs[0].run is not None
     with freeze_gc():  # counting parameters imports torch, unless they are known from before
         run = SolvedRun.read(configs[0].run)
-    found: dict[str, Solved] = {}
-    problems: dict[str, None] = {}
-    for point, config in zip(points, configs, strict=True):
-        try:
-            found[point.name] = solved(run, config)
-        except InputError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
-    if problems:
-        raise InputError("\n".join(problems))
+    solutions = _all(lambda config: solved(run, config), configs)
+    found = {point.name: each for point, each in zip(points, solutions, strict=True)}
     with RunFolder(configs[0].output_dir) as folder:
         for name, each in found.items():
             if not name:
@@ -63,6 +61,24 @@ def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
             f"to measure one: {_command('evaluate', run, folder.path / next(iter(found)))}",
         )
     return [each.to_json() for each in found.values()]
+
+
+def _all(make: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+    """What is made of each.
+
+    Raises:
+        InputError: with what is wrong with any of them, each said once.
+    """
+    made: list[_Made] = []
+    problems: dict[str, None] = {}
+    for each in given:
+        try:
+            made.append(make(each))
+        except InputError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    if problems:
+        raise InputError("\n".join(problems))
+    return made
 
 
 def _command(name: str, run: SolvedRun, folder: Path) -> str:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from pipelines.cli.console import log_to
 from pipelines.config.grid import plain_grid, points_of
-from pipelines.config.overrides import option_names, option_of, unknown_option
+from pipelines.config.overrides import check_axes, option_of
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluators import joined
 from pipelines.runs.files import RUN, SWEEP_LOG
@@ -24,7 +24,6 @@ from pipelines.sweep.point_jobs import check_folder, make_jobs
 from pipelines.sweep.resume import OWN_OPTIONS, resumed_sweep, saved_grid, saved_overrides
 from pipelines.sweep.sweep_run import SweepRun
 from pruning.canonical_json import dump_json
-from pruning.errors import InputError
 
 
 def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -42,13 +41,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         if raw.resume
         else (SweepConfig.of_grid(raw), given, plain_grid(raw.grid))
     )
-    unknown = [
-        unknown_option(name, option_names(raw))
-        for name in grid
-        if "." in name and name not in option_names(raw)
-    ]
-    if unknown:
-        raise InputError("\n".join(unknown))
+    check_axes(grid, raw)
     there = raw.output_dir and (Path(raw.output_dir).expanduser() / RUN).exists()
     with joined(config.cluster):
         jobs = make_jobs(points_of(grid), given, is_new=not there)

@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
 from pipelines.config.grid import Point
-from pipelines.config.overrides import composition_error, option_of
+from pipelines.config.overrides import composed, option_of
 from pipelines.config.point_problems import PointProblems
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob, make_job
@@ -49,18 +44,6 @@ def check_folder(each: PointJob) -> None:
             folder.release()
 
 
-def composed_point(overrides: Sequence[str]) -> DictConfig:
-    """Inside `launch`, which has Hydra set up.
-
-    Raises:
-        InputError: they do not compose.
-    """
-    try:
-        return compose("sweep", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(f"grid: {composition_error(error)}") from error
-
-
 def make_jobs(points: Sequence[Point], given: Sequence[str], *, is_new: bool) -> list[PointJob]:
     """Every point, checked, in the order in which they run: those with a trunk in common behind one
     another, the longest trunk first.
@@ -79,7 +62,7 @@ def make_jobs(points: Sequence[Point], given: Sequence[str], *, is_new: bool) ->
         try:
             job = make_job(
                 SweepConfig.point(
-                    composed_point([*given, *point.overrides]),
+                    composed("sweep", [*given, *point.overrides]),
                     list(point.settings) if is_new else (),
                     names,
                 ),

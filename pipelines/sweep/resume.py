@@ -9,13 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines.config.grid import plain_grid, written
-from pipelines.config.overrides import option_of, quoted
+from pipelines.config.overrides import composed, option_of, quoted
 from pipelines.config.prune import PruneConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.prune.job import PruneJob
 from pipelines.runs.files import RUN, read_json_if_there
 from pipelines.runs.resume import saved_url, with_password
-from pipelines.sweep.point_jobs import composed_point
 from pruning.errors import InputError
 
 OWN_OPTIONS = ("output_dir", "resume", "grid")
@@ -49,13 +48,13 @@ def resumed_sweep(
         ),
         *given,
     ]
-    config = SweepConfig.of_grid(composed_point(overrides))
+    config = SweepConfig.of_grid(composed("sweep", overrides))
     for name, url in _urls(config).items():
         whole = with_password(name, url, "", of="the sweep in output_dir")
         if whole != url:
             overrides.append(f"{name}={quoted(whole)}")
     return (
-        SweepConfig.of_grid(composed_point(overrides)),
+        SweepConfig.of_grid(composed("sweep", overrides)),
         overrides,
         record["grid"] | plain_grid(raw.grid),
     )

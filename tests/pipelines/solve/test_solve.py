@@ -175,6 +175,16 @@ def test_a_folder_belongs_to_one_solution(solve: Solve) -> None:
             "without search.whole_attention=true); lower the target",
         ),
         (
+            ("search.target_rato=[0.1,0.2]",),
+            "search.target_rato: no such option; did you mean search.target_ratio?",
+        ),
+        (("search.target_ratio=0.1", "model.path=[a,b]"), "model.path: no such option"),
+        (
+            ("search.target_ratio=0.1", "search.width_multiple=[a,b]"),
+            "error: grid: Value 'b' of type 'str' could not be converted to Integer",
+        ),
+        (("search.target_ratio=[1.5,2.5]",), "error: search.target_ratio: 2.5; it is removed"),
+        (
             ("search.target.kv_cache=0.1", "search.shape_constraint=deployable"),
             "search.shape_constraint=deployable: the MLP of layer 0 was measured at",
         ),
