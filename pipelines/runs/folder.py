@@ -77,6 +77,21 @@ class RunFolder:
             processes of the run added.
 
         Raises:
+            InputError: see `check`.
+        """
+        record = self.check(identity)
+        if record is None:
+            record = {"identity": dict(identity), "started": round(time.time(), 3)}
+            self.write(RUN, dump_json(record))
+        return record
+
+    def check(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Whether the run with this identity may have the folder; writes nothing.
+
+        Returns:
+            The record of `run.json`; None if the folder belongs to nobody.
+
+        Raises:
             InputError: the folder belongs to another run, or holds something else.
         """
         record = self.read(RUN)
@@ -91,9 +106,7 @@ class RunFolder:
                     f"output_dir: {self.path} is not empty and not a run's folder (it has "
                     f"{', '.join(foreign[:4])}); give another folder"
                 )
-            record = {"identity": dict(identity), "started": round(time.time(), 3)}
-            self.write(RUN, dump_json(record))
-            return record
+            return None
         if not isinstance(record.get("identity"), dict):
             raise damaged(self.path / RUN, KeyError("identity"), option="output_dir")
         theirs = record["identity"]

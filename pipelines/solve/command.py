@@ -5,6 +5,7 @@ Nothing is evaluated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ from pipelines.runs.files import SHAPE, SOLUTION
 from pipelines.runs.folder import RunFolder
 from pipelines.solve.solution import Solved, SolvedRun, solved
 from pruning.errors import InputError
+
+_SEVERAL = {"kind": "solutions"}
+"""Identity of a folder that holds the folders of solutions."""
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
@@ -46,13 +50,15 @@ def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
         run = SolvedRun.read(configs[0].run)
     solutions = _all(lambda config: solved(run, config), configs)
     found = {point.name: each for point, each in zip(points, solutions, strict=True)}
-    with RunFolder(configs[0].output_dir) as folder:
-        for name, each in found.items():
-            if not name:
-                each.write(folder)
-                continue
-            with RunFolder(str(folder.path / name)) as own:
-                each.write(own)
+    with RunFolder(configs[0].output_dir) as folder, ExitStack() as held:
+        folders = [folder]
+        if grid:
+            folder.claim(_SEVERAL)
+            folders = [held.enter_context(RunFolder(str(folder.path / name))) for name in found]
+        for own, each in zip(folders, solutions, strict=True):
+            own.check(each.identity())
+        for own, each in zip(folders, solutions, strict=True):
+            each.write(own)
         show_result(
             _table(found),
             f"predictions are sums of what {run.saved.folder} measured; the word says how much "

@@ -158,6 +158,31 @@ def test_a_folder_belongs_to_one_solution(solve: Solve) -> None:
     assert other.read("solution.json")["targets"] == {"search.target_ratio": 0.15}
 
 
+def test_nothing_is_written_where_one_of_several_has_no_place(solve: Solve) -> None:
+    first = solve("search.target_ratio=[0.1,0.15]")
+    assert first.read("run.json")["identity"] == {"kind": "solutions"}
+    more = solve("search.target_ratio=[0.1,0.12]")
+    assert more.status == 0, more.output
+    before = sorted(path for path in first.folder.rglob("*") if path.is_file())
+    taken = solve("search.target_ratio=[0.06,0.15]", "search.whole_attention=true")
+    assert taken.status == 2
+    assert f"{first.folder}/target_ratio_0.15 belongs to another run" in taken.output
+    found = sorted(path for path in first.folder.rglob("*") if path.is_file())
+    assert [path for path in found if path.name != ".lock"] == [
+        path for path in before if path.name != ".lock"
+    ]
+
+
+def test_the_folder_of_something_else_is_not_a_place_for_several(
+    cli: Cli, allocated: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(allocated, tmp_path / "run")
+    outcome = cli("solve", f"run={allocated}", "search.target_ratio=[0.1,0.15]", folder="run")
+    assert outcome.status == 2, outcome.output
+    assert f"output_dir: {run} belongs to another run" in outcome.output
+    assert not list(run.glob("target_ratio_*"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
