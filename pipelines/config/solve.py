@@ -37,7 +37,8 @@ class SolveSearchConfig:
         shape_constraint: none, deployable or one_width, as of a search. null: that of the run.
         width_multiple: MLP widths are multiples of that many channels.
         whole_attention: Every attention keeps all its heads.
-        whole_blocks: Every block is whole or gone, where the table has such sizes.
+        whole_blocks: Every block is whole or gone. The table has such sizes where groups are large
+            enough: with search.mlp_group_channels of half an MLP in the run.
     """
 
     target_ratio: float | None = MISSING

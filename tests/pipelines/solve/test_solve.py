@@ -290,3 +290,24 @@ def test_a_shape_that_measured_better_than_the_sum_is_taken(
         )  # fmt: skip
         assert other.status == 0, other.output
         assert other.read("solution.json")["shape"] != better
+
+
+def test_whole_blocks_from_a_table_whose_groups_are_whole(
+    cli: Cli, checkpoint_folder: Path, token_file: Path, tmp_path: Path
+) -> None:
+    """Of 48 channels: from 24, one group down is none and one group up is all."""
+    words = tiny_search(
+        checkpoint_folder, token_file, "search.target_ratio=0.12", "search.distribution=[0,1,1]",
+        "search.mlp_group_channels=24",
+    )  # fmt: skip
+    run = searched(tmp_path, "search=allocation", *words).folder
+    outcome = cli("solve", f"run={run}", "search.target_ratio=0.2", "search.whole_blocks=true")
+    assert outcome.status == 0, outcome.output
+    shape = ModelShape.from_json(outcome.read("shape.json"))
+    dense = Accounting(Checkpoint(checkpoint_folder).config()).dense
+    for mine, whole in zip(shape.layers, dense.layers, strict=True):
+        assert mine.kv_heads in (0, whole.kv_heads)
+        assert mine.mlp_channels in (0, whole.mlp_channels)
+    assert shape != dense
+    free = cli("solve", f"run={run}", "search.target_ratio=0.2", folder="free")
+    assert free.read("solution.json")["shape"] != shape.text
