@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,13 +224,13 @@ def _best(
 
 def _rounds(path: Path) -> tuple[MeasuredRound, ...]:
     """Those of an `allocation.json`."""
+    allocation = Allocation.load(path)
     found = tuple(
-        MeasuredRound.of(number, each)
-        for number, each in enumerate(Allocation.load(path).rounds, start=1)
+        MeasuredRound.of(number, each) for number, each in enumerate(allocation.rounds, start=1)
     )
     if not found or not all(each.measured for each in found):
         raise ValueError("it has no round, or one without a finite score")
-    return found
+    return (replace(found[0], others={allocation.start: allocation.start_score}), *found[1:])
 
 
 def _constraints(run: SolvedRun, config: SolveConfig) -> list[Constraint]:

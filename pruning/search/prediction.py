@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pruning.costs.target import Cost
@@ -23,12 +23,15 @@ class MeasuredRound:
         table: around the shape that the round began with; NaN where a score was not finite.
         base_score: KL of that shape from the dense model, nats per token.
         solutions: shapes that were measured whole: predicted and measured change of the score.
+        others: KL of shapes that were measured beside them, nats per token: the uniform one of the
+            target, where the table is around that of another ratio.
     """
 
     number: int
     table: Sensitivities
     base_score: float
     solutions: Mapping[ModelShape, tuple[float, float]]
+    others: Mapping[ModelShape, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, number: int, data: Mapping[str, Any]) -> Self:
@@ -47,12 +50,15 @@ class MeasuredRound:
 
     @property
     def measured(self) -> dict[ModelShape, float]:
-        """KL of every shape that was measured: the base, one block changed, whole solutions."""
+        """KL of every shape that was measured: the base, one block changed, whole solutions, and
+        what was measured beside them.
+        """
         found = {self.table.base: self.base_score}
         for block, sizes in self.table.changes.items():
             for size, change in sizes.items():
                 found[resized(self.table.base, block, size)] = self.base_score + change
         found |= {shape: self.base_score + kl for shape, (_, kl) in self.solutions.items()}
+        found |= self.others
         return {shape: score for shape, score in found.items() if math.isfinite(score)}
 
     def num_changed(self, shape: ModelShape) -> int:

@@ -311,3 +311,21 @@ def test_whole_blocks_from_a_table_whose_groups_are_whole(
     assert shape != dense
     free = cli("solve", f"run={run}", "search.target_ratio=0.2", folder="free")
     assert free.read("solution.json")["shape"] != shape.text
+
+
+def test_the_uniform_shape_of_the_target_counts_among_what_was_measured(
+    cli: Cli, checkpoint_folder: Path, token_file: Path, tmp_path: Path
+) -> None:
+    """With a table around another ratio, it is in no round."""
+    words = tiny_search(
+        checkpoint_folder, token_file, "search.target_ratio=0.1", "search.distribution=[0,1,1]",
+        "search.mlp_group_channels=8", "search.table_ratio=0.05",
+    )  # fmt: skip
+    table = searched(tmp_path, "search=allocation", *words).folder / "allocation.json"
+    run = json.loads(table.read_text())
+    assert run["start"] != run["rounds"][0]["base"]
+    better = 0.5 * run["kl"]
+    table.write_text(json.dumps(run | {"start_kl": better}))
+    taken = cli("solve", f"run={table.parent}", "search.target_ratio=0.1").read("solution.json")
+    assert taken["shape"] == run["start"]
+    assert taken["kl"]["measured"] == pytest.approx(better)
