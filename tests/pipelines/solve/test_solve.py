@@ -103,11 +103,16 @@ def test_no_number_is_without_the_word_that_says_what_it_is_worth(solve: Solve) 
 
 
 def test_evaluate_and_export_take_it(
-    solve: Solve, cli: Cli, checkpoint_folder: Path, store_and_tracking: list[str], tmp_path: Path
+    allocated: Path,
+    cli: Cli,
+    checkpoint_folder: Path,
+    store_and_tracking: list[str],
+    tmp_path: Path,
 ) -> None:
     """Compensated as the run was; the original run is not needed any more."""
-    solved = solve("search.target_ratio=0.15")
-    (tmp_path / "text.txt").write_text("the cat sat on the mat " * 100)
+    run = shutil.copytree(allocated, tmp_path / "original")
+    solved = cli("solve", f"run={run}", "search.target_ratio=0.15")
+    shutil.rmtree(run)
     given = [f"shape={solved.folder}/shape.json", f"model.path={checkpoint_folder}"]
     exported = cli("export", *given, folder="exported")
     assert exported.status == 0, exported.output
