@@ -11,14 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from omegaconf import DictConfig
 from rich.table import Table
 
 from pipelines.cli.console import console, duration, log_to, print_line
 from pipelines.cli.launch import freeze_gc
 from pipelines.config.grid import plain_grid, points_of
-from pipelines.config.overrides import option_of
+from pipelines.config.overrides import check_axes, composed, option_of
 from pipelines.config.plan import PlanConfig
 from pipelines.config.point_problems import PointProblems
 from pipelines.plan.estimate import (
@@ -55,6 +54,7 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """
     log_to(None)
     grid = plain_grid(raw.grid)
+    check_axes(grid, raw)
     given = [option_of(override) for override in overrides]
     config = PlanConfig.of_grid(raw) if grid else PlanConfig.of_new(raw, given)
     report = (
@@ -101,7 +101,7 @@ def _sweep_report(grid: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
     problems, names = PointProblems(points), [option_of(override) for override in given]
     for point in points:
         try:
-            raw = compose("plan", overrides=[*given, *point.overrides])
+            raw = composed("plan", [*given, *point.overrides])
             config = PlanConfig.of_new(raw, list(point.settings), names)
             found.append(PointPlan(config, *_search_report(config)))
         except InputError as error:

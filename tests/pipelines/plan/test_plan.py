@@ -248,6 +248,24 @@ def test_a_plan_refuses_what_the_sweep_refuses(planning: Planning) -> None:
     assert len(outcome.errors) == 2, "a line for each point"
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "search.target_rato=[0.1,0.2]",
+            "search.target_rato: no such option; did you mean search.target_ratio?",
+        ),
+        ("search.mlp_group_channels=[a,b]", "could not be converted to Integer"),
+        ("search=[multipruner,none]", "Could not find 'search/none'"),
+    ],
+)
+def test_a_list_that_is_wrong_is_one_line(planning: Planning, word: str, message: str) -> None:
+    outcome = planning(word)
+    assert outcome.status == 2
+    assert message in outcome.errors[0]
+    assert "Traceback" not in outcome.output
+
+
 WATCHED = """
 import gc, json, re, runpy, sys
 found = {}

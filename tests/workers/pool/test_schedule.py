@@ -364,16 +364,6 @@ def test_a_task_of_unknown_time_gets_more_of_it_after_each_time_out() -> None:
     assert schedule.limit_s(3, again) == 1200.0 * 64
 
 
-def test_a_whole_text_gets_as_long_as_a_slow_device_takes() -> None:
-    """64k tokens on a busy core take more than ten minutes, and would be lost."""
-    task_times = TaskTimeModel(LAYERS, slowest_text_s=5000.0)
-    limits = [
-        task_times.limit_s(0, task, num_failures=0)
-        for task in (ORDER, StatisticsTask((0,)), InfluenceTask(0, "o"), step(BLOCK, 1)[0])
-    ]
-    assert limits == [5000.0, 5000.0, 600.0, 600.0]
-
-
 def test_a_measurement_of_speed_is_neither_hurried_nor_disturbed() -> None:
     task = SpeedTask(SpeedSettings(1, 8, 8, 2), ())
     schedule = Schedule([task], TaskTimeModel(LAYERS))

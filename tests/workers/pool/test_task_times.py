@@ -10,7 +10,15 @@ from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.pool.ray_pool import RayPool
 from workers.pool.task_times import TaskTimeModel, work
-from workers.tasks import Candidate, EvaluatorSpec, ScoreResult, ScoreTask, StatisticsTask
+from workers.tasks import (
+    Candidate,
+    EvaluatorSpec,
+    InfluenceTask,
+    OrderTask,
+    ScoreResult,
+    ScoreTask,
+    StatisticsTask,
+)
 
 
 def task(*candidates: Candidate) -> ScoreTask:
@@ -69,6 +77,14 @@ def test_a_head_may_cost_nothing() -> None:
         times.observe(0, task(Removal("mlp", layer, 0)), ScoreResult((), 1, seconds, False), 99.0)
     assert times.work_s(1, 0) == pytest.approx(1)
     assert times.work_s(0, 1) == 0
+
+
+def test_a_whole_text_gets_as_long_as_a_slow_device_takes() -> None:
+    """64k tokens on a busy core take more than ten minutes, and would be lost."""
+    times = TaskTimeModel(10, slowest_text_s=5000.0)
+    tasks = (OrderTask("l1"), StatisticsTask((0,)), InfluenceTask(0, "o"), task(None))
+    limits = [times.limit_s(0, each, num_failures=0) for each in tasks]
+    assert limits == [5000.0, 5000.0, 600.0, 600.0]
 
 
 def test_what_a_slow_device_takes_for_a_whole_text(
