@@ -18,7 +18,6 @@ from transformers import PretrainedConfig
 from experiments.benchmarks.prefix_reuse import llama_2_7b
 from experiments.benchmarks.report import Report
 from experiments.benchmarks.scaling import (
-    BATCH_SIZE,
     FLOPS_PER_S,
     PER_HOST,
     SEQUENCE_LENGTH,
@@ -35,8 +34,10 @@ from pruning.search.settings import SearchSettings
 from workers.pool.simulated import Pace
 
 COUNTS = (64, 256, 1024)
-NUM_BATCHES = 64
-"""With fewer, most of what an evaluator does is the prefix of its few candidates."""
+NUM_BATCHES, BATCH_SIZE = 256, 1
+"""With fewer, many evaluators share a batch, and much of what each does is the prefix of its few
+candidates.
+"""
 
 TARGET = 0.20
 BOUNDS = {256: 0.90, 1024: 0.80}
@@ -72,7 +73,7 @@ class Outcome:
 def run(*, counts: Sequence[int] = COUNTS) -> Report:
     """One table for each number of evaluators."""
     config = llama_2_7b()
-    pace = pace_of(config)
+    pace = pace_of(config, batch_size=BATCH_SIZE)
     outcomes = [measure(config, pace, count) for count in counts]
     settings = {
         "table": (

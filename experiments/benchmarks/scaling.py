@@ -253,11 +253,11 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
     )
 
 
-def pace_of(config: PretrainedConfig) -> Pace:
+def pace_of(config: PretrainedConfig, *, batch_size: int = BATCH_SIZE) -> Pace:
     """Seconds of a layer and of a head, from the FLOPs of the configuration."""
     accounting = Accounting(config)
     gone = ModelShape((LayerShape(0, 0),) * config.num_hidden_layers)
-    tokens = BATCH_SIZE * SEQUENCE_LENGTH
+    tokens = batch_size * SEQUENCE_LENGTH
     head, whole = (
         accounting.flops_per_token(shape, context_length=SEQUENCE_LENGTH)
         for shape in (gone, accounting.dense)
