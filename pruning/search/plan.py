@@ -162,6 +162,7 @@ def merged(plans: Sequence[SearchPlan]) -> SearchPlan:
                 Range(min(each.min for each in steps), max(each.max for each in steps)),
                 Range(min(each.min for each in evaluations), max(each.max for each in evaluations)),
                 (min(stage.ratio[0] for stage in same), max(stage.ratio[1] for stage in same)),
+                same[0].scored_on,
             )
         )
     return SearchPlan(tuple(stages), any(plan.dead_ends for plan in plans), possible[0].impossible)

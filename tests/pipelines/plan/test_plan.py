@@ -233,6 +233,17 @@ def test_allocations_with_one_table(planning: Planning) -> None:
     }
 
 
+def test_the_path_of_an_allocation_runs_on_the_text_of_the_table(planning: Planning) -> None:
+    """More text for the statistics costs what the statistics cost, and nothing else."""
+    found = []
+    for samples in (128, 1024):
+        words = (f"calibration.num_width_samples={samples}", "search.target_ratio=0.2")
+        found.append(read(planning(*ALLOCATION, *words)))
+    little, much = (each["flops"] - each["statistics"]["flops"] for each in found)
+    assert much == pytest.approx(little)
+    assert found[1]["statistics"]["flops"] > 4 * found[0]["statistics"]["flops"]
+
+
 def test_a_plan_refuses_what_the_sweep_refuses(planning: Planning) -> None:
     """An option that does nothing in any point; in some of them is enough."""
     words = ("search=blockpruner", "search.mlp_group_channels=64")
