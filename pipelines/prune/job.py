@@ -7,28 +7,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import find_placement, open_pool
+from pipelines.prune.compensated_order import compensated_order, forget_parts
 from pipelines.runs.files import BLOCK_INFLUENCE, CHANNEL_ORDER, read_with
 from pipelines.runs.folder import RunFolder
 from pruning.calibration.build import make_calibration
 from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
-from pruning.compensation.least_squares import RIDGE
-from pruning.compensation.statistics import (
-    BlockStatistics,
-    LayerOrder,
-    LayerStatistics,
-    order_of,
-)
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity
-from pruning.importance.channel_order import STATISTICS, ChannelOrder, CompensationSource
+from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
@@ -43,8 +37,6 @@ from workers.tasks import (
     EvaluatorSpec,
     InfluenceTask,
     OrderTask,
-    StatisticsResult,
-    StatisticsTask,
 )
 
 log = logging.getLogger(__name__)
@@ -137,38 +129,20 @@ class PruneJob:
             [order] = [result for answers in pool.run([task]) for _, result in answers]
             assert isinstance(order, ChannelOrder)
         else:
-            order = self._compensated_order(pool, folder)
-        folder.write_with(path.name, order.save)
-        return order
-
-    def _compensated_order(self, pool: Pool, folder: RunFolder) -> ChannelOrder:
-        """The order `activation`, and the statistics that compensate, from one pass over the width
-        set for each evaluator, which keeps layers of its own.
-        """
-        geometry = self.accounting.geometry
-        num_layers, num_evaluators = geometry.num_layers, self._num_evaluators
-        share = layers_per_task(geometry, num_evaluators)
-        tasks = [
-            StatisticsTask(
-                tuple(range(first, min(first + share, num_layers))), self.set_keys["width"]
+            geometry, tokens = self.accounting.geometry, self.calibration.width.input_ids.size
+            log.info(
+                "statistics of what flows into every projection, over %s tokens", f"{tokens:,}"
             )
-            for first in range(0, num_layers, share)
-        ]
-        tokens = self.calibration.width.input_ids.size
-        log.info("statistics of what flows into every projection, over %s tokens", f"{tokens:,}")
-        results = [result for answers in pool.run(tasks) for _, result in answers]
-        layers: dict[int, LayerStatistics] = {}
-        orders: dict[int, LayerOrder] = {}
-        for result in results:
-            assert isinstance(result, StatisticsResult)
-            layers |= result.layers
-            orders |= result.orders
-            num_tokens = result.num_tokens
-        statistics = BlockStatistics.of(layers, num_tokens)
-        folder.write_with(STATISTICS, statistics.save)
-        source = CompensationSource(str(folder.path / STATISTICS), statistics.fingerprint, RIDGE)
-        order = order_of([orders[index] for index in range(num_layers)])
-        return replace(order, compensation=source)
+            order = compensated_order(
+                pool,
+                folder,
+                num_layers=geometry.num_layers,
+                layers_per_task=layers_per_task(geometry, self._num_evaluators),
+                set_key=self.set_keys["width"],
+            )
+        folder.write_with(path.name, order.save)
+        forget_parts(folder)
+        return order
 
     def influence(self, pool: Pool, folder: RunFolder, order: ChannelOrder) -> BlockInfluence:
         """That of the dense model, found once like the channel order, in which the weights are by

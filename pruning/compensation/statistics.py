@@ -7,15 +7,19 @@ Shape letters: B sequences of a batch, T tokens of a sequence, C input channels 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from pruning.errors import InputError
@@ -35,11 +39,23 @@ class LayerStatistics:
     mlp: torch.Tensor
 
 
+class Grams(Protocol):
+    """What has the matrices of a layer, in memory or on disk: see `LayerStatistics`."""
+
+    @property
+    def attention(self) -> torch.Tensor: ...
+
+    @property
+    def mlp(self) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockStatistics:
-    """Those of every layer of a dense model, over `num_tokens` tokens."""
+    """Those of every layer of a dense model, over `num_tokens` tokens. Of layers on disk one matrix
+    at a time is in memory.
+    """
 
-    layers: tuple[LayerStatistics, ...]
+    layers: tuple[Grams, ...]
     num_tokens: int
 
     @classmethod
@@ -52,21 +68,34 @@ class BlockStatistics:
     def fingerprint(self) -> str:
         """SHA-256 over all matrices, 32 hexadecimal digits."""
         digest = hashlib.sha256(str(self.num_tokens).encode())
-        for layer in self.layers:
-            for gram in (layer.attention, layer.mlp):
-                digest.update(str(tuple(gram.shape)).encode())
-                digest.update(np.ascontiguousarray(gram.numpy(), dtype="<f4").data)
+        for _, gram in self._grams():
+            digest.update(str(gram.shape).encode())
+            digest.update(gram.data)
         return digest.hexdigest()[:32]
 
     def save(self, path: Path) -> None:
-        tensors = {
-            f"{index}.{block}": getattr(layer, block)
-            for index, layer in enumerate(self.layers)
-            for block in ("attention", "mlp")
-        }
-        tensors["num_tokens"] = torch.tensor(self.num_tokens)
-        # One entry of metadata: of several, safetensors writes a random order.
-        save_file(tensors, path, metadata={"fingerprint": self.fingerprint})
+        """As safetensors, which its library writes only from memory: a header of JSON, its length
+        before it, then the data.
+        """
+        fingerprint, shapes = self.fingerprint, {name: gram.shape for name, gram in self._grams()}
+        header: dict[str, Any] = {"__metadata__": {"fingerprint": fingerprint}}
+        header["num_tokens"] = {"dtype": "I64", "shape": [], "data_offsets": [0, 8]}
+        end = 8
+        for name, shape in shapes.items():
+            start, end = end, end + 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.write(struct.pack("<q", self.num_tokens))
+            for _, gram in self._grams():
+                file.write(gram.data)
+
+    def _grams(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        for index, layer in enumerate(self.layers):
+            yield f"{index}.attention", np.ascontiguousarray(layer.attention.numpy(), dtype="<f4")
+            yield f"{index}.mlp", np.ascontiguousarray(layer.mlp.numpy(), dtype="<f4")
 
     def order(self, loaded: LoadedModel) -> ChannelOrder:
         """The order `activation` (see `pruning.importance.channel_order`): the norm of what flows
@@ -80,7 +109,7 @@ LayerOrder = tuple[tuple[int, ...], tuple[int, ...]]
 """KV heads and MLP channels of one layer in descending importance."""
 
 
-def layer_order(loaded: LoadedModel, layer: int, statistics: LayerStatistics) -> LayerOrder:
+def layer_order(loaded: LoadedModel, layer: int, statistics: Grams) -> LayerOrder:
     """The order `activation` of one layer of a dense model as stored."""
     attention, mlp = projections(loaded)[layer]
     of_heads = _importance(statistics.attention, attention)
