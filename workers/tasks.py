@@ -12,7 +12,8 @@ import numpy as np
 
 from pruning.calibration.token_sets import Tokens
 from pruning.compensation.statistics import LayerOrder, LayerStatistics
-from pruning.costs.measured import Role, SpeedComparison, SpeedSettings
+from pruning.costs.measured import Role, SpeedComparison
+from pruning.costs.speed import SpeedSettings
 from pruning.importance.block_influence import LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder
 from pruning.importance.criteria import Importance

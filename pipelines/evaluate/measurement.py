@@ -26,7 +26,8 @@ from pipelines.evaluate.models import (
 )
 from pipelines.evaluators import find_placement, local_session, open_pool
 from pipelines.store.scores import AnswerContext, ScoreStore
-from pruning.costs.measured import SpeedComparison, SpeedSettings
+from pruning.costs.measured import SpeedComparison
+from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
 from pruning.scoring.arithmetic import Arithmetic

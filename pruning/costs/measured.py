@@ -1,17 +1,12 @@
 """What a model costs and how fast it is, measured: runs of the dense and the pruned model are
 interleaved in one process, so that background load affects both equally.
-
-Shape letters: B sequences of a batch, T tokens of the prompt.
 """
 
 from __future__ import annotations
 
-import inspect
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,60 +14,13 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.costs.counted_flops import flops_of_token
-from pruning.errors import InputError, ScoringError
+from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.timed_runs import TimedRun, gpus_of, timed_runs
+from pruning.errors import InputError
 from pruning.models.stored_weights import indexed_files, loaded_files
 
 Role = Literal["dense", "pruned"]
 ROLES: tuple[Role, ...] = ("dense", "pruned")
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedSettings:
-    """What is run: random tokens, the same for every model and round.
-
-    Args:
-        batch_size: sequences that run together.
-        prompt_tokens: tokens of each sequence that the prefill reads in one forward.
-        new_tokens: tokens of each sequence that are decoded after it, one forward each.
-        rounds: timed repetitions of each model, after one that is not timed. An even number lets
-            each model go first equally often.
-        seed: draws the tokens.
-
-    Raises:
-        InputError: a count is below 1.
-    """
-
-    batch_size: int
-    prompt_tokens: int
-    new_tokens: int
-    rounds: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "prompt_tokens", "new_tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"evaluation.cost_{name}: {getattr(self, name)}; expected at least 1"
-                )
-
-    @property
-    def context_tokens(self) -> int:
-        """Tokens of each sequence at the end."""
-        return self.prompt_tokens + self.new_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A figure measured once a round."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        ordered = sorted(values)
-        return cls(statistics.median(ordered), ordered[0], ordered[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +107,7 @@ def compare_speed(
             model of transformers that returns its KV cache; one of the two roles alone is measured
             without ratios.
         disk_bytes: see `weight_file_bytes`.
-        clock: seconds, read before the prefill, between it and the decoding, and after that, in the
-            runs that are not timed too.
+        clock: see `timed_runs`.
 
     Raises:
         InputError: prompt and new tokens do not fit into the context of a model.
@@ -171,18 +118,7 @@ def compare_speed(
     for role, model in models.items():
         _require_context(role, model, settings)
     roles = [role for role in ROLES if role in models]
-    vocabulary = min(len(_embedding(model)) for model in models.values())
-    generator = torch.Generator().manual_seed(settings.seed)
-    prompt_BT = torch.randint(
-        vocabulary, (settings.batch_size, settings.prompt_tokens), generator=generator
-    )
-    run = partial(_run, prompt_BT=prompt_BT, new_tokens=settings.new_tokens, clock=clock)
-    for role in roles:
-        run(models[role])
-    runs: dict[Role, list[_Run]] = {role: [] for role in roles}
-    for number in range(settings.rounds):
-        for role in roles if number % 2 == 0 else reversed(roles):
-            runs[role].append(run(models[role]))
+    runs = timed_runs({role: models[role] for role in roles}, settings, clock=clock)
     costs = {
         role: _cost(models[role], runs[role], settings, (disk_bytes or {}).get(role))
         for role in roles
@@ -214,63 +150,10 @@ def weight_file_bytes(path: Path) -> int:
     return sum(sizes)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """One prefill and the decoding after it.
-
-    `tokens` is int64 [B, 1 + new tokens]: the first is the prefill's.
-    """
-
-    tokens: torch.Tensor
-    prefill_s: float
-    decode_s: float
-    kv_cache_bytes_per_token: int
-    kv_cache_bytes: int
-    peak_above_bytes: int
-
-
-def _run(
-    model: PreTrainedModel, prompt_BT: torch.Tensor, new_tokens: int, clock: Callable[[], float]
-) -> _Run:
-    """Greedy and token by token, with the model's own cache.
-
-    Each argmax stays on its device, so that no step waits for the one before.
-    """
-    gpus = _gpus(model)
-    input_ids = prompt_BT.to(_embedding(model).device)
-    options = {"use_cache": True} | (
-        {"logits_to_keep": 1}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters
-        else {}
-    )
-    before = _start_peak(gpus)
-    _synchronize(gpus)
-    started = clock()
-    outputs = model(input_ids=input_ids, **options)
-    tokens = [outputs.logits[:, -1:].argmax(dim=-1).to(input_ids.device)]
-    _synchronize(gpus)
-    prefilled = clock()
-    for _ in range(new_tokens):
-        outputs = model(input_ids=tokens[-1], past_key_values=outputs.past_key_values, **options)
-        tokens.append(outputs.logits[:, -1:].argmax(dim=-1).to(input_ids.device))
-    _synchronize(gpus)
-    decoded = clock()
-    peak_above_bytes = sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) - before
-    per_token, total = _cache_bytes(model, outputs.past_key_values, len(prompt_BT))
-    return _Run(
-        torch.cat(tokens, dim=1).cpu(),
-        prefilled - started,
-        decoded - prefilled,
-        per_token,
-        total,
-        peak_above_bytes,
-    )
-
-
 def _cost(
-    model: PreTrainedModel, runs: list[_Run], settings: SpeedSettings, disk_bytes: int | None
+    model: PreTrainedModel, runs: list[TimedRun], settings: SpeedSettings, disk_bytes: int | None
 ) -> ModelCost:
-    gpus = _gpus(model)
+    gpus = gpus_of(model)
     memory_bytes = sum(
         tensor.nbytes for tensors in (model.parameters(), model.buffers()) for tensor in tensors
     )
@@ -294,7 +177,7 @@ def _cost(
 
 
 def _ratios(
-    dense: ModelCost, pruned: ModelCost, dense_runs: list[_Run], pruned_runs: list[_Run]
+    dense: ModelCost, pruned: ModelCost, dense_runs: list[TimedRun], pruned_runs: list[TimedRun]
 ) -> CostRatios:
     pairs = list(zip(dense_runs, pruned_runs, strict=True))
     return CostRatios(
@@ -314,30 +197,6 @@ def _ratio(pruned: int | None, dense: int | None) -> float | None:
     return None if pruned is None or dense is None else pruned / dense
 
 
-def _cache_bytes(model: PreTrainedModel, cache: Any, batch_size: int) -> tuple[int, int]:
-    """Bytes that one token of one sequence takes in the cache, and bytes of all that it holds.
-
-    Keys and values are [B, heads, tokens, head size]. Each layer is divided by the tokens that it
-    holds, since sliding windows hold fewer. A layer without attention holds one number for each
-    token (see `pruning.export.modeling_pruned.NoMixing`), which is neither key nor value.
-    """
-    layers = getattr(cache, "layers", None)
-    if layers is None:
-        raise ScoringError(
-            f"{type(model).__name__} returns {type(cache).__name__} for past_key_values; "
-            "expected a Cache of transformers with layers"
-        )
-    held = [
-        tensor
-        for layer in layers
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if tensor is not None and tensor.numel() and tensor.shape[1] * tensor.shape[3] > 1
-    ]
-    return sum(tensor.nbytes // (batch_size * tensor.shape[-2]) for tensor in held), sum(
-        tensor.nbytes for tensor in held
-    )
-
-
 def _require_context(role: str, model: PreTrainedModel, settings: SpeedSettings) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and settings.context_tokens > limit:
@@ -347,30 +206,3 @@ def _require_context(role: str, model: PreTrainedModel, settings: SpeedSettings)
             f"but the context of the {role} model is {limit} (max_position_embeddings); lower "
             f"one of them so that the sum is at most {limit}"
         )
-
-
-def _embedding(model: PreTrainedModel) -> torch.Tensor:
-    """[vocabulary, hidden size], on the device that token ids go to."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return weight
-
-
-def _gpus(model: PreTrainedModel) -> list[torch.device]:
-    """The CUDA devices that hold a part of the model."""
-    return sorted(
-        {parameter.device for parameter in model.parameters() if parameter.is_cuda},
-        key=lambda device: device.index,
-    )
-
-
-def _start_peak(gpus: list[torch.device]) -> int:
-    """Bytes allocated now, from which on peaks are kept."""
-    for gpu in gpus:
-        torch.cuda.reset_peak_memory_stats(gpu)
-    return sum(torch.cuda.memory_allocated(gpu) for gpu in gpus)
-
-
-def _synchronize(gpus: list[torch.device]) -> None:
-    for gpu in gpus:
-        torch.cuda.synchronize(gpu)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from pipelines.evaluate.results import table
-from pruning.costs.measured import Spread
+from pruning.costs.speed import Spread
 
 
 def a_report(rounds: list[tuple[float, float]]) -> dict[str, Any]:

@@ -17,14 +17,9 @@ from transformers import PreTrainedModel
 
 from pruning.costs.accounting import Accounting
 from pruning.costs.counted_flops import flops_of_token
-from pruning.costs.measured import (
-    Role,
-    SpeedSettings,
-    Spread,
-    _run,
-    compare_speed,
-    weight_file_bytes,
-)
+from pruning.costs.measured import Role, compare_speed, weight_file_bytes
+from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.timed_runs import timed_run
 from pruning.errors import InputError, ScoringError
 from pruning.export.transformers import pruned_model
 from pruning.models.families import FAMILIES
@@ -170,7 +165,7 @@ def test_decoding_with_the_cache_equals_greedy_without(model_type: str, length: 
                     [ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(dim=-1)],
                     dim=1,
                 )
-            assert torch.equal(_run(model, prompt, 5, ticking()).tokens, ids[:, length:])
+            assert torch.equal(timed_run(model, prompt, 5, ticking()).tokens, ids[:, length:])
 
 
 def test_models_take_turns_and_ratios_pair_the_runs_of_a_round(

@@ -12,7 +12,8 @@ from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig
 from pruning.costs.accounting import Accounting
 from pruning.costs.attention_reads import attention_reads
 from pruning.costs.counted_flops import flops_of_token
-from pruning.costs.measured import SpeedSettings, compare_speed
+from pruning.costs.measured import compare_speed
+from pruning.costs.speed import SpeedSettings
 from tests.conftest import SIZES, tiny_config, tiny_model
 from tests.tiny_sizes import EXPERTS, LATENT
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from pruning.costs.measured import SpeedSettings
+from pruning.costs.speed import SpeedSettings
 from pruning.shape import Removal
 from workers.pool.running import PrefixKey, Running
 from workers.pool.schedule import MAX_TASK_S, Schedule
