@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import index
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pruning.errors import InputError
 
@@ -15,6 +15,11 @@ Kind = Literal["attention", "mlp", "mlp_channels", "attention_heads"]
 """What one step takes away: a whole attention or MLP block, or the last group of MLP channels or KV
 heads.
 """
+
+Unit = Literal["kv_heads", "mlp_channels"]
+"""What the size of a block counts, by the field of `LayerShape`: of an attention, of an MLP."""
+
+UNITS: tuple[Unit, ...] = get_args(Unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Removal:
             raise ValueError(f"removing the {self.kind} block leaves 0, not {self.remaining}")
 
     @property
-    def unit(self) -> Literal["kv_heads", "mlp_channels"]:
+    def unit(self) -> Unit:
         """The field of `LayerShape` that this removal lowers."""
         return "kv_heads" if self.kind in ("attention", "attention_heads") else "mlp_channels"
 
@@ -74,7 +79,7 @@ class Resize:
     """
 
     layer: int
-    unit: Literal["kv_heads", "mlp_channels"]
+    unit: Unit
     size: int
 
     def __str__(self) -> str:

@@ -11,8 +11,7 @@ from pipelines.runs.journal import DEVIATIONS, Deviation
 from pipelines.store.scores import Context, ScoreStore
 from pruning.calibration.token_sets import Calibration, SetName
 from pruning.scoring.score import BatchScore, ShapeScore
-from pruning.search.allocation import UNITS
-from pruning.shape import ModelShape, Resize
+from pruning.shape import UNITS, ModelShape, Resize
 from workers.pool.protocol import Pool
 from workers.tasks import Candidate, ScoreKind, ScoreResult, ScoreTask
 

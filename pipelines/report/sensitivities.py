@@ -15,9 +15,8 @@ from pipelines.report.cells import NONE, Runs, label, plain
 from pipelines.report.chart_style import styled, tick
 from pipelines.report.data import ReportRun
 from pipelines.report.page import Chart, Heading, Part, Section, Table, Text
-from pruning.search.allocation import UNITS, Unit
 from pruning.search.allocation_result import Allocation
-from pruning.shape import ModelShape
+from pruning.shape import UNITS, ModelShape, Unit
 
 _TITLES: Mapping[Unit, str] = {
     "kv_heads": "attention: KV heads more or fewer",

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 from pruning.costs.accounting import Accounting
 from pruning.shape import ModelShape
 
-CostName = Literal["parameters", "flops", "kv_cache"]
-"""Parameters by the published convention, FLOPs of a token, KV-cache bytes of a token."""
+CostName = Literal["parameters", "flops", "kv_cache", "latency", "prefill", "decode"]
+"""Parameters by the published convention, FLOPs of a token, KV-cache bytes of a token; nanoseconds
+of a batch by a table of latencies: all of it, its prefill, its decoding.
+"""
 
-COST_NAMES: tuple[CostName, ...] = get_args(CostName)
+COST_NAMES: tuple[CostName, ...] = ("parameters", "flops", "kv_cache")
+TIMED: tuple[CostName, ...] = ("latency", "prefill", "decode")
+"""Those that a table of latencies knows (`pruning.costs.latency`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Cost:
 
 
 def costs_of(accounting: Accounting, *, context_length: int) -> Mapping[CostName, Cost]:
-    """All costs that are known of a model, by name.
+    """All costs that are known of a model from its configuration, by name.
 
     Args:
         context_length: tokens of the context that FLOPs are counted at.

@@ -9,19 +9,15 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from pruning.costs.target import Cost
 from pruning.errors import InputError
-from pruning.shape import ModelShape, Resize
+from pruning.shape import UNITS, ModelShape, Resize, Unit
 
-Unit = Literal["kv_heads", "mlp_channels"]
 Block = tuple[int, Unit]
 """A block by its layer and the field of `LayerShape` that holds its size."""
-
-UNITS: tuple[Unit, ...] = ("kv_heads", "mlp_channels")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 
 from pruning.errors import InputError
 from pruning.search.allocation import (
-    UNITS,
     Block,
     Limit,
     Sensitivities,
     Solution,
-    Unit,
     lowest_cost,
     size_of,
     solve,
 )
 from pruning.search.greedy import is_allowed
 from pruning.search.settings import DEPLOYABLE_CHANNELS, ShapeConstraint
-from pruning.shape import Kind, ModelShape, Removal
+from pruning.shape import UNITS, Kind, ModelShape, Removal, Unit
 
 _BLOCKS: Mapping[Unit, str] = {"kv_heads": "attention", "mlp_channels": "MLP"}
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pruning.costs.target import Cost
-from pruning.search.allocation import UNITS, Block, Sensitivities, Solution, resized
-from pruning.shape import ModelShape
+from pruning.search.allocation import Block, Sensitivities, Solution, resized
+from pruning.shape import UNITS, ModelShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from pruning.costs.accounting import Accounting
 from pruning.costs.target import Cost, CostName, costs_of
 from pruning.errors import InputError
 from pruning.search.allocation import (
-    UNITS,
     Block,
     Limit,
     Sensitivities,
@@ -33,7 +32,7 @@ from pruning.search.constraints import (
     whole_blocks,
     width_multiple,
 )
-from pruning.shape import ModelShape
+from pruning.shape import UNITS, ModelShape
 from tests.conftest import tiny_config
 
 ACCOUNTING = Accounting(tiny_config("llama", num_hidden_layers=3))

@@ -1,0 +1,152 @@
+"""What one block takes, from the times of whole models that differ in nothing else.
+
+A block without the other one of its layer would be timed with what stands in its place: where an
+attention was, zeros are written into the cache. So every size of a block is timed in layers whose
+other block is whole, several of them one after another in a real model. What a model takes beside
+its layers is told from what they take by a model of one layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from pruning.costs.latency import PHASES, BlockTimes, Phase, PhaseTimes
+from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.timed_runs import timed_runs
+from pruning.models.geometry import Geometry
+from pruning.shape import LayerShape, ModelShape
+
+MAX_DEPTH = 8
+"""Layers of a model that is timed, at most: what is launched late hides behind the layers before,
+and many models fit into memory together.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Sizes that are measured, ascending, of which 0 and the dense model's are always two."""
+
+    kv_heads: tuple[int, ...]
+    mlp_channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A model of so many layers that are all alike."""
+
+    layer: LayerShape
+    depth: int
+
+    def shape(self, num_layers: int) -> ModelShape:
+        """The same as a shape of a model with `num_layers`, of which the others are gone."""
+        gone = (LayerShape(0, 0),) * (num_layers - self.depth)
+        return ModelShape((self.layer,) * self.depth + gone)
+
+
+def stacks_of(geometry: Geometry, levels: Levels) -> list[Stack]:
+    """The models that tell all levels apart: each size of a block beside a whole one of the other
+    kind, and the whole layer once more alone.
+
+    Raises:
+        ValueError: the model has one layer, so that a layer cannot be told from the rest.
+    """
+    if geometry.num_layers < 2:
+        raise ValueError("a model of one layer has nothing to tell a layer from the rest by")
+    depth = min(geometry.num_layers, MAX_DEPTH)
+    whole = geometry.dense.layers[0]
+    layers = [
+        *(LayerShape(heads, whole.mlp_channels) for heads in levels.kv_heads),
+        *(LayerShape(whole.kv_heads, channels) for channels in levels.mlp_channels),
+    ]
+    return [*(Stack(layer, depth) for layer in dict.fromkeys(layers)), Stack(whole, 1)]
+
+
+def time_blocks(
+    models: Mapping[Stack, PreTrainedModel],
+    settings: SpeedSettings,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> BlockTimes:
+    """Times the models in turns (`timed_runs`) and takes their blocks apart.
+
+    Args:
+        models: of `stacks_of`.
+
+    Raises:
+        ScoringError: a model returns no KV cache.
+    """
+    runs = timed_runs(models, settings, clock=clock)
+    return block_times(
+        {
+            stack: {
+                "prefill": [run.prefill_s for run in found],
+                "decode": [run.decode_s for run in found],
+            }
+            for stack, found in runs.items()
+        }
+    )
+
+
+def block_times(seconds: Mapping[Stack, Mapping[Phase, Sequence[float]]]) -> BlockTimes:
+    """Rest, attentions and MLPs from the seconds of each stack, one a round. Each round is taken
+    apart by itself, so that all its times are of one moment.
+
+    With s(k, c) for a layer of k KV heads and c channels, K and C for the whole one: an MLP of c
+    channels takes s(K, c) - s(K, 0), an attention of k heads s(k, C) less what the whole MLP takes.
+    """
+    one, many = sorted(
+        (stack for stack in seconds if stack.layer == _whole(seconds)), key=lambda each: each.depth
+    )
+    found: dict[Phase, dict[tuple[str, int], Spread]] = {}
+    for phase in PHASES:
+        rounds = [
+            _blocks({stack: each[phase][number] for stack, each in seconds.items()}, one, many)
+            for number in range(len(seconds[one][phase]))
+        ]
+        found[phase] = {part: Spread.of(each[part] for each in rounds) for part in rounds[0]}
+    parts = {
+        part: PhaseTimes(found["prefill"][part], found["decode"][part]) for part in found["prefill"]
+    }
+    return BlockTimes(
+        parts["rest", 0],
+        {size: times for (unit, size), times in parts.items() if unit == "kv_heads"},
+        {size: times for (unit, size), times in parts.items() if unit == "mlp_channels"},
+    )
+
+
+def _blocks(
+    seconds: Mapping[Stack, float], one: Stack, many: Stack
+) -> dict[tuple[str, int], float]:
+    """Seconds of the rest and of each block by its size, in one phase of one round."""
+    whole, depth = many.layer, many.depth
+    rest = seconds[one] - (seconds[many] - seconds[one]) / (depth - 1)
+    layer = {
+        stack.layer: (taken - rest) / depth for stack, taken in seconds.items() if stack != one
+    }
+    alone = layer[LayerShape(whole.kv_heads, 0)]
+    mlp = {
+        each.mlp_channels: taken - alone
+        for each, taken in layer.items()
+        if each.kv_heads == whole.kv_heads
+    }
+    attention = {
+        each.kv_heads: taken - mlp[whole.mlp_channels]
+        for each, taken in layer.items()
+        if each.mlp_channels == whole.mlp_channels
+    }
+    return {
+        ("rest", 0): rest,
+        **{("kv_heads", size): attention[size] for size in sorted(attention)},
+        **{("mlp_channels", size): mlp[size] for size in sorted(mlp)},
+    }
+
+
+def _whole(stacks: Mapping[Stack, object]) -> LayerShape:
+    """The layer of the dense model: no other is as large."""
+    return max(
+        (stack.layer for stack in stacks), key=lambda each: (each.kv_heads, each.mlp_channels)
+    )

@@ -1,0 +1,227 @@
+"""How long each block of a model takes at each size, as measured on one device, and what that says
+of any shape.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from pruning.canonical_json import dump_json
+from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.target import Cost, CostName
+from pruning.errors import InputError
+from pruning.shape import UNITS, ModelShape, Unit
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+_BLOCKS: Mapping[Unit, str] = {"kv_heads": "attention", "mlp_channels": "MLP"}
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTimes:
+    """Seconds of a whole batch: of the prefill, and of the decoding of all its new tokens."""
+
+    prefill: Spread
+    decode: Spread
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(*(_spread(data[phase]) for phase in PHASES))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTimes:
+    """What the parts of one model take.
+
+    A model takes `rest` and its blocks together. Differences of measurements: noise may bring those
+    of small blocks below 0.
+
+    Args:
+        rest: embedding, final norm, head, and what a forward does once.
+        kv_heads: of one attention, by its KV heads.
+        mlp_channels: of one MLP, by its channels.
+    """
+
+    rest: PhaseTimes
+    kv_heads: Mapping[int, PhaseTimes]
+    mlp_channels: Mapping[int, PhaseTimes]
+
+    def of(self, unit: Unit) -> Mapping[int, PhaseTimes]:
+        """Times of one block by its size."""
+        return self.kv_heads if unit == "kv_heads" else self.mlp_channels
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Times of the blocks of one model, and what they hold for.
+
+    Args:
+        model: its name.
+        fingerprint: of its checkpoint.
+        dtype: that it was computed in.
+        arithmetic: device, threads, versions and attention implementation, as
+            `pruning.scoring.arithmetic.Arithmetic` has them.
+        settings: batch, prompt and new tokens that the times are of.
+        depth: blocks that were measured in one chain.
+    """
+
+    model: str
+    fingerprint: str
+    dtype: str
+    arithmetic: Mapping[str, Any]
+    settings: SpeedSettings
+    depth: int
+    times: BlockTimes
+
+    def seconds(self, shape: ModelShape, phase: Phase | None = None) -> float:
+        """What a model of that shape takes for a batch, predicted; None: both phases.
+
+        Raises:
+            InputError: see `block_nanoseconds`.
+        """
+        return self.nanoseconds(shape, phase) / 1e9
+
+    def nanoseconds(self, shape: ModelShape, phase: Phase | None = None) -> int:
+        """The same as a sum of whole numbers, so that it is exactly the sum over blocks."""
+        if phase is None:
+            return sum(self.nanoseconds(shape, each) for each in PHASES)
+        return _nanoseconds(self.times.rest, phase) + sum(
+            self.block_nanoseconds(unit, getattr(layer, unit), phase)
+            for layer in shape.layers
+            for unit in UNITS
+        )
+
+    def block_nanoseconds(self, unit: Unit, size: int, phase: Phase) -> int:
+        """Of one block: as measured, or between the two measured sizes around, in proportion.
+
+        Raises:
+            InputError: the size is smaller or larger than all that were measured.
+        """
+        times = self.times.of(unit)
+        sizes = sorted(times)
+        if not self.reaches(unit, size):
+            raise InputError(
+                f"latency: {_BLOCKS[unit]} of {size} {_words(unit)}; the table has {sizes[0]} to "
+                f"{sizes[-1]}; measure one that goes so far"
+            )
+        above = sizes[bisect_left(sizes, size)]
+        if above == size:
+            return _nanoseconds(times[size], phase)
+        below = sizes[bisect_left(sizes, size) - 1]
+        share = (size - below) / (above - below)
+        low, high = (_nanoseconds(times[each], phase) for each in (below, above))
+        return round(low + share * (high - low))
+
+    def reaches(self, unit: Unit, size: int) -> bool:
+        """Whether a size is among those that were measured, or between two of them."""
+        return min(self.times.of(unit)) <= size <= max(self.times.of(unit))
+
+    def costs_speed(self, unit: Unit, phase: Phase) -> frozenset[int]:
+        """The measured sizes that are not faster than the next larger one, by their medians."""
+        sizes = sorted(self.times.of(unit))
+        taken = {size: self.block_nanoseconds(unit, size, phase) for size in sizes}
+        return frozenset(size for size, larger in pairwise(sizes) if taken[size] >= taken[larger])
+
+    def to_json(self) -> dict[str, Any]:
+        """As `latency.json` has it."""
+        return {
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+            "arithmetic": dict(self.arithmetic),
+            "settings": asdict(self.settings),
+            "depth": self.depth,
+            "rest": asdict(self.times.rest),
+            **{
+                unit: [
+                    {
+                        "size": size,
+                        **asdict(times),
+                        "costs_speed": [
+                            phase for phase in PHASES if size in self.costs_speed(unit, phase)
+                        ],
+                    }
+                    for size, times in sorted(self.times.of(unit).items())
+                ]
+                for unit in UNITS
+            },
+        }
+
+    def save(self, path: Path) -> None:
+        path.write_text(dump_json(self.to_json()), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The inverse of `save`.
+
+        Raises:
+            OSError: it cannot be read.
+            KeyError, TypeError, ValueError: it is no table of latencies; the message says why.
+        """
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise TypeError("it is no table of latencies")
+        by_size: dict[str, dict[int, PhaseTimes]] = {}
+        for unit in UNITS:
+            by_size[unit] = {each["size"]: PhaseTimes.from_json(each) for each in data[unit]}
+            if not by_size[unit] or not all(type(size) is int for size in by_size[unit]):
+                raise ValueError(f"{unit} has no size, or one that is no whole number")
+        return cls(
+            str(data["model"]),
+            str(data["fingerprint"]),
+            str(data["dtype"]),
+            dict(data["arithmetic"]),
+            SpeedSettings(**data["settings"]),
+            data["depth"],
+            BlockTimes(PhaseTimes.from_json(data["rest"]), **by_size),
+        )
+
+
+def latency_costs(table: LatencyTable, dense: ModelShape) -> dict[CostName, Cost]:
+    """Nanoseconds of a batch as costs: of prefill and decoding together, and of each.
+
+    Raises:
+        InputError: a size of the dense model is not in the table, or it takes no time by it.
+    """
+    phases: dict[CostName, Phase | None] = {
+        "latency": None,
+        "prefill": "prefill",
+        "decode": "decode",
+    }
+    wholes = {name: table.nanoseconds(dense, phase) for name, phase in phases.items()}
+    for name, whole in wholes.items():
+        if whole <= 0:
+            raise InputError(
+                f"latency: {name} of the dense model comes to {whole / 1e9:g} seconds; measure it "
+                "again, with more rounds"
+            )
+    return {
+        name: Cost(name, partial(table.nanoseconds, phase=phase), wholes[name])
+        for name, phase in phases.items()
+    }
+
+
+def _nanoseconds(times: PhaseTimes, phase: Phase) -> int:
+    spread: Spread = getattr(times, phase)
+    return round(1e9 * spread.median)
+
+
+def _spread(data: Mapping[str, Any]) -> Spread:
+    found = Spread(**data)
+    numbers = (found.lowest, found.median, found.highest)
+    if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers):
+        raise ValueError(f"{numbers} are not three finite numbers")
+    return found
+
+
+def _words(unit: Unit) -> str:
+    return unit.replace("_", " ").replace("kv", "KV").replace("mlp ", "")

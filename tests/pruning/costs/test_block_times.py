@@ -1,0 +1,148 @@
+"""Blocks told apart from the times of whole models: arithmetic with a clock of our own, models for
+real. Real times are never asserted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pruning.costs.block_times import Levels, Stack, block_times, stacks_of, time_blocks
+from pruning.costs.speed import SpeedSettings, Spread
+from pruning.export.transformers import pruned_model
+from pruning.models.families import FAMILIES
+from pruning.models.geometry import Geometry
+from pruning.models.loaded_model import LoadedModel
+from pruning.shape import LayerShape
+from tests.conftest import tiny_config, tiny_model
+
+GEOMETRY = Geometry(4, 3, 2, 8, 48)
+LEVELS = Levels((0, 1, 3), (0, 20, 48))
+SETTINGS = SpeedSettings(batch_size=1, prompt_tokens=4, new_tokens=2, rounds=2)
+
+# Seconds of the parts; placeholders of blocks that are gone take time of their own.
+REST, PLACEHOLDER = 100.0, 0.5
+ATTENTION = {0: PLACEHOLDER, 1: 3.0, 3: 7.0}
+MLP = {0: PLACEHOLDER, 20: 30.0, 48: 21.0}
+
+
+def taken(stack: Stack, factor: float = 1.0) -> float:
+    """Of a model whose parts take these seconds."""
+    layer = ATTENTION[stack.layer.kv_heads] + MLP[stack.layer.mlp_channels]
+    return factor * (REST + stack.depth * layer)
+
+
+def test_every_size_is_timed_beside_a_whole_block() -> None:
+    stacks = stacks_of(GEOMETRY, LEVELS)
+    assert [(each.layer.kv_heads, each.layer.mlp_channels, each.depth) for each in stacks] == [
+        (0, 48, 4), (1, 48, 4), (3, 48, 4), (3, 0, 4), (3, 20, 4), (3, 48, 1)
+    ]  # fmt: skip
+    assert stacks[-1].shape(4).text == "3x48 0x0*3"
+
+
+def test_deep_models_are_timed_in_part() -> None:
+    stacks = stacks_of(Geometry(30, 3, 2, 8, 48), LEVELS)
+    assert [each.depth for each in stacks] == [8, 8, 8, 8, 8, 1]
+    assert stacks[0].shape(30).text == "0x48*8 0x0*22"
+
+
+def test_a_model_of_one_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="one layer"):
+        stacks_of(Geometry(1, 3, 2, 8, 48), LEVELS)
+
+
+def test_parts_come_out_of_whole_models() -> None:
+    """In the second round everything is twice as slow, and decoding takes ten times the prefill."""
+    found = block_times(
+        {
+            stack: {
+                "prefill": [taken(stack), taken(stack, 2)],
+                "decode": [taken(stack, 10), taken(stack, 20)],
+            }
+            for stack in stacks_of(GEOMETRY, LEVELS)
+        }
+    )
+    assert found.rest.prefill == Spread(150, 100, 200)
+    assert found.rest.decode == Spread(1500, 1000, 2000)
+    # An MLP that is gone takes nothing: what stands in its place counts for the attention.
+    mlp = {size: times.prefill for size, times in found.mlp_channels.items()}
+    assert mlp == {0: Spread(0, 0, 0), 20: Spread(44.25, 29.5, 59), 48: Spread(30.75, 20.5, 41)}
+    attention = {size: times.prefill for size, times in found.kv_heads.items()}
+    assert attention == {
+        0: Spread(1.5, 1, 2),
+        1: Spread(5.25, 3.5, 7),
+        3: Spread(11.25, 7.5, 15),
+    }
+
+
+def test_a_whole_model_of_any_shape_is_the_sum_of_its_parts() -> None:
+    """Also of sizes that were never timed together, but where both blocks of a layer are gone."""
+    stacks = stacks_of(GEOMETRY, LEVELS)
+    found = block_times(
+        {stack: {"prefill": [taken(stack)], "decode": [taken(stack)]} for stack in stacks}
+    )
+    for heads in LEVELS.kv_heads:
+        for channels in LEVELS.mlp_channels:
+            if heads or channels:
+                stack = Stack(LayerShape(heads, channels), 3)
+                layer = found.kv_heads[heads].decode.median
+                layer += found.mlp_channels[channels].decode.median
+                assert found.rest.decode.median + 3 * layer == pytest.approx(taken(stack))
+
+
+def models(model_type: str = "llama") -> dict[Stack, PreTrainedModel]:
+    dense = LoadedModel.of(tiny_model(tiny_config(model_type)))
+    return {
+        stack: pruned_model(dense, stack.shape(4)) for stack in stacks_of(dense.geometry, LEVELS)
+    }
+
+
+def scripted(seconds: list[float]) -> Callable[[], float]:
+    """A clock by which runs, in order, take so long to prefill, and twice that to decode."""
+
+    def readings() -> Iterator[float]:
+        now = 0.0
+        for each in seconds:
+            yield from accumulate((each, 2 * each), initial=now)
+            now += 3 * each + 7  # what happens between runs does not count
+
+    return readings().__next__
+
+
+def test_models_take_turns_and_each_round_is_taken_apart_by_itself() -> None:
+    """The machine is three times as slow in the second round, in which the order is reversed, and
+    the first runs, which take longest, do not count.
+    """
+    found = models()
+    stacks = list(found)
+    seconds = [
+        *(10 * taken(stack) for stack in stacks),
+        *(taken(stack) for stack in stacks),
+        *(taken(stack, 3) for stack in reversed(stacks)),
+    ]
+    times = time_blocks(found, SETTINGS, clock=scripted(seconds))
+    assert times.rest.prefill == Spread(200, 100, 300)
+    assert times.rest.decode == Spread(400, 200, 600)
+    assert times.mlp_channels[20].prefill == Spread(59, 29.5, 88.5)
+    assert times.kv_heads[1].decode == Spread(14, 7, 21)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_models_without_any_attention_prefill_and_decode(model_type: str) -> None:
+    """With a cache that holds as many tokens as one with attention does."""
+    found = models(model_type)
+    without = next(model for stack, model in found.items() if stack.layer.kv_heads == 0)
+    ids = torch.tensor([[3, 5, 7]])
+    with torch.inference_mode():
+        whole = without(input_ids=ids, use_cache=True)
+        first = without(input_ids=ids[:, :2], use_cache=True)
+        second = without(input_ids=ids[:, 2:], past_key_values=first.past_key_values)
+    assert second.past_key_values.get_seq_length() == 3
+    assert torch.allclose(second.logits[:, -1], whole.logits[:, -1], atol=1e-5)
+    times = time_blocks(found, SETTINGS, clock=accumulate([1.0] * 1000).__next__)
+    assert times.mlp_channels.keys() == set(LEVELS.mlp_channels)
+    assert times.kv_heads.keys() == set(LEVELS.kv_heads)

@@ -1,0 +1,126 @@
+"""What a table of latencies says of a shape, against sums by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning.costs.latency import LatencyTable, latency_costs
+from pruning.costs.speed import Spread
+from pruning.errors import InputError
+from pruning.shape import ModelShape
+from tests.pruning.costs.tables import table
+
+TABLE = table(
+    {0: (0, 1), 1: (3, 2), 3: (4, 6)},
+    {0: (0, 0), 16: (10, 1), 32: (12, 1), 40: (9, 5), 48: (14, 5)},
+)
+DENSE = ModelShape.dense(2, 3, 48)
+
+
+def test_a_shape_takes_the_rest_and_its_blocks() -> None:
+    assert TABLE.nanoseconds(DENSE, "prefill") == (5 + 2 * (4 + 14)) * 10**6
+    assert TABLE.nanoseconds(DENSE, "decode") == (7 + 2 * (6 + 5)) * 10**6
+    assert TABLE.seconds(DENSE) == 0.041 + 0.029
+    pruned = ModelShape.parse("1x16 0x40")
+    assert TABLE.seconds(pruned, "prefill") == (5 + 3 + 10 + 0 + 9) / 1e3
+    assert TABLE.seconds(pruned, "decode") == (7 + 2 + 1 + 1 + 5) / 1e3
+
+
+def test_between_two_measured_sizes_it_is_in_proportion() -> None:
+    """A quarter of the way from 12 to 9; half of that from 3 to 4; from nothing to 10."""
+    assert TABLE.block_nanoseconds("mlp_channels", 34, "prefill") == 11_250_000
+    assert TABLE.block_nanoseconds("kv_heads", 2, "prefill") == 3_500_000
+    assert TABLE.block_nanoseconds("kv_heads", 2, "decode") == 4_000_000
+    assert TABLE.block_nanoseconds("mlp_channels", 4, "prefill") == 2_500_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("3x49 3x48", r"latency: MLP of 49 channels; the table has 0 to 48; measure one"),
+        ("4x48 3x48", r"latency: attention of 4 KV heads; the table has 0 to 3; measure one"),
+    ],
+)
+def test_outside_of_what_was_measured_nothing_is_said(shape: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TABLE.seconds(ModelShape.parse(shape))
+
+
+def test_a_table_without_small_sizes_says_nothing_of_them() -> None:
+    short = table({1: (1, 1), 3: (1, 1)}, {8: (1, 1), 48: (1, 1)})
+    assert not short.reaches("kv_heads", 0)
+    assert short.reaches("mlp_channels", 8)
+    with pytest.raises(InputError, match=r"MLP of 7 channels; the table has 8 to 48"):
+        short.block_nanoseconds("mlp_channels", 7, "decode")
+
+
+def test_sizes_that_are_not_faster_than_the_next_larger_one_are_marked() -> None:
+    """32 channels prefill slower than 40; 16 decode no faster than 32, and 40 no faster than 48."""
+    assert TABLE.costs_speed("mlp_channels", "prefill") == {32}
+    assert TABLE.costs_speed("mlp_channels", "decode") == {16, 40}
+    assert TABLE.costs_speed("kv_heads", "prefill") == frozenset()
+    marks = {each["size"]: each["costs_speed"] for each in TABLE.to_json()["mlp_channels"]}
+    assert marks == {0: [], 16: ["decode"], 32: ["prefill"], 40: ["decode"], 48: []}
+
+
+def test_costs_are_whole_nanoseconds_that_add_up_block_by_block() -> None:
+    thirds = table({0: (0, 0), 3: (1 / 3, 1 / 7)}, {0: (0, 0), 48: (1 / 3, 1 / 9)})
+    costs = latency_costs(thirds, DENSE)
+    assert list(costs) == ["latency", "prefill", "decode"]
+    smaller = ModelShape.parse("3x31 2x17")
+    assert costs["latency"].of(smaller) == costs["prefill"].of(smaller) + costs["decode"].of(
+        smaller
+    )
+    for cost in costs.values():
+        saved = [
+            cost.of(DENSE) - cost.of(ModelShape.parse(text))
+            for text in ("3x31 3x48", "3x48 2x48", "3x48 3x17")
+        ]
+        assert cost.of(DENSE) - sum(saved) == cost.of(smaller)
+        assert cost.dense == cost.of(DENSE)
+
+
+def test_a_dense_model_that_takes_no_time_is_refused() -> None:
+    noise = table({0: (0, 0), 3: (-4, 1)}, {0: (0, 0), 48: (1, 1)})
+    with pytest.raises(InputError, match=r"prefill of the dense model comes to -0\.001 seconds"):
+        latency_costs(noise, DENSE)
+
+
+def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    TABLE.save(path)
+    again = LatencyTable.load(path)
+    assert again == TABLE
+    assert again.times.rest.decode == Spread(0.007, 0.007, 0.007)
+    before = path.read_bytes()
+    again.save(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("rest"), "rest"),
+        (lambda data: data.update(kv_heads=[]), "kv_heads has no size"),
+        (lambda data: data["mlp_channels"][0].update(size="16"), "no whole number"),
+        (lambda data: data["mlp_channels"][0].update(size=True), "no whole number"),
+        (lambda data: data["rest"]["decode"].update(median=float("nan")), "three finite numbers"),
+        (lambda data: data["rest"]["decode"].update(highest="1"), "three finite numbers"),
+        (lambda data: data["rest"]["decode"].pop("lowest"), "lowest"),
+        (lambda data: data["settings"].update(rounds=0), "expected at least 1"),
+    ],
+)
+def test_a_damaged_file_says_what_is_wrong(
+    tmp_path: Path, change: Callable[[Any], object], message: str
+) -> None:
+    data = TABLE.to_json()
+    change(data)
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises((InputError, KeyError, TypeError, ValueError), match=message):
+        LatencyTable.load(path)
