@@ -52,7 +52,7 @@ FLOORS = {
         {"errors"},
         {"config"},
         {"runs", "store", "tracking", "cli", "evaluators"},
-        {"evaluate", "export", "plan", "solve", "status"},
+        {"evaluate", "export", "latency", "plan", "solve", "status"},
         {"prune", "report"},
         {"sweep", "reproduce"},
         {"__main__"},

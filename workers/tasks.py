@@ -12,6 +12,8 @@ import numpy as np
 
 from pruning.calibration.token_sets import Tokens
 from pruning.compensation.statistics import LayerOrder, LayerStatistics
+from pruning.costs.block_times import Levels
+from pruning.costs.latency import BlockTimes
 from pruning.costs.measured import Role, SpeedComparison
 from pruning.costs.speed import SpeedSettings
 from pruning.importance.block_influence import LayerSimilarity
@@ -308,8 +310,27 @@ class SpeedTask:
         return "speed"
 
 
+@dataclass(frozen=True, slots=True)
+class LatencyTask:
+    """What each block takes at each of these sizes."""
+
+    settings: SpeedSettings
+    levels: Levels
+    kind: ClassVar[str] = "latency"
+    size: ClassVar[int] = 1
+
+    @property
+    def num_evaluations(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return "latency of blocks"
+
+
 AnswerTask = RequestTask | WindowTask
-WholeTask = OrderTask | StatisticsTask | InfluenceTask | RequestTask | WindowTask | SpeedTask
+ClockedTask = SpeedTask | LatencyTask
+"""Takes as long as it takes, and a second one beside it would slow it down."""
+WholeTask = OrderTask | StatisticsTask | InfluenceTask | AnswerTask | ClockedTask
 """Is never split. Its time is expected to grow with its `size`, among tasks of its `kind`."""
 Task = ScoreTask | WholeTask
 
@@ -354,8 +375,9 @@ class AnswerResult:
     arithmetic: Arithmetic | None = field(default=None, repr=False)
 
 
+ClockedResult = SpeedComparison | BlockTimes
 Result = (
-    ScoreResult | ChannelOrder | StatisticsResult | LayerSimilarity | AnswerResult | SpeedComparison
+    ScoreResult | ChannelOrder | StatisticsResult | LayerSimilarity | AnswerResult | ClockedResult
 )
 
 

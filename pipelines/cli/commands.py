@@ -98,9 +98,9 @@ COMMANDS: dict[str, Command] = {
             "solve",
             "other shapes from the table that an allocation measured",
             "Solves the integer program of search=allocation again for other targets, from the "
-            "folder of a run that has ended: parameters, FLOPs or KV-cache bytes, several at once, "
-            "under constraints. Evaluates nothing and needs no GPU. Writes shapes that evaluate "
-            "and export take, and what their KL is predicted to be, or extrapolated.",
+            "folder of a run that has ended: parameters, FLOPs, KV-cache bytes or milliseconds, "
+            "several at once, under constraints. Evaluates nothing and needs no GPU. Writes shapes "
+            "that evaluate and export take, and what their KL is predicted to be, or extrapolated.",
             (
                 ("run=DIR search.target_ratio=0.3 output_dir=SOLVED", "another ratio"),
                 (
@@ -110,6 +110,25 @@ COMMANDS: dict[str, Command] = {
                 (
                     "run=DIR search.target.parameters=0.2 search.target.kv_cache=0.1",
                     "two costs at once",
+                ),
+            ),
+        ),
+        Command(
+            "latency",
+            "how long each block takes at each size, on this device",
+            "Times the attentions and the MLPs of a model at several sizes, in the prefill and in "
+            "the decoding, on one evaluator that does nothing else. Writes a table with which "
+            "solve reaches a target in time, and a picture that shows which widths are no faster "
+            "than wider ones.",
+            (
+                ("model.path=MODEL output_dir=DIR", "a batch of one, in steps of about an eighth"),
+                (
+                    "model.path=MODEL batch_size=8 prompt_tokens=2048 width_step=256",
+                    "another load, in finer steps",
+                ),
+                (
+                    "model.path=MODEL widths=[4096,5000,5056,5120]",
+                    "widths that are no multiples of 64 or 128, beside some that are",
                 ),
             ),
         ),

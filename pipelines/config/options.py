@@ -27,7 +27,17 @@ from omegaconf import DictConfig, OmegaConf
 from pipelines.config.overrides import CONF
 from pipelines.config.schemas import register
 
-COMMANDS = ("prune", "plan", "sweep", "solve", "evaluate", "export", "report", "reproduce")
+COMMANDS = (
+    "prune",
+    "plan",
+    "sweep",
+    "solve",
+    "latency",
+    "evaluate",
+    "export",
+    "report",
+    "reproduce",
+)
 """Commands that Hydra configures: each has its `conf/COMMAND.yaml`."""
 
 _TYPES = {

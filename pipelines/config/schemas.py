@@ -14,6 +14,7 @@ from pipelines.config.groups import (
     StoreConfig,
     TrackingConfig,
 )
+from pipelines.config.latency import LatencyConfig
 from pipelines.config.plan import PlanConfig
 from pipelines.config.prune import PruneConfig
 from pipelines.config.report import ReportConfig
@@ -29,6 +30,7 @@ def register() -> None:
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
+    store.store(name="latency_schema", node=LatencyConfig)
     store.store(name="plan_schema", node=PlanConfig)
     store.store(name="report_schema", node=ReportConfig)
     store.store(name="solve_schema", node=SolveConfig)

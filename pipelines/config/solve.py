@@ -9,7 +9,7 @@ from typing import Any, Self
 from omegaconf import MISSING, DictConfig
 
 from pipelines.config.groups import at_least, checked, not_allowed, one_of
-from pruning.costs.target import COST_NAMES, CostName
+from pruning.costs.target import COST_NAMES, TIMED, CostName
 from pruning.search.settings import SHAPE_CONSTRAINTS
 
 
@@ -21,11 +21,17 @@ class TargetConfig:
         parameters: Parameters that go, removed / all.
         flops: FLOPs of a token that go, removed / all, at calibration.sequence_length of the run.
         kv_cache: KV-cache bytes of a token that go, removed / all.
+        latency: Time of a batch that goes, removed / all, by the table that latency= gives.
+        prefill: Time of its prefill alone, by the same table.
+        decode: Time of its decoding alone, by the same table.
     """
 
     parameters: float | None = MISSING
     flops: float | None = MISSING
     kv_cache: float | None = MISSING
+    latency: float | None = MISSING
+    prefill: float | None = MISSING
+    decode: float | None = MISSING
 
 
 @dataclass
@@ -54,6 +60,7 @@ class SolveConfig:
     """Everything that `pipelines.solve` takes."""
 
     run: str | None = MISSING
+    latency: str | None = MISSING
     search: SolveSearchConfig = field(default_factory=SolveSearchConfig)
     grid: dict[str, Any] = field(default_factory=dict)
     output_dir: str | None = MISSING
@@ -83,6 +90,17 @@ class SolveConfig:
         if not self.targets:
             names = ", ".join(f"search.target.{each.name}" for each in fields(search.target))
             found.append(f"search.target_ratio: missing; give it, or one or more of {names}")
+        timed = [name for name, (cost, _) in self.targets.items() if cost in TIMED]
+        if timed and self.latency is None:
+            found.append(
+                f"{', '.join(timed)}: given without a table; give latency=FILE, the latency.json "
+                "of multipruner latency"
+            )
+        if self.latency is not None and not timed:
+            found.append(
+                f"latency: {self.latency}, which has no effect without one or more of "
+                f"{', '.join(f'search.target.{name}' for name in TIMED)}"
+            )
         found += [
             f"{name}: {ratio:g}; it is removed / dense, above 0 and below 1"
             for name, (_, ratio) in self.targets.items()

@@ -26,6 +26,7 @@ SUMMARY, PRUNE_LOG = "summary.json", "prune.log"
 CHANNEL_ORDER, BLOCK_INFLUENCE = "channel_order.safetensors", "block_influence.json"
 ALLOCATION = "allocation.json"
 SOLUTION = "solution.json"
+LATENCY, LATENCY_PICTURE, LATENCY_LOG = "latency.json", "latency.png", "latency.log"
 STATUS = "status.json"
 EVALUATION, EVALUATION_TABLE, EVALUATION_LOG = "evaluation.json", "evaluation.csv", "evaluate.log"
 SWEEP, SWEEP_PICTURE, SWEEP_LOG = "sweep.json", "sweep.png", "sweep.log"
@@ -45,6 +46,7 @@ _REMEDIES = {
     CHANNEL_ORDER: "remove it and run the same command again, which finds the order anew",
     BLOCK_INFLUENCE: "remove it and run the same command again, which measures it anew",
     ALLOCATION: "remove it and run the same command again: the scores are in the store",
+    LATENCY: "restore it, or measure another with multipruner latency",
     STATUS: "a running search writes it anew every second",
 }
 

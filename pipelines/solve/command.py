@@ -47,7 +47,7 @@ def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
     )
     assert configs[0].run is not None
     with freeze_gc():  # counting parameters imports torch, unless they are known from before
-        run = SolvedRun.read(configs[0].run)
+        run = SolvedRun.read(configs[0].run, configs[0].latency)
     solutions = _all(lambda config: solved(run, config), configs)
     found = {point.name: each for point, each in zip(points, solutions, strict=True)}
     with RunFolder(configs[0].output_dir) as folder, ExitStack() as held:

@@ -15,9 +15,11 @@ from pipelines.runs.files import ALLOCATION, CHANNEL_ORDER, SHAPE, SOLUTION, rea
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.saved_run import SavedRun, read_saved_run
+from pipelines.solve.timing import Timing
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.costs.known_sizes import sizes_of
+from pruning.costs.latency import latency_costs
 from pruning.costs.target import Cost, CostName, costs_of
 from pruning.errors import InputError
 from pruning.importance.channel_order import STATISTICS, ChannelOrder
@@ -44,6 +46,7 @@ class SolvedRun:
         rounds: what it measured, in order.
         fingerprint: of `allocation.json`, 32 hexadecimal digits.
         costs: those that are known of its model.
+        timing: the table of latencies that some of them are by; None: there is none.
     """
 
     saved: SavedRun
@@ -51,14 +54,18 @@ class SolvedRun:
     costs: Mapping[CostName, Cost]
     rounds: tuple[MeasuredRound, ...]
     fingerprint: str
+    timing: Timing | None = None
 
     @classmethod
-    def read(cls, folder: str) -> SolvedRun:
+    def read(cls, folder: str, latency: str | None = None) -> SolvedRun:
         """Reads its folder, and the configuration of its model: no weights.
+
+        Args:
+            latency: file of a table of latencies of its model.
 
         Raises:
             InputError: it is not the folder of an allocation, something in it is missing or
-                damaged, or its model is not where it was.
+                damaged, its model is not where it was, or the table is of another model.
         """
         saved = read_saved_run(folder, needs=(CHANNEL_ORDER,))
         if not (saved.folder / ALLOCATION).exists():
@@ -86,7 +93,11 @@ class SolvedRun:
             )
         costs = costs_of(accounting, context_length=saved.config.calibration.sequence_length)
         fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-        return cls(saved, accounting, costs, rounds, fingerprint)
+        if latency is None:
+            return cls(saved, accounting, costs, rounds, fingerprint)
+        timing = Timing.read(latency, saved, rounds)
+        costs = {**costs, **latency_costs(timing.table, accounting.dense)}
+        return cls(saved, accounting, costs, rounds, fingerprint, timing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,7 @@ class Solved:
         return {
             "kind": "solution",
             "allocation": self.run.fingerprint,
+            **({"latency": self.run.timing.fingerprint} if self.run.timing else {}),
             **{name: ratio for name, (_, ratio) in self.targets.items()},
             "constraints": list(self.constraints),
         }
@@ -128,6 +140,7 @@ class Solved:
                 }
                 for name, cost in run.costs.items()
             },
+            **({"latency": run.timing.to_json(self.shape)} if run.timing else {}),
             "kl": {
                 prediction.kind: prediction.score
                 if prediction.measured is None

@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from transformers import PreTrainedModel
 
 from pruning.costs.latency import PHASES, BlockTimes, Phase, PhaseTimes
 from pruning.costs.speed import SpeedSettings, Spread
 from pruning.costs.timed_runs import timed_runs
+from pruning.errors import InputError
 from pruning.models.geometry import Geometry
 from pruning.shape import LayerShape, ModelShape
 
@@ -26,12 +28,49 @@ and many models fit into memory together.
 """
 
 
+def depth_of(geometry: Geometry) -> int:
+    """Layers of the models that are timed of such a model."""
+    return min(geometry.num_layers, MAX_DEPTH)
+
+
 @dataclass(frozen=True, slots=True)
 class Levels:
     """Sizes that are measured, ascending, of which 0 and the dense model's are always two."""
 
     kv_heads: tuple[int, ...]
     mlp_channels: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, geometry: Geometry, *, width_step: int | None = None, widths: Sequence[int] = ()
+    ) -> Self:
+        """Of a model: about eight sizes of an attention, and the widths that are asked for.
+
+        Args:
+            width_step: channels between two widths; None: about an eighth of the MLP, in multiples
+                of 64 where that is more.
+            widths: all of them, instead of a step.
+
+        Raises:
+            InputError: the MLP is not as wide as one of them.
+        """
+        whole = geometry.mlp_channels
+        if too_wide := [width for width in widths if width > whole]:
+            raise InputError(
+                f"widths: {', '.join(map(str, too_wide))}; the MLPs have {whole} channels"
+            )
+        eighth = -(-whole // 8)
+        step = width_step or (eighth if eighth < 64 else -(-eighth // 64) * 64)
+        heads = range(0, geometry.kv_heads, -(-geometry.kv_heads // 8))
+        return cls(
+            (*heads, geometry.kv_heads),
+            tuple(sorted({0, whole, *(widths or range(0, whole, step))})),
+        )
+
+    @property
+    def num_models(self) -> int:
+        """Of `stacks_of`."""
+        return len(self.kv_heads) + len(self.mlp_channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +95,7 @@ def stacks_of(geometry: Geometry, levels: Levels) -> list[Stack]:
     """
     if geometry.num_layers < 2:
         raise ValueError("a model of one layer has nothing to tell a layer from the rest by")
-    depth = min(geometry.num_layers, MAX_DEPTH)
+    depth = depth_of(geometry)
     whole = geometry.dense.layers[0]
     layers = [
         *(LayerShape(heads, whole.mlp_channels) for heads in levels.kv_heads),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from pruning.costs.accounting import Accounting
 from pruning.shape import ModelShape
@@ -15,7 +15,7 @@ CostName = Literal["parameters", "flops", "kv_cache", "latency", "prefill", "dec
 of a batch by a table of latencies: all of it, its prefill, its decoding.
 """
 
-COST_NAMES: tuple[CostName, ...] = ("parameters", "flops", "kv_cache")
+COST_NAMES: tuple[CostName, ...] = get_args(CostName)
 TIMED: tuple[CostName, ...] = ("latency", "prefill", "decode")
 """Those that a table of latencies knows (`pruning.costs.latency`)."""
 

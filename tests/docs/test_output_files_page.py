@@ -140,6 +140,14 @@ COMMANDS = {
     ),
     "plan": (*SEARCH, "search=allocation", "search.target_ratio=0.1"),
     "reproduce": ("experiment=multipruner/llama2_7b_22",),
+    "latency": (
+        "model.path=reader",
+        "cluster=inline",
+        "prompt_tokens=4",
+        "new_tokens=2",
+        "rounds=1",
+        "widths=[16]",
+    ),
     "solve": ("run=sweep/allocation", "search.target_ratio=0.1"),
 }
 
@@ -169,6 +177,7 @@ def read(path: Path) -> Any:
         ("block_influence.json", "sweep/shortgpt/block_influence.json", 0),
         ("allocation.json", "sweep/allocation/allocation.json", 0),
         ("solution.json", "solve/solution.json", 0),
+        ("latency.json", "latency/latency.json", 0),
         ("status.json", "prune/status.json", 0),
         ("shape.json", "prune/shape.json", 0),
         ("pruning_config.json", "prune/pruning_config.json", 0),
@@ -215,7 +224,7 @@ def test_the_tensors_of_the_statistics_are_those_on_the_page(written: Path) -> N
 def test_every_file_of_a_run_is_on_the_page(written: Path) -> None:
     names = {
         path.name
-        for folder in ("prune", "sweep", "sweep/shortgpt", "sweep/allocation")
+        for folder in ("prune", "sweep", "sweep/shortgpt", "sweep/allocation", "latency")
         for path in (written / folder).iterdir()
         if path.is_file() and not path.name.startswith(".")
     }

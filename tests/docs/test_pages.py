@@ -14,7 +14,9 @@ from pipelines.config.schemas import register
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, Page, anchor_of
 
-COMMANDS = ("prune", "sweep", "plan", "solve", "evaluate", "export", "report", "reproduce")
+COMMANDS = (
+    "prune", "sweep", "plan", "solve", "latency", "evaluate", "export", "report", "reproduce",
+)  # fmt: skip
 FOLDERS = "pipelines|pruning|workers|conf|experiments|docker|docs|tests"
 
 

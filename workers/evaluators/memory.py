@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.block_times import Levels, depth_of
 from pruning.models.dtypes import NUM_BYTES
 from pruning.models.geometry import NUM_SIZES, Geometry, factor_bytes, gram_bytes
 from pruning.scoring.kept_bytes import kept_bytes
@@ -73,6 +74,25 @@ def compensated_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:
     block, and the factors.
     """
     return _refitted_bytes(geometry, dtype, hidden_size) + factor_bytes(geometry)
+
+
+def latency_evaluator_bytes(
+    accounting: Accounting,
+    dtype: str,
+    *,
+    batch_tokens: int,
+    hidden_size: int,
+    levels: Levels,
+) -> int:
+    """Memory of an evaluator of latencies, estimated: narrowed `o_proj` and `down_proj` of every
+    model that is timed are copies.
+    """
+    geometry = accounting.geometry
+    depth = depth_of(geometry)
+    channels = sum(levels.mlp_channels) + geometry.channels_per_kv_head * sum(levels.kv_heads)
+    return depth * channels * hidden_size * NUM_BYTES[dtype] + evaluator_bytes(
+        accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, depth
+    )
 
 
 def _refitted_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:

@@ -22,7 +22,7 @@ Spec = EvaluatorSpec | BenchmarkSpec | SpeedSpec
 
 class AnyEvaluator(Protocol):
     """What a pool hands tasks to: an `Evaluator` of shapes, a `BenchmarkEvaluator`, a
-    `SpeedEvaluator`.
+    `SpeedEvaluator`, a `LatencyEvaluator`.
     """
 
     def describe(self) -> EvaluatorInfo: ...

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from workers.tasks import (
     AnswerResult,
+    ClockedTask,
     OrderTask,
     ScoreResult,
     ScoreTask,
-    SpeedTask,
     StatisticsTask,
     Task,
     WholeTask,
@@ -102,7 +102,7 @@ class TaskTimeModel:
         Returns:
             Infinity for what has to take as long as it takes, such as a measurement of speed.
         """
-        if isinstance(task, SpeedTask):
+        if isinstance(task, ClockedTask):
             return math.inf
         if self.knows(task):
             return max(_HUNG_AT_LEAST_S, _HUNG_TIMES * self.expected_s(evaluator, task))
@@ -113,7 +113,7 @@ class TaskTimeModel:
 
     def patience_s(self, task: Task) -> float:
         """How long one evaluator alone may work on a task whose time nobody knows."""
-        if isinstance(task, SpeedTask):  # a second one on the same machine would slow it down
+        if isinstance(task, ClockedTask):
             return math.inf
         return max(_PATIENCE_AT_LEAST_S, _PATIENCE_START_TIMES * self.longest_start_s)
 

@@ -86,7 +86,9 @@ def test_with_multirun_a_comma_parts_two_paths(
     assert with_quoted_path(word, multirun=True) == f"{name}='a,b'", "there is such a file"
 
 
-COMMANDS = ("prune", "plan", "sweep", "solve", "evaluate", "export", "report", "reproduce")
+COMMANDS = (
+    "prune", "plan", "sweep", "solve", "latency", "evaluate", "export", "report", "reproduce",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -94,7 +96,7 @@ def test_options_as_other_programs_take_them(cli: Cli, command: str) -> None:
     outcome = cli(command, "--target-ratio", "0.1", "--output-dir=x")
     assert outcome.status == 2
     hint = "did you mean search.target_ratio=VALUE?"
-    if command in ("evaluate", "export", "report"):
+    if command in ("latency", "evaluate", "export", "report"):
         hint = "--help lists all"
     assert outcome.errors == [
         f"error: --target-ratio: options are given as NAME=VALUE; {hint}",

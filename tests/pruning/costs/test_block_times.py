@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning.costs.block_times import Levels, Stack, block_times, stacks_of, time_blocks
 from pruning.costs.speed import SpeedSettings, Spread
+from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
 from pruning.models.families import FAMILIES
 from pruning.models.geometry import Geometry
@@ -42,6 +43,19 @@ def test_every_size_is_timed_beside_a_whole_block() -> None:
         (0, 48, 4), (1, 48, 4), (3, 48, 4), (3, 0, 4), (3, 20, 4), (3, 48, 1)
     ]  # fmt: skip
     assert stacks[-1].shape(4).text == "3x48 0x0*3"
+
+
+def test_sizes_of_a_model() -> None:
+    """0 and the whole always; an eighth each, of wide MLPs in multiples of 64."""
+    assert Levels.of(GEOMETRY) == Levels((0, 1, 2, 3), (0, 6, 12, 18, 24, 30, 36, 42, 48))
+    llama = Levels.of(Geometry(32, 32, 1, 128, 11008))
+    assert llama.kv_heads == (0, 4, 8, 12, 16, 20, 24, 28, 32)
+    assert llama.mlp_channels == (0, 1408, 2816, 4224, 5632, 7040, 8448, 9856, 11008)
+    assert Levels.of(GEOMETRY, width_step=20).mlp_channels == (0, 20, 40, 48)
+    assert Levels.of(GEOMETRY, widths=[47, 3, 48]).mlp_channels == (0, 3, 47, 48)
+    assert llama.num_models == len(stacks_of(Geometry(32, 32, 1, 128, 11008), llama)) == 18
+    with pytest.raises(InputError, match=r"widths: 49, 50; the MLPs have 48 channels"):
+        Levels.of(GEOMETRY, widths=[49, 8, 50])
 
 
 def test_deep_models_are_timed_in_part() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.block_times import Levels
+from pruning.costs.speed import SpeedSettings
 from pruning.shape import Removal
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
@@ -14,6 +17,7 @@ from workers.tasks import (
     Candidate,
     EvaluatorSpec,
     InfluenceTask,
+    LatencyTask,
     OrderTask,
     ScoreResult,
     ScoreTask,
@@ -30,6 +34,14 @@ def test_layers_and_heads_that_a_task_runs() -> None:
     candidates = (Removal("mlp", 5, 0), Removal("attention", 7, 0), None)
     assert work(task(*candidates), 8, with_prefix=False) == (3 + 1, 3)
     assert work(task(*candidates), 8, with_prefix=True) == (3 + 1 + 8, 3)
+
+
+def test_a_measurement_of_latencies_takes_as_long_as_it_takes() -> None:
+    """And is not handed to a second evaluator, which would slow the first one down."""
+    measurement = LatencyTask(SpeedSettings(1, 8, 8, 2), Levels((0, 3), (0, 48)))
+    times = TaskTimeModel(10)
+    assert times.limit_s(0, measurement, num_failures=0) == math.inf
+    assert times.patience_s(measurement) == math.inf
 
 
 def test_seconds_of_a_layer_and_a_head_from_two_tasks() -> None:

@@ -1,0 +1,166 @@
+"""One measurement of latencies: the model found and checked, then timed on one evaluator."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.config.latency import LatencyConfig
+from pipelines.evaluators import find_placement, open_pool
+from pruning.costs.accounting import Accounting
+from pruning.costs.block_times import Levels, depth_of
+from pruning.costs.latency import BlockTimes, LatencyTable
+from pruning.costs.speed import SpeedSettings
+from pruning.errors import InputError
+from pruning.export import transformers
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
+from workers.evaluators.latency import LatencyEvaluator
+from workers.evaluators.memory import latency_evaluator_bytes
+from workers.tasks import BenchmarkSpec, LatencyTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatencyJob:
+    """One measurement, checked and ready to run."""
+
+    config: LatencyConfig
+    checkpoint: Checkpoint
+    fingerprint: str
+    accounting: Accounting
+    dtype: str
+    levels: Levels
+    machine: LocalMachine
+    placement: Placement | None
+
+    @classmethod
+    def of(cls, config: LatencyConfig) -> LatencyJob:
+        """Finds the model and a place to measure it.
+
+        Raises:
+            InputError: with what is wrong with either.
+        """
+        model, cluster = config.model, config.cluster
+        machine = LocalMachine.detect(num_gpus=cluster.num_gpus)
+        on_gpu = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator) > 0
+        checkpoint = find_checkpoint(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+        accounting = Accounting(checkpoint.config(), trust_remote_code=model.trust_remote_code)
+        levels = _levels(config, checkpoint, accounting)
+        dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
+        needed = latency_evaluator_bytes(
+            accounting,
+            dtype,
+            batch_tokens=config.batch_size * config.prompt_tokens,
+            hidden_size=int(checkpoint.config().get_text_config().hidden_size),
+            levels=levels,
+        )
+        placement = find_placement(cluster, machine, needed)
+        checkpoint.check_weights()
+        return cls(
+            config,
+            checkpoint,
+            checkpoint.fingerprint(),
+            accounting,
+            dtype,
+            levels,
+            machine,
+            None if placement is None else replace(placement, num_evaluators=1),
+        )
+
+    @property
+    def settings(self) -> SpeedSettings:
+        config = self.config
+        return SpeedSettings(
+            config.batch_size, config.prompt_tokens, config.new_tokens, config.rounds
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Whose table a folder holds; measuring it again is welcome."""
+        return {
+            "kind": "latency",
+            "model": self.fingerprint,
+            "model.dtype": self.dtype,
+            **{name: getattr(self.config, name) for name in _LOAD},
+            "kv_heads": list(self.levels.kv_heads),
+            "mlp_channels": list(self.levels.mlp_channels),
+        }
+
+    def measure(self) -> LatencyTable:
+        """Times all blocks. Raises what `Pool.run` does."""
+        cluster, task = self.config.cluster, LatencyTask(self.settings, self.levels)
+        spec = BenchmarkSpec(
+            self.checkpoint, self.dtype, num_threads=cluster.num_cpus_per_evaluator
+        )
+        depth = depth_of(self.accounting.geometry)
+        log.info(
+            "timing %d models of up to %d layers, %d rounds after one that is not timed",
+            self.levels.num_models,
+            depth,
+            self.config.rounds,
+        )
+        with open_pool(cluster, self.machine, self.placement, spec, LatencyEvaluator) as pool:
+            [times] = [result for answers in pool.run([task]) for _, result in answers]
+            arithmetic = pool.arithmetic.to_json()
+        assert isinstance(times, BlockTimes)
+        return LatencyTable(
+            display_name(self.config.model.path),
+            self.fingerprint,
+            self.dtype,
+            arithmetic,
+            self.settings,
+            depth,
+            times,
+        )
+
+
+_LOAD = ("batch_size", "prompt_tokens", "new_tokens")
+"""Options that the times are of."""
+
+
+def _levels(config: LatencyConfig, checkpoint: Checkpoint, accounting: Accounting) -> Levels:
+    """The sizes to measure.
+
+    Raises:
+        InputError: the model has too few layers, its context is too short, it is pruned by whole
+            blocks alone in a way that cannot be written, or is not that wide.
+    """
+    geometry, family = accounting.geometry, accounting.family
+    problems: list[str] = []
+    if geometry.num_layers < 2:
+        problems.append(
+            f"model.path: {config.model.path} has one layer; to tell a layer from the rest takes "
+            "two"
+        )
+    context = getattr(checkpoint.config(), "max_position_embeddings", None)
+    if context is not None and config.prompt_tokens + config.new_tokens > context:
+        problems.append(
+            f"prompt_tokens, new_tokens: {config.prompt_tokens} + {config.new_tokens}, above this "
+            f"model's context of {context} tokens; lower one"
+        )
+    levels = None
+    try:
+        levels = Levels.of(geometry, width_step=config.width_step, widths=config.widths)
+    except InputError as error:
+        problems.append(str(error))
+    if not family.prunes_widths:
+        if config.widths or config.width_step is not None:
+            problems.append(
+                f"widths, width_step: architecture {family.model_type!r} is pruned by whole blocks "
+                "only; leave them out"
+            )
+        levels = Levels((0, geometry.kv_heads), (0, geometry.mlp_channels))
+        problems += transformers.problems(
+            checkpoint.config(), family, geometry, transformers.shapes_to_try(geometry)[-1]
+        )
+    if problems or levels is None:
+        raise InputError("\n".join(problems))
+    return levels
