@@ -13,6 +13,7 @@ from experiments.benchmarks import (
     allocation_scaling,
     export_memory,
     importance_orders,
+    latency,
     memory,
     prefix_reuse,
     scaling,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "allocation_scaling": lambda options: allocation_scaling.run(
         counts=options.evaluators or allocation_scaling.COUNTS
     ),
+    "latency": lambda options: latency.run(dtype=options.dtype, num_rounds=options.rounds),
     "sweep": lambda _: sweep.run(),
 }
 
@@ -77,9 +79,11 @@ def _parse() -> argparse.Namespace:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="of prefix_reuse, importance_orders and speedup",
+        help="of prefix_reuse, importance_orders, speedup and latency",
     )
-    parser.add_argument("--rounds", type=_positive, default=3, help="of prefix_reuse and speedup")
+    parser.add_argument(
+        "--rounds", type=_positive, default=3, help="of prefix_reuse, speedup and latency"
+    )
     parser.add_argument(
         "--candidates", type=_positive, default=7, help="that memory scores; 61 are all"
     )
