@@ -99,9 +99,9 @@ def open_pool(
         kind: their class.
     """
     if placement is None:
-        yield InlinePool(
-            spec, kind=kind, num_gpus=machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
-        )
+        num_gpus = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
+        with InlinePool(spec, kind=kind, num_gpus=num_gpus) as inline:
+            yield inline
         return
     # A cluster that was joined before is used as it is: local_ray starts one only where there is
     # none.

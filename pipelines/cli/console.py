@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -18,15 +19,27 @@ log = logging.getLogger(__name__)
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
+_REPORTED_ONCE = "urllib3"  # what it would warn of, whoever called it reports once
+_NOISY = (
+    "httpx",
+    "httpcore",
+    "huggingface_hub",
+    "filelock",
+    "matplotlib",
+    "alembic",
+    "datasets",
+    "fsspec",
+    "gguf",
+    "lm_eval",
+)
+
+
 def log_to(path: Path | None) -> None:
     """Log lines go to the terminal and, from the moment that there is one, to a file of the run's
     folder.
     """
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        with suppress(OSError):  # what a full disk did not take was said when it was written
-            handler.close()
+    _close_handlers()
     root.setLevel(logging.INFO)
     terminal: logging.Handler = (
         RichHandler(console=console, show_path=False, markup=False)
@@ -42,22 +55,35 @@ def log_to(path: Path | None) -> None:
         file = _LogFile(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
-    logging.getLogger("urllib3").setLevel(
-        logging.ERROR
-    )  # what it would warn of, whoever called it reports once
-    for noisy in (
-        "httpx",
-        "httpcore",
-        "huggingface_hub",
-        "filelock",
-        "matplotlib",
-        "alembic",
-        "datasets",
-        "fsspec",
-        "gguf",
-        "lm_eval",
-    ):
+    logging.getLogger(_REPORTED_ONCE).setLevel(logging.ERROR)
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def own_log() -> Iterator[None]:
+    """For a job inside of a program: log lines are its own meanwhile, and the program's handlers
+    and levels are back afterwards.
+    """
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in (_REPORTED_ONCE, *_NOISY))]
+    levels, handlers = [each.level for each in loggers], root.handlers[:]
+    root.handlers.clear()  # or `log_to` would close them
+    try:
+        yield
+    finally:
+        _close_handlers()
+        root.handlers.extend(handlers)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _close_handlers() -> None:
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        with suppress(OSError):  # what a full disk did not take was said when it was written
+            handler.close()
 
 
 class _LogFile(logging.FileHandler):

@@ -11,16 +11,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cli.commands import resuming
-from pipelines.cli.console import stop
+from pipelines.cli.console import own_log, stop
 from pipelines.cli.help import FLAGS, print_help
 from pipelines.cli.signals import Interruption
 from pipelines.config.groups import URLS
@@ -67,33 +69,76 @@ def launch(
     if FLAGS & set(sys.argv[1:]):
         print_help(config_name)
         return
-    register()
     try:
-        multirun = asks_for_multirun(sys.argv[1:])
-        words = [with_quoted_path(spelt_out(word), multirun=multirun) for word in sys.argv[1:]]
-        arguments = sys.argv[1:] = prepare(words)
+        arguments = sys.argv[1:] = _arguments(config_name, sys.argv[1:], prepare)
+        if any(word.startswith("-") for word in arguments):
+            _under_hydra(config_name, load, arguments)
+            return
+        with _composed(config_name, arguments) as config:
+            _run(config_name, _imported(load), config, _of_command(arguments))
     except InputError as error:
         stop(str(error), 2)
+
+
+def call(
+    config_name: str,
+    load: Callable[[], Job],
+    words: Sequence[str],
+    prepare: Callable[[Sequence[str]], list[str]] = list,
+) -> Any:
+    """Runs a job for a program, as `launch` does with these words, and returns what the job does.
+
+    Errors come as they are instead of ending the process. Log handlers, signals and Hydra are
+    afterwards as they were; off the main thread, signals stay with the program.
+
+    Raises:
+        InputError: invalid input, with the message of the command.
+        ExportError, Failed, ScoringError, StoreUnavailable, WorkersLost, OSError: as of the job.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; what was computed is kept.
+    """
+    with _own_hydra():
+        arguments = _arguments(config_name, words, prepare)
+        flags = [word for word in arguments if word.startswith("-")]
+        if flags:
+            raise InputError(f"{', '.join(flags)}: for the command line; give options alone")
+        with own_log(), _composed(config_name, arguments) as config, Interruption():
+            try:
+                return load()(config, _of_command(arguments))
+            except OmegaConfBaseException as error:
+                raise InputError(_unresolved(error)) from error
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """A program may have set Hydra up for itself."""
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before  # Hydra puts copies of the instance in its place
+
+
+def _arguments(
+    config_name: str, words: Sequence[str], prepare: Callable[[Sequence[str]], list[str]]
+) -> list[str]:
+    """The words as Hydra understands them.
+
+    Raises:
+        InputError: flags, or lists of files, that mean nothing here.
+    """
+    register()
+    multirun = asks_for_multirun(words)
+    arguments = prepare([with_quoted_path(spelt_out(word), multirun=multirun) for word in words])
     problems = flag_problems(config_name, arguments)
     if problems:
-        stop("\n".join(problems), 2)
+        raise InputError("\n".join(problems))
     _refuse_lists_of_files(config_name, arguments)
-    if any(word.startswith("-") for word in arguments):
-        _under_hydra(config_name, load, arguments)
-        return
-    # What Hydra's own start does more is to compose twice again and to set up logs and folders,
-    # which these jobs have off.
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = _composed(config_name, arguments)
-        if config is not None:
-            _run(
-                config_name,
-                _imported(load),
-                config,
-                [word for word in arguments if not word.startswith(("hydra.", "hydra/"))],
-            )
-            return
-    stop("\n".join(override_problems(config_name, arguments)), 2)
+    return arguments
+
+
+def _of_command(arguments: Sequence[str]) -> list[str]:
+    """Without what is for Hydra itself."""
+    return [word for word in arguments if not word.startswith(("hydra.", "hydra/"))]
 
 
 @contextmanager
@@ -125,14 +170,28 @@ def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
             f"{word}: takes one file of conf/{group}; a list is for multipruner sweep"
             for word, group in lists.items()
         ]
-        stop("\n".join([*said, *override_problems(config_name, others)]), 2)
+        raise InputError("\n".join([*said, *override_problems(config_name, others)]))
 
 
-def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
-    try:
-        return compose(config_name, overrides=list(arguments))
-    except (HydraException, OmegaConfBaseException):
-        return None
+@contextmanager
+def _composed(config_name: str, arguments: Sequence[str]) -> Iterator[DictConfig]:
+    """The configuration, with Hydra set up for jobs that compose more.
+
+    What Hydra's own start does more is to compose twice again and to set up logs and folders, which
+    these jobs have off.
+
+    Raises:
+        InputError: with every problem of the words.
+    """
+    with initialize_config_dir(str(CONF), version_base=None):
+        try:
+            config = compose(config_name, overrides=list(arguments))
+        except (HydraException, OmegaConfBaseException):
+            config = None
+        if config is not None:
+            yield config
+            return
+    raise InputError("\n".join(override_problems(config_name, arguments)))
 
 
 def _under_hydra(config_name: str, load: Callable[[], Job], arguments: Sequence[str]) -> None:
@@ -200,12 +259,7 @@ def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str
     except InputError as error:
         stop(str(error), 2)
     except OmegaConfBaseException as error:  # `${...}` is looked up only when it is read
-        stop(
-            f"{error.full_key}: {composition_error(error)}"
-            if error.full_key
-            else composition_error(error),
-            2,
-        )
+        stop(_unresolved(error), 2)
     except (ExportError, Failed) as error:
         stop(str(error), 1)
     except (
@@ -217,6 +271,11 @@ def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str
         stop(f"{error}{_kept(config_name, config, error)}", 1)
     except KeyboardInterrupt as error:
         stop(f"{interruption}{_kept(config_name, config, error)}", interruption.status)
+
+
+def _unresolved(error: OmegaConfBaseException) -> str:
+    said = composition_error(error)
+    return f"{error.full_key}: {said}" if error.full_key else said
 
 
 def _kept(config_name: str, config: DictConfig, error: BaseException) -> str:

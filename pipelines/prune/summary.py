@@ -24,7 +24,7 @@ from pipelines.runs.files import (
 )
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import DEVIATIONS
-from pipelines.runs.pictures import plot_shape, plot_trajectory
+from pipelines.runs.pictures import shape_figure, trajectory_figure
 from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import heldout_sources
 from pruning.canonical_json import dump_json
@@ -166,12 +166,9 @@ def write_results(
     prices = (
         search.allocation.prices(job.accounting) if isinstance(search, AllocationPath) else None
     )
-    folder.write_with(
-        TRAJECTORY_PICTURE, lambda path: plot_trajectory(lines, dense, title, path, prices)
-    )
-    folder.write_with(
-        SHAPE_PICTURE, lambda path: plot_shape(search.shape, geometry, lines, title, path)
-    )
+    trajectory = trajectory_figure(lines, dense, title, prices)
+    folder.write_with(TRAJECTORY_PICTURE, trajectory.savefig)
+    folder.write_with(SHAPE_PICTURE, shape_figure(search.shape, geometry, lines, title).savefig)
 
 
 def table(summary: Mapping[str, Any]) -> Table:

@@ -1,21 +1,20 @@
-"""Pictures of one run: perplexity against ratio, and what remains of every block."""
+"""Pictures of one run: perplexity against ratio, and what remains of every block.
+
+Figures are made without pyplot, whose backend and open figures are the program's that called.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import pyplot
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -36,13 +35,12 @@ TARGET = "search.target_ratio"
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
-def plot_trajectory(
+def trajectory_figure(
     lines: Sequence[Mapping[str, Any]],
     dense: Mapping[str, float | None],
     title: str,
-    path: Path,
     prices: Mapping[Block, float] | None = None,
-) -> None:
+) -> Figure:
     """Calibration perplexity against ratio, one point a step, coloured by stage.
 
     Blocks and widths are scored on different texts, so they are two curves, each starting at the
@@ -51,20 +49,15 @@ def plot_trajectory(
     Args:
         prices: of an allocation (`Allocation.prices`): below, what each block would have cost.
     """
-    figure, panels = pyplot.subplots(
-        2 if prices else 1,
-        figsize=(8, 7.2 if prices else 4.5),
-        dpi=150,
-        layout="constrained",
-        squeeze=False,
-        height_ratios=[1.5, 1] if prices else None,
+    figure = Figure(figsize=(8, 7.2 if prices else 4.5), dpi=150, layout="constrained")
+    panels = figure.subplots(
+        2 if prices else 1, squeeze=False, height_ratios=[1.5, 1] if prices else None
     )
     _plot_steps(panels[0, 0], lines, dense)
     panels[0, 0].set_title(title)
     if prices:
         _plot_prices(panels[1, 0], prices, lines)
-    figure.savefig(path)
-    pyplot.close(figure)
+    return figure
 
 
 def _plot_steps(
@@ -162,13 +155,12 @@ def _plot_prices(
     axes.legend(fontsize=7, ncols=2)
 
 
-def plot_shape(
+def shape_figure(
     shape: ModelShape,
     geometry: Geometry,
     lines: Sequence[Mapping[str, Any]],
     title: str,
-    path: Path,
-) -> None:
+) -> Figure:
     """Layers across; for attention and MLP what remains of each block, and in it the step at which
     it was last cut.
     """
@@ -177,10 +169,9 @@ def plot_shape(
         [layer.kv_heads / geometry.kv_heads for layer in shape.layers],
         [layer.mlp_channels / geometry.mlp_channels for layer in shape.layers],
     ])  # fmt: skip
-    figure, axes = pyplot.subplots(
-        figsize=(max(6.0, 0.36 * num_layers + 2.2), 2.9), dpi=150, layout="constrained"
-    )
-    shades = ListedColormap(pyplot.get_cmap("cividis")(np.linspace(0.15, 1, 256))).with_extremes(
+    figure = Figure(figsize=(max(6.0, 0.36 * num_layers + 2.2), 2.9), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    shades = ListedColormap(colormaps["cividis"](np.linspace(0.15, 1, 256))).with_extremes(
         under="white"
     )
     image = axes.imshow(left, cmap=shades, vmin=1e-6, vmax=1, aspect="auto")
@@ -196,8 +187,7 @@ def plot_shape(
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01)
     bar.set_label("remaining")
     bar.set_ticks([0.25, 0.5, 0.75, 1], labels=["25 %", "50 %", "75 %", "100 %"])
-    figure.savefig(path)
-    pyplot.close(figure)
+    return figure
 
 
 def _mark_cuts(
@@ -238,7 +228,7 @@ def _mark_cuts(
             )
 
 
-def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
+def sweep_figure(report: Mapping[str, Any]) -> Figure:
     """The points of `sweep.json`: each number against ratio, one line for what differs in more than
     the target; rings mark the Pareto front.
     """
@@ -248,14 +238,8 @@ def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
         for name in dict.fromkeys(name for row in rows for name in row["values"])
         if name not in ("block_perplexity", "width_perplexity")
     ]
-    figure, panels = pyplot.subplots(
-        1,
-        max(1, len(names)),
-        figsize=(5.2 * max(1, len(names)), 4.2),
-        dpi=150,
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(5.2 * max(1, len(names)), 4.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, max(1, len(names)), squeeze=False)
     series: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         series.setdefault(_series_of(row), []).append(row)
@@ -274,8 +258,7 @@ def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     if names and len(series) > 1:
         panels[0][0].legend(fontsize=8)
-    figure.savefig(path)
-    pyplot.close(figure)
+    return figure
 
 
 def _series_of(row: Mapping[str, Any]) -> str:

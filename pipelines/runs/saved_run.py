@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
 from pipelines.runs.files import (
     CHANNEL_ORDER,
@@ -25,12 +26,15 @@ from pipelines.runs.files import (
     read_with,
     read_yaml,
 )
+from pruning.compensation.least_squares import prepared
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
+from pruning.export import transformers
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.display_name import display_name
 from pruning.models.find import find_checkpoint
+from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -69,6 +73,23 @@ class SavedRun:
         """That the search scored in."""
         return str(self.record["identity"]["model.dtype"])
 
+    def shape_at(self, ratio: float) -> ModelShape:
+        """The shape after the first step that removed this ratio of the parameters or more.
+
+        Args:
+            ratio: removed / all parameters, above 0.
+
+        Raises:
+            InputError: no step did.
+        """
+        found = next((line for line in self.lines if line["ratio"] >= ratio), None)
+        if found is None or not ratio > 0:
+            raise InputError(
+                f"ratio: {ratio:g}; give one above 0, up to the {self.lines[-1]['ratio']:g} that "
+                f"the search in {self.folder} came to, or search on for more"
+            )
+        return ModelShape.parse(found["shape"])
+
     def with_model(self, checkpoint: Checkpoint, accounting: Accounting) -> PastRun:
         """The same with its model, whose weights the caller knows to be the ones that were pruned.
 
@@ -102,6 +123,21 @@ class PastRun(SavedRun):
     accounting: Accounting
     shape: ModelShape
     order: ChannelOrder
+
+    def pruned_model(self) -> PreTrainedModel:
+        """The model that the search came to, in memory, on the CPU, in the type that the search
+        scored in.
+
+        Raises:
+            InputError: its architecture cannot be opened in that shape.
+        """
+        problems = transformers.problems(
+            self.checkpoint.config(), self.accounting.family, self.accounting.geometry, self.shape
+        )
+        if problems:
+            raise InputError("\n".join(problems))
+        dense = LoadedModel.of(self.checkpoint.load(dtype=self.dtype))
+        return transformers.pruned_model(prepared(dense, self.order), self.shape)
 
 
 def read_run(path: str) -> PastRun:

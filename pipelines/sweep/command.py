@@ -27,7 +27,8 @@ from pruning.canonical_json import dump_json
 
 
 def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Runs every point of the grid that is not there yet; returns what sweep.json says.
+    """Runs every point of the grid that is not there yet; returns what sweep.json says, and its
+    folder as `output_dir`.
 
     Raises:
         InputError: invalid input, in any point, found before the first one
@@ -62,6 +63,7 @@ def sweep(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
                     ),
                 )
                 log_to(folder.path / SWEEP_LOG)
-                return SweepRun(config, jobs, folder, grid).go()
+                report = SweepRun(config, jobs, folder, grid).go()
+                return report | {"output_dir": str(folder.path)}
             finally:
                 log_to(None)

@@ -11,7 +11,7 @@ from pipelines.config.grid import points_of
 from pipelines.config.redaction import masked_url
 from pipelines.runs.files import SWEEP, SWEEP_PICTURE
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.pictures import plot_sweep
+from pipelines.runs.pictures import sweep_figure
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.sweep.outcomes import Outcome, outcome_of, recorded_run_id
 from pipelines.sweep.point_jobs import PointJob
@@ -98,5 +98,5 @@ class SweepFile:
         for row in report["points"]:
             row["mlflow_run_id"] = recorded_run_id(self._folder.path / row["folder"])
         self._folder.write(SWEEP, dump_json(report))
-        self._folder.write_with(SWEEP_PICTURE, lambda path: plot_sweep(report, path))
+        self._folder.write_with(SWEEP_PICTURE, sweep_figure(report).savefig)
         return report

@@ -31,7 +31,7 @@ LIBRARIES = (
     "gguf",
     "hydra",
     "hypothesis.internal.conjecture.engine",
-    "matplotlib.pyplot",
+    "matplotlib.figure",
     "mlflow",
     "psutil",
     "pytest",

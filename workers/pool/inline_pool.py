@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Self
 
+import torch
+
 from pruning.importance.channel_order import ChannelOrder
 from pruning.scoring.arithmetic import Arithmetic
 from workers.evaluators.shapes import Evaluator
@@ -32,6 +34,7 @@ class InlinePool:
     def __init__(
         self, spec: Spec, *, kind: EvaluatorKind = Evaluator, num_gpus: int | None = None
     ) -> None:
+        self._threads_before = torch.get_num_threads()
         self.evaluator = kind(spec, None, num_gpus=num_gpus)
         self.task_times = TaskTimeModel(spec.checkpoint.config().num_hidden_layers)
         self.faults = FaultLog()
@@ -77,4 +80,5 @@ class InlinePool:
         ]
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """The process has as many CPU threads as before."""
+        torch.set_num_threads(self._threads_before)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import pytest
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from pipelines.runs import pictures
+from pruning.search.allocation import Block
 
 LINES = [
     {"step": 1, "stage": "mlp_channels", "ratio": 0.1, "perplexity": 9.0, "set": "block",
@@ -20,27 +16,18 @@ LINES = [
 DENSE = {"block": 8.0, "width": 7.0}
 
 
-@pytest.fixture
-def panels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Draws a trajectory and gives its axes."""
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-
-    def draw(prices: dict[tuple[int, str], float] | None) -> list[Axes]:
-        pictures.plot_trajectory(LINES, DENSE, "a title", tmp_path / "picture.png", prices)
-        return pyplot.gcf().axes
-
-    yield draw
-    monkeypatch.undo()
-    pyplot.close("all")
+def panels(prices: dict[Block, float] | None) -> list[Axes]:
+    """The axes of a trajectory."""
+    return pictures.trajectory_figure(LINES, DENSE, "a title", prices).axes
 
 
-def test_a_search_without_prices_has_one_panel(panels: Any) -> None:
+def test_a_search_without_prices_has_one_panel() -> None:
     (axes,) = panels(None)
     assert axes.get_ylabel() == "calibration perplexity"
 
 
-def test_prices_of_blocks_that_were_narrowed_are_filled(panels: Any) -> None:
-    prices = {
+def test_prices_of_blocks_that_were_narrowed_are_filled() -> None:
+    prices: dict[Block, float] = {
         (0, "kv_heads"): 0.004,
         (1, "kv_heads"): 0.5,
         (0, "mlp_channels"): 0.003,
@@ -60,7 +47,7 @@ def test_prices_of_blocks_that_were_narrowed_are_filled(panels: Any) -> None:
     assert below.get_yscale() == "log"
 
 
-def test_a_price_below_zero_is_on_the_picture(panels: Any) -> None:
+def test_a_price_below_zero_is_on_the_picture() -> None:
     _, below = panels({(0, "kv_heads"): -0.004, (1, "mlp_channels"): 0.002})
     assert below.get_yscale() == "symlog"
     low, high = below.get_ylim()
