@@ -28,10 +28,12 @@ from tests.source_tree import (
 )
 
 PACKAGES = ("pruning", "workers", "pipelines")
+INSTALLED = (*PACKAGES, "multipruner")
 FORBIDDEN = {
     "pruning": {"ray", "hydra", "omegaconf", "mlflow", "workers", "pipelines", "experiments"},
     "workers": {"hydra", "omegaconf", "mlflow", "pipelines", "experiments"},
     "pipelines": {"ray", "experiments"},
+    "multipruner": {"ray", "hydra", "omegaconf", "mlflow", "workers", "experiments"},
     "experiments": {"ray"},
 }
 """By package; tests are imported by none."""
@@ -63,9 +65,17 @@ FLOORS = {
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_packages_import_only_what_is_below_them(package: str) -> None:
-    wrong = FORBIDDEN[package] | {"tests"}
+    wrong = FORBIDDEN[package] | {"tests"} | ({"multipruner"} - {package})
     found = [each for each in imports_of(ROOT, package) if each.target.split(".")[0] in wrong]
     assert list(map(str, found)) == []
+
+
+def test_python_users_get_what_the_commands_do_and_no_second_way_to_do_it() -> None:
+    """`multipruner` calls the commands; of the domain it knows what they take and give."""
+    targets = {each.target for each in imports_of(ROOT, "multipruner")}
+    domain = {target for target in targets if target.startswith("pruning.")}
+    modules = {".".join(target.split(".")[:2]) for target in domain}
+    assert modules == {"pruning.errors", "pruning.shape"}
 
 
 def test_imports_inside_of_functions_are_seen(tmp_path: Path) -> None:
@@ -108,7 +118,7 @@ def test_an_import_upwards_is_seen(tmp_path: Path) -> None:
 
 
 def test_no_circle() -> None:
-    assert circle(ROOT, PACKAGES) == []
+    assert circle(ROOT, INSTALLED) == []
 
 
 def test_a_circle_is_seen(tmp_path: Path) -> None:
@@ -128,7 +138,7 @@ def test_a_circle_is_seen(tmp_path: Path) -> None:
 
 
 def test_entries_are_for_python_to_run(tmp_path: Path) -> None:
-    assert entries_imported(ROOT, [*PACKAGES, "experiments"]) == []
+    assert entries_imported(ROOT, [*INSTALLED, "experiments"]) == []
     written(
         tmp_path, {"pipelines/sweep/command.py": "from pipelines.prune.__main__ import prune_job\n"}
     )
@@ -151,7 +161,7 @@ def test_an_init_is_a_docstring_and_nothing_else(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", INSTALLED)
 def test_type_checkers_of_others_read_our_types(package: str) -> None:
     """PEP 561: the mark is there, and goes with the package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -192,6 +202,20 @@ except SystemExit as stop:
     assert not stop.code, stop.code
 print(json.dumps([name for name in {modules!r} if name in sys.modules]))
 """
+QUICK = """
+import sys
+import multipruner
+print(sorted(set(sys.modules) & set({modules!r})))
+"""
+
+
+def test_the_python_package_is_imported_at_once() -> None:
+    modules = [*WITH_TORCH, "hydra", "omegaconf", "numpy", "rich", "pipelines", "workers"]
+    command = [sys.executable, "-c", QUICK.format(modules=modules)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 SLOW = ["ray", "mlflow", "sqlalchemy", "matplotlib", "plotly", "datasets", "lm_eval", "pandas"]
 WITH_TORCH = [*SLOW, "torch", "transformers", "huggingface_hub"]
 

@@ -1,0 +1,93 @@
+"""The commands that make something, and what opens what they made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multipruner.points import Sweep
+from multipruner.run import Run
+from multipruner.words import of_search, run_command
+
+if TYPE_CHECKING:
+    from pipelines.cli.launch import Job
+
+
+def prune(
+    model: str | Path | None = None,
+    *,
+    target: float | None = None,
+    text: str | Path | None = None,
+    **options: Any,
+) -> Run:
+    """Prunes a model, as `multipruner prune`, or goes on with a search that was stopped.
+
+    Args:
+        model: a folder with safetensors, a hub id, or a `.gguf`; `model=` of the command.
+        target: removed / all parameters, 0..1; `search.target_ratio` of the command.
+        text: a file of text to calibrate on; `calibration=text calibration.path=FILE`.
+        options: the other options of the command: `search="allocation"`, `output_dir="DIR"`,
+            `resume=True`; those with a dot in a mapping of their group, `search={"seed": 1}`, or
+            as `**{"search.seed": 1}`.
+
+    Raises:
+        InputError: invalid input, with the message of the command and before anything expensive
+            starts.
+        Failed, ScoringError, ExportError, StoreUnavailable, WorkersLost, OSError: something went
+            wrong on the way; what was computed is kept, and the same call goes on with it if
+            `output_dir` is the same.
+    """
+
+    def load() -> Job:
+        from pipelines.prune.command import prune
+
+        return prune
+
+    summary = run_command("prune", load, of_search(model, target, text), options)
+    return Run(Path(summary["output_dir"]))
+
+
+def sweep(
+    model: str | Path | Sequence[str | Path] | None = None,
+    *,
+    target: float | Sequence[float] | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
+    **options: Any,
+) -> Sweep:
+    """Many searches as one experiment, as `multipruner sweep`: one for each combination of values.
+
+    Args:
+        model, target, text, options: as `prune` takes them; a list is several values.
+
+    Raises:
+        InputError: invalid input, in any point, found before the first one starts.
+        Failed: some points did; the others are done, and `open` has them.
+        StoreUnavailable, OSError: as for `prune`.
+    """
+
+    def load() -> Job:
+        from pipelines.sweep.command import sweep
+
+        return sweep
+
+    from pipelines.config.grid import as_grid
+
+    given = of_search(model, target, text)
+    report = run_command("sweep", load, given, options, prepare=as_grid)
+    return Sweep(Path(report["output_dir"]))
+
+
+def open(folder: str | Path) -> Run | Sweep:  # noqa: A001 - multipruner.open, as gzip.open
+    """What a search or a sweep left in its folder. Reads only: `prune(resume=True, ...)` goes on.
+
+    Raises:
+        InputError: it is neither, or something in it is missing or damaged.
+    """
+    from pipelines.runs.files import SWEEP
+    from pipelines.runs.saved_run import read_saved_run
+
+    path = Path(folder).expanduser().absolute()
+    if (path / SWEEP).exists():
+        return Sweep(path)
+    return Run(read_saved_run(str(path)).folder)
