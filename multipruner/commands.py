@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def prune(
     model: str | Path | None = None,
+    /,
     *,
     target: float | None = None,
     text: str | Path | None = None,
@@ -28,8 +29,8 @@ def prune(
         target: removed / all parameters, 0..1; `search.target_ratio` of the command.
         text: a file of text to calibrate on; `calibration=text calibration.path=FILE`.
         options: the other options of the command: `search="allocation"`, `output_dir="DIR"`,
-            `resume=True`; those with a dot in a mapping of their group, `search={"seed": 1}`, or
-            as `**{"search.seed": 1}`.
+            `resume=True`; those with a dot in a mapping of their group, `model={"dtype":
+            "float32"}`, or as `**{"model.dtype": "float32"}`.
 
     Raises:
         InputError: invalid input, with the message of the command and before anything expensive
@@ -50,6 +51,7 @@ def prune(
 
 def sweep(
     model: str | Path | Sequence[str | Path] | None = None,
+    /,
     *,
     target: float | Sequence[float] | None = None,
     text: str | Path | Sequence[str | Path] | None = None,

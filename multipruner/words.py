@@ -56,7 +56,7 @@ def words_of(*options: Mapping[str, Any]) -> list[str]:
     Args:
         options: values by name; a mapping as value holds options of that group, as in
             `search={"seed": 1}` for `search.seed`. Values are text, paths, numbers, None, and
-            lists and mappings of them.
+            lists and mappings of them; text is taken as it is, and `${` looks nothing up.
 
     Raises:
         InputError: an option is given twice, or has a value of another type.

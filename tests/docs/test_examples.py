@@ -144,6 +144,27 @@ def test_the_search_takes_the_steps_of_the_command_and_writes_the_same_model(
     assert written[0].read_bytes() == written[1].read_bytes()
 
 
+def test_python_searches_measures_and_writes_as_the_commands_do(
+    folder: Path, searched: Outcome, run: Run
+) -> None:
+    """Store and MLflow are where they are by default, in the folder that it runs in."""
+    said = run("from_python.py", "reader", "text.txt", "--ratio=0.31", "--cluster=inline")
+    steps = [json.loads(line) for line in (searched.folder / "trajectory.jsonl").open()]
+    first = next(index for index, line in enumerate(said) if line.split()[:1] == ["layer"])
+    rows = said[first + 2 : first + 2 + len(steps)]
+    assert [row.split()[1] for row in rows] == [str(step["removed"]["layer"]) for step in steps]
+    [shapes] = [line for line in said if line.startswith("half way:")]
+    half = next(step["shape"] for step in steps if step["ratio"] >= 0.155)
+    assert shapes == f"half way: {half} at the end: {searched.read('shape.json')['text']}"
+    assert sum(line.startswith("next token: ") for line in said) == 1
+    [report] = [line for line in said if line.startswith("perplexity: {'text'")]
+    pruned, dense = map(float, re.findall(r"'text': ([\d.]+)", report))
+    assert abs(pruned - dense) > 1
+    written = Path(said[-1].removeprefix("written: "))
+    assert json.loads((written / "multipruner.json").read_text())["status"] == "verified"
+    assert written.is_relative_to(folder / "outputs")
+
+
 def test_the_search_needs_neither_hydra_nor_mlflow_nor_ray() -> None:
     code = (
         "import runpy, sys; runpy.run_path('docs/examples/prune.py'); "
@@ -193,5 +214,5 @@ def test_a_family_that_is_described_wrongly_is_seen(
 def test_every_example_is_on_the_page_as_it_is() -> None:
     text = Page(ROOT / "docs/reference/python_api.md").text
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     assert sorted(blocks) == sorted(path.read_text() for path in EXAMPLES)

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import multipruner
+from pipelines.cli.launch import Job, call
 from tests.multipruner.conftest import Prune
 from tests.pipelines.command import run_command
 
@@ -29,8 +30,8 @@ DEFAULTS = (
 """Variables that are set, where they are not, before MLflow is imported, which reads them then."""
 
 BAD: list[dict[str, Any]] = [
-    {"serch": "allocation"},
-    {"search": "alocation"},
+    {"serach": "allocation"},
+    {"search": "alloc"},
     {"search": {"sed": 1}},
     {"search.seed": "x", "calibration.batch_size": 0},
     {"search.target_ratio": [0.1, 0.2]},
@@ -39,6 +40,7 @@ BAD: list[dict[str, Any]] = [
     {"model.path": "/nowhere/at all"},
     {"output_dir": "${oc.env:NOT_SET_ANYWHERE}/x", "model": "/nowhere"},
     {"resume": True},
+    {"store": "postgresql"},
 ]
 
 
@@ -98,8 +100,12 @@ def test_a_search_leaves_the_program_as_it_was_and_its_log_lines_alone(
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda given: ",".join(given))
 def test_bad_input_is_an_error_with_the_words_of_the_command(
-    program: Handler, bad: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    program: Handler,
+    bad: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("MULTIPRUNER_STORE_URL", raising=False)
     before = state()
     with pytest.raises(multipruner.InputError) as raised:
         multipruner.prune(**bad)
@@ -117,7 +123,7 @@ def test_bad_input_is_an_error_with_the_words_of_the_command(
 def test_a_call_works_after_one_that_failed_and_in_another_thread(prune: Prune) -> None:
     """As a notebook's cells are run: one after the other, in a thread of the kernel."""
     with pytest.raises(multipruner.InputError):
-        prune(serch="allocation")
+        prune(serach="allocation")
     runs: list[multipruner.Run] = []
 
     def search(folder: str) -> None:
@@ -139,6 +145,16 @@ def test_a_program_that_uses_hydra_itself_goes_on_with_its_own(
     with initialize_config_dir(str(tmp_path / "mine"), version_base=None):
         prune()
         assert compose("mine") == {"a": 1}
+
+
+def test_a_reference_that_leads_nowhere_is_bad_input_too() -> None:
+    """It is looked up only when it is read."""
+
+    def load() -> Job:
+        return lambda config, _: config.output_dir
+
+    with pytest.raises(multipruner.InputError, match=r"^output_dir: .*'NOT_SET_ANYWHERE' not"):
+        call("prune", load, ["output_dir=${oc.env:NOT_SET_ANYWHERE}"])
 
 
 def test_flags_are_for_the_command_line() -> None:
