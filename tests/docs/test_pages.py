@@ -17,7 +17,7 @@ from tests.docs.pages import PAGES, Page, anchor_of
 COMMANDS = (
     "prune", "sweep", "plan", "solve", "latency", "evaluate", "export", "report", "reproduce",
 )  # fmt: skip
-FOLDERS = "pipelines|pruning|workers|conf|experiments|docker|docs|tests"
+FOLDERS = "multipruner|pipelines|pruning|workers|conf|experiments|docker|docs|tests"
 
 
 def dead_links(page: Page) -> list[str]:
@@ -69,7 +69,7 @@ def test_every_path_in_code_type_exists(page: Page) -> None:
 def citations() -> list[tuple[str, str, str]]:
     """File, page and heading of what docstrings and comments cite, as in method.md, "Score"."""
     found = []
-    for folder in ("pruning", "workers", "pipelines", "experiments", "tests"):
+    for folder in ("pruning", "workers", "pipelines", "multipruner", "experiments", "tests"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = re.sub(r"\s*\n\s*#?\s*", " ", path.read_text())
             cited = re.findall(r'(docs/[\w/]+\.md)(?:, "([^"\n]+)")?', text)
