@@ -18,6 +18,7 @@ from pipelines.latency.picture import plot_latency
 from pipelines.latency.table import as_table
 from pipelines.runs.files import LATENCY, LATENCY_LOG, LATENCY_PICTURE
 from pipelines.runs.folder import RunFolder
+from pruning.costs.latency import warn_of_noise
 
 
 def latency(raw: DictConfig, _: Sequence[str]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def latency(raw: DictConfig, _: Sequence[str]) -> dict[str, Any]:
                 table = job.measure()
                 folder.write_with(LATENCY, table.save)
                 folder.write_with(LATENCY_PICTURE, partial(plot_latency, table))
+                warn_of_noise(table)
                 show_result(
                     as_table(table, job.accounting.dense),
                     f"everything is in {folder.path}",

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.runs.files import read_with
 from pipelines.runs.saved_run import SavedRun
-from pruning.costs.latency import PHASES, LatencyTable
+from pruning.costs.latency import PHASES, LatencyTable, warn_of_noise
 from pruning.errors import InputError
 from pruning.search.prediction import MeasuredRound
 from pruning.shape import UNITS, ModelShape, Unit
@@ -56,6 +56,7 @@ class Timing:
         ]
         if problems:
             raise InputError("\n".join(problems))
+        warn_of_noise(table)
         return cls(path, table, hashlib.sha256(path.read_bytes()).hexdigest()[:32])
 
     def to_json(self, shape: ModelShape) -> dict[str, Any]:

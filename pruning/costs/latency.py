@@ -5,7 +5,9 @@ of any shape.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import statistics
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +24,11 @@ from pruning.shape import UNITS, ModelShape, Unit
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+
+log = logging.getLogger(__name__)
+
+_NOISY = 0.5
+"""Sizes are about an eighth of a block apart."""
 
 _BLOCKS: Mapping[Unit, str] = {"kv_heads": "attention", "mlp_channels": "MLP"}
 
@@ -131,6 +138,25 @@ class LatencyTable:
         taken = {size: self.block_nanoseconds(unit, size, phase) for size in sizes}
         return frozenset(size for size, larger in pairwise(sizes) if taken[size] >= taken[larger])
 
+    @property
+    def noise(self) -> float:
+        """How far apart the rounds lie: highest less lowest, in parts of what the whole block
+        takes; the median over all sizes but 0, the worse of the two phases. Infinite where a whole
+        block takes no time by the medians.
+        """
+        return max(map(self._noise, PHASES))
+
+    def _noise(self, phase: Phase) -> float:
+        found = []
+        for unit in UNITS:
+            times = self.times.of(unit)
+            whole = getattr(times[max(times)], phase).median
+            spreads = [getattr(each, phase) for size, each in times.items() if size]
+            found += [
+                (each.highest - each.lowest) / whole if whole > 0 else math.inf for each in spreads
+            ]
+        return statistics.median(found)
+
     def to_json(self) -> dict[str, Any]:
         """As `latency.json` has it."""
         return {
@@ -183,6 +209,18 @@ class LatencyTable:
             SpeedSettings(**data["settings"]),
             data["depth"],
             BlockTimes(PhaseTimes.from_json(data["rest"]), **by_size),
+        )
+
+
+def warn_of_noise(table: LatencyTable) -> None:
+    """Says so where the sizes of a table can hardly be told apart."""
+    if table.noise > _NOISY:
+        log.warning(
+            "latency: the rounds lie %s apart, so that sizes can hardly be told from one another; "
+            "measure again on a quiet machine, with more rounds or a longer prompt",
+            f"{table.noise:.0%} of a whole block's time"
+            if math.isfinite(table.noise)
+            else "further than a whole block takes",
         )
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pruning.costs.latency import LatencyTable, latency_costs
+from pruning.costs.latency import (
+    BlockTimes,
+    LatencyTable,
+    PhaseTimes,
+    latency_costs,
+    warn_of_noise,
+)
 from pruning.costs.speed import Spread
 from pruning.errors import InputError
 from pruning.shape import ModelShape
@@ -89,6 +97,30 @@ def test_a_dense_model_that_takes_no_time_is_refused() -> None:
     noise = table({0: (0, 0), 3: (-4, 1)}, {0: (0, 0), 48: (1, 1)})
     with pytest.raises(InputError, match=r"prefill of the dense model comes to -0\.001 seconds"):
         latency_costs(noise, DENSE)
+
+
+@pytest.mark.parametrize(
+    ("apart_ms", "whole_ms", "noise", "said"),
+    [
+        (0.0, 10.0, 0.0, ""),
+        (4.0, 10.0, 0.4, ""),
+        (6.0, 10.0, 0.6, "the rounds lie 60% of a whole block's time apart"),
+        (0.0, 0.0, math.inf, "the rounds lie further than a whole block takes apart"),
+        (0.0, -1.0, math.inf, "the rounds lie further than a whole block takes apart"),
+    ],
+)
+def test_rounds_that_lie_far_apart_are_said(
+    caplog: pytest.LogCaptureFixture, apart_ms: float, whole_ms: float, noise: float, said: str
+) -> None:
+    """Of the worse phase, over all sizes but 0."""
+    whole = Spread(whole_ms / 1e3, whole_ms / 1e3, (whole_ms + apart_ms) / 1e3)
+    quiet, gone = Spread(0.02, 0.02, 0.02), Spread(0, 0, 9)
+    blocks = {0: PhaseTimes(gone, gone), 2: PhaseTimes(quiet, whole), 3: PhaseTimes(quiet, whole)}
+    found = replace(TABLE, times=BlockTimes(TABLE.times.rest, blocks, blocks))
+    assert found.noise == pytest.approx(noise)
+    warn_of_noise(found)
+    assert len(caplog.messages) == bool(said)
+    assert not said or said in caplog.messages[0]
 
 
 def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
