@@ -93,7 +93,9 @@ class Run:
         Raises:
             InputError: the dense model is not where it was, or not what it was.
         """
-        return self._past.pruned_model()
+        from pipelines.runs.pruned_model import pruned_model
+
+        return pruned_model(self._past)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

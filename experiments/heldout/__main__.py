@@ -35,6 +35,7 @@ from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape
 
 BATCH_TOKENS = 2048
+CONTROL = "uniform, compensated"
 
 
 def main() -> None:
@@ -60,9 +61,8 @@ def main() -> None:
             )
             ratio = run.accounting.ratio(shape)
             print(f"  {name:24} ratio {ratio:.4f}{perplexities}", flush=True)
-        if {"uniform", "allocation"} <= found.keys():
-            for text in texts:
-                print_difference(text, found["allocation"][text], found["uniform"][text])
+        for text in texts if len(found) > 1 else ():
+            print_difference(text, found["allocation"][text], found[CONTROL][text])
 
 
 def heldout(run: PastRun, files: Sequence[str], num_windows: int) -> dict[str, Tokens]:
@@ -95,8 +95,8 @@ def shapes(run: PastRun) -> Iterator[tuple[str, ChannelOrder, ModelShape]]:
         return
     allocation = Allocation.load(path)
     yield "dense", run.order, run.accounting.dense
-    yield "uniform, not compensated", replace(run.order, compensation=None), allocation.start
-    yield "uniform", run.order, allocation.start
+    yield "uniform", replace(run.order, compensation=None), allocation.start
+    yield CONTROL, run.order, allocation.start
     yield "allocation", run.order, allocation.shape
 
 
@@ -112,10 +112,12 @@ def nll(run: PastRun, order: ChannelOrder, shape: ModelShape, windows: Tokens) -
 
 
 def print_difference(text: str, mine: Sequence[float], theirs: Sequence[float]) -> None:
-    """Of allocation from uniform, over the windows of a text."""
+    """Of an allocation from its control, over the windows of a text."""
     apart = [one - other for one, other in zip(mine, theirs, strict=True)]
     stderr = stdev(apart) / math.sqrt(len(apart))
-    print(f"  allocation less uniform, {text}: {fmean(apart):+.4f} +- {stderr:.4f} nats per token")
+    print(
+        f"  allocation less {CONTROL}, {text}: {fmean(apart):+.4f} +- {stderr:.4f} nats per token"
+    )
 
 
 if __name__ == "__main__":

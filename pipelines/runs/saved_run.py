@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from transformers import PreTrainedModel
 
 from pipelines.runs.files import (
     CHANNEL_ORDER,
@@ -26,15 +25,12 @@ from pipelines.runs.files import (
     read_with,
     read_yaml,
 )
-from pruning.compensation.least_squares import prepared
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.export import transformers
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.display_name import display_name
 from pruning.models.find import find_checkpoint
-from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -123,21 +119,6 @@ class PastRun(SavedRun):
     accounting: Accounting
     shape: ModelShape
     order: ChannelOrder
-
-    def pruned_model(self) -> PreTrainedModel:
-        """The model that the search came to, in memory, on the CPU, in the type that the search
-        scored in.
-
-        Raises:
-            InputError: its architecture cannot be opened in that shape.
-        """
-        problems = transformers.problems(
-            self.checkpoint.config(), self.accounting.family, self.accounting.geometry, self.shape
-        )
-        if problems:
-            raise InputError("\n".join(problems))
-        dense = LoadedModel.of(self.checkpoint.load(dtype=self.dtype))
-        return transformers.pruned_model(prepared(dense, self.order), self.shape)
 
 
 def read_run(path: str) -> PastRun:

@@ -11,16 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Self
 
 from pruning.costs.latency import PHASES, BlockTimes, Phase, PhaseTimes
 from pruning.costs.speed import SpeedSettings, Spread
-from pruning.costs.timed_runs import timed_runs
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
 from pruning.shape import LayerShape, ModelShape
+
+if TYPE_CHECKING:  # plans need the sizes alone, and are quick
+    from transformers import PreTrainedModel
 
 MAX_DEPTH = 8
 """Layers of a model that is timed, at most: what is launched late hides behind the layers before,
@@ -118,6 +118,8 @@ def time_blocks(
     Raises:
         ScoringError: a model returns no KV cache.
     """
+    from pruning.costs.timed_runs import timed_runs
+
     runs = timed_runs(models, settings, clock=clock)
     return block_times(
         {

@@ -200,8 +200,8 @@ def test_of_several_solutions_the_best_measured_is_kept() -> None:
 @pytest.mark.parametrize(
     ("distribution", "evaluations", "names"),
     [
-        ((0, 1, 0), (13, 41), ["block", "mlp_channels"]),
-        ((0, 96, 4), (17, 57), ["block", "mlp_channels", "attention_heads"]),
+        ((0, 1, 0), (13, 37), ["block", "mlp_channels"]),
+        ((0, 96, 4), (17, 49), ["block", "mlp_channels", "attention_heads"]),
     ],
 )
 def test_the_plan_of_an_allocation_by_hand(
@@ -211,8 +211,8 @@ def test_the_plan_of_an_allocation_by_hand(
     names: list[str],
 ) -> None:
     """The first wave: the start, 2 sizes of the MLPs that are whole, the first and the last, and 4
-    of the two others; with heads 1 of each attention. At most 2 rounds of 4 sizes of each MLP, 2 of
-    each attention and 4 solutions, and the start.
+    of the two others; with heads 1 of each attention. Then 4 solutions, and at most a second round
+    of 4 sizes of each MLP, 2 of each attention and 4 solutions.
     """
     settings = SearchSettings.resolved(
         accounting.geometry,
