@@ -6,13 +6,10 @@ Nothing waits for anything else before the end: all (shape, batch) pairs are kno
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 from transformers import PretrainedConfig
 
 from experiments.benchmarks.prefix_reuse import llama_2_7b
@@ -22,11 +19,8 @@ from experiments.benchmarks.scaling import (
     PER_HOST,
     SEQUENCE_LENGTH,
     pace_of,
-    simulated_pool,
+    simulated,
 )
-from pipelines.prune.scorer import Scorer
-from pipelines.store.scores import Context, ScoreStore
-from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.search.allocation_path import AllocationStrategy
 from pruning.search.rounds import Wave
@@ -120,30 +114,16 @@ def row(outcome: Outcome) -> dict[str, str]:
 def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcome:
     """The first round of an allocation, until its last score is in the store."""
     wave = first_wave(Accounting(config))
-    tokens = TokenSet(np.zeros((NUM_BATCHES * BATCH_SIZE, 2), dtype=np.int64))
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        simulated_pool(config, pace, num_evaluators, Path(scratch)) as (pool, launcher),
-    ):
-        pool.describe()
-        list(pool.wait())  # until all are there
-        with ScoreStore(f"sqlite:///{scratch}/scores.db") as store:
-            context = Context(
-                model="m",
-                tokens="",
-                order="o",
-                dtype="bfloat16",
-                batch_size=BATCH_SIZE,
-                arithmetic=pool.arithmetic,
-            )
-            scorer = Scorer(pool, store, Calibration(tokens, tokens, None), context)
-            started, thread = time.perf_counter(), time.thread_time()
-            found = scorer.score_near("block", wave.base, wave.shapes, "kl")
-            wall_s, thread_s = time.perf_counter() - started, time.thread_time() - thread
-            assert len(found) == len(wave.shapes)
-            num_tasks = sum(state.num_tasks for state in pool.states())
-            total_s = wall_s * num_evaluators
-            busy = launcher.busy_s() / total_s
+    with simulated(
+        config, pace, num_evaluators, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE
+    ) as run:
+        scorer = run.scorer
+        started, thread = time.perf_counter(), time.thread_time()
+        found = scorer.score_near("block", wave.base, wave.shapes, "kl")
+        wall_s, thread_s = time.perf_counter() - started, time.thread_time() - thread
+        assert len(found) == len(wave.shapes)
+        num_tasks, total_s = run.num_tasks, wall_s * num_evaluators
+        busy = run.launcher.busy_s() / total_s
     return Outcome(
         num_evaluators,
         len(wave.shapes),

@@ -208,37 +208,23 @@ def measure(config: PretrainedConfig, pace: Pace, num_evaluators: int) -> Outcom
     accounting = Accounting(config)
     settings = SearchSettings.resolved(accounting.geometry, **PUBLISHED)  # type: ignore[arg-type]
     search = GreedySearch(accounting, settings)
-    tokens = TokenSet(np.zeros((NUM_BATCHES * BATCH_SIZE, 2), dtype=np.int64))
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        simulated_pool(config, scaled, num_evaluators, Path(scratch)) as (pool, launcher),
-    ):
-        pool.describe()
-        with ScoreStore(f"sqlite:///{scratch}/scores.db") as store:
-            context = Context(
-                model="m",
-                tokens="",
-                order="o",
-                dtype="bfloat16",
-                batch_size=BATCH_SIZE,
-                arithmetic=pool.arithmetic,
-            )
-            scorer = Scorer(pool, store, Calibration(tokens, tokens, None), context)
-            journal = Journal(Path(scratch) / "trajectory.jsonl")
-            started, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
-            run_search(
-                search,
-                scorer,
-                journal,
-                accounting=accounting,
-                context_length=SEQUENCE_LENGTH,
-                on_step=lambda _: None,
-            )
-            wall_s = time.perf_counter() - started
-            cpu_s, thread_s = time.process_time() - cpu, time.thread_time() - thread
-            num_tasks = sum(state.num_tasks for state in pool.states())
-            busy_s = launcher.busy_s()
-            lookup_ms = _lookup_ms(store, context, tokens, search)
+    with simulated(
+        config, scaled, num_evaluators, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE
+    ) as run:
+        journal = Journal(run.folder / "trajectory.jsonl")
+        started, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
+        run_search(
+            search,
+            run.scorer,
+            journal,
+            accounting=accounting,
+            context_length=SEQUENCE_LENGTH,
+            on_step=lambda _: None,
+        )
+        wall_s = time.perf_counter() - started
+        cpu_s, thread_s = time.process_time() - cpu, time.thread_time() - thread
+        num_tasks, busy_s = run.num_tasks, run.launcher.busy_s()
+        lookup_ms = _lookup_ms(run, search)
     return Outcome(
         num_evaluators,
         scale,
@@ -268,38 +254,77 @@ def pace_of(config: PretrainedConfig, *, batch_size: int = BATCH_SIZE) -> Pace:
     return Pace(layers / config.num_hidden_layers / FLOPS_PER_S, head / FLOPS_PER_S)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """Real machinery whose evaluators wait, with what started them."""
+
+    folder: Path
+    pool: RayPool
+    launcher: SimulatedLauncher
+    store: ScoreStore
+    context: Context
+    calibration: Calibration
+
+    @property
+    def scorer(self) -> Scorer:
+        return Scorer(self.pool, self.store, self.calibration, self.context)
+
+    @property
+    def num_tasks(self) -> int:
+        """Done so far."""
+        return sum(state.num_tasks for state in self.pool.states())
+
+
 @contextmanager
-def simulated_pool(
-    config: PretrainedConfig, pace: Pace, num_evaluators: int, scratch: Path
-) -> Iterator[tuple[RayPool, SimulatedLauncher]]:
-    """A pool of real machinery whose evaluators wait; with what started them."""
-    config.save_pretrained(scratch / "model")
-    spec = EvaluatorSpec(Checkpoint(scratch / "model"), "bfloat16", {}, BATCH_SIZE)
-    with local_ray(num_cpus=4, num_gpus=0):
+def simulated(
+    config: PretrainedConfig,
+    pace: Pace,
+    num_evaluators: int,
+    *,
+    num_batches: int,
+    batch_size: int,
+) -> Iterator[Simulation]:
+    """A pool whose evaluators are all there, and an empty store."""
+    tokens = TokenSet(np.zeros((num_batches * batch_size, 2), dtype=np.int64))
+    with tempfile.TemporaryDirectory() as scratch, local_ray(num_cpus=4, num_gpus=0):
+        folder = Path(scratch)
+        config.save_pretrained(folder / "model")
+        spec = EvaluatorSpec(Checkpoint(folder / "model"), "bfloat16", {}, batch_size)
         launcher = SimulatedLauncher(
             config.num_hidden_layers,
             pace,
             num_hosts=-(-num_evaluators // PER_HOST),
             per_host=PER_HOST + 1,
         )
-        with RayPool(spec, Placement(num_evaluators, num_gpus=0), launcher=launcher) as pool:
-            yield pool, launcher
+        with (
+            RayPool(spec, Placement(num_evaluators, num_gpus=0), launcher=launcher) as pool,
+            ScoreStore(f"sqlite:///{folder}/scores.db") as store,
+        ):
+            pool.describe()
+            context = Context(
+                model="m",
+                tokens="",
+                order="o",
+                dtype="bfloat16",
+                batch_size=batch_size,
+                arithmetic=pool.arithmetic,
+            )
+            calibration = Calibration(tokens, tokens, None)
+            yield Simulation(folder, pool, launcher, store, context, calibration)
         launcher.close()
 
 
-def _lookup_ms(
-    store: ScoreStore, context: Context, tokens: TokenSet, search: GreedySearch
-) -> float:
+def _lookup_ms(run: Simulation, search: GreedySearch) -> float:
     """The first step's look-up, in a store that holds the whole search."""
     step = search.steps[0]
     digests = [
         search.accounting.dense.without(candidate).digest for candidate, _ in step.candidates
     ]
-    full = replace(context, tokens=tokens.fingerprint)
+    full = replace(run.context, tokens=run.calibration.block.fingerprint)
     times = []
     for _ in range(20):
         started = time.perf_counter()
-        found = store.lookup(full, digests)
+        found = run.store.lookup(full, digests)
         times.append(time.perf_counter() - started)
         assert len(found) == len(digests) * NUM_BATCHES
     return 1000 * sorted(times)[len(times) // 2] / (len(digests) * NUM_BATCHES)
