@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipelines.cli.console import log_to
+from pipelines.cli.commands import command_line
+from pipelines.cli.console import log_to, print_line
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.groups import ModelConfig
+from pipelines.config.overrides import as_override
 from pipelines.evaluate.benchmarks import open_benchmarks
 from pipelines.evaluate.evaluation_run import evaluate_run
 from pipelines.evaluate.measurement import problems_of_cost
@@ -38,9 +40,24 @@ def run_job(job: PruneJob) -> dict[str, Any]:
             log_to(folder.path / PRUNE_LOG)
             summary = SearchRun(job, store, folder, record).go()
             run_post_steps(job, folder)
+            for step in next_steps(job, folder):
+                print_line(step)
             return summary
         finally:
             log_to(None)
+
+
+def next_steps(job: PruneJob, folder: RunFolder) -> list[str]:
+    """What can be done with the run that its configuration did not ask for, as lines to print."""
+    run = as_override("run", folder.path)
+    steps = {
+        "to measure it": () if job.config.evaluation.wanted else ("evaluate", run),
+        "to write it as a checkpoint": ()
+        if job.config.export
+        else ("export", run, "format=transformers"),
+        "to read of it on a page": ("report", str(folder.path)),
+    }
+    return [f"{what}: {command_line(*words)}" for what, words in steps.items() if words]
 
 
 def validate_post_steps(job: PruneJob) -> None:

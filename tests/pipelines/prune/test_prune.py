@@ -105,6 +105,19 @@ def test_the_output_folder_holds_what_is_promised(
         assert text in undisturbed.output
 
 
+def test_the_end_says_what_next(ended: Outcome, search: Search) -> None:
+    """What was not asked for, ready to paste."""
+    again, folder = search(f"output_dir={ended.folder}"), ended.folder
+    evaluate = f"to measure it: multipruner evaluate run={folder}"
+    export = f"to write it as a checkpoint: multipruner export run={folder} format=transformers"
+    report = f"to read of it on a page: multipruner report {folder}"
+    assert again.output.splitlines()[-3:] == [evaluate, export, report]
+    exported = search("export=transformers", f"output_dir={folder}")
+    assert exported.status == 0, exported.output
+    assert export not in exported.output
+    assert {evaluate, report} <= set(exported.output.splitlines())
+
+
 def test_the_same_command_again_scores_nothing(ended: Outcome, search: Search) -> None:
     first = ended
     assert first.summary["evaluations"]["scored"] > 0
