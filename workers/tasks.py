@@ -329,7 +329,7 @@ class LatencyTask:
 
 AnswerTask = RequestTask | WindowTask
 ClockedTask = SpeedTask | LatencyTask
-"""Takes as long as it takes, and a second one beside it would slow it down."""
+"""Is measured with a clock: a second one beside it would slow it down."""
 WholeTask = OrderTask | StatisticsTask | InfluenceTask | AnswerTask | ClockedTask
 """Is never split. Its time is expected to grow with its `size`, among tasks of its `kind`."""
 Task = ScoreTask | WholeTask

@@ -1,6 +1,6 @@
 """The channel order of a compensated search, with the statistics that compensate: a pass over the
-text for each group of layers. Each layer is on disk as soon as it was found, so that a run that
-stops goes on with the next one, and memory holds one at a time.
+text for each group of layers. The layers of a pass are on disk as soon as it ends, so that a run
+that stops goes on with the next one, and memory holds those of one pass.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from pipelines.runs.files import read_with
 from pipelines.runs.folder import RunFolder
 from pruning.compensation.least_squares import RIDGE
-from pruning.compensation.statistics import BlockStatistics, order_of
+from pruning.compensation.statistics import BlockStatistics, order_of, stored_fingerprint
 from pruning.compensation.stored_layer import StoredLayer
 from pruning.importance.channel_order import STATISTICS, ChannelOrder, CompensationSource
 from workers.pool.protocol import Pool
@@ -59,8 +59,8 @@ def compensated_order(
         for part in parts
     ]
     statistics = BlockStatistics(tuple(parts), parts[0].num_tokens)
-    folder.write_with(STATISTICS, statistics.save)
-    source = CompensationSource(str(folder.path / STATISTICS), statistics.fingerprint, RIDGE)
+    path = folder.write_with(STATISTICS, statistics.save)
+    source = CompensationSource(str(path), stored_fingerprint(path), RIDGE)
     return replace(order_of(orders), compensation=source)
 
 

@@ -123,6 +123,7 @@ class PruneJob:
         """The order of the run, found once: a resumed run reads it from its folder."""
         path = folder.path / CHANNEL_ORDER
         if path.exists():
+            forget_parts(folder)  # of a process that was lost in between
             return read_with(ChannelOrder.load, path, option="output_dir")
         if self.settings.compensation == "none":
             task = OrderTask(self.settings.importance, self.set_keys["width"])

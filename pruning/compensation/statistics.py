@@ -67,17 +67,22 @@ class BlockStatistics:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all matrices, 32 hexadecimal digits."""
-        digest = hashlib.sha256(str(self.num_tokens).encode())
-        for _, gram in self._grams():
+        return self._summed_up()[0]
+
+    def _summed_up(self) -> tuple[str, dict[str, tuple[int, ...]]]:
+        """Fingerprint and shapes, for which each matrix is read once."""
+        digest, shapes = hashlib.sha256(str(self.num_tokens).encode()), {}
+        for name, gram in self._grams():
             digest.update(str(gram.shape).encode())
             digest.update(gram.data)
-        return digest.hexdigest()[:32]
+            shapes[name] = gram.shape
+        return digest.hexdigest()[:32], shapes
 
     def save(self, path: Path) -> None:
         """As safetensors, which its library writes only from memory: a header of JSON, its length
         before it, then the data.
         """
-        fingerprint, shapes = self.fingerprint, {name: gram.shape for name, gram in self._grams()}
+        fingerprint, shapes = self._summed_up()
         header: dict[str, Any] = {"__metadata__": {"fingerprint": fingerprint}}
         header["num_tokens"] = {"dtype": "I64", "shape": [], "data_offsets": [0, 8]}
         end = 8
@@ -124,11 +129,20 @@ def order_of(layers: Sequence[LayerOrder]) -> ChannelOrder:
     return ChannelOrder(np.array(heads, dtype=np.int32), np.array(channels, dtype=np.int32))
 
 
+def stored_fingerprint(path: Path) -> str:
+    """What a file of `BlockStatistics.save` says, 32 hexadecimal digits; else "".
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        return str((file.metadata() or {}).get("fingerprint", ""))
+
+
 def check_statistics(path: Path, fingerprint: str) -> None:
     """Raises InputError where `path` does not hold the statistics with that fingerprint."""
     try:
-        with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get("fingerprint")
+        found = stored_fingerprint(path)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path}: the statistics that this model is compensated with cannot be read ({error}); "

@@ -13,7 +13,6 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from pruning.costs.accounting import Accounting
 from pruning.errors import InputError, ScoringError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.scoring.arithmetic import Arithmetic
@@ -35,7 +34,7 @@ from workers.pool.ray_faults import cause_of, fault_kind, first_line, last_line,
 from workers.pool.ray_worker import Worker
 from workers.pool.schedule import Schedule
 from workers.pool.stall import StallWatch
-from workers.pool.task_times import TaskTimeModel
+from workers.pool.task_times import TaskTimeModel, slowest_text_s
 from workers.tasks import EvaluatorInfo, EvaluatorSpec, ScoreResult, Task
 
 log = logging.getLogger(__name__)
@@ -43,9 +42,6 @@ log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _FILL_S = 5.0
 """How often the cluster is asked whether it has grown."""
-
-_SLOW_CPU, _SLOW_GPU = 3e9, 1e12
-"""FLOP/s of an evaluator that is slow and does not hang: a tenth of a core, or of a small GPU."""
 
 
 class RayPool:
@@ -55,7 +51,8 @@ class RayPool:
         spec: what each evaluator loads.
         placement: how many evaluators, and what each of them gets.
         policy: what to do about failures.
-        task_timeout_s: a task that takes longer is taken from its evaluator, which is replaced;
+        task_timeout_s: a task that takes longer, and longer than a slow device takes for the text
+            that it reads, is taken from its evaluator, which is replaced;
             hung processes are reported by nobody else. As far as it is known what a task should
             take, it is taken away earlier.
         kind: the class of the evaluators.
@@ -77,12 +74,14 @@ class RayPool:
     ) -> None:
         self.kind = kind
         self.launcher = launcher or ActorLauncher()
+        self.task_timeout_s = task_timeout_s
         self.placement = placement
         self.policy = policy or FaultPolicy()
-        self.task_timeout_s = task_timeout_s
         self.task_times = TaskTimeModel(
             spec.checkpoint.config().num_hidden_layers,
-            slowest_text_s=_slowest_text_s(spec, placement),
+            slowest_text_s=slowest_text_s(spec, placement)
+            if isinstance(spec, EvaluatorSpec)
+            else 0.0,
         )
         self.faults = FaultLog()
         self._spec_ref = ray.put(spec)
@@ -320,9 +319,12 @@ class RayPool:
             self._start_failed(worker, TimeoutError(cause))
         elif worker.state == "working":
             schedule, running = worker.task
-            limit_s = min(self.task_timeout_s, schedule.limit_s(worker.number, running))
+            most_s = max(self.task_timeout_s, self.task_times.slowest_s(running.task))
+            limit_s = min(most_s, schedule.limit_s(worker.number, running))
             if seconds > limit_s:
                 cause = f"no answer within {limit_s:.0f} s"
+                if limit_s == self.task_timeout_s:
+                    cause += " (cluster.task_timeout_s)"
                 self._task_failed(worker, "late", cause, TimeoutError())
 
     def _failed(self, worker: Worker, error: RayError) -> None:
@@ -383,13 +385,3 @@ def _relay(worker: Worker, reply: Reply) -> None:
     """What an evaluator logged, in our log."""
     for level, message in reply.records:
         log.log(level, "%s: %s", str(worker), message)
-
-
-def _slowest_text_s(spec: Spec, placement: Placement) -> float:
-    """Seconds that a slow evaluator takes for the longest of its calibration sets."""
-    if not isinstance(spec, EvaluatorSpec):
-        return 0.0
-    config = spec.checkpoint.config()
-    num_tokens = max((tokens.size for tokens in spec.token_sets.values()), default=0)
-    flops = 2 * Accounting(config).num_dense_parameters * num_tokens
-    return flops / (_SLOW_GPU if placement.num_gpus else _SLOW_CPU * spec.num_threads)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from pruning.costs.accounting import Accounting
+from workers.cluster.placement import Placement
 from workers.tasks import (
     AnswerResult,
     ClockedTask,
+    EvaluatorSpec,
     OrderTask,
     ScoreResult,
     ScoreTask,
@@ -15,6 +18,9 @@ from workers.tasks import (
     Task,
     WholeTask,
 )
+
+_SLOW_CPU, _SLOW_GPU = 3e9, 1e12
+"""FLOP/s of an evaluator that is slow and does not hang: a tenth of a core, or of a small GPU."""
 
 _MEMORY = 0.98
 """Weight of what was known when one more task is seen: about the last fifty count."""
@@ -100,16 +106,21 @@ class TaskTimeModel:
             num_failures: of the same task on other evaluators.
 
         Returns:
-            Infinity for what has to take as long as it takes, such as a measurement of speed.
+            Infinity where nobody knows what it should take, such as for a measurement of speed.
         """
         if isinstance(task, ClockedTask):
             return math.inf
         if self.knows(task):
             return max(_HUNG_AT_LEAST_S, _HUNG_TIMES * self.expected_s(evaluator, task))
         first_s = max(_UNKNOWN_AT_LEAST_S, _UNKNOWN_START_TIMES * self.longest_start_s)
-        if isinstance(task, (OrderTask, StatisticsTask)):
-            first_s = max(first_s, self.slowest_text_s)
-        return first_s * _UNKNOWN_GROWTH**num_failures
+        return max(first_s, self.slowest_s(task)) * _UNKNOWN_GROWTH**num_failures
+
+    def slowest_s(self, task: Task) -> float:
+        """What a slow device takes for a task that reads a whole text; 0 for others."""
+        reads = isinstance(task, StatisticsTask) or (
+            isinstance(task, OrderTask) and task.importance == "activation"
+        )
+        return self.slowest_text_s if reads else 0.0
 
     def patience_s(self, task: Task) -> float:
         """How long one evaluator alone may work on a task whose time nobody knows."""
@@ -192,3 +203,12 @@ def work(task: ScoreTask, num_layers: int, *, with_prefix: bool) -> tuple[float,
     """Layers and heads that a task runs. A task that scores its own base runs the head only."""
     layers = sum(num_layers - candidate.layer for candidate in task.candidates if candidate)
     return float(layers + (num_layers if with_prefix else 0)), float(len(task.candidates))
+
+
+def slowest_text_s(spec: EvaluatorSpec, placement: Placement) -> float:
+    """Seconds that a slow evaluator takes for the longest of its calibration sets."""
+    checkpoint = spec.checkpoint
+    accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
+    num_tokens = max((tokens.size for tokens in spec.token_sets.values()), default=0)
+    flops = 2 * accounting.num_dense_parameters * num_tokens
+    return flops / (_SLOW_GPU if placement.num_gpus else _SLOW_CPU * spec.num_threads)

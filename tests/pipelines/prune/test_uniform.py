@@ -124,6 +124,15 @@ def test_bad_input(search: Search, options: tuple[str, ...], message: str) -> No
     assert message in outcome.output
 
 
+def test_what_a_lost_process_left_of_single_layers_goes(search: Search) -> None:
+    """It was killed when all were in one file, and the order, too."""
+    outcome = search(*UNIFORM)
+    part = outcome.folder / "statistics.0.safetensors"
+    part.write_bytes(b"a gigabyte")
+    assert search("resume=true", f"output_dir={outcome.folder}", bare=True).status == 0
+    assert not part.exists()
+
+
 def test_lost_statistics_are_asked_for(search: Search, cli: Cli) -> None:
     outcome = search(*UNIFORM)
     (outcome.folder / STATISTICS).unlink()

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from pruning.importance.channel_order import ChannelOrder
+from pruning.importance.criteria import Importance
 from tests.workers.pool.misbehaving import (
     Broken,
     CrashesOnce,
@@ -22,7 +24,7 @@ from workers.cluster.placement import Placement
 from workers.evaluators.shapes import Evaluator
 from workers.pool.faults import WorkersLost
 from workers.pool.ray_pool import RayPool
-from workers.tasks import EvaluatorSpec
+from workers.tasks import EvaluatorSpec, OrderTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -116,19 +118,28 @@ def test_one_that_stops_in_the_first_task_holds_nothing_up(
         assert pool.faults.counts == {"late": 1}
 
 
+@pytest.mark.parametrize(
+    ("importance", "limit_s"), [("l1", 3), ("activation", 6)], ids=["of weights", "of a text"]
+)
 def test_one_alone_that_stops_in_the_first_task_is_replaced(
     local_cluster: LocalMachine,
     spec: EvaluatorSpec,
-    expected: list[Scores],
     monkeypatch: pytest.MonkeyPatch,
+    importance: Importance,
+    limit_s: int,
 ) -> None:
-    """And not after an hour, which a task may take otherwise."""
+    """And not after an hour, which a task may take otherwise; of one that reads a whole text, not
+    before a slow device would have read it, whatever other tasks may take.
+    """
     monkeypatch.setattr("workers.pool.task_times._UNKNOWN_AT_LEAST_S", 3.0)
     monkeypatch.setattr("workers.pool.task_times._UNKNOWN_START_TIMES", 0.0)
-    with RayPool(spec, Placement(1, num_gpus=0), kind=StopsInTheFirstTask) as pool:
-        assert search(pool) == expected[:1]
+    placement = Placement(1, num_gpus=0)
+    with RayPool(spec, placement, task_timeout_s=5, kind=StopsInTheFirstTask) as pool:
+        pool.task_times.slowest_text_s = 6.0
+        [(_, order)] = [each for some in pool.run([OrderTask(importance)]) for each in some]
+        assert isinstance(order, ChannelOrder)
         assert pool.faults.counts == {"late": 1}
-        assert pool.faults.recent[0].cause == "no answer within 3 s"
+        assert pool.faults.recent[0].cause == f"no answer within {limit_s} s"
 
 
 def test_alone_and_stopped(
@@ -138,6 +149,8 @@ def test_alone_and_stopped(
         os.kill(pool.describe()[0].pid, signal.SIGSTOP)
         assert search(pool) == expected[:1]
         assert pool.faults.counts == {"late": 1}
+        cause = pool.faults.recent[0].cause
+        assert cause == "no answer within 4 s (cluster.task_timeout_s)"
 
 
 @pytest.mark.parametrize(
