@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pruning.calibration.sources import measured_text
 from pruning.calibration.token_sets import Tokens, heldout_sources
 from pruning.calibration.windows import text_windows
 from pruning.compensation.least_squares import prepared
+from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.masking import masked
@@ -35,47 +37,72 @@ from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape
 
 BATCH_TOKENS = 2048
-CONTROL = "uniform, compensated"
 
 
-def main() -> None:
-    """Prints a table for each run."""
+def main() -> int:
+    """Prints a table for each run. Returns the exit status: 2 when the input is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--windows", type=int, default=64, help="at most, of each text")
     parser.add_argument("--text", action="append", default=[], metavar="FILE")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
+    if given.windows < 2:
+        parser.error(f"--windows: {given.windows}; a standard error takes 2")
     torch.set_num_threads(given.threads)
-    for folder in given.runs:
-        run = read_run(folder)
-        texts = heldout(run, given.text, given.windows)
-        sizes = ", ".join(f"{len(windows)} windows of {name}" for name, windows in texts.items())
-        length = next(iter(texts.values())).shape[1]
-        print(f"{folder}: {sizes}, each of {length} tokens, {run.dtype}")
-        found = {}
-        for name, order, shape in shapes(run):
-            found[name] = {text: nll(run, order, shape, each) for text, each in texts.items()}
-            perplexities = "".join(
-                f"  {text} {math.exp(fmean(each)):.2f}" for text, each in found[name].items()
-            )
-            ratio = run.accounting.ratio(shape)
-            print(f"  {name:24} ratio {ratio:.4f}{perplexities}", flush=True)
-        for text in texts if len(found) > 1 else ():
-            print_difference(text, found["allocation"][text], found[CONTROL][text])
+    try:
+        for folder in given.runs:
+            judge(read_run(folder), given.text, given.windows)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def judge(run: PastRun, files: Sequence[str], num_windows: int) -> None:
+    """Prints the table of a run.
+
+    Raises:
+        InputError: see `heldout`.
+    """
+    texts = heldout(run, files, num_windows)
+    sizes = ", ".join(f"{len(windows)} windows of {name}" for name, windows in texts.items())
+    length = next(iter(texts.values())).shape[1]
+    print(f"{run.folder}: {sizes}, each of {length} tokens, {run.dtype}")
+    found = {}
+    for name, order, shape in shapes(run):
+        found[name] = {text: nll(run, order, shape, each) for text, each in texts.items()}
+        perplexities = "".join(
+            f"  {text} {math.exp(fmean(each)):.2f}" for text, each in found[name].items()
+        )
+        ratio = run.accounting.ratio(shape)
+        print(f"  {name:24} ratio {ratio:.4f}{perplexities}", flush=True)
+    for text in texts if len(found) > 1 else ():
+        print_difference(text, found["allocation"][text], found["uniform"][text])
 
 
 def heldout(run: PastRun, files: Sequence[str], num_windows: int) -> dict[str, Tokens]:
-    """int64 [windows, tokens] of the held-out part of the run's own text and of files, by name."""
+    """int64 [windows, tokens] of the held-out part of the run's own text and of files, by name.
+
+    Raises:
+        InputError: the run's text is not there any more or is another one by now, so that what it
+            has seen is not known; or nothing is left to judge by.
+    """
     typed = OmegaConf.merge(OmegaConf.structured(CalibrationConfig), run.config.calibration)
     calibration = OmegaConf.to_object(typed)
     assert isinstance(calibration, CalibrationConfig)
     count = num_windows * max(1, len(calibration.sources))
     spec = replace(calibration.spec(), num_heldout_samples=count)
-    tokenizer = run.checkpoint.tokenizer()
     sets = make_calibration(
         spec, run.checkpoint.tokenizer, vocab_size=run.checkpoint.config().vocab_size
     )
+    for name in ("block", "width"):
+        was = run.record["identity"][f"calibration.{name}"]
+        if sets.sets()[name].fingerprint != was:
+            raise InputError(
+                f"{run.folder}: its text has changed since (the {name} set had fingerprint {was}), "
+                "so that what it has seen is not known; give the text of then back"
+            )
     parts = sets.parts()
     names = heldout_sources(parts)
     found = {source: parts[name].input_ids for name, source in names.items()}
@@ -83,8 +110,16 @@ def heldout(run: PastRun, files: Sequence[str], num_windows: int) -> dict[str, T
         found["held-out text"] = sets.heldout.input_ids
     for file in files:
         text = measured_text(file, option="--text", folder=None)
-        found[Path(file).stem] = text_windows(tokenizer, text, spec.sequence_length)
-    return {name: windows[:num_windows] for name, windows in found.items()}
+        found[Path(file).stem] = text_windows(
+            run.checkpoint.tokenizer(), text, spec.sequence_length
+        )
+    found = {name: windows[:num_windows] for name, windows in found.items() if len(windows) > 1}
+    if not found:
+        raise InputError(
+            f"{run.folder}: its text holds no two windows of {spec.sequence_length} tokens out; "
+            "give others with --text"
+        )
+    return found
 
 
 def shapes(run: PastRun) -> Iterator[tuple[str, ChannelOrder, ModelShape]]:
@@ -95,8 +130,10 @@ def shapes(run: PastRun) -> Iterator[tuple[str, ChannelOrder, ModelShape]]:
         return
     allocation = Allocation.load(path)
     yield "dense", run.order, run.accounting.dense
-    yield "uniform", replace(run.order, compensation=None), allocation.start
-    yield CONTROL, run.order, allocation.start
+    if run.order.compensation is not None:
+        plain = replace(run.order, compensation=None)
+        yield "uniform, not compensated", plain, allocation.start
+    yield "uniform", run.order, allocation.start
     yield "allocation", run.order, allocation.shape
 
 
@@ -112,13 +149,11 @@ def nll(run: PastRun, order: ChannelOrder, shape: ModelShape, windows: Tokens) -
 
 
 def print_difference(text: str, mine: Sequence[float], theirs: Sequence[float]) -> None:
-    """Of an allocation from its control, over the windows of a text."""
+    """Of an allocation from its uniform start, over the windows of a text."""
     apart = [one - other for one, other in zip(mine, theirs, strict=True)]
     stderr = stdev(apart) / math.sqrt(len(apart))
-    print(
-        f"  allocation less {CONTROL}, {text}: {fmean(apart):+.4f} +- {stderr:.4f} nats per token"
-    )
+    print(f"  allocation less uniform, {text}: {fmean(apart):+.4f} +- {stderr:.4f} nats per token")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -60,6 +60,7 @@ PATHS = {
     "calibration.path",
     "checkpoint",
     "evaluation.data_dir",
+    "latency",
     "model.path",
     "output_dir",
     "rate_of",
@@ -194,7 +195,6 @@ def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
         said = f"{said}: it takes one value; several are for multipruner sweep"
     if isinstance(error, MissingConfigException):
         close = difflib.get_close_matches(value, _files_of(name), n=1)
-        said = said.partition(" Config search path")[0]
         said += f"; did you mean {name}={close[0]}?" if close else ""
     return without_secrets(f"{override}: {said}", value)
 
@@ -237,11 +237,12 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return compose(command, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(f"grid: {composition_error(error)}") from error
+        name = getattr(error.__cause__, "full_key", None) or "grid"
+        raise InputError(f"{name}: {composition_error(error)}") from error
 
 
 def composition_error(error: Exception) -> str:
-    """What Hydra says is wrong, in one line."""
+    """What Hydra says is wrong, in one line, without the folders that it looked through."""
     cause = error.__cause__ or error
     lines = [
         line.strip()
@@ -249,7 +250,7 @@ def composition_error(error: Exception) -> str:
         if line.strip()
         and not line.strip().startswith(("full_key", "object_type", "reference_type"))
     ]
-    return " ".join(lines)
+    return " ".join(lines).partition(" Config search path")[0]
 
 
 def option_names(config: DictConfig) -> list[str]:

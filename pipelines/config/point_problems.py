@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from pipelines.config.grid import Point
 from pipelines.config.search import SearchConfig
 from pruning.errors import InputError
+
+_Made = TypeVar("_Made")
 
 
 class PointProblems:
@@ -48,6 +51,22 @@ class PointProblems:
                     for problem, names in self._found.items()
                 )
             )
+
+
+def of_all(points: Sequence[Point], make: Callable[[Point], _Made]) -> list[_Made]:
+    """What is made of each.
+
+    Raises:
+        InputError: what is wrong with any of them, all at once.
+    """
+    problems, made = PointProblems(points), list[_Made]()
+    for point in points:
+        try:
+            made.append(make(point))
+        except InputError as error:
+            problems.add(point, error)
+    problems.check()
+    return made
 
 
 def _option(problem: str) -> str:

@@ -39,7 +39,9 @@ class PointPlan:
 
     @property
     def order_key(self) -> str:
-        """Equal for points with one channel order, and so with one set of statistics."""
+        """Equal for points with one channel order, and so with one set of statistics, as far as
+        options tell: a sweep compares the text itself, and may share more.
+        """
         config = self.config
         return str(
             (

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.runs.files import (
     AUTHORS_CONFIG,
     CHANNEL_ORDER,
+    RUN,
     SHAPE,
     SOLUTION,
     read_json_if_there,
@@ -53,20 +54,26 @@ def read_shape(path: Path, accounting: Accounting) -> ModelShape:
 
 
 def check_model(path: Path, model_path: str, fingerprint: str) -> None:
-    """Whether a shape file is of this model, as far as what lies beside it tells.
+    """Whether a shape file is of this model, as far as the solution or the search that it lies in
+    tells.
 
     Args:
         fingerprint: of the model at `model_path`.
 
     Raises:
-        InputError: it was solved for another one.
+        InputError: it was found for another one.
     """
-    beside = path.parent / SOLUTION
-    solution = read_json_if_there(beside, option="shape", fields=("model", "fingerprint"))
-    if solution is not None and solution["fingerprint"] != fingerprint:
+    folder = path.parent
+    solution = read_json_if_there(folder / SOLUTION, option="shape", fields=("fingerprint",))
+    record = read_json_if_there(folder / RUN, option="shape", fields=("identity",))
+    identity = record["identity"] if record else {}
+    found = identity.get("model") if isinstance(identity, dict) else None
+    if solution is not None:
+        found = solution["fingerprint"]
+    if path.name in (SHAPE, AUTHORS_CONFIG) and found not in (None, fingerprint):
         raise InputError(
-            f"model.path: {model_path} is not the model that {path} was solved for, which is "
-            f"{solution['model']} with fingerprint {solution['fingerprint']}; give that one"
+            f"model.path: {model_path} (fingerprint {fingerprint}) is not the model that {path} "
+            f"was found for, whose fingerprint is {found}; give that one"
         )
 
 

@@ -4,10 +4,10 @@ Nothing is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.table import Table
@@ -17,17 +17,14 @@ from pipelines.cli.console import log_to, show_result
 from pipelines.cli.launch import freeze_gc
 from pipelines.config.grid import Point, plain_grid, points_of
 from pipelines.config.overrides import as_override, check_axes, composed, option_of
+from pipelines.config.point_problems import of_all
 from pipelines.config.solve import SolveConfig
-from pipelines.runs.files import SHAPE, SOLUTION
+from pipelines.runs.files import RUN, SHAPE, SOLUTION
 from pipelines.runs.folder import RunFolder
 from pipelines.solve.solution import Solved, SolvedRun, solved
-from pruning.errors import InputError
 
 _SEVERAL = {"kind": "solutions"}
 """Identity of a folder that holds the folders of solutions."""
-
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
 
 
 def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -42,23 +39,22 @@ def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
     points = points_of(grid) if grid else [Point("", {})]
     given = [override for override in overrides if option_of(override) != "grid"]
     check_axes(grid, raw)
-    configs = _all(
-        lambda point: SolveConfig.of(composed("solve", [*given, *point.overrides])), points
+    configs = of_all(
+        points, lambda point: SolveConfig.of(composed("solve", [*given, *point.overrides]))
     )
     assert configs[0].run is not None
     with freeze_gc():  # counting parameters imports torch, unless they are known from before
         run = SolvedRun.read(configs[0].run, configs[0].latency)
-    solutions = _all(lambda config: solved(run, config), configs)
+    wanted = dict(zip((point.name for point in points), configs, strict=True))
+    solutions = of_all(points, lambda point: solved(run, wanted[point.name]))
     found = {point.name: each for point, each in zip(points, solutions, strict=True)}
-    with RunFolder(configs[0].output_dir) as folder, ExitStack() as held:
-        folders = [folder]
+    with RunFolder(configs[0].output_dir) as folder:
         if grid:
             folder.claim(_SEVERAL)
-            folders = [held.enter_context(RunFolder(str(folder.path / name))) for name in found]
-        for own, each in zip(folders, solutions, strict=True):
-            own.check(each.identity())
-        for own, each in zip(folders, solutions, strict=True):
-            each.write(own)
+            _each_in(folder, found, lambda own, each: own.check(each.identity()))
+            _each_in(folder, found, lambda own, each: each.write(own))
+        else:
+            solutions[0].write(folder)
         show_result(
             _table(found),
             f"predictions are sums of what {run.saved.folder} measured; the word says how much "
@@ -69,22 +65,23 @@ def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
     return [each.to_json() for each in found.values()]
 
 
-def _all(make: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
-    """What is made of each.
-
-    Raises:
-        InputError: with what is wrong with any of them, each said once.
+def _each_in(
+    folder: RunFolder,
+    found: Mapping[str, Solved],
+    do: Callable[[RunFolder, Solved], object],
+) -> None:
+    """One after the other, since each that is held is an open file. A folder that there was not,
+    and that nothing was written into, goes again.
     """
-    made: list[_Made] = []
-    problems: dict[str, None] = {}
-    for each in given:
+    for name, each in found.items():
+        path = folder.path / name
+        is_new = not path.exists()
         try:
-            made.append(make(each))
-        except InputError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
-    if problems:
-        raise InputError("\n".join(problems))
-    return made
+            with RunFolder(str(path)) as own:
+                do(own, each)
+        finally:
+            if is_new and not (path / RUN).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _command(name: str, run: SolvedRun, folder: Path) -> str:

@@ -38,7 +38,7 @@ def write(tmp_path: Path, checkpoint_folder: Path) -> WriteTable:
     def saved(**changes: object) -> Path:
         fingerprint = Checkpoint(checkpoint_folder).fingerprint()
         given = {"kv_heads": KV_HEADS, "mlp_channels": MLP, "fingerprint": fingerprint} | changes
-        path = tmp_path / "latency.json"
+        path = tmp_path / "my (1) table, ü.json"
         table(**given).save(path)  # type: ignore[arg-type]
         return path
 
@@ -172,7 +172,7 @@ def test_several_targets_in_time_have_folders_of_their_own(solve: Solve, write: 
             None,
             "search.target.latency, search.target.decode: given without a table; give latency=FILE",
         ),
-        (("search.target_ratio=0.1",), {}, "latency.json, which has no effect without one or more"),
+        (("search.target_ratio=0.1",), {}, "ü.json, which has no effect without one or more"),
         (("search.target.latency=1.5",), {}, "search.target.latency: 1.5; it is removed / dense"),
         (("search.target.latency=0.8",), {}, "search.target.latency: 0.8 is out of reach; the"),
         (("search.target.latency=0.1",), {"fingerprint": "0" * 32}, "(fingerprint 00000000"),
