@@ -8,13 +8,14 @@ its layers is told from what they take by a model of one layer.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pruning.costs.latency import PHASES, BlockTimes, Phase, PhaseTimes
-from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.latency import PHASES, BlockTimes, Phase, PhaseTimes, Seconds
+from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
 from pruning.shape import LayerShape, ModelShape
@@ -138,17 +139,22 @@ def block_times(seconds: Mapping[Stack, Mapping[Phase, Sequence[float]]]) -> Blo
 
     With s(k, c) for a layer of k KV heads and c channels, K and C for the whole one: an MLP of c
     channels takes s(K, c) - s(K, 0), an attention of k heads s(k, C) less what the whole MLP takes.
+    How slow the machine was in a round is told by the model of whole layers.
     """
     one, many = sorted(
         (stack for stack in seconds if stack.layer == _whole(seconds)), key=lambda each: each.depth
     )
-    found: dict[Phase, dict[tuple[str, int], Spread]] = {}
+    found: dict[Phase, dict[tuple[str, int], Seconds]] = {}
     for phase in PHASES:
         rounds = [
             _blocks({stack: each[phase][number] for stack, each in seconds.items()}, one, many)
             for number in range(len(seconds[one][phase]))
         ]
-        found[phase] = {part: Spread.of(each[part] for each in rounds) for part in rounds[0]}
+        usual = statistics.median(seconds[many][phase])
+        speeds = [each / usual for each in seconds[many][phase]]
+        found[phase] = {
+            part: Seconds.of_rounds([each[part] for each in rounds], speeds) for part in rounds[0]
+        }
     parts = {
         part: PhaseTimes(found["prefill"][part], found["decode"][part]) for part in found["prefill"]
     }

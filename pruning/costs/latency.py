@@ -9,8 +9,8 @@ import logging
 import math
 import statistics
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,22 +27,73 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 log = logging.getLogger(__name__)
 
-_NOISY = 0.5
-"""Sizes are about an eighth of a block apart."""
+_NOISY = 1 / 16
+"""Half of what lies between two sizes, which are about an eighth of a block apart."""
 
-_BLOCKS: Mapping[Unit, str] = {"kv_heads": "attention", "mlp_channels": "MLP"}
+MIN_ROUNDS = 3
+"""Below, rounds say nothing of the error of their median."""
+
+_OF_QUARTILES = math.sqrt(math.pi / 2) / (2 * statistics.NormalDist().inv_cdf(0.75))
+"""Standard error of the median of one normal value, by how far its quartiles lie apart. Unlike a
+standard deviation, quartiles do not depend on how late the latest round was.
+"""
+
+BLOCKS: Mapping[Unit, tuple[str, str]] = {
+    "kv_heads": ("attention", "KV heads"),
+    "mlp_channels": ("MLP", "channels"),
+}
+"""A block in words, and what its size counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds(Spread):
+    """Seconds measured once a round.
+
+    Args:
+        standard_error: of the median; None: too few rounds to tell, fewer than `MIN_ROUNDS`.
+    """
+
+    standard_error: float | None
+
+    @classmethod
+    def of_rounds(cls, values: Sequence[float], speeds: Sequence[float]) -> Self:
+        """Of what each round measured.
+
+        Args:
+            speeds: how slow the machine was in each round, 1 where it was as usual: what all models
+                share is no error.
+        """
+        ordered = sorted(values)
+        error = None
+        if len(ordered) >= MIN_ROUNDS:
+            steady = [each / speed for each, speed in zip(values, speeds, strict=True)]
+            low, _, high = statistics.quantiles(steady, n=4)
+            error = _OF_QUARTILES * (high - low) / math.sqrt(len(steady))
+        return cls(statistics.median(ordered), ordered[0], ordered[-1], error)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises KeyError or ValueError where something is missing, or no number."""
+        found = cls(*(data[each.name] for each in fields(cls)))
+        numbers = (found.lowest, found.median, found.highest)
+        if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers):
+            raise ValueError(f"{numbers} are not three finite numbers")
+        error = found.standard_error
+        if error is not None and not (isinstance(error, (int, float)) and 0 <= error < math.inf):
+            raise ValueError(f"standard_error is {error}, which no standard error is")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseTimes:
     """Seconds of a whole batch: of the prefill, and of the decoding of all its new tokens."""
 
-    prefill: Spread
-    decode: Spread
+    prefill: Seconds
+    decode: Seconds
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(*(_spread(data[phase]) for phase in PHASES))
+        return cls(*(Seconds.from_json(data[phase]) for phase in PHASES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +167,10 @@ class LatencyTable:
         times = self.times.of(unit)
         sizes = sorted(times)
         if not self.reaches(unit, size):
+            name, counted = BLOCKS[unit]
             raise InputError(
-                f"latency: {_BLOCKS[unit]} of {size} {_words(unit)}; the table has {sizes[0]} to "
-                f"{sizes[-1]}; measure one that goes so far"
+                f"latency: {name} of {size} {counted}; the table has {sizes[0]} to {sizes[-1]}; "
+                "measure one that goes so far"
             )
         above = sizes[bisect_left(sizes, size)]
         if above == size:
@@ -139,22 +191,26 @@ class LatencyTable:
         return frozenset(size for size, larger in pairwise(sizes) if taken[size] >= taken[larger])
 
     @property
-    def noise(self) -> float:
-        """How far apart the rounds lie: highest less lowest, in parts of what the whole block
+    def noise(self) -> float | None:
+        """How well the medians are known: their standard error, in parts of what the whole block
         takes; the median over all sizes but 0, the worse of the two phases. Infinite where a whole
-        block takes no time by the medians.
+        block takes no time by the medians; None: too few rounds to tell.
         """
-        return max(map(self._noise, PHASES))
+        found = [self._noise(phase) for phase in PHASES]
+        known = [each for each in found if each is not None]
+        return max(known) if len(known) == len(found) else None
 
-    def _noise(self, phase: Phase) -> float:
+    def _noise(self, phase: Phase) -> float | None:
         found = []
         for unit in UNITS:
             times = self.times.of(unit)
             whole = getattr(times[max(times)], phase).median
-            spreads = [getattr(each, phase) for size, each in times.items() if size]
-            found += [
-                (each.highest - each.lowest) / whole if whole > 0 else math.inf for each in spreads
-            ]
+            for size, each in times.items():
+                error = getattr(each, phase).standard_error
+                if error is None:
+                    return None
+                if size:
+                    found.append(error / whole if whole > 0 else math.inf)
         return statistics.median(found)
 
     def to_json(self) -> dict[str, Any]:
@@ -214,13 +270,21 @@ class LatencyTable:
 
 def warn_of_noise(table: LatencyTable) -> None:
     """Says so where the sizes of a table can hardly be told apart."""
-    if table.noise > _NOISY:
+    noise = table.noise
+    if noise is None:
         log.warning(
-            "latency: the rounds lie %s apart, so that sizes can hardly be told from one another; "
-            "measure again on a quiet machine, with more rounds or a longer prompt",
-            f"{table.noise:.0%} of a whole block's time"
-            if math.isfinite(table.noise)
-            else "further than a whole block takes",
+            "latency: rounds are %d, too few to tell what is noise; measure again with at least %d",
+            table.settings.rounds,
+            MIN_ROUNDS,
+        )
+    elif noise > _NOISY:
+        log.warning(
+            "latency: the standard error of the medians is %s, so that sizes can hardly be told "
+            "from one another; measure again on a quiet machine, with more rounds or a longer "
+            "prompt",
+            f"{noise:.0%} of a whole block's time"
+            if math.isfinite(noise)
+            else "more than a whole block takes",
         )
 
 
@@ -249,17 +313,5 @@ def latency_costs(table: LatencyTable, dense: ModelShape) -> dict[CostName, Cost
 
 
 def _nanoseconds(times: PhaseTimes, phase: Phase) -> int:
-    spread: Spread = getattr(times, phase)
-    return round(1e9 * spread.median)
-
-
-def _spread(data: Mapping[str, Any]) -> Spread:
-    found = Spread(**data)
-    numbers = (found.lowest, found.median, found.highest)
-    if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers):
-        raise ValueError(f"{numbers} are not three finite numbers")
-    return found
-
-
-def _words(unit: Unit) -> str:
-    return unit.replace("_", " ").replace("kv", "KV").replace("mlp ", "")
+    seconds: Seconds = getattr(times, phase)
+    return round(1e9 * seconds.median)

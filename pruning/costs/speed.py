@@ -34,9 +34,7 @@ class SpeedSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "prompt_tokens", "new_tokens", "rounds"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"evaluation.cost_{name}: {getattr(self, name)}; expected at least 1"
-                )
+                raise InputError(f"{name}: {getattr(self, name)}; expected at least 1")
 
     @property
     def context_tokens(self) -> int:

@@ -162,4 +162,4 @@ def test_the_file_is_plain_json_with_marks(measure: Measure) -> None:
     for unit in ("kv_heads", "mlp_channels"):
         assert data[unit][-1]["costs_speed"] == [], "nothing is larger"
         for each in data[unit]:
-            assert each["prefill"].keys() == {"median", "lowest", "highest"}
+            assert each["prefill"].keys() == {"median", "lowest", "highest", "standard_error"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pruning.costs.latency import BlockTimes, LatencyTable, PhaseTimes
-from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.latency import BlockTimes, LatencyTable, PhaseTimes, Seconds
+from pruning.costs.speed import SpeedSettings
 
 
 def exact(prefill: float, decode: float) -> PhaseTimes:
     """Milliseconds that were the same in every round."""
-    return PhaseTimes(*(Spread(ms / 1e3, ms / 1e3, ms / 1e3) for ms in (prefill, decode)))
+    return PhaseTimes(*(Seconds(*[ms / 1e3] * 3, 0) for ms in (prefill, decode)))
 
 
 def table(

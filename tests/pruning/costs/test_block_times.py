@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.costs.block_times import Levels, Stack, block_times, stacks_of, time_blocks
-from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.latency import PHASES, Seconds
+from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
 from pruning.models.families import FAMILIES
@@ -80,17 +81,44 @@ def test_parts_come_out_of_whole_models() -> None:
             for stack in stacks_of(GEOMETRY, LEVELS)
         }
     )
-    assert found.rest.prefill == Spread(150, 100, 200)
-    assert found.rest.decode == Spread(1500, 1000, 2000)
+    assert found.rest.prefill == Seconds(150, 100, 200, None)
+    assert found.rest.decode == Seconds(1500, 1000, 2000, None)
     # An MLP that is gone takes nothing: what stands in its place counts for the attention.
     mlp = {size: times.prefill for size, times in found.mlp_channels.items()}
-    assert mlp == {0: Spread(0, 0, 0), 20: Spread(44.25, 29.5, 59), 48: Spread(30.75, 20.5, 41)}
+    assert mlp == {
+        0: Seconds(0, 0, 0, None),
+        20: Seconds(44.25, 29.5, 59, None),
+        48: Seconds(30.75, 20.5, 41, None),
+    }
     attention = {size: times.prefill for size, times in found.kv_heads.items()}
     assert attention == {
-        0: Spread(1.5, 1, 2),
-        1: Spread(5.25, 3.5, 7),
-        3: Spread(11.25, 7.5, 15),
+        0: Seconds(1.5, 1, 2, None),
+        1: Seconds(5.25, 3.5, 7, None),
+        3: Seconds(11.25, 7.5, 15, None),
     }
+
+
+def test_what_slows_all_models_of_a_round_is_no_error() -> None:
+    """In four rounds; an MLP of 20 channels alone takes up to 6 seconds more."""
+    slow, more = (1.0, 3.0, 2.0, 1.0), (0.0, 6.0, 2.0, 0.0)
+    found = block_times(
+        {
+            stack: {
+                phase: [
+                    factor * (taken(stack) + 4 * late * (stack.layer.mlp_channels == 20))
+                    for factor, late in zip(slow, more, strict=True)
+                ]
+                for phase in PHASES
+            }
+            for stack in stacks_of(GEOMETRY, LEVELS)
+        }
+    )
+    errors = {size: each.prefill.standard_error for size, each in found.mlp_channels.items()}
+    quartiles, usual = (0.0, 5.0), 1.5
+    assert errors[48] == pytest.approx(0)
+    assert errors[20] == pytest.approx(
+        usual * 1.2533 / 1.349 * (quartiles[1] - quartiles[0]) / 2, rel=1e-3
+    )
 
 
 def test_a_whole_model_of_any_shape_is_the_sum_of_its_parts() -> None:
@@ -139,10 +167,10 @@ def test_models_take_turns_and_each_round_is_taken_apart_by_itself() -> None:
         *(taken(stack, 3) for stack in reversed(stacks)),
     ]
     times = time_blocks(found, SETTINGS, clock=scripted(seconds))
-    assert times.rest.prefill == Spread(200, 100, 300)
-    assert times.rest.decode == Spread(400, 200, 600)
-    assert times.mlp_channels[20].prefill == Spread(59, 29.5, 88.5)
-    assert times.kv_heads[1].decode == Spread(14, 7, 21)
+    assert times.rest.prefill == Seconds(200, 100, 300, None)
+    assert times.rest.decode == Seconds(400, 200, 600, None)
+    assert times.mlp_channels[20].prefill == Seconds(59, 29.5, 88.5, None)
+    assert times.kv_heads[1].decode == Seconds(14, 7, 21, None)
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +17,10 @@ from pruning.costs.latency import (
     BlockTimes,
     LatencyTable,
     PhaseTimes,
+    Seconds,
     latency_costs,
     warn_of_noise,
 )
-from pruning.costs.speed import Spread
 from pruning.errors import InputError
 from pruning.shape import ModelShape
 from tests.pruning.costs.tables import table
@@ -100,21 +102,24 @@ def test_a_dense_model_that_takes_no_time_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("apart_ms", "whole_ms", "noise", "said"),
+    ("error_ms", "whole_ms", "noise", "said"),
     [
         (0.0, 10.0, 0.0, ""),
-        (4.0, 10.0, 0.4, ""),
-        (6.0, 10.0, 0.6, "the rounds lie 60% of a whole block's time apart"),
-        (0.0, 0.0, math.inf, "the rounds lie further than a whole block takes apart"),
-        (0.0, -1.0, math.inf, "the rounds lie further than a whole block takes apart"),
+        (0.6, 10.0, 0.06, ""),
+        (0.7, 10.0, 0.07, "the standard error of the medians is 7% of a whole block's time, so"),
+        (0.0, 0.0, math.inf, "of the medians is more than a whole block takes, so"),
+        (0.0, -1.0, math.inf, "of the medians is more than a whole block takes, so"),
+        (None, 10.0, None, "rounds are 3, too few to tell what is noise; measure again with at"),
     ],
 )
-def test_rounds_that_lie_far_apart_are_said(
-    caplog: pytest.LogCaptureFixture, apart_ms: float, whole_ms: float, noise: float, said: str
-) -> None:
+def test_medians_that_are_hardly_known_are_said(
+    caplog: pytest.LogCaptureFixture, error_ms: float | None, whole_ms: float,
+    noise: float | None, said: str,
+) -> None:  # fmt: skip
     """Of the worse phase, over all sizes but 0."""
-    whole = Spread(whole_ms / 1e3, whole_ms / 1e3, (whole_ms + apart_ms) / 1e3)
-    quiet, gone = Spread(0.02, 0.02, 0.02), Spread(0, 0, 9)
+    error = None if error_ms is None else error_ms / 1e3
+    whole = Seconds(whole_ms / 1e3, whole_ms / 1e3, 9, error)
+    quiet, gone = Seconds(0.02, 0.02, 0.02, 0), Seconds(0, 0, 9, 9)
     blocks = {0: PhaseTimes(gone, gone), 2: PhaseTimes(quiet, whole), 3: PhaseTimes(quiet, whole)}
     found = replace(TABLE, times=BlockTimes(TABLE.times.rest, blocks, blocks))
     assert found.noise == pytest.approx(noise)
@@ -123,12 +128,51 @@ def test_rounds_that_lie_far_apart_are_said(
     assert not said or said in caplog.messages[0]
 
 
+def simulated(num_rounds: int) -> LatencyTable:
+    """Rounds of one noise, a tenth of a whole block's 10 ms, and of a machine that drifts."""
+    draw = random.Random(num_rounds)
+    slow = [draw.choice((1.0, 2.0)) for _ in range(num_rounds)]
+    speeds = [each / statistics.median(slow) for each in slow]
+
+    def seconds(ms: float) -> PhaseTimes:
+        rounds = [speed * draw.gauss(ms, 1.0) / 1e3 for speed in speeds]
+        return PhaseTimes(*[Seconds.of_rounds(rounds, speeds)] * 2)
+
+    blocks = {0: seconds(0.0), **{size: seconds(10.0 * size / 8) for size in range(1, 9)}}
+    return replace(TABLE, times=BlockTimes(seconds(5.0), blocks, blocks))
+
+
+def test_more_rounds_of_the_same_noise_are_less_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The error of a median of normal rounds: 1.25 of the noise, by the root of their number."""
+    warn_of_noise(simulated(4))
+    assert [message[:32] for message in caplog.messages] == ["latency: the standard error of t"]
+    caplog.clear()
+    many = simulated(64)
+    warn_of_noise(many)
+    assert caplog.messages == []
+    assert many.noise == pytest.approx(1.2533 * 0.1 / 8, rel=0.2)
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_too_few_rounds_say_nothing_of_noise(num_rounds: int) -> None:
+    assert Seconds.of_rounds([1.0, 2.0][:num_rounds], [1.0] * num_rounds).standard_error is None
+    assert simulated(num_rounds).noise is None
+
+
+def test_a_slow_round_in_which_all_is_slow_is_no_error() -> None:
+    found = Seconds.of_rounds([2.0, 6.0, 2.0, 4.0], [1.0, 3.0, 1.0, 2.0])
+    assert found == Seconds(3.0, 2.0, 6.0, 0.0)
+    assert Seconds.of_rounds([2.0, 6.0, 2.0, 4.0], [1.0] * 4).standard_error == pytest.approx(
+        1.2533 / 1.349 * 3.5 / 2, rel=1e-3
+    )
+
+
 def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
     TABLE.save(path)
     again = LatencyTable.load(path)
     assert again == TABLE
-    assert again.times.rest.decode == Spread(0.007, 0.007, 0.007)
+    assert again.times.rest.decode == Seconds(0.007, 0.007, 0.007, 0)
     before = path.read_bytes()
     again.save(path)
     assert path.read_bytes() == before
@@ -144,7 +188,10 @@ def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
         (lambda data: data["rest"]["decode"].update(median=float("nan")), "three finite numbers"),
         (lambda data: data["rest"]["decode"].update(highest="1"), "three finite numbers"),
         (lambda data: data["rest"]["decode"].pop("lowest"), "lowest"),
-        (lambda data: data["settings"].update(rounds=0), "expected at least 1"),
+        (lambda data: data["rest"]["decode"].pop("standard_error"), "standard_error"),
+        (lambda data: data["rest"]["decode"].update(standard_error=-1), "is -1, which no"),
+        (lambda data: data["rest"]["decode"].update(standard_error="1"), "is 1, which no"),
+        (lambda data: data["settings"].update(rounds=0), "^rounds: 0; expected at least 1"),
     ],
 )
 def test_a_damaged_file_says_what_is_wrong(
