@@ -35,7 +35,7 @@ def latency(raw: DictConfig, _: Sequence[str]) -> dict[str, Any]:
             try:
                 folder.claim(job.identity())
                 log_to(folder.path / LATENCY_LOG)
-                table = job.measure()
+                table = job.measure(folder)
                 folder.write_with(LATENCY, table.save)
                 folder.write_with(LATENCY_PICTURE, partial(plot_latency, table))
                 warn_of_noise(table)

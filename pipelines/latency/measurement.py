@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config.latency import LatencyConfig
 from pipelines.evaluators import find_placement, open_pool
+from pipelines.runs.files import LATENCY
+from pipelines.runs.folder import RunFolder
 from pruning.costs.accounting import Accounting
 from pruning.costs.block_times import Levels, depth_of
 from pruning.costs.latency import BlockTimes, LatencyTable
@@ -94,8 +97,13 @@ class LatencyJob:
             "mlp_channels": list(self.levels.mlp_channels),
         }
 
-    def measure(self) -> LatencyTable:
-        """Times all blocks. Raises what `Pool.run` does."""
+    def measure(self, folder: RunFolder) -> LatencyTable:
+        """Times all blocks.
+
+        Raises:
+            InputError: the folder has a table of another device, processor, number of threads or
+                attention implementation; and what `Pool.run` raises.
+        """
         cluster, task = self.config.cluster, LatencyTask(self.settings, self.levels)
         spec = BenchmarkSpec(
             self.checkpoint, self.dtype, num_threads=cluster.num_cpus_per_evaluator
@@ -108,8 +116,9 @@ class LatencyJob:
             self.config.rounds,
         )
         with open_pool(cluster, self.machine, self.placement, spec, LatencyEvaluator) as pool:
-            [times] = [result for answers in pool.run([task]) for _, result in answers]
             arithmetic = pool.arithmetic.to_json()
+            _require_same_device(folder, arithmetic)
+            [times] = [result for answers in pool.run([task]) for _, result in answers]
         assert isinstance(times, BlockTimes)
         return LatencyTable(
             display_name(self.config.model.path),
@@ -124,6 +133,24 @@ class LatencyJob:
 
 _LOAD = ("batch_size", "prompt_tokens", "new_tokens")
 """Options that the times are of."""
+
+_DEVICE = ("device", "processor", "num_threads", "attention")
+"""Of the arithmetic: other ones have another table."""
+
+
+def _require_same_device(folder: RunFolder, arithmetic: Mapping[str, Any]) -> None:
+    """Measuring a table again is welcome; one of another device is not replaced."""
+    theirs = (folder.read(LATENCY) or {}).get("arithmetic", {})
+    differing = [
+        f"{name}: {theirs[name]} there, {arithmetic[name]} here"
+        for name in _DEVICE
+        if name in theirs and theirs[name] != arithmetic[name]
+    ]
+    if differing:
+        raise InputError(
+            f"output_dir: {folder.path} has the table of another device ({'; '.join(differing)}); "
+            "give another output_dir"
+        )
 
 
 def _levels(config: LatencyConfig, checkpoint: Checkpoint, accounting: Accounting) -> Levels:

@@ -20,7 +20,7 @@ from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.costs.known_sizes import sizes_of
 from pruning.costs.latency import latency_costs
-from pruning.costs.target import Cost, CostName, costs_of
+from pruning.costs.target import TIMED, Cost, CostName, costs_of
 from pruning.errors import InputError
 from pruning.importance.channel_order import STATISTICS, ChannelOrder
 from pruning.search.allocation import Limit, Solution
@@ -55,6 +55,11 @@ class SolvedRun:
     rounds: tuple[MeasuredRound, ...]
     fingerprint: str
     timing: Timing | None = None
+
+    @property
+    def counted_costs(self) -> list[Cost]:
+        """Those that no clock tells: how much a predicted KL is worth depends on no device."""
+        return [cost for name, cost in self.costs.items() if name not in TIMED]
 
     @classmethod
     def read(cls, folder: str, latency: str | None = None) -> SolvedRun:
@@ -183,7 +188,10 @@ def solved(run: SolvedRun, config: SolveConfig) -> Solved:
         InputError: none does, or a cost is not known of this model.
     """
     unknown = [
-        f"{name}: {ratio:g}, but this cost is not known of {run.saved.model_name}"
+        f"{name}: {ratio:g}, but by {run.timing.path} the dense model takes no time for it; "
+        "measure it again, with more rounds"
+        if cost in TIMED and run.timing
+        else f"{name}: {ratio:g}, but this cost is not known of {run.saved.model_name}"
         for name, (cost, ratio) in config.targets.items()
         if cost not in run.costs
     ]
@@ -210,7 +218,7 @@ def solved(run: SolvedRun, config: SolveConfig) -> Solved:
             tuple(each.name for each in constraints),
             best.shape,
             found,
-            predict(found, best, run.costs.values()),
+            predict(found, best, run.counted_costs),
         )
     raise InputError("\n".join(problems))
 

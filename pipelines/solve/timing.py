@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.runs.files import read_with
 from pipelines.runs.saved_run import SavedRun
-from pruning.costs.latency import PHASES, LatencyTable, warn_of_noise
+from pruning.costs.latency import BLOCKS, PHASES, LatencyTable, warn_of_noise
 from pruning.errors import InputError
 from pruning.search.prediction import MeasuredRound
 from pruning.shape import UNITS, ModelShape, Unit
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,19 @@ class Timing:
                 f"run in {run.folder} pruned {run.model_name} ({run.fingerprint}); measure that "
                 "with multipruner latency"
             )
+        sizes = {unit: _sizes(rounds, unit) for unit in UNITS}
         problems = [
-            f"latency: {path} has {unit} of {min(sizes)} to {max(sizes)}, and the run in "
-            f"{run.folder} measured {', '.join(map(str, missing))}; measure those with it"
+            f"latency: {path} has {name}s of {min(known)} to {max(known)} {counted}, and the run "
+            f"in {run.folder} has some of {', '.join(map(str, missing))}; measure a table that "
+            "goes so far, with multipruner latency"
             for unit in UNITS
-            for sizes in [table.times.of(unit)]
-            if (missing := [each for each in _sizes(rounds, unit) if not table.reaches(unit, each)])
+            for known, (name, counted) in [(table.times.of(unit), BLOCKS[unit])]
+            if (missing := [each for each in sizes[unit] if not table.reaches(unit, each)])
         ]
         if problems:
             raise InputError("\n".join(problems))
         warn_of_noise(table)
+        _warn_of_interpolation(table, sizes)
         return cls(path, table, hashlib.sha256(path.read_bytes()).hexdigest()[:32])
 
     def to_json(self, shape: ModelShape) -> dict[str, Any]:
@@ -70,6 +76,28 @@ class Timing:
             "settings": asdict(table.settings),
             "predicted_seconds": {phase: table.seconds(shape, phase) for phase in PHASES},
         }
+
+
+def _warn_of_interpolation(table: LatencyTable, sizes: Mapping[Unit, Sequence[int]]) -> None:
+    """Says so where sizes of a run are not in the table: those that are slow are not seen."""
+    found = {
+        unit: [each for each in sizes[unit] if each not in table.times.of(unit)] for unit in UNITS
+    }
+    if not any(found.values()):
+        return
+    named = [
+        f"{name}s of {', '.join(map(str, found[unit]))} {counted}"
+        for unit, (name, counted) in BLOCKS.items()
+        if found[unit]
+    ]
+    widths = [each for each in sizes["mlp_channels"] if each]
+    log.warning(
+        "latency: not in the table, but taken in proportion, so that slow ones are not seen: %s%s",
+        "; ".join(named),
+        f"; to measure the widths: multipruner latency widths=[{','.join(map(str, widths))}]"
+        if found["mlp_channels"]
+        else "",
+    )
 
 
 def _sizes(rounds: Sequence[MeasuredRound], unit: Unit) -> list[int]:

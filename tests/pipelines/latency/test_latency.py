@@ -65,6 +65,24 @@ def test_a_folder_is_for_one_load_and_may_be_measured_again(measure: Measure) ->
     assert "prompt_tokens: 6 there, 7 here" in other.output
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("device", "cuda of a test"), ("processor", "other"), ("num_threads", 9), ("attention", "e")],
+)
+def test_the_table_of_another_device_is_not_replaced(
+    measure: Measure, field: str, value: object
+) -> None:
+    first = measure("widths=[24]", "rounds=1")
+    path = first.folder / "latency.json"
+    data = first.read("latency.json")
+    data["arithmetic"][field] = value
+    path.write_text(json.dumps(data))
+    other = measure("widths=[24]", "rounds=1")
+    assert other.status == 2
+    assert f"has the table of another device ({field}: {value} there, " in other.output
+    assert json.loads(path.read_text()) == data
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_one_evaluator_of_a_cluster_measures(measure: Measure) -> None:

@@ -146,6 +146,49 @@ def test_a_solution_says_what_it_takes_by_which_table(solve: Solve, write: Write
     assert not {"latency", "prefill", "decode"} & plain["costs"].keys()
 
 
+def test_a_phase_that_is_all_noise_does_not_hinder_the_others(
+    solve: Solve, write: WriteTable
+) -> None:
+    path = write(rest=(5, -100))
+    outcome = solve("search.target.prefill=0.2", f"latency={path}")
+    assert outcome.status == 0, outcome.output
+    assert not {"latency", "decode"} & outcome.read("solution.json")["costs"].keys()
+    refused = solve("search.target.decode=0.1", f"latency={path}", folder="refused")
+    assert refused.status == 2
+    assert (
+        f"search.target.decode: 0.1, but by {path} the dense model takes no time for it"
+        in (refused.errors[0])
+    )
+
+
+def test_how_much_a_prediction_is_worth_depends_on_no_device(
+    solve: Solve, write: WriteTable
+) -> None:
+    """The same shape, with and without a table."""
+    words = ("search.target_ratio=0.2", "search.target.decode=0.01")
+    timed = solve(*words, f"latency={write()}").read("solution.json")
+    counted = solve(words[0], folder="counted").read("solution.json")
+    assert timed["shape"] == counted["shape"]
+    assert timed["costs"].keys() > counted["costs"].keys()
+    assert timed["kl"] == counted["kl"]
+
+
+def test_sizes_that_are_not_in_the_table_are_said(solve: Solve, write: WriteTable) -> None:
+    whole = write(mlp_channels={size: (size, size) for size in range(0, 49, 4)})
+    quiet = solve("search.target.latency=0.1", f"latency={whole}", folder="quiet")
+    assert quiet.status == 0, quiet.output
+    assert "in proportion" not in quiet.output
+    sparse = write(
+        mlp_channels={size: (size, size) for size in (0, 16, 48)},
+        kv_heads={size: (size, size) for size in (0, 1, 3)},
+    )
+    outcome = solve("search.target.latency=0.1", f"latency={sparse}")
+    said = " ".join(outcome.output.split())
+    assert said.count("in proportion") == 1
+    assert "attentions of 2 KV heads; MLPs of 4, 8, 12, 20, 24, " in said
+    assert "multipruner latency widths=[4,8,12,16,20,24,28,32,36,40,44,48]" in said
+
+
 def test_a_folder_is_by_one_table(solve: Solve, write: WriteTable) -> None:
     words = ("search.target.latency=0.12", f"latency={write()}")
     first, again = solve(*words), solve(*words)
@@ -179,17 +222,17 @@ def test_several_targets_in_time_have_folders_of_their_own(solve: Solve, write: 
         (
             ("search.target.latency=0.1",),
             {"mlp_channels": {size: MLP[size] for size in (32, 40, 48)}},
-            "has mlp_channels of 32 to 48, and the run in",
+            "has MLPs of 32 to 48 channels, and the run in",
         ),
         (
             ("search.target.latency=0.1",),
             {"kv_heads": {2: (1, 1), 3: (2, 2)}},
-            "has kv_heads of 2 to 3, and the run in",
+            "has attentions of 2 to 3 KV heads, and the run in",
         ),
         (
             ("search.target.latency=0.1",),
             {"rest": (-100, 1)},
-            "latency: latency of the dense model comes to -",
+            "search.target.latency: 0.1, but by ",
         ),
     ],
 )  # fmt: skip
