@@ -99,7 +99,10 @@ def _parse() -> argparse.Namespace:
         default=8,
         help="of 512 tokens of WikiText-2 in importance_orders",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if "latency" in options.names and options.rounds < latency.MIN_ROUNDS:
+        parser.error(f"--rounds: {options.rounds}; latency takes at least {latency.MIN_ROUNDS}")
+    return options
 
 
 def _name(text: str) -> str:

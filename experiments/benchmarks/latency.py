@@ -4,32 +4,55 @@ models take, timed in turns in one run.
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from experiments.benchmarks import workload
 from experiments.benchmarks.report import Report
-from pruning.costs.block_times import Levels, Stack, block_times, depth_of, stacks_of
+from pruning.costs.block_times import Levels, Stack, block_times, seconds_of, stacks_of
 from pruning.costs.latency import PHASES, LatencyTable, Phase
 from pruning.costs.speed import SpeedSettings
-from pruning.costs.timed_runs import TimedRun, timed_runs
-from pruning.export.transformers import pruned_model
+from pruning.export.transformers import contiguous_model
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.loaded_model import LoadedModel
 from pruning.shape import LayerShape, ModelShape
 
 MEDIAN_BOUND, LARGEST_BOUND = 0.05, 0.10
 PROMPT_TOKENS, NEW_TOKENS = 256, 16
+MIN_ROUNDS = 2
+"""Of fewer, nothing can be drawn again."""
+
+_NUM_DRAWS = 200
 
 NOTES = (
-    "error: (predicted - measured) / measured, of the medians over rounds; noise: how far the "
-    "median of the even rounds is from that of the odd ones, in the same measurement.",
+    "error: (predicted - measured) / measured, of the medians over rounds, with its standard "
+    f"error: over {_NUM_DRAWS} draws of as many rounds with replacement, each for the table and "
+    "the measurement together. Of few rounds it is rough.",
     "Tables and whole models take turns in every round. A shape is KV heads x channels of each "
     "layer; where there are several, they repeat.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One phase of one shape.
+
+    Args:
+        seconds: measured, the median of the rounds.
+        error: (predicted - measured) / measured.
+        standard_error: of `error`.
+    """
+
+    shape: str
+    phase: Phase
+    seconds: float
+    error: float
+    standard_error: float
 
 
 def run(*, dtype: str = "auto", num_rounds: int = 8) -> Report:
@@ -41,14 +64,8 @@ def run(*, dtype: str = "auto", num_rounds: int = 8) -> Report:
         "SmolLM2-135M": workload.checkpoint().load(dtype=dtype),
         "random Llama": random_model(wide_llama(), dtype),
     }
-    rows: list[tuple[str, ...]] = []
-    errors: list[float] = []
-    for name, model in models.items():
-        for shape, phase, error, noise, seconds in compared(model, settings):
-            rows.append(
-                (name, shape, phase, f"{1000 * seconds:.1f} ms", f"{error:+.1%}", f"{noise:.1%}")
-            )
-            errors.append(abs(error))
+    found = {name: compared(model, settings) for name, model in models.items()}
+    errors = [abs(each.error) for of_model in found.values() for each in of_model]
     middle, largest = statistics.median(errors), max(errors)
     return Report(
         "latency",
@@ -58,8 +75,11 @@ def run(*, dtype: str = "auto", num_rounds: int = 8) -> Report:
             "dtype, threads": f"{dtype}, 1",
             "load": f"1 x {PROMPT_TOKENS} tokens of prompt, {NEW_TOKENS} new, {num_rounds} rounds",
         },
-        ("model", "shape", "phase", "measured", "error", "noise"),
-        (*rows, ("all", "", "", "", f"median {middle:.1%}, largest {largest:.1%}", "")),
+        ("model", "shape", "phase", "measured", "error", "its standard error"),
+        (
+            *(row(name, each) for name, of_model in found.items() for each in of_model),
+            ("all", "", "", "", f"median {middle:.1%}, largest {largest:.1%}", ""),
+        ),
         NOTES,
         tuple(
             f"the {word} error is {found:.1%}, above {bound:.0%}"
@@ -72,32 +92,82 @@ def run(*, dtype: str = "auto", num_rounds: int = 8) -> Report:
     )
 
 
-def compared(
-    model: PreTrainedModel, settings: SpeedSettings
-) -> list[tuple[str, Phase, float, float, float]]:
-    """Shape, phase, relative error of the prediction, relative noise, seconds measured."""
+def row(model: str, found: Compared) -> tuple[str, ...]:
+    """Of the table."""
+    return (
+        model,
+        found.shape,
+        found.phase,
+        f"{1000 * found.seconds:.1f} ms",
+        f"{found.error:+.1%}",
+        f"{found.standard_error:.1%}",
+    )
+
+
+def compared(model: PreTrainedModel, settings: SpeedSettings) -> list[Compared]:
+    """Every shape of `shapes_of` in every phase."""
     dense = LoadedModel.of(model)
     geometry = dense.geometry
     stacks = stacks_of(geometry, Levels.of(geometry))
     wholes = shapes_of(geometry.dense)
     cut: dict[Stack | ModelShape, PreTrainedModel] = {
-        **{stack: _cut(dense, stack.shape(geometry.num_layers)) for stack in stacks},
-        **{shape: _cut(dense, shape) for shape in wholes},
+        **{stack: contiguous_model(dense, stack.shape(geometry.num_layers)) for stack in stacks},
+        **{shape: contiguous_model(dense, shape) for shape in wholes},
     }
-    runs = timed_runs(cut, settings)
-    times = block_times(
-        {stack: {phase: _seconds(runs[stack], phase) for phase in PHASES} for stack in stacks}
-    )
-    table = LatencyTable("", "", "", {}, settings, depth_of(geometry), times)
+    seconds = seconds_of(cut, settings)
+    table = {stack: seconds[stack] for stack in stacks}
+    return judged(table, {shape: seconds[shape] for shape in wholes}, wholes)
+
+
+def judged(
+    table: Mapping[Stack, Mapping[Phase, Sequence[float]]],
+    measured: Mapping[ModelShape, Mapping[Phase, Sequence[float]]],
+    names: Mapping[ModelShape, str],
+) -> list[Compared]:
+    """What the stacks of a table say of whole models that were timed in the same rounds."""
+    num_rounds = len(next(iter(measured.values()))["prefill"])
+    draw = random.Random(0)
+    draws = [draw.choices(range(num_rounds), k=num_rounds) for _ in range(_NUM_DRAWS)]
+    errors = _errors(table, measured, range(num_rounds))
+    drawn = [_errors(table, measured, rounds) for rounds in draws]
     return [
-        (name, phase, *_judged(table.seconds(shape, phase), _seconds(runs[shape], phase)))
-        for shape, name in wholes.items()
-        for phase in PHASES
+        Compared(
+            names[shape],
+            phase,
+            statistics.median(measured[shape][phase]),
+            error,
+            statistics.stdev(each[shape, phase] for each in drawn),
+        )
+        for (shape, phase), error in errors.items()
     ]
 
 
+def _errors(
+    table: Mapping[Stack, Mapping[Phase, Sequence[float]]],
+    measured: Mapping[ModelShape, Mapping[Phase, Sequence[float]]],
+    rounds: Sequence[int],
+) -> dict[tuple[ModelShape, Phase], float]:
+    """Relative error of every prediction, by these rounds alone."""
+
+    def taken(seconds: Mapping[Phase, Sequence[float]]) -> dict[Phase, list[float]]:
+        return {phase: [seconds[phase][number] for number in rounds] for phase in PHASES}
+
+    times = block_times({stack: taken(seconds) for stack, seconds in table.items()})
+    settings = SpeedSettings(1, PROMPT_TOKENS, NEW_TOKENS, len(rounds))
+    depth = max(stack.depth for stack in table)
+    latencies = LatencyTable("", "", "", {}, settings, depth, times)
+    found = {}
+    for shape, seconds in measured.items():
+        for phase, values in taken(seconds).items():
+            median = statistics.median(values)
+            found[shape, phase] = (latencies.seconds(shape, phase) - median) / median
+    return found
+
+
 def shapes_of(dense: ModelShape) -> Mapping[ModelShape, str]:
-    """Six shapes, some of widths that no table has: even ones, deep ones, and mixtures."""
+    """Eight shapes: all layers alike and mixtures, some of widths that no table has; where every
+    other layer has lost its attention; where every fourth layer is gone.
+    """
     heads, channels = dense.layers[0].kv_heads, dense.layers[0].mlp_channels
     fewer, count = max(1, heads - 1), len(dense.layers)
     wanted = [
@@ -107,6 +177,8 @@ def shapes_of(dense: ModelShape) -> Mapping[ModelShape, str]:
         [(fewer, channels * 5 // 8 + 8)],
         [(heads, channels), (fewer, channels // 3), (heads, channels // 2 + 24)],
         [(heads, channels // 4), (heads, channels)],
+        [(heads, channels), (0, channels)],
+        [(heads, channels), (heads, channels), (heads, channels), (0, 0)],
     ]
     return {
         ModelShape(tuple(LayerShape(*each[layer % len(each)]) for layer in range(count))): (
@@ -136,20 +208,3 @@ def random_model(config: PretrainedConfig, dtype: str) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.eval()
     return model
-
-
-def _cut(dense: LoadedModel, shape: ModelShape) -> PreTrainedModel:
-    model = pruned_model(dense, shape)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()
-    return model
-
-
-def _seconds(runs: Sequence[TimedRun], phase: Phase) -> list[float]:
-    return [run.prefill_s if phase == "prefill" else run.decode_s for run in runs]
-
-
-def _judged(predicted: float, measured: Sequence[float]) -> tuple[float, float, float]:
-    found = statistics.median(measured)
-    even, odd = statistics.median(measured[::2]), statistics.median(measured[1::2])
-    return (predicted - found) / found, abs(even - odd) / found, found

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from pruning.costs.latency import PHASES, BlockTimes, Phase, PhaseTimes, Seconds
 from pruning.costs.speed import SpeedSettings
@@ -22,6 +22,8 @@ from pruning.shape import LayerShape, ModelShape
 
 if TYPE_CHECKING:  # plans need the sizes alone, and are quick
     from transformers import PreTrainedModel
+
+_Name = TypeVar("_Name")
 
 MAX_DEPTH = 8
 """Layers of a model that is timed, at most: what is launched late hides behind the layers before,
@@ -48,8 +50,8 @@ class Levels:
         """Of a model: about eight sizes of an attention, and the widths that are asked for.
 
         Args:
-            width_step: channels between two widths; None: about an eighth of the MLP, in multiples
-                of 64 where that is more.
+            width_step: channels between two widths; None: about an eighth of the MLP, rounded up
+                to a multiple of 64 where it is more than that.
             widths: all of them, instead of a step.
 
         Raises:
@@ -111,7 +113,7 @@ def time_blocks(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BlockTimes:
-    """Times the models in turns (`timed_runs`) and takes their blocks apart.
+    """Times the models in turns and takes their blocks apart.
 
     Args:
         models: of `stacks_of`.
@@ -119,18 +121,29 @@ def time_blocks(
     Raises:
         ScoringError: a model returns no KV cache.
     """
+    return block_times(seconds_of(models, settings, clock=clock))
+
+
+def seconds_of(
+    models: Mapping[_Name, PreTrainedModel],
+    settings: SpeedSettings,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[_Name, dict[Phase, list[float]]]:
+    """What each model takes in each round, in turns (`timed_runs`).
+
+    Raises:
+        ScoringError: a model returns no KV cache.
+    """
     from pruning.costs.timed_runs import timed_runs
 
-    runs = timed_runs(models, settings, clock=clock)
-    return block_times(
-        {
-            stack: {
-                "prefill": [run.prefill_s for run in found],
-                "decode": [run.decode_s for run in found],
-            }
-            for stack, found in runs.items()
+    return {
+        name: {
+            "prefill": [run.prefill_s for run in found],
+            "decode": [run.decode_s for run in found],
         }
-    )
+        for name, found in timed_runs(models, settings, clock=clock).items()
+    }
 
 
 def block_times(seconds: Mapping[Stack, Mapping[Phase, Sequence[float]]]) -> BlockTimes:

@@ -231,6 +231,16 @@ def pruned_model(dense: LoadedModel, shape: ModelShape) -> PreTrainedModel:
     return pruned
 
 
+def contiguous_model(dense: LoadedModel, shape: ModelShape) -> PreTrainedModel:
+    """The same with the strides of one that was loaded from its folder, for what takes its time:
+    weights that are narrowed along their rows are copies.
+    """
+    pruned = pruned_model(dense, shape)
+    for parameter in pruned.parameters():
+        parameter.data = parameter.data.contiguous()
+    return pruned
+
+
 def _without_weights(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """The pruned model of a configuration, on the meta device."""
     model_type = dense_type(config.model_type)

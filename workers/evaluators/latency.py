@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from pruning.costs.block_times import Levels, Stack, stacks_of, time_blocks
 from pruning.costs.latency import BlockTimes
 from pruning.errors import InputError
-from pruning.export.transformers import pruned_model
+from pruning.export.transformers import contiguous_model
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.out_of_memory import is_out_of_memory
@@ -66,13 +66,10 @@ class LatencyEvaluator:
 
     def models(self, levels: Levels) -> dict[Stack, PreTrainedModel]:
         """A model for each stack that tells the levels apart, as an export of it would be loaded:
-        what is cut out of the middle of a row is a copy, everything else is the dense model's.
+        narrowed output projections are copies, everything else is the dense model's.
         """
         dense = LoadedModel.of(self.model)
-        found = {}
-        for stack in stacks_of(dense.geometry, levels):
-            model = pruned_model(dense, stack.shape(dense.geometry.num_layers))
-            for parameter in model.parameters():
-                parameter.data = parameter.data.contiguous()
-            found[stack] = model
-        return found
+        return {
+            stack: contiguous_model(dense, stack.shape(dense.geometry.num_layers))
+            for stack in stacks_of(dense.geometry, levels)
+        }
