@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pipelines.cli.launch import Job
 
 _SHORT = (
-    "target is search.target_ratio, text is calibration=text with calibration.path, tasks and "
-    "texts are those of evaluation"
+    "a model is model.path, target is search.target_ratio, text is calibration=text with "
+    "calibration.path, tasks and texts are those of evaluation"
 )
 _OTHER_TYPES = {"true", "false", "null", "inf", "nan"}
 """Text that Hydra would read as something else."""
@@ -55,42 +55,48 @@ def words_of(*options: Mapping[str, Any]) -> list[str]:
 
     Args:
         options: values by name; a mapping as value holds options of that group, as in
-            `search={"seed": 1}` for `search.seed`. Values are text, paths, numbers, None, and
-            lists and mappings of them; text is taken as it is, and `${` looks nothing up.
+            `search={"seed": 1}` for `search.seed`; that of `grid` is its value. Values are text,
+            paths, numbers, True, False, None, and lists and mappings of them; text is taken as it
+            is, and `${` looks nothing up.
 
     Raises:
         InputError: an option is given twice, or has a value of another type.
     """
-    found = [each for given in options for each in _flat(given, "")]
-    counts = Counter(name for name, _ in found)
-    problems = [
+    from pipelines.config.overrides import option_of, spelt_out
+
+    words, wrong = [], []
+    for name, value in (each for given in options for each in _flat(given, "")):
+        try:
+            words.append(f"{name}={_text(_plain(value))}")
+        except TypeError as error:
+            wrong.append(f"{name}: {error}")
+    counts = Counter(option_of(spelt_out(word)) for word in words)
+    twice = [
         f"{name}: given {count} times; {_SHORT}: give each once"
         for name, count in counts.items()
         if count > 1
     ]
-    words = []
-    for name, value in found:
-        try:
-            words.append(f"{name}={_text(_plain(value))}")
-        except TypeError as error:
-            problems.append(f"{name}: {error}")
-    if problems:
-        raise InputError("\n".join(problems))
+    if twice or wrong:
+        raise InputError("\n".join([*twice, *wrong]))
     return words
 
 
 def _flat(options: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in options.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{name}" != "grid":
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
 def _plain(value: Any) -> Any:
-    """In Python's own types: numbers of numpy are none of them."""
+    """In Python's own types: numbers and truth values of numpy are none of them."""
+    import numpy as np
+
     if value is None or isinstance(value, str | bool):
         return value
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Integral):
@@ -102,8 +108,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     raise TypeError(
-        f"a value of type {type(value).__name__}; options take text, paths, numbers, None, and "
-        "lists of them"
+        f"a value of type {type(value).__name__}; options take text, paths, numbers, True, False, "
+        "None, and lists and mappings of them"
     )
 
 
@@ -113,7 +119,7 @@ def _text(value: Any) -> str:
 
     is_plain = (
         isinstance(value, str)
-        and re.fullmatch(r"([A-Za-z_/]|\.\.?/)[\w.:@%+/-]*", value)
+        and re.fullmatch(r"([A-Za-z_/]|\.\.?/)[\w.:@%+/-]*", value, re.ASCII)
         and value.lower() not in _OTHER_TYPES
     )
     return value if is_plain else written(value)

@@ -13,7 +13,18 @@ from multipruner.words import of_search, words_of
 from pruning.errors import InputError
 
 TEXTS = ["a", "true", "Null", "nan", "12", "1e3", "", " a ", "a,b", "[a]", "{b: 1}", "a=b"]
-TEXTS += ["'q\"", "${oc.env:HOME}", "back\\slash", "/a/b c", "./x", ".5", "~/x", "ünï", "a:b"]
+TEXTS += [
+    "'q\"",
+    "${oc.env:HOME}",
+    "back\\slash",
+    "/a/b c",
+    "./x",
+    ".5",
+    "~/x",
+    "ünï",
+    "a:b",
+    "Tübingen",
+]
 
 
 def read(word: str) -> Any:
@@ -38,6 +49,7 @@ def test_a_text_stays_that_text(text: str) -> None:
     ("value", "expected"),
     [
         (True, True),
+        (np.True_, True),
         (None, None),
         (3, 3),
         (0.1, 0.1),
@@ -63,6 +75,23 @@ def test_mappings_are_groups_and_lists_of_them_are_values() -> None:
     assert read(words[2]) == [{"source": "pydoc"}]
 
 
+def test_a_grid_is_one_value() -> None:
+    [word] = words_of({"grid": {"search.target_ratio": [0.1, 0.2], "search": ["uniform"]}})
+    assert word.startswith("grid=")
+    assert read(word) == {"search.target_ratio": [0.1, 0.2], "search": ["uniform"]}
+
+
+@pytest.mark.parametrize("again", [{"model": {"path": "b"}}, {"model.path": "b"}, {"model": "b"}])
+def test_a_model_is_given_once(again: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^model\.path: given 2 times; a model is model\.path, "):
+        words_of(of_search("a", None, None), again)
+
+
+def test_a_file_of_settings_of_models_and_a_path_are_two_options() -> None:
+    words = words_of(of_search("smollm2_135m", None, None), {"model.path": "b"})
+    assert words == ["model=smollm2_135m", "model.path=b"]
+
+
 def test_short_names_are_options() -> None:
     assert words_of(of_search("m", 0.2, "a b.txt")) == [
         "model=m",
@@ -85,4 +114,4 @@ def test_all_problems_are_said_at_once() -> None:
         "calibration",
         "search.seed",
     ]
-    assert "type object" in lines[2]
+    assert "type object; options take text, paths, numbers, True, False, None, and" in lines[2]
