@@ -17,7 +17,10 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -89,7 +92,8 @@ def call(
     """Runs a job for a program, as `launch` does with these words, and returns what the job does.
 
     Errors come as they are instead of ending the process. Log handlers, signals and Hydra are
-    afterwards as they were; off the main thread, signals stay with the program.
+    afterwards as they were, but for the schemas in its ConfigStore; off the main thread, signals
+    stay with the program.
 
     Raises:
         InputError: invalid input, with the message of the command.
@@ -111,11 +115,14 @@ def call(
 @contextmanager
 def _own_hydra() -> Iterator[None]:
     """A program may have set Hydra up for itself."""
-    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    hydra_before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    version, job = VersionBase.instance().getbase(), JobRuntime.instance().get("name")
     try:
         yield
     finally:
-        GlobalHydra.instance().hydra = before  # Hydra puts copies of the instance in its place
+        GlobalHydra.instance().hydra = hydra_before  # Hydra puts copies of the instance there
+        VersionBase.instance().version_base = version
+        JobRuntime.instance().set("name", job)
 
 
 def _arguments(
@@ -124,7 +131,7 @@ def _arguments(
     """The words as Hydra understands them.
 
     Raises:
-        InputError: flags, or lists of files, that mean nothing here.
+        InputError: flags, or values of a group of files, that mean nothing here.
     """
     register()
     multirun = asks_for_multirun(words)
@@ -132,7 +139,7 @@ def _arguments(
     problems = flag_problems(config_name, arguments)
     if problems:
         raise InputError("\n".join(problems))
-    _refuse_lists_of_files(config_name, arguments)
+    _refuse_values_of_groups(config_name, arguments)
     return arguments
 
 
@@ -156,21 +163,34 @@ def freeze_gc() -> Iterator[None]:
         gc.enable()
 
 
-def _refuse_lists_of_files(config_name: str, arguments: Sequence[str]) -> None:
-    """`experiment=[a,b]` would silently lay one file over the other."""
-    groups = {word: option_of(word) for word in arguments if "=[" in word}
-    lists = {word: group for word, group in groups.items() if (CONF / group).is_dir()}
-    if lists:
+def _refuse_values_of_groups(config_name: str, arguments: Sequence[str]) -> None:
+    """`experiment=[a,b]` would silently lay one file over the other, and of `search=null` Hydra
+    says neither the name nor what it takes.
+    """
+    said = {word: problem for word in arguments if (problem := _problem_of_group(word))}
+    if said:
         others = [
             word
             for word in arguments
-            if "=" in word and word not in lists and not word.startswith("-")
+            if "=" in word and word not in said and not word.startswith("-")
         ]
-        said = [
-            f"{word}: takes one file of conf/{group}; a list is for multipruner sweep"
-            for word, group in lists.items()
-        ]
-        raise InputError("\n".join([*said, *override_problems(config_name, others)]))
+        raise InputError("\n".join([*said.values(), *override_problems(config_name, others)]))
+
+
+def _problem_of_group(word: str) -> str:
+    """Of a group of files and a value that names none of them."""
+    group = option_of(word)
+    if "=" not in word or not (CONF / group).is_dir():
+        return ""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:  # composing explains it
+        return ""
+    if isinstance(value := override.value(), list):
+        return f"{word}: takes one file of conf/{group}; a list is for multipruner sweep"
+    if override.is_sweep_override() or isinstance(value, str | dict):
+        return ""
+    return f"{word}: takes the name of a file of conf/{group}; give one, or leave it out"
 
 
 @contextmanager

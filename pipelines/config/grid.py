@@ -127,6 +127,8 @@ def points_of(grid: Mapping[str, Any]) -> list[Point]:
                 f"grid: {name}: {values!r}; give a list of values"
                 + ("" if isinstance(values, (list, tuple)) else f", such as [{values}]")
             )
+        elif "." not in name and not all(isinstance(value, str) for value in values):
+            problems.append(f"grid: {name}: {list(values)}; give names of files of conf/{name}")
         elif len({str(value) for value in values}) < len(values):
             problems.append(f"grid: {name}: {list(values)} has a value twice")
     if not problems and (count := math.prod(map(len, grid.values()))) > MAX_POINTS:

@@ -16,6 +16,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
 
 import multipruner
 from pipelines.cli.launch import Job, call
@@ -36,6 +38,7 @@ BAD: list[dict[str, Any]] = [
     {"search.seed": "x", "calibration.batch_size": 0},
     {"search.target_ratio": [0.1, 0.2]},
     {"search": ["multipruner", "shortgpt"]},
+    {"search": None, "store": None, "cluster": 1, "serach": 1},
     {"search.target_ratio": 7, "calibration.batch_size": 0},
     {"model.path": "/nowhere/at all"},
     {"output_dir": "${oc.env:NOT_SET_ANYWHERE}/x", "model": "/nowhere"},
@@ -65,6 +68,8 @@ def state() -> dict[str, Any]:
         "levels": [logging.getLogger(name).level for name in ("", "urllib3", "matplotlib")],
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "hydra": GlobalHydra.instance().hydra,
+        "hydra_base": VersionBase.instance().getbase(),
+        "hydra_job": JobRuntime.instance().get("name"),
         "argv": sys.argv[:],
         "cwd": Path.cwd(),
         "threads": torch.get_num_threads(),
@@ -142,9 +147,12 @@ def test_a_program_that_uses_hydra_itself_goes_on_with_its_own(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/mine.yaml").write_text("a: 1\n")
-    with initialize_config_dir(str(tmp_path / "mine"), version_base=None):
+    with initialize_config_dir(str(tmp_path / "mine"), job_name="mine", version_base="1.2"):
+        before = state()
         prune()
+        assert state() == before
         assert compose("mine") == {"a": 1}
+        assert compose("mine", return_hydra_config=True).hydra.job.name == "mine"
 
 
 def test_a_reference_that_leads_nowhere_is_bad_input_too() -> None:

@@ -137,6 +137,7 @@ from tests.pipelines.conftest import Search
             ],
         ),
         (["+experiment=[demo]"], ["+experiment=[demo]: takes one file of conf/experiment"]),
+        (["search=null"], ["search=null: takes the name of a file of conf/search; give one"]),
         (["search=[random,shortgpt]"], ["search=[random,shortgpt]: takes one file of conf/search"]),
         (["resume=true"], ["no config.yaml in", "no run to resume"]),
     ],

@@ -46,6 +46,7 @@ BLOCKS = "search.distribution=[1,0,0]"
         ),
         (("grid={search.target_ratio:0.1}",), "give a list of values"),
         (("search.target_ratio=[]",), "grid: search.target_ratio: []; give a list of values"),
+        (("search=[null,1]",), "grid: search: [None, 1]; give names of files of conf/search"),
         (
             ("search.target_ratio=[0.1,0.2]", "cluster=[inline,local]"),
             ("grid: cluster cannot differ from point to point"),
