@@ -35,7 +35,11 @@ class InlinePool:
         self, spec: Spec, *, kind: EvaluatorKind = Evaluator, num_gpus: int | None = None
     ) -> None:
         self._threads_before = torch.get_num_threads()
-        self.evaluator = kind(spec, None, num_gpus=num_gpus)
+        try:
+            self.evaluator = kind(spec, None, num_gpus=num_gpus)
+        except BaseException:
+            self.close()
+            raise
         self.task_times = TaskTimeModel(spec.checkpoint.config().num_hidden_layers)
         self.faults = FaultLog()
         self._busy_s = 0.0
