@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from multipruner.points import Sweep
 from multipruner.run import Run
 from multipruner.words import of_search, run_command
+from pruning.errors import InputError
 
 if TYPE_CHECKING:
     from pipelines.cli.launch import Job
@@ -60,7 +61,8 @@ def sweep(
     """Many searches as one experiment, as `multipruner sweep`: one for each combination of values.
 
     Args:
-        model, target, text, options: as `prune` takes them; a list is several values.
+        model, target, text, options: as `prune` takes them; a list is several values, as is each
+            of `grid={"search.target_ratio": [0.1, 0.2]}`.
 
     Raises:
         InputError: invalid input, in any point, found before the first one starts.
@@ -84,12 +86,18 @@ def open(folder: str | Path) -> Run | Sweep:  # noqa: A001 - multipruner.open, a
     """What a search or a sweep left in its folder. Reads only: `prune(resume=True, ...)` goes on.
 
     Raises:
-        InputError: it is neither, or something in it is missing or damaged.
+        InputError: it is neither, something in it is missing or damaged, or it is a sweep of which
+            no point has ended.
     """
-    from pipelines.runs.files import SWEEP
+    from pipelines.runs.files import RUN, SWEEP, read_json_if_there
     from pipelines.runs.saved_run import read_saved_run
 
     path = Path(folder).expanduser().absolute()
     if (path / SWEEP).exists():
         return Sweep(path)
+    if "grid" in (read_json_if_there(path / RUN, option="sweep") or {}):
+        raise InputError(
+            f"sweep: no {SWEEP} in {path} yet: no point of this sweep has ended; to go on with it: "
+            f"multipruner.sweep(resume=True, output_dir={str(path)!r})"
+        )
     return Run(read_saved_run(str(path)).folder)

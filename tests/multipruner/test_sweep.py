@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import multipruner
+from pipelines.sweep.sweep_run import SweepRun
 from tests.multipruner.conftest import SEARCH
 from tests.pipelines.command import run_command
 from tests.tiny_search import places, tiny_search
@@ -44,3 +47,21 @@ def test_a_sweep_is_a_table_and_its_runs(
     assert command.status == 0, command.output
     for name in ("best", "grid", "evaluations", "pareto"):
         assert report[name] == command.read("sweep.json")[name]
+
+
+def test_a_sweep_stopped_in_its_first_point_says_so_and_goes_on(
+    tiny: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    given = tiny | {"grid": {"search.target_ratio": [0.1, 0.25]}, "search": SEARCH}
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepRun, "_search", stop)
+        with pytest.raises(KeyboardInterrupt):
+            multipruner.sweep(checkpoint_folder, output_dir="swept", **given)
+    with pytest.raises(multipruner.InputError, match=r"^sweep: no sweep\.json in .*resume=True"):
+        multipruner.open("swept")
+    swept = multipruner.sweep(resume=True, output_dir="swept", cluster="inline")
+    assert swept.table()["target_ratio"].tolist() == [0.1, 0.25]
+    assert multipruner.open("swept") == swept
