@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,7 +13,7 @@ from pipelines.config.latency import LatencyConfig
 from pipelines.config.overrides import as_override
 from pipelines.evaluators import joined
 from pipelines.latency.measurement import LatencyJob
-from pipelines.latency.picture import plot_latency
+from pipelines.latency.picture import latency_figure
 from pipelines.latency.table import as_table
 from pipelines.runs.files import LATENCY, LATENCY_LOG, LATENCY_PICTURE
 from pipelines.runs.folder import RunFolder
@@ -37,7 +36,7 @@ def latency(raw: DictConfig, _: Sequence[str]) -> dict[str, Any]:
                 log_to(folder.path / LATENCY_LOG)
                 table = job.measure(folder)
                 folder.write_with(LATENCY, table.save)
-                folder.write_with(LATENCY_PICTURE, partial(plot_latency, table))
+                folder.write_with(LATENCY_PICTURE, latency_figure(table).savefig)
                 warn_of_noise(table)
                 show_result(
                     as_table(table, job.accounting.dense),

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pruning.costs.latency import PHASES, LatencyTable, Phase
@@ -23,13 +17,12 @@ _PANELS: tuple[tuple[Unit, str], ...] = (
 _COLOR, _SLOW = "#0072B2", "#D55E00"
 
 
-def plot_latency(table: LatencyTable, path: Path) -> None:
+def latency_figure(table: LatencyTable) -> Figure:
     """Milliseconds of one block over its size, one panel for each kind of block and each phase;
     bars from the lowest to the highest round.
     """
-    figure, panels = pyplot.subplots(
-        len(_PANELS), len(PHASES), figsize=(9, 6.4), dpi=150, layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(9, 6.4), dpi=150, layout="constrained")
+    panels = figure.subplots(len(_PANELS), len(PHASES), squeeze=False)
     for row, (unit, label) in zip(panels, _PANELS, strict=True):
         for axes, phase in zip(row, PHASES, strict=True):
             _plot(axes, table, unit, phase)
@@ -40,8 +33,7 @@ def plot_latency(table: LatencyTable, path: Path) -> None:
         f"{settings.batch_size} x ({settings.prompt_tokens} + {settings.new_tokens}) tokens",
         fontsize=10,
     )
-    figure.savefig(path)
-    pyplot.close(figure)
+    return figure
 
 
 def _plot(axes: Axes, table: LatencyTable, unit: Unit, phase: Phase) -> None:

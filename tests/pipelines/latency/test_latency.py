@@ -5,6 +5,8 @@ asserted.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +14,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines.latency.picture import plot_latency
+from pipelines.latency.picture import latency_figure
 from pipelines.latency.table import as_table
 from pruning.costs.latency import LatencyTable
 from pruning.models.checkpoint import Checkpoint
 from pruning.shape import ModelShape
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import ROOT, tiny_config, tiny_model
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
 from tests.pruning.costs.tables import table
@@ -167,11 +169,17 @@ def test_the_picture_marks_what_is_not_faster(tmp_path: Path) -> None:
     marked = []
     for number, each in enumerate((BY_HAND, steady)):
         path = tmp_path / f"{number}.png"
-        plot_latency(each, path)
+        latency_figure(each).savefig(path)
         with Image.open(path) as picture:
             colors = {color[:3] for _, color in picture.getcolors(2**24) or []}
         marked.append((0xD5, 0x5E, 0x00) in colors)
     assert marked == [True, False]
+
+
+def test_the_picture_leaves_pyplot_to_the_program() -> None:
+    """In a process of its own, where nothing else has imported it."""
+    code = "import sys, pipelines.latency.picture; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_file_is_plain_json_with_marks(measure: Measure) -> None:
