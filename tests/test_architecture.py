@@ -70,7 +70,7 @@ def test_packages_import_only_what_is_below_them(package: str) -> None:
     assert list(map(str, found)) == []
 
 
-def test_python_users_get_what_the_commands_do_and_no_second_way_to_do_it() -> None:
+def test_the_python_package_imports_little_of_pruning() -> None:
     """`multipruner` calls the commands; of the domain it knows what they take and give."""
     targets = {each.target for each in imports_of(ROOT, "multipruner")}
     domain = {target for target in targets if target.startswith("pruning.")}

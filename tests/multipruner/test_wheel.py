@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.documents import save_reader
 from tests.source_tree import tracked
 
-TEN_LINES = """
+SCRIPT = """
 import multipruner
 run = multipruner.prune(
     "reader", target=0.25, text="text.txt", cluster={"num_evaluators": 2},
@@ -75,7 +75,7 @@ def test_five_names_are_installed_which_the_page_gives(wheel: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_ten_lines_run_from_what_is_installed(wheel: Path, tmp_path: Path) -> None:
+def test_a_script_runs_from_what_is_installed(wheel: Path, tmp_path: Path) -> None:
     """The dependencies are those of this environment. No line of the script is guarded by
     `__name__`: evaluators do not import it.
     """
@@ -84,7 +84,7 @@ def test_the_ten_lines_run_from_what_is_installed(wheel: Path, tmp_path: Path) -
     work = tmp_path / "work"
     save_reader(work / "reader")
     (work / "text.txt").write_text("the cat sees the old red bird under a tree\n\n" * 200)
-    (work / "script.py").write_text(TEN_LINES)
+    (work / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=work,
