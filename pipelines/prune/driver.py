@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from pipelines.prune.scorer import Scorer
@@ -15,9 +16,14 @@ from pruning.costs.accounting import Accounting
 from pruning.scoring.score import BatchScore, ShapeScore
 from pruning.search.selection import Ask
 from pruning.search.strategy import Search
-from pruning.shape import Removal
+from pruning.shape import ModelShape, Removal
 
 log = logging.getLogger(__name__)
+
+TASKS_AHEAD = 2
+"""For each evaluator, where the steps to come are known: enough to keep it busy, and few steps that
+wait for one another.
+"""
 
 
 def run_search(
@@ -38,9 +44,14 @@ def run_search(
         computed_with: what each line says besides of where its scores come from.
     """
     evaluations = sum(len(step.candidates) for step in search.steps)
+    num_ahead, ahead_s = 0, 0.0
     while not search.done:
         stage = search.stage
         assert stage is not None
+        if num_ahead == 0:
+            started = time.monotonic()
+            num_ahead = _score_ahead(search, scorer, stage.token_set)
+            ahead_s = (time.monotonic() - started) / max(1, num_ahead)
         started, deviating = time.monotonic(), Counter(scorer.deviating)
         scores = _selected(search, scorer, stage.token_set)
         step = search.observe({candidate: score.nll for candidate, score in scores.items()})
@@ -56,7 +67,7 @@ def run_search(
                 candidate: score.stderr_of_difference(scores[step.removal])
                 for candidate, score in scores.items()
             },
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started + (ahead_s if num_ahead else 0.0),
             timestamp=time.time(),
         )
         line |= computed_with or {}
@@ -71,6 +82,18 @@ def run_search(
                 ", ".join(map(str, step.excluded)),
             )
         on_step(line)
+        num_ahead = max(0, num_ahead - 1)
+
+
+def _score_ahead(search: Search, scorer: Scorer, set_name: SetName) -> int:
+    """Scores the shapes of the next steps together, where they are known. Returns how many."""
+    removals = search.foreseen()
+    if not removals:
+        return 0
+    num_steps = TASKS_AHEAD * scorer.pool.num_evaluators // scorer.num_batches(set_name)
+    shapes = [*accumulate(removals, ModelShape.without, initial=search.shape)][1:]
+    scorer.score_ahead(set_name, shapes[: max(1, num_steps)])
+    return min(len(shapes), max(1, num_steps))
 
 
 def _selected(search: Search, scorer: Scorer, set_name: SetName) -> dict[Removal, ShapeScore]:

@@ -13,7 +13,7 @@ from pruning.calibration.token_sets import Calibration, SetName
 from pruning.scoring.score import BatchScore, ShapeScore
 from pruning.shape import UNITS, ModelShape, Resize
 from workers.pool.protocol import Pool
-from workers.tasks import Candidate, ScoreKind, ScoreResult, ScoreTask
+from workers.tasks import Candidate, ScoreKind, ScoreResult, ScoreTask, Task
 
 
 class OnEvaluation(Protocol):
@@ -54,6 +54,7 @@ class Scorer:
         self.on_evaluation = on_evaluation or _nobody
         self.num_scored = 0
         self.num_reused = 0
+        self._ahead: dict[Context, set[tuple[str, int]]] = {}
         self.deviating: Counter[Deviation] = Counter()
         self._arithmetics = [context.arithmetic]
         self.order = context.order
@@ -82,6 +83,15 @@ class Scorer:
         found = self._scores(set_name, [(base, *ask) for ask in asks], "nll")
         return {ask: found[base, *ask] for ask in asks}
 
+    def score_ahead(self, set_name: SetName, shapes: Sequence[ModelShape]) -> None:
+        """Puts scores of shapes into the store that steps to come will ask for, all together, so
+        that evaluators need not wait for one step after another.
+        """
+        batches = range(self._num_batches[set_name])
+        self._scores(
+            set_name, [(shape, None, batch) for shape in shapes for batch in batches], ahead=True
+        )
+
     def score_shape(self, set_name: SetName, shape: ModelShape) -> ShapeScore:
         """Scores a shape on a whole set."""
         return self.score_near(set_name, shape, [shape], "nll")[shape]
@@ -107,9 +117,15 @@ class Scorer:
         self,
         set_name: SetName,
         asks: Sequence[tuple[ModelShape, _Candidate, int]],
-        kind: ScoreKind,
+        kind: ScoreKind = "nll",
+        *,
+        ahead: bool = False,
     ) -> dict[tuple[ModelShape, _Candidate, int], BatchScore]:
-        """Of triples of base, candidate and batch."""
+        """Of triples of base, candidate and batch.
+
+        Args:
+            ahead: the step that they belong to will ask again, and counts them then.
+        """
         context = replace(self._contexts[set_name], kind=kind)
         num_batches = self._num_batches[set_name]
         digests: dict[tuple[ModelShape, Candidate], str] = {
@@ -122,19 +138,26 @@ class Scorer:
         for pair, (score, origin) in in_store.items():
             if pair in asked:
                 known[pair] = score
-                self._note(context, origin, 1)
+                self._note(context, origin, 0 if ahead else 1)
         missing: dict[tuple[ModelShape, int], list[_Candidate]] = {}
         for base, candidate, batch in asks:
             if (digests[base, candidate], batch) not in known:
                 missing.setdefault((base, batch), []).append(candidate)
         num_known = len(asks) - sum(map(len, missing.values()))
-        self.num_reused += num_known
-        self.on_evaluation(num_known / num_batches, scored=False)
+        if not ahead:
+            counted = self._ahead.get(context, set()) & known.keys()  # when they were scored
+            self._ahead.get(context, set()).difference_update(counted)
+            num_known -= len(counted)
+            self.num_reused += num_known
+            self.on_evaluation(num_known / num_batches, scored=False)
         key = self._set_keys.get(set_name, set_name)
-        tasks = {
-            ScoreTask(key, batch, base.text, tuple(candidates), self.order, kind): base
-            for (base, batch), candidates in missing.items()
-        }
+        tasks: dict[Task, ModelShape] = {}
+        for (base, batch), candidates in missing.items():
+            alone: list[Candidate] = list(candidates)
+            if len(alone) == 1:  # it shares a prefix with nobody
+                base, alone = base.changed(alone[0]), [None]
+                digests[base, None] = base.digest
+            tasks[ScoreTask(key, batch, base.text, tuple(alone), self.order, kind)] = base
         bases = {base.text: base for base in tasks.values()}
         for answers in self.pool.run(list(tasks)):
             scores: dict[Context, dict[tuple[str, int], BatchScore]] = {}
@@ -150,7 +173,9 @@ class Scorer:
                 )
             for origin, new in scores.items():
                 self.store.add(origin, new)  # all that came together in one transaction
-                self._note(context, origin, len(new))
+                self._note(context, origin, 0 if ahead else len(new))
+                if ahead:
+                    self._ahead.setdefault(context, set()).update(new)
                 known |= new
             num_new = sum(map(len, scores.values()))
             self.num_scored += num_new
@@ -166,7 +191,7 @@ class Scorer:
         ]
 
     def _note(self, context: Context, origin: Context, count: int) -> None:
-        """Counts scores that came about otherwise than the others."""
+        """Counts scores that came about otherwise than the others, and remembers where they are."""
         if origin.halved:
             self.deviating["halved"] += count
         if origin.arithmetic != context.arithmetic:

@@ -55,6 +55,11 @@ class FixedSearch(GreedySearch):
     def stage(self) -> Stage | None:
         return super().stage if len(self.steps) in self._ends else self._inside
 
+    def foreseen(self) -> tuple[Removal, ...]:
+        """The rest of the path, up to where the target is met."""
+        done = len(self.steps)
+        return tuple(self._removals[done : done + self.expected_evaluations()])
+
     def expected_evaluations(self) -> int:
         """Evaluations still to come, exactly."""
         shape = self.shape

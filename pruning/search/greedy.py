@@ -76,6 +76,10 @@ class GreedySearch:
             )
         return candidates
 
+    def foreseen(self) -> tuple[Removal, ...]:
+        """Nothing: the scores of each step decide what goes."""
+        return ()
+
     def selection(self, num_batches: int) -> Selection:
         """What to score before the next step.
 

@@ -178,7 +178,8 @@ def step_flops(
     num_prefixes: int = 1,
 ) -> float | None:
     """FLOPs of one step: the base shape once for each batch (or more often, where several
-    evaluators share one), then each candidate from its layer up. None: not known.
+    evaluators share one), then each candidate from its layer up; a candidate that is alone runs
+    whole, and the base does not. None: not known.
 
     Args:
         num_prefixes: times that each token runs through the base shape.
@@ -192,6 +193,11 @@ def step_flops(
     ]
     suffixes = [sum(layers[index:]) for index in range(len(layers) + 1)]
     head = 2 * (accounting.head_weights or 0)
+    if len(removals) == 1:
+        alone = accounting.flops_per_token(
+            base.without(removals[0]), context_length=sequence_length
+        )
+        return float(tokens * (alone or 0))
     return float(
         tokens
         * (num_prefixes * suffixes[0] + sum(suffixes[removal.layer] + head for removal in removals))
@@ -207,7 +213,8 @@ def planned_flops(
     num_prefixes: dict[str, float],
 ) -> float | None:
     """FLOPs of a whole search in the middle of its range: candidates lie evenly over the layers,
-    and the model shrinks evenly towards each stage's end. None: not known.
+    and the model shrinks evenly towards each stage's end. Where a step has one candidate, that runs
+    whole. None: not known.
 
     Args:
         tokens: calibration tokens of the stages `block` and `width`.
@@ -223,11 +230,10 @@ def planned_flops(
         end = sum(stage.ratio) / 2
         left = 1 - (ratio + end) / 2
         body = (dense - head) * left
-        share = (num_layers + 1) / (2 * num_layers)
-        total += tokens[name] * (
-            stage.steps.middle * num_prefixes[name] * body
-            + stage.evaluations.middle * (body * share + head)
-        )
+        alone = stage.evaluations == stage.steps
+        share = 1.0 if alone else (num_layers + 1) / (2 * num_layers)
+        prefixes = 0.0 if alone else stage.steps.middle * num_prefixes[name]
+        total += tokens[name] * (prefixes * body + stage.evaluations.middle * (body * share + head))
         ratio = end
     return total
 

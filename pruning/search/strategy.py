@@ -50,6 +50,9 @@ class Search(Protocol):
 
     def propose(self) -> tuple[Removal, ...]: ...
 
+    def foreseen(self) -> tuple[Removal, ...]:
+        """What goes next, step by step, whatever the scores will be; empty where they decide."""
+
     def selection(self, num_batches: int) -> Selection: ...
 
     def decides(self, scored: Collection[Removal]) -> bool: ...

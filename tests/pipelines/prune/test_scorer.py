@@ -113,3 +113,26 @@ def test_a_search_uses_again_what_another_of_its_evaluators_scored(tmp_path: Pat
             "halved": 0,
             "other_arithmetic": 18,
         }
+
+
+def test_a_candidate_that_is_alone_runs_as_a_shape_of_its_own(tmp_path: Path) -> None:
+    """It would share what lies below it with nobody."""
+    tasks: list[ScoreTask] = []
+
+    class Watched(Pool):
+        def run(self, asked: Sequence[Task]) -> Iterator[list[Answer]]:
+            for task in asked:
+                assert isinstance(task, ScoreTask)
+                tasks.append(task)
+                rows = clean(task.batch).nll[: len(task.candidates)]
+                yield [(task, replace(clean(task.batch), nll=rows))]
+
+    first, second, _ = CANDIDATES
+    with ScoreStore(f"sqlite:///{tmp_path}/scores.db") as store:
+        scorer = Scorer(Watched(clean), store, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
+        found = scorer.score("block", DENSE, [(first, 0), (first, 1), (second, 1)])
+    assert [(task.base, task.batch, task.candidates) for task in tasks] == [
+        (DENSE.changed(first).text, 0, (None,)),
+        (DENSE.text, 1, (first, second)),
+    ]
+    assert [found[first, batch].nll for batch in (0, 1)] == [(0.5, 0), (0.5, 1)]

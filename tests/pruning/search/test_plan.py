@@ -21,7 +21,7 @@ from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
 from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
 from pruning.search.stages import StageName
 from pruning.search.strategies import strategy_of
-from pruning.shape import ModelShape
+from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config
 
 
@@ -274,6 +274,9 @@ def test_flops_of_a_step_are_those_of_its_parts() -> None:
     assert step_flops(accounting, [], empty, num_sequences=3, sequence_length=32) == 3 * 32 * (
         3 * layer
     )
+    assert step_flops(
+        accounting, [Removal("mlp", 3, 0)], accounting.dense, num_sequences=3, sequence_length=32
+    ) == 3 * 32 * accounting.flops_per_token(ModelShape.parse("3x48*3 3x0"), context_length=32)
 
 
 def test_planned_flops_are_near_those_of_a_search() -> None:
