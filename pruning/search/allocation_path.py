@@ -95,12 +95,17 @@ class AllocationStrategy(Strategy):
         most = len(wave.shapes) + len(MOVES) + (self.settings.rounds - 1) * later
         most += search.reference != search.shape
         ends = (target, accounting.ratio(search.reference))
-        steps = Range(0, PARTS * num_layers)
+        # A round takes one group of an attention at most.
+        parts = (PARTS, min(PARTS, self.settings.rounds))
         names: tuple[StageName, ...] = ("mlp_channels", "attention_heads")
         return SearchPlan(
             (
                 StagePlan("block", 0.0, Range(0, 0), Range(len(wave.shapes), most), (0.0, 0.0)),
-                *(StagePlan(name, target, steps, steps, ends, "block") for name in names[:kinds]),
+                *(
+                    StagePlan(name, target, steps, steps, ends, "block")
+                    for name, each in list(zip(names, parts, strict=True))[:kinds]
+                    for steps in [Range(0, each * num_layers)]
+                ),
             ),
             dead_ends=False,
             impossible=None,
