@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from pipelines.runs.journal import DEVIATIONS, Deviation
 from pipelines.store.scores import Context, ScoreStore
@@ -27,6 +27,9 @@ class OnEvaluation(Protocol):
 
 
 _Candidate = TypeVar("_Candidate", bound=Candidate)
+
+_Key = tuple[str, int]
+"""Digest of a shape, and batch."""
 
 
 class Scorer:
@@ -54,7 +57,7 @@ class Scorer:
         self.on_evaluation = on_evaluation or _nobody
         self.num_scored = 0
         self.num_reused = 0
-        self._ahead: dict[Context, set[tuple[str, int]]] = {}
+        self._ahead: dict[Context, set[_Key]] = {}
         self.deviating: Counter[Deviation] = Counter()
         self._arithmetics = [context.arithmetic]
         self.order = context.order
@@ -127,40 +130,67 @@ class Scorer:
             ahead: the step that they belong to will ask again, and counts them then.
         """
         context = replace(self._contexts[set_name], kind=kind)
-        num_batches = self._num_batches[set_name]
         digests: dict[tuple[ModelShape, Candidate], str] = {
             (base, candidate): base.changed(candidate).digest
             for base, candidate in dict.fromkeys(ask[:2] for ask in asks)
         }
-        known: dict[tuple[str, int], BatchScore] = {}
-        asked = {(digests[ask[:2]], ask[2]) for ask in asks}
-        in_store = self.store.lookup_first(self._contexts_of(context), digests.values())
-        for pair, (score, origin) in in_store.items():
-            if pair in asked:
-                known[pair] = score
-                self._note(context, origin, 0 if ahead else 1)
-        missing: dict[tuple[ModelShape, int], list[_Candidate]] = {}
-        for base, candidate, batch in asks:
-            if (digests[base, candidate], batch) not in known:
-                missing.setdefault((base, batch), []).append(candidate)
-        num_known = len(asks) - sum(map(len, missing.values()))
+        keys = {ask: (digests[ask[:2]], ask[2]) for ask in asks}
+        known = self._stored(context, set(keys.values()), ahead=ahead)
+        missing = [ask for ask, key in keys.items() if key not in known]
         if not ahead:
-            counted = self._ahead.get(context, set()) & known.keys()  # when they were scored
-            self._ahead.get(context, set()).difference_update(counted)
-            num_known -= len(counted)
+            before = self._ahead.get(context, set())
+            counted = before & known.keys()  # when they were scored
+            before -= counted
+            num_known = len(asks) - len(missing) - len(counted)
             self.num_reused += num_known
-            self.on_evaluation(num_known / num_batches, scored=False)
-        key = self._set_keys.get(set_name, set_name)
-        tasks: dict[Task, ModelShape] = {}
-        for (base, batch), candidates in missing.items():
-            alone: list[Candidate] = list(candidates)
-            if len(alone) == 1:  # it shares a prefix with nobody
-                base, alone = base.changed(alone[0]), [None]
-                digests[base, None] = base.digest
-            tasks[ScoreTask(key, batch, base.text, tuple(alone), self.order, kind)] = base
+            self.on_evaluation(num_known / self._num_batches[set_name], scored=False)
+        for new in self._computed(set_name, context, missing, digests, ahead=ahead):
+            known |= new
+            if ahead:
+                self._ahead.setdefault(context, set()).update(new)
+            self.num_scored += len(new)
+            self.on_evaluation(len(new) / self._num_batches[set_name], scored=True)
+        return {ask: known[key] for ask, key in keys.items()}
+
+    def _stored(
+        self, context: Context, keys: Collection[_Key], *, ahead: bool
+    ) -> dict[_Key, BatchScore]:
+        """What the store has of some shapes on some batches."""
+        known = {}
+        digests = dict.fromkeys(digest for digest, _ in keys)
+        for key, (score, origin) in self.store.lookup_first(
+            self._contexts_of(context), digests
+        ).items():
+            if key in keys:
+                known[key] = score
+                self._note(context, origin, 0 if ahead else 1)
+        return known
+
+    def _computed(
+        self,
+        set_name: SetName,
+        context: Context,
+        asks: Sequence[tuple[ModelShape, Candidate, int]],
+        digests: dict[tuple[ModelShape, Candidate], str],
+        *,
+        ahead: bool,
+    ) -> Iterator[dict[_Key, BatchScore]]:
+        """Scores from evaluators, as they come; they are in the store by then."""
+        wanted: dict[tuple[ModelShape, int], list[Candidate]] = {}
+        for base, candidate, batch in asks:
+            wanted.setdefault((base, batch), []).append(candidate)
+        name, tasks = self._set_keys.get(set_name, set_name), dict[Task, ModelShape]()
+        for (base, batch), candidates in wanted.items():
+            if len(candidates) == 1:  # it shares a prefix with nobody
+                digest = digests[base, candidates[0]]
+                base, candidates = base.changed(candidates[0]), [None]
+                digests[base, None] = digest
+            kind = cast(ScoreKind, context.kind)
+            asked = ScoreTask(name, batch, base.text, tuple(candidates), self.order, kind)
+            tasks[asked] = base
         bases = {base.text: base for base in tasks.values()}
         for answers in self.pool.run(list(tasks)):
-            scores: dict[Context, dict[tuple[str, int], BatchScore]] = {}
+            scores: dict[Context, dict[_Key, BatchScore]] = {}
             for task, result in answers:
                 assert isinstance(task, ScoreTask)
                 assert isinstance(result, ScoreResult)
@@ -174,13 +204,7 @@ class Scorer:
             for origin, new in scores.items():
                 self.store.add(origin, new)  # all that came together in one transaction
                 self._note(context, origin, 0 if ahead else len(new))
-                if ahead:
-                    self._ahead.setdefault(context, set()).update(new)
-                known |= new
-            num_new = sum(map(len, scores.values()))
-            self.num_scored += num_new
-            self.on_evaluation(num_new / num_batches, scored=True)
-        return {ask: known[digests[ask[:2]], ask[2]] for ask in asks}
+            yield {key: score for new in scores.values() for key, score in new.items()}
 
     def _contexts_of(self, context: Context) -> list[Context]:
         """Where scores of this search may be: whole batches of its own arithmetic first."""

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 from workers.pool.batch import Batch
 from workers.pool.running import PrefixKey, Running, needs_prefix
-from workers.pool.task_times import TaskTimeModel
+from workers.pool.task_times import TaskTimeModel, work
 from workers.tasks import Candidate, ScoreTask, Task, WholeTask
 
 MAX_TASK_S = 10.0
@@ -20,6 +20,9 @@ evaluator.
 
 MIN_TASK_S = 0.05
 """Shorter ones are joined, if there are more: handing one out costs a millisecond or two."""
+
+HANDOUT_S = 0.002
+"""What that costs, measured: while one evaluator works, the driver hands out to all others."""
 
 _SHARE = 1.5
 """A task takes one part in so many of what is left for each evaluator: large ones first, small ones
@@ -66,6 +69,8 @@ class Schedule:
                 if task.prefix_key in self._batches:
                     raise ValueError(f"two tasks for {task.prefix_key}; give one for each batch")
                 self._batches[task.prefix_key] = Batch(task, task_times)
+        works = [work(batch.whole, task_times.num_layers) for batch in self._batches.values()]
+        self._whole_work = (sum(each[0] for each in works), sum(each[1] for each in works))
         self._running: list[Running] = []
         # by (prefix key, candidate), or task that is handed out whole
         self._failures: Counter[Hashable] = Counter()
@@ -217,7 +222,9 @@ class Schedule:
             wanted_s /= _SHARE * max(1.0, num_evaluators / len(self._waiting()))
         if not self.task_times.measured:
             return batch.first(wanted_s, _UNMEASURED_CANDIDATES)
-        return batch.first(min(max(wanted_s, MIN_TASK_S), MAX_TASK_S))
+        share_s = self.task_times.work_s(*self._whole_work) / num_evaluators
+        least_s = max(MIN_TASK_S, min(HANDOUT_S * num_evaluators, share_s))
+        return batch.first(min(max(wanted_s, least_s), MAX_TASK_S))
 
     def _is_suspect(self, batch: Batch, candidate: Candidate) -> bool:
         return self._failures[batch.whole.prefix_key, candidate] >= 2

@@ -199,7 +199,7 @@ class TaskTimeModel:
         self.measured = True
 
 
-def work(task: ScoreTask, num_layers: int, *, with_prefix: bool) -> tuple[float, float]:
+def work(task: ScoreTask, num_layers: int, *, with_prefix: bool = False) -> tuple[float, float]:
     """Layers and heads that a task runs. A task that scores its own base runs the head only."""
     layers = sum(num_layers - candidate.layer for candidate in task.candidates if candidate)
     return float(layers + (num_layers if with_prefix else 0)), float(len(task.candidates))
