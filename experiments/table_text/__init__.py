@@ -1,0 +1,1 @@
+"""How well a table chooses on text that it has not seen."""
