@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.cli.commands import resuming
 from pipelines.cli.console import own_log, stop
 from pipelines.cli.help import FLAGS, print_help
+from pipelines.cli.notice import Notice
 from pipelines.cli.signals import Interruption
 from pipelines.config.groups import URLS
 from pipelines.config.overrides import (
@@ -274,23 +275,40 @@ def _imported(load: Callable[[], Job]) -> Job:
 def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str]) -> None:
     interruption = Interruption()
     try:
-        with interruption:
-            job(config, overrides)
+        notice = Notice(config_name, [OmegaConf.select(config, name) or "" for name in URLS])
     except InputError as error:
         stop(str(error), 2)
-    except OmegaConfBaseException as error:  # `${...}` is looked up only when it is read
-        stop(_unresolved(error), 2)
-    except (ExportError, Failed) as error:
-        stop(str(error), 1)
-    except (
-        ScoringError,
-        StoreUnavailable,
-        WorkersLost,
-        OSError,
-    ) as error:  # OSError: a full or vanished disk
-        stop(f"{error}{_kept(config_name, config, error)}", 1)
+    try:
+        with interruption:
+            found = job(config, overrides)
     except KeyboardInterrupt as error:
-        stop(f"{interruption}{_kept(config_name, config, error)}", interruption.status)
+        said = f"{interruption}{_kept(config_name, config, error)}"
+        notice.send("stopped", said)
+        stop(said, interruption.status)
+    except Exception as error:
+        said, status = _problem(config_name, config, error)
+        notice.send("failed", said)
+        if status is None:
+            raise
+        stop(said, status)
+    notice.send("done", "", found)
+
+
+def _problem(
+    config_name: str, config: DictConfig, error: Exception
+) -> tuple[str, Literal[1, 2] | None]:
+    """What to tell of an error, and the exit status; None: nobody foresaw it."""
+    match error:
+        case InputError():
+            return str(error), 2
+        case OmegaConfBaseException():  # `${...}` is looked up only when it is read
+            return _unresolved(error), 2
+        case ExportError() | Failed():
+            return str(error), 1
+        # OSError: a full or vanished disk
+        case ScoringError() | StoreUnavailable() | WorkersLost() | OSError():
+            return f"{error}{_kept(config_name, config, error)}", 1
+    return f"{type(error).__name__}: {error}", None
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:
