@@ -165,6 +165,7 @@ class SearchRun:
                 job,
                 self.search,
                 scorer,
+                self.journal.lines,
                 dense=dense,
                 pruned=pruned,
                 seconds=time.monotonic() - started,

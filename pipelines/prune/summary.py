@@ -24,6 +24,7 @@ from pipelines.runs.files import (
 )
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import DEVIATIONS
+from pipelines.runs.near_ties import counted
 from pipelines.runs.pictures import shape_figure, trajectory_figure
 from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import heldout_sources
@@ -69,6 +70,7 @@ def search_summary(
     job: PruneJob,
     search: Search,
     scorer: Scorer,
+    lines: Sequence[Mapping[str, Any]],
     *,
     dense: Mapping[str, float],
     pruned: Mapping[str, float],
@@ -80,6 +82,7 @@ def search_summary(
     """What summary.json says of a search that is over.
 
     Args:
+        lines: of the whole trajectory.
         dense, pruned: mean NLL on each calibration set, and on each source's part of the held-out
             one, nats per token.
         seconds: of this process.
@@ -93,6 +96,7 @@ def search_summary(
         "target_ratio": config.search.target_ratio,
         "ratio": search.ratio,
         "steps": [step.stage for step in search.steps],
+        "near_ties": counted(lines),
         "perplexity": {
             name: {"dense": perplexity(dense[name]), "pruned": perplexity(pruned[name])}
             for name in sorted(dense)
@@ -222,6 +226,14 @@ def _add_search(rows: Table, summary: Mapping[str, Any]) -> None:
         f"{steps['block']}, {steps['mlp_channels']}, {steps['attention_heads']}",
         "",
     )
+    near_ties = summary["near_ties"]
+    if near_ties["known"]:
+        rows.add_row(
+            "steps that another text may well decide otherwise",
+            "",
+            f"{near_ties['near']} of {near_ties['known']}",
+            "",
+        )
     if allocation := summary.get("allocation"):
         rows.add_row(
             "shapes measured, KL uniform to allocated",

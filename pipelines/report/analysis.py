@@ -11,7 +11,8 @@ from typing import Literal
 
 from pipelines.evaluate.benchmarks import FIVE_TASKS
 from pipelines.evaluate.pareto import pareto_front
-from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun, ReportStep, num_stderrs
+from pipelines.report.data import Pair, ReportRun, ReportStep
+from pipelines.runs.near_ties import NEAR_TIE_STDERRS, num_stderrs
 from pruning.scoring.score import perplexity
 from pruning.shape import Removal
 

@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 
 from pipelines.report.analysis import Block
 from pipelines.report.chart_style import color
-from pipelines.report.data import NEAR_TIE_STDERRS, Pair, ReportRun
+from pipelines.report.data import Pair, ReportRun
 from pipelines.report.page import RunLabel
+from pipelines.runs.near_ties import NEAR_TIE_STDERRS
 from pruning.shape import Removal
 
 Runs = Sequence[ReportRun]

@@ -8,9 +8,9 @@ from collections import Counter
 
 from pipelines.report.analysis import Divergence, Preference, divergences
 from pipelines.report.cells import NONE, Runs, label, near_ties, number, plain, removal, tie
-from pipelines.report.data import NEAR_TIE_STDERRS
 from pipelines.report.page import Cell, Chart, Folded, Heading, Part, Section, Table, Text
 from pipelines.report.search_charts import fragility, margins
+from pipelines.runs.near_ties import NEAR_TIE_STDERRS
 
 _KINDS = {
     "same": "on the same path",

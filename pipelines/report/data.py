@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.runs.near_ties import NEAR_TIE_STDERRS, distances, num_stderrs
 from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
-
-NEAR_TIE_STDERRS = 2.0
-"""A difference below so many of its standard errors could be chance: another calibration text may
-well turn it around.
-"""
 
 SIZES = ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
 
@@ -63,13 +59,9 @@ class ReportStep:
 
         The second best need not be the first of them: a worse one may be less certain.
         """
+        others = (score for removal, score in self.scores.items() if removal != self.removal)
         own = self.scores[self.removal].nll
-        found = [
-            num_stderrs(score.nll - own, score.stderr)
-            for removal, score in self.scores.items()
-            if removal != self.removal and score.nll is not None and own is not None
-        ]
-        return tuple(sorted(distance for distance in found if distance is not None))
+        return distances(own, ((score.nll, score.stderr) for score in others))
 
     @property
     def num_stderrs(self) -> float | None:
@@ -197,16 +189,3 @@ class ReportRun:
             if importance == "activation"
             else (importance,)
         )
-
-
-def num_stderrs(difference: float | None, stderr: float | None) -> float | None:
-    """A difference in its standard errors.
-
-    Equal scores are 0 of them; a difference that every sequence agrees on to the last bit,
-    infinitely many.
-    """
-    if difference is None or stderr is None:
-        return None
-    if difference == 0:
-        return 0.0
-    return difference / stderr if stderr else float("inf")

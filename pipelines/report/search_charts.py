@@ -18,7 +18,8 @@ from pipelines.report.chart_style import (
     styled,
     tick,
 )
-from pipelines.report.data import NEAR_TIE_STDERRS, ReportRun, ReportStep
+from pipelines.report.data import ReportRun, ReportStep
+from pipelines.runs.near_ties import NEAR_TIE_STDERRS
 
 _LOWEST_STDERRS = 0.01
 _CLEAR, _TIE, _UNKNOWN, _LIMIT = "#0072B2", "#D55E00", "#6b7280", "#6b7280"

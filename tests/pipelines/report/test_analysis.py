@@ -18,9 +18,9 @@ from pipelines.report.analysis import (
     overlaps,
     pareto_groups,
 )
-from pipelines.report.data import num_stderrs
 from pipelines.report.folders import read_runs
 from pipelines.report.results import benchmarks, front
+from pipelines.runs.near_ties import num_stderrs
 from tests.pipelines.report.reports import (
     A1,
     A2,
