@@ -103,14 +103,7 @@ def search_summary(
         },
         **costs(job.accounting, search.shape, context_length=context_length, dtype=job.dtype),
         "context_length": context_length,
-        "calibration": {
-            name: {
-                "num_sequences": tokens.num_sequences,
-                "sequence_length": tokens.sequence_length,
-                "fingerprint": tokens.fingerprint,
-            }
-            for name, tokens in job.calibration.sets_and_parts().items()
-        },
+        "calibration": _calibration(job),
         "dtype": job.dtype,
         "evaluations": {
             "candidates": sum(len(step.candidates) for step in search.steps),
@@ -126,6 +119,18 @@ def search_summary(
         "identity": job.identity(),
         "versions": versions(),
         "git_revision": git_revision(),
+    }
+
+
+def _calibration(job: PruneJob) -> dict[str, Any]:
+    """Size and fingerprint of each set."""
+    return {
+        name: {
+            "num_sequences": tokens.num_sequences,
+            "sequence_length": tokens.sequence_length,
+            "fingerprint": tokens.fingerprint,
+        }
+        for name, tokens in job.calibration.sets_and_parts().items()
     }
 
 
