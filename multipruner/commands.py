@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ def prune(
     model: str | Path | None = None,
     /,
     *,
-    target: float | None = None,
+    target: float | Mapping[str, float] | None = None,
     text: str | Path | None = None,
     **options: Any,
 ) -> Run:
@@ -27,7 +27,8 @@ def prune(
 
     Args:
         model: a folder with safetensors, a hub id, or a `.gguf`; `model=` of the command.
-        target: removed / all parameters, 0..1; `search.target_ratio` of the command.
+        target: removed / all parameters, 0..1, `search.target_ratio` of the command; or shares of
+            several costs, `{"flops": 0.1, "kv_cache": 0.25}` for `search.target.flops` and so on.
         text: a file of text to calibrate on; `calibration=text calibration.path=FILE`.
         options: the other options of the command: `search="allocation"`, `output_dir="DIR"`,
             `resume=True`; those with a dot in a mapping of their group, `model={"dtype":
@@ -54,7 +55,7 @@ def sweep(
     model: str | Path | Sequence[str | Path] | None = None,
     /,
     *,
-    target: float | Sequence[float] | None = None,
+    target: float | Sequence[float] | Mapping[str, float | Sequence[float]] | None = None,
     text: str | Path | Sequence[str | Path] | None = None,
     **options: Any,
 ) -> Sweep:

@@ -46,7 +46,8 @@ def run_command(
 def of_search(model: object, target: object, text: object) -> dict[str, Any]:
     """Options of a search under their names on the command line; None stands for the default."""
     of_text = {} if text is None else {"calibration": "text", "calibration.path": text}
-    given = {"model": model, "search.target_ratio": target, **of_text}
+    name = "search.target" if isinstance(target, Mapping) else "search.target_ratio"
+    given = {"model": model, name: target, **of_text}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -92,11 +92,10 @@ class Experiment:
 
     def allocate(self, start: ModelShape, target: float, seed: int) -> AllocationSearch:
         """Rounds around a uniform shape, on a selection text of that seed."""
-        most = (1 - target) * self.accounting.num_dense_parameters
         search = AllocationSearch(
             self.accounting.dense,
             start,
-            [Limit("search.target_ratio", self.accounting.num_parameters, most)],
+            [Limit.of_parameters(self.accounting, target)],
             group=self.arguments.group,
             max_rounds=self.arguments.rounds,
         )
@@ -147,7 +146,9 @@ def main() -> None:
     starts = {}
     for target in arguments.targets:
         starts[target] = uniform_shape(
-            experiment.accounting, target_ratio=target, group=arguments.group // 2
+            experiment.accounting,
+            [Limit.of_parameters(experiment.accounting, target)],
+            group=arguments.group // 2,
         )
         experiment.judge(f"uniform {target}", starts[target], compensated=False)
         experiment.judge(f"uniform {target}, compensated", starts[target], compensated=True)

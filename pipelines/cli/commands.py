@@ -39,9 +39,9 @@ COMMANDS: dict[str, Command] = {
             "Removes residual blocks, then MLP channels, then attention heads from a pretrained "
             "model, at each step what raises the perplexity of a calibration text least, until "
             "search.target_ratio of all parameters is gone; with search=allocation the sizes of "
-            "all blocks at once. Writes the pruned shape and the whole path that led to it; "
-            "evaluates and exports the pruned model on request. A search that was stopped goes on "
-            "with resume=true output_dir=DIR.",
+            "all blocks at once, for targets in other costs too. Writes the pruned shape and the "
+            "whole path that led to it; evaluates and exports the pruned model on request. A "
+            "search that was stopped goes on with resume=true output_dir=DIR.",
             (
                 ("experiment=demo", "SmolLM2-135M to ratio 0.10, in minutes on a laptop"),
                 (

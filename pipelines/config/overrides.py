@@ -189,6 +189,10 @@ def _explain(override: str, error: Exception, names: Sequence[str]) -> str:
         "[{'\""
     )  # where the grammar is at fault, a URL may be behind any of these
     said = composition_error(error)
+    if name == "search.target":
+        said = (
+            "a target is of a cost, such as search.target.parameters=0.2 or search.target_ratio=0.2"
+        )
     if name == "calibration.sources":
         said += "; it takes a list such as [{source: pydoc}, {source: text, path: my.txt}]"
     if "=[" in override and "of type 'list' could not be converted" in said:

@@ -21,6 +21,7 @@ from pipelines.config.groups import (
     one_of,
 )
 from pipelines.config.search import SearchConfig
+from pipelines.config.target import table_problems
 from pruning.export.formats import FORMAT_NAMES
 
 
@@ -36,6 +37,7 @@ class PruneConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     export: str | None = one_of(FORMAT_NAMES)
+    latency: str | None = MISSING
     output_dir: str | None = MISSING
     resume: bool = MISSING
     accept_other_arithmetic: bool = MISSING
@@ -68,9 +70,15 @@ class PruneConfig:
         """
         return checked(cls, config, cls.problems_outside_axes)
 
+    @property
+    def path_options(self) -> tuple[str, ...]:
+        """Names of its options that are files or folders to read."""
+        return ("model.path", *self.calibration.path_options, "latency")
+
     def problems(self) -> list[str]:
         axes = (self.model, self.calibration, self.search)
         found = [problem for group in axes for problem in group.problems()]
+        found += table_problems(self.search.asked, self.latency)
         return found + self.problems_outside_axes()
 
     def problems_outside_axes(self) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from omegaconf import MISSING
 
 from pipelines.config.groups import at_least, chosen, not_allowed, one_of
 from pipelines.config.renamed import LAYOUTS, constraint_of
+from pipelines.config.target import Asked, TargetConfig, asked_for, target_problems
+from pruning.costs.target import Target
 from pruning.importance.criteria import Importance
 from pruning.models.geometry import Geometry
 from pruning.search.settings import (
@@ -22,6 +24,8 @@ from pruning.search.settings import (
 from pruning.search.strategies import STRATEGIES
 from pruning.search.strategy import Strategy
 
+DEFAULT_RATIO = 0.10
+"""Of a search that is not told where to end."""
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 
 
@@ -33,7 +37,8 @@ class SearchConfig:
     seed: int | None = MISSING
     rounds: int | None = MISSING
     table_ratio: float | None = MISSING
-    target_ratio: float = MISSING
+    target_ratio: float | None = MISSING
+    target: TargetConfig = field(default_factory=TargetConfig)
     distribution: list[float] = MISSING
     mlp_group_channels: int | None = MISSING
     head_group_channels: int | None = MISSING
@@ -43,16 +48,31 @@ class SearchConfig:
     compensation: str = one_of(COMPENSATIONS)
 
     def __post_init__(self) -> None:
-        """Commands and experiments of version 0.1.0 say `layout`."""
+        """Commands and experiments of version 0.1.0 say `layout`. A ratio of parameters has one
+        name, and a default where nothing is asked for.
+        """
         if self.layout in LAYOUTS and self.shape_constraint == "none":
             self.shape_constraint = constraint_of(self.layout)
+        if self.target_ratio is None:
+            self.target_ratio, self.target.parameters = self.target.parameters, None
+        if not self.asked:
+            self.target_ratio = DEFAULT_RATIO
 
-    def resolved(self, geometry: Geometry) -> SearchSettings:
-        """These settings for a model of these sizes; call `problems` first."""
+    @property
+    def asked(self) -> Asked:
+        """All targets."""
+        return asked_for(self)
+
+    def resolved(self, geometry: Geometry, targets: Sequence[Target] = ()) -> SearchSettings:
+        """These settings for a model of these sizes; call `problems` first.
+
+        Args:
+            targets: those in other costs than parameters.
+        """
         return SearchSettings.resolved(
             geometry,
             strategy=chosen(self.strategy, STRATEGY_NAMES),
-            target_ratio=self.target_ratio,
+            target_ratio=self.target_ratio or 0.0,
             distribution=self.distribution,
             mlp_group_channels=self.mlp_group_channels,
             head_group_channels=self.head_group_channels,
@@ -62,6 +82,7 @@ class SearchConfig:
             seed=self.seed,
             rounds=self.rounds,
             table_ratio=self.table_ratio,
+            targets=targets,
         )
 
     def problems_of_new(self, given: Sequence[str], common: Sequence[str] = ()) -> list[str]:
@@ -112,14 +133,19 @@ class SearchConfig:
                     f"search.{name}: {value}, which has no effect with "
                     f"search.strategy={self.strategy}; it is for {', '.join(users)}"
                 )
-        for name in ("target_ratio", "table_ratio"):
-            ratio = getattr(self, name)
-            if ratio is not None and not 0 < ratio < 1:
-                hint = f"; did you mean {ratio / 100:g}?" if 1 <= ratio < 100 else ""
-                found.append(
-                    f"search.{name}: {ratio:g}; it is removed / all parameters, above 0 and below "
-                    f"1{hint}"
-                )
+        ratios: Asked = (
+            {}
+            if self.table_ratio is None
+            else {"search.table_ratio": ("parameters", self.table_ratio)}
+        )
+        found += target_problems({**self.asked, **ratios})
+        others = [name for name, (cost, _) in self.asked.items() if cost != "parameters"]
+        if others and strategy is not None and not strategy.any_cost:
+            users = [f"search={name}" for name, each in STRATEGIES.items() if each.any_cost]
+            found.append(
+                f"{', '.join(others)}: not for search.strategy={self.strategy}, which ends by its "
+                f"share of parameters, search.target_ratio; use {' or '.join(users)}"
+            )
         found += self._distribution_problems(strategy)
         if (
             strategy is not None

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pipelines.config.prune import PruneConfig
 from pipelines.plan.estimate import computed, search_flops, search_plan, trajectory_flops
 from pruning.costs.accounting import Accounting
+from pruning.search.settings import SearchSettings
 from pruning.search.stages import StageName
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 def plan_vs_actual(
     config: PruneConfig,
     accounting: Accounting,
+    settings: SearchSettings,
     lines: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def plan_vs_actual(
     """
     try:
         return {
-            "plan": _planned(config, accounting, summary),
+            "plan": _planned(config, accounting, settings, summary),
             "taken": _taken(accounting, lines, summary),
         }
     except Exception as error:  # noqa: BLE001 - hours of search are behind it
@@ -58,9 +60,12 @@ def plan_vs_actual_row(summary: Mapping[str, Any], stage: StageName) -> tuple[st
 
 
 def _planned(
-    config: PruneConfig, accounting: Accounting, summary: Mapping[str, Any]
+    config: PruneConfig,
+    accounting: Accounting,
+    settings: SearchSettings,
+    summary: Mapping[str, Any],
 ) -> dict[str, Any]:
-    found, calibration = search_plan(accounting, config), config.calibration
+    found, calibration = search_plan(accounting, settings), config.calibration
     flops = search_flops(
         accounting,
         found,

@@ -20,6 +20,7 @@ from pipelines.config.grid import plain_grid, points_of
 from pipelines.config.overrides import check_axes, composed, option_of
 from pipelines.config.plan import PlanConfig
 from pipelines.config.point_problems import PointProblems
+from pipelines.config.target import in_words, targets_json
 from pipelines.plan.estimate import (
     TOKENS_PER_ROW,
     measured_tflops,
@@ -31,6 +32,8 @@ from pipelines.plan.estimate import (
 from pipelines.plan.sweep_plan import PointPlan, evaluations_together, flops_together
 from pipelines.runs.files import PLAN
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.targets import search_settings
+from pipelines.runs.timing import Timing
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import NOT_KNOWN, Accounting
 from pruning.costs.known_sizes import sizes_of
@@ -76,10 +79,11 @@ def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float | None]:
     model = config.model
     sizes = _sizes(model.path, model.revision, trust_remote_code=model.trust_remote_code)
     accounting = Accounting(sizes)
-    found = search_plan(accounting, config)
+    timing = Timing.read(config.latency) if config.latency else None
+    found = search_plan(accounting, search_settings(config, accounting, timing))
     if found.impossible is not None:
         raise InputError(
-            f"search.target_ratio: {config.search.target_ratio:g}; no path reaches it: the "
+            f"search.target_ratio: {config.search.target_ratio}; no path reaches it: the "
             f"{found.impossible} stage runs out of candidates"
         )
     return _report(config, accounting, found, hidden_size=sizes.hidden_size)
@@ -164,6 +168,7 @@ def _report(
         "model": display_name(config.model.path),
         "num_parameters": accounting.num_dense_parameters,
         "target_ratio": config.search.target_ratio,
+        **targets_json(config.search.asked),
         **found.to_json(),
         "calibration": {
             name: {
@@ -221,8 +226,12 @@ def _evaluators(
 def _table(report: Mapping[str, Any]) -> Table:
     rows = Table(
         title=(
-            f"{report['model']}, {report['num_parameters'] / 1e9:.2f} G parameters, to ratio "
-            f"{report['target_ratio']:g}"
+            f"{report['model']}, {report['num_parameters'] / 1e9:.2f} G parameters, "
+            + (
+                f"less {in_words(None, report['targets'])}"
+                if "targets" in report
+                else f"to ratio {report['target_ratio']:g}"
+            )
         ),
         title_justify="left",
     )

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.prune import PruneConfig
 from pipelines.runs.files import CONFIG, SUMMARY, TRAJECTORY, read_json, read_trajectory, read_yaml
 from pipelines.runs.journal import set_of
 from pruning.costs.accounting import Accounting
@@ -15,6 +14,7 @@ from pruning.costs.known_sizes import sizes_of
 from pruning.errors import InputError
 from pruning.models.geometry import gram_bytes
 from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
+from pruning.search.settings import SearchSettings
 from pruning.search.strategies import strategy_of
 from pruning.shape import ModelShape, Removal
 from workers.evaluators.memory import layers_per_task
@@ -37,14 +37,14 @@ _REUSED = 0.05
 """A search looks up a few of its own scores again."""
 
 
-def search_plan(accounting: Accounting, config: PruneConfig) -> SearchPlan:
-    """The ranges for the target, and for the lowest and highest that round to it."""
-    settings = config.search.resolved(accounting.geometry)
+def search_plan(accounting: Accounting, settings: SearchSettings) -> SearchPlan:
+    """The ranges for the target, and for the lowest and highest ratio of parameters that round to
+    it.
+    """
+    ratio = settings.target_ratio
     plans = [
-        strategy_of(replace(settings, target_ratio=settings.target_ratio + difference)).planned(
-            accounting
-        )
-        for difference in (0.0, -ROUNDING, ROUNDING)
+        strategy_of(replace(settings, target_ratio=each)).planned(accounting)
+        for each in ((ratio, ratio - ROUNDING, ratio + ROUNDING) if ratio else (ratio,))
     ]
     return merged(plans) if plans[0].impossible is None else plans[0]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config.plan import PlanConfig
+from pipelines.config.target import TargetConfig
 from pruning.search.strategies import STRATEGIES
 
 
@@ -32,6 +33,8 @@ class PointPlan:
         search = self.config.search
         if self._is_allocation:
             ratio = search.target_ratio if search.table_ratio is None else search.table_ratio
+            if search.table_ratio is not None:
+                search = replace(search, target=TargetConfig())
             search = replace(search, target_ratio=ratio, table_ratio=None, rounds=None)
         else:
             search = replace(search, target_ratio=0.0, distribution=[])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipelines.prune.scorer import Scorer
 from pipelines.runs.journal import Journal, step_line
 from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
+from pruning.costs.target import Target
 from pruning.scoring.score import BatchScore, ShapeScore
 from pruning.search.selection import Ask
 from pruning.search.strategy import Search
@@ -34,6 +35,7 @@ def run_search(
     accounting: Accounting,
     context_length: int,
     on_step: Callable[[Mapping[str, Any]], None],
+    targets: Sequence[Target] = (),
     computed_with: Mapping[str, str] | None = None,
 ) -> None:
     """Goes on with a search from where its journal ends, until its targets are met.
@@ -41,6 +43,7 @@ def run_search(
     The disk has the scores of each step, then its line of the journal, then it is reported.
 
     Args:
+        targets: in other costs than parameters.
         computed_with: what each line says besides of where its scores come from.
     """
     evaluations = sum(len(step.candidates) for step in search.steps)
@@ -69,6 +72,7 @@ def run_search(
             },
             seconds=time.monotonic() - started + (ahead_s if num_ahead else 0.0),
             timestamp=time.time(),
+            targets=targets,
         )
         line |= computed_with or {}
         if new := scorer.deviating - deviating:

@@ -17,6 +17,8 @@ from pipelines.evaluators import find_placement, open_pool
 from pipelines.prune.compensated_order import compensated_order, forget_parts
 from pipelines.runs.files import BLOCK_INFLUENCE, CHANNEL_ORDER, read_with
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.targets import search_settings
+from pipelines.runs.timing import Timing
 from pruning.calibration.build import make_calibration
 from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
 from pruning.costs.accounting import Accounting
@@ -24,6 +26,7 @@ from pruning.errors import InputError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.search.settings import SearchSettings
@@ -57,6 +60,7 @@ class PruneJob:
     fingerprint: str
     accounting: Accounting
     settings: SearchSettings
+    timing: Timing | None
     calibration: Calibration
     dtype: str
     machine: LocalMachine
@@ -79,6 +83,7 @@ class PruneJob:
             "model.dtype": self.dtype,
             "calibration.block": self.calibration.block.fingerprint,
             "calibration.width": self.calibration.width.fingerprint,
+            **({"latency": self.timing.fingerprint} if self.timing else {}),
             **({"calibration.sources": str(mixture)} if mixture.sources else {}),
         }
 
@@ -190,8 +195,10 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     accounting = Accounting(model_config, trust_remote_code=model.trust_remote_code)
     if not same_model:
         checkpoint.check_weights()
-    settings = config.search.resolved(accounting.geometry)
-    problems = strategy_of(settings).problems(accounting) + _context_problems(config, model_config)
+    timing = Timing.read(config.latency) if config.latency else None
+    settings = search_settings(config, accounting, timing)
+    strategy = strategy_of(settings)
+    problems = strategy.problems(accounting) + _context_problems(config, model_config)
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     dtype = resolve_dtype(
         model.dtype, on_gpu=machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
@@ -202,7 +209,7 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         batch_tokens=config.calibration.batch_size * config.calibration.sequence_length,
         hidden_size=model_config.hidden_size,
         compensated=settings.compensation != "none",
-        by_divergence=strategy_of(settings).by_divergence,
+        by_divergence=strategy.by_divergence,
     )
     placement = None
     try:
@@ -211,12 +218,17 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
+    fingerprint = same_model[0].fingerprint if same_model else checkpoint.fingerprint()
+    if timing is not None:
+        timing.require_model(fingerprint, f"this search prunes {display_name(model.path)}")
+        timing.require_sizes(strategy.first_shapes(accounting), "this search")
     return PruneJob(
         config,
         checkpoint,
-        same_model[0].fingerprint if same_model else checkpoint.fingerprint(),
+        fingerprint,
         accounting,
         settings,
+        timing,
         _calibration(config, checkpoint, same_model),
         dtype,
         machine,

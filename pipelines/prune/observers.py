@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 
 from pipelines.cli.commands import resuming
 from pipelines.cli.console import WorkProgress, duration
+from pipelines.config.search import SearchConfig
+from pipelines.config.target import in_words, targets_json
 from pipelines.prune.job import PruneJob
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import set_of
@@ -123,8 +125,7 @@ class SearchTracking(SearchObserver):
             uri=config.tracking.uri,
             experiment=config.tracking.experiment,
             run_name=(
-                f"{display_name(config.model.path)} {config.search.target_ratio:.0%} "
-                f"{job.strategy.label}"
+                f"{display_name(config.model.path)} {_asked(config.search)} {job.strategy.label}"
             ),
             started=self.begun,
             run_id=record.get("mlflow_run_id"),
@@ -212,6 +213,11 @@ class SearchTracking(SearchObserver):
             )
             for name, tokens in self.job.calibration.sets_and_parts().items()
         }
+
+
+def _asked(search: SearchConfig) -> str:
+    targets = targets_json(search.asked)
+    return in_words(None, **targets) if targets else f"{search.target_ratio:.0%}"
 
 
 class SearchProgress(SearchObserver):

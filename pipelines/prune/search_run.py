@@ -174,7 +174,9 @@ class SearchRun:
                 mlflow_run_id=self.tracking.tracker.run_id,
             )
         summary[ARITHMETIC] = spans
-        summary |= plan_vs_actual(job.config, job.accounting, self.journal.lines, summary)
+        summary |= plan_vs_actual(
+            job.config, job.accounting, job.settings, self.journal.lines, summary
+        )
         return summary, problem
 
     def _dense_measured(
@@ -220,6 +222,7 @@ class SearchRun:
                 accounting=self.job.accounting,
                 context_length=self.job.config.calibration.sequence_length,
                 on_step=lambda line: observers.stepped(self.search, line),
+                targets=self.job.settings.targets,
                 computed_with={
                     ORDER: scorer.order,
                     ARITHMETIC: scorer.pool.arithmetic.digest,

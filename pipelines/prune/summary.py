@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipelines.cli.console import duration
 from pipelines.config.redaction import masked_url
+from pipelines.config.target import in_words, targets_json
 from pipelines.plan.against_actual import plan_vs_actual_row
 from pipelines.prune.job import PruneJob
 from pipelines.prune.scorer import Scorer
@@ -95,6 +96,7 @@ def search_summary(
         "strategy": job.strategy.label,
         "target_ratio": config.search.target_ratio,
         "ratio": search.ratio,
+        **_targets(job, search.shape),
         "steps": [step.stage for step in search.steps],
         "near_ties": counted(lines),
         "perplexity": {
@@ -132,6 +134,16 @@ def _calibration(job: PruneJob) -> dict[str, Any]:
         }
         for name, tokens in job.calibration.sets_and_parts().items()
     }
+
+
+def _targets(job: PruneJob, shape: ModelShape) -> dict[str, Any]:
+    """Where more than parameters is asked for, what, and what came of it."""
+    targets = targets_json(job.config.search.asked)
+    if not targets:
+        return {}
+    costs = {each.cost.name: each.cost.to_json(shape) for each in job.settings.targets}
+    latency = {"latency": job.timing.to_json(shape)} if job.timing else {}
+    return {**targets, "costs": costs, **latency}
 
 
 def _allocation(search: Search) -> dict[str, Any]:
@@ -180,12 +192,19 @@ def write_results(
     folder.write_with(SHAPE_PICTURE, shape_figure(search.shape, geometry, lines, title).savefig)
 
 
+_TIMES = {
+    "latency": "time of a batch, by the table",
+    "prefill": "time of its prefill, by the table",
+    "decode": "time of its decoding, by the table",
+}
+
+
 def table(summary: Mapping[str, Any]) -> Table:
     """Dense against pruned, as a person reads it."""
     rows = Table(
         title=(
             f"{summary['model']}: {summary['ratio']:.1%} of the parameters removed (asked for "
-            f"{summary['target_ratio']:.1%})"
+            f"{in_words(summary['target_ratio'], summary.get('targets'))})"
         ),
         title_justify="left",
     )
@@ -215,6 +234,9 @@ def table(summary: Mapping[str, Any]) -> Table:
         f"KV-cache bytes per token ({summary['dtype']})",
         *_cells(summary["kv_cache_bytes_per_token"], lambda value: f"{value:,.0f}", NOT_KNOWN),
     )
+    for name, cost in summary.get("costs", {}).items():
+        if name in _TIMES:
+            rows.add_row(_TIMES[name], *_cells(cost, lambda value: f"{value / 1e6:,.4g} ms"))
     rows.add_section()
     _add_search(rows, summary)
     return rows

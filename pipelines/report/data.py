@@ -116,6 +116,7 @@ class ReportRun:
         key: short name on the page: A, B, ...
         name: that a person recognizes.
         outcome: how it ended, in words.
+        target: what it was asked for, in words.
         dense: perplexity of the dense model on each calibration set, as far as it is known.
         heldout_text: what tells held-out texts apart.
         heldout_sources: of a mixture, by source: held-out perplexity, and what tells its text from
@@ -131,7 +132,7 @@ class ReportRun:
     model_name: str
     ended: bool
     outcome: str
-    target_ratio: float
+    target: str
     identity: Mapping[str, str]
     settings: Mapping[str, str]
     versions: Mapping[str, str]

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from pipelines.config.target import in_words
 from pipelines.evaluate.results import conditions, metrics_of, stderr_name
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
 from pipelines.runs.files import (
@@ -139,7 +140,7 @@ def _run_of(
     settings = _flat(OmegaConf.to_container(saved.config))
     perplexity = {set_name: _pair(pair) for set_name, pair in summary.get("perplexity", {}).items()}
     heldout = perplexity.get("heldout", Pair(None, None))
-    target, texts = float(saved.config.search.target_ratio), summary.get("calibration", {})
+    texts, target = summary.get("calibration", {}), _asked(saved.config.search)
     sources = heldout_sources(perplexity)
     return ReportRun(
         key="",
@@ -149,10 +150,8 @@ def _run_of(
         ended=saved.summary is not None,
         outcome=str(summary["status"])
         if summary
-        else (
-            f"has not ended: {steps[-1].ratio:.2%} of {target:.2%} removed after {len(steps)} steps"
-        ),
-        target_ratio=target,
+        else (f"has not ended: {steps[-1].ratio:.2%} of {target} removed after {len(steps)} steps"),
+        target=target,
         identity=identity,
         settings=settings | {key: value for key, value in identity.items() if key in settings},
         versions={key: str(value) for key, value in summary.get("versions", {}).items()}
@@ -178,6 +177,17 @@ def _run_of(
         allocation=allocation,
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
+    )
+
+
+def _asked(search: DictConfig) -> str:
+    """All targets; of parameters alone a plain number, as in folders that know no others."""
+    ratio, others = search.target_ratio, search.get("target")
+    if others is None:
+        return f"{float(ratio):.2%}"
+    targets = {} if ratio is None else {"search.target_ratio": float(ratio)}
+    return in_words(
+        None, targets | {name: value for name, value in others.items() if value is not None}
     )
 
 

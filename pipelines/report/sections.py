@@ -38,7 +38,7 @@ def overview(runs: Runs) -> Section:
             outcome(run),
             str(len(run.steps)),
             f"{run.ratio:.2%}",
-            f"{run.target_ratio:.2%}",
+            run.target,
             number(run.heldout.dense),
             number(run.heldout.pruned),
             near_ties(run),

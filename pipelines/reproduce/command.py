@@ -230,7 +230,7 @@ def _conclude(
     )
     console.print(
         table(
-            f"{name} to ratio {config.search.target_ratio:g}, mode={config.mode}. Expected: "
+            f"{name} to ratio {config.search.target_ratio}, mode={config.mode}. Expected: "
             f"{expected.source}",
             checks,
         )

@@ -10,6 +10,7 @@ from pipelines.config.expected import ExpectedConfig
 from pipelines.config.reproduce import ReproduceConfig
 from pipelines.plan.estimate import search_plan
 from pipelines.reproduce.verdict import Check, compared, contained, not_checked, same
+from pipelines.runs.targets import search_settings
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.search.implied import implied_search, target_range, whole_blocks
@@ -130,7 +131,7 @@ def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelSh
     Searches count no biases of what is removed.
     """
     expected = config.reference
-    settings = config.search.resolved(accounting.geometry)
+    settings = search_settings(config, accounting)
     names = [f"{what}, {stage}" for stage in _STAGES.values() for what in ("steps", "evaluations")]
     if expected.no_plan is not None or not strategy_of(settings).compares_candidates:
         why = expected.no_plan or f"search.strategy={settings.strategy} evaluates no candidates"
@@ -155,7 +156,7 @@ def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelSh
         ]
     else:
         checks = [_target_check(targets, settings.target_ratio)]
-    plan = search_plan(accounting, config)
+    plan = search_plan(accounting, settings)
     for stage in implied:
         steps, evaluations = _planned(plan, stage.name)
         checks.append(

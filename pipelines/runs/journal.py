@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ from pipelines.runs.files import read_trajectory
 from pruning import disk
 from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
+from pruning.costs.target import Target
 from pruning.errors import InputError
 from pruning.scoring.score import perplexity
 from pruning.search.stages import token_set_of
 from pruning.search.step import Step
 from pruning.search.strategy import Search
-from pruning.shape import Removal
+from pruning.shape import ModelShape, Removal
 
 Deviation = Literal["halved", "other_arithmetic"]
 """How a score came about otherwise than the others: its batch was run in halves, since it did not
@@ -107,6 +108,7 @@ def step_line(
     stderrs: Mapping[Removal, float | None],
     seconds: float,
     timestamp: float,
+    targets: Sequence[Target] = (),
 ) -> dict[str, Any]:
     """One line of the journal.
 
@@ -118,6 +120,7 @@ def step_line(
         stderrs: of each candidate, the standard error of its NLL minus that of the one removed;
             None where it has none.
         timestamp: end of the step, seconds since 1970.
+        targets: in other costs than parameters; what goes of each is written.
     """
     return {
         "step": number,
@@ -129,6 +132,7 @@ def step_line(
         "ratio": step.ratio,
         "num_parameters": accounting.num_parameters(step.shape),
         "flops_per_token": accounting.flops_per_token(step.shape, context_length=context_length),
+        **({"saved": saved_by(step.shape, targets)} if targets else {}),
         "margin": step.margin,
         "margin_stderr": None if step.runner_up is None else stderrs[step.runner_up[0]],
         "evaluations": evaluations,
@@ -141,6 +145,11 @@ def step_line(
         "seconds": round(seconds, 3),
         "timestamp": round(timestamp, 3),
     }
+
+
+def saved_by(shape: ModelShape, targets: Sequence[Target]) -> dict[str, float]:
+    """The share of the dense model's that a shape saves of each cost that is asked for."""
+    return {target.cost.name: target.cost.ratio(shape) for target in targets}
 
 
 def _read_nll(value: float | None) -> float:

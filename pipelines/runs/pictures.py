@@ -30,7 +30,11 @@ STAGES = {
     "attention_heads": ("attention heads", "#009E73", "^"),
 }
 
-TARGET = "search.target_ratio"
+
+def is_target(option: str) -> bool:
+    """Whether an option says how much is to go."""
+    return option == "search.target_ratio" or option.startswith("search.target.")
+
 
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
@@ -264,7 +268,7 @@ def sweep_figure(report: Mapping[str, Any]) -> Figure:
 def _series_of(row: Mapping[str, Any]) -> str:
     """What a point differs in besides the target."""
     settings = row["settings"].items()
-    return ", ".join(str(value) for name, value in settings if name != TARGET) or "points"
+    return ", ".join(str(value) for name, value in settings if not is_target(name)) or "points"
 
 
 def _plot_series(

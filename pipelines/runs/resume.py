@@ -13,6 +13,7 @@ from pipelines.config.groups import URLS
 from pipelines.config.overrides import option_of
 from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import MASK, masked_url
+from pipelines.config.target import targets_json
 from pipelines.runs.files import CONFIG, read_yaml
 from pruning.errors import InputError
 
@@ -76,7 +77,7 @@ def saved_form(config: PruneConfig) -> DictConfig:
     anywhere; passwords in URLs masked.
     """
     saved = OmegaConf.structured(config)
-    for name in ("model.path", *config.calibration.path_options):
+    for name in config.path_options:
         value = OmegaConf.select(saved, name)
         if value is not None and Path(value).expanduser().exists():
             OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
@@ -88,6 +89,10 @@ def saved_form(config: PruneConfig) -> DictConfig:
     del plain.search.layout  # an old name, which `SearchConfig` has replaced
     if not plain.calibration.sources:  # which only a mixture has
         del plain.calibration.sources
+    if config.latency is None:
+        del plain.latency
+    if not targets_json(config.search.asked):
+        del plain.search.target  # of parameters alone `target_ratio` says everything
     return cast("DictConfig", plain)
 
 

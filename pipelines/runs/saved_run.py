@@ -170,7 +170,7 @@ def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ())
     record = read_json(folder / RUN, option=option, fields=("identity",))
     if not isinstance(record["identity"], dict) or "model" not in record["identity"]:
         raise damaged(folder / RUN, KeyError("identity of a search"), option=option)
-    needed = ("model.path", "search.target_ratio", "tracking.uri")
+    needed = ("model.path", "search.importance", "tracking.uri")
     config = read_yaml(folder / CONFIG, option=option, fields=needed)
     lines = read_trajectory(folder / TRAJECTORY, option=option)
     summary = read_json_if_there(folder / SUMMARY, option=option, fields=("status",))

@@ -15,7 +15,8 @@ from pipelines.runs.files import ALLOCATION, CHANNEL_ORDER, SHAPE, SOLUTION, rea
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.saved_run import SavedRun, read_saved_run
-from pipelines.solve.timing import Timing
+from pipelines.runs.targets import targets_of
+from pipelines.runs.timing import Timing
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.costs.known_sizes import sizes_of
@@ -100,7 +101,9 @@ class SolvedRun:
         fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
         if latency is None:
             return cls(saved, accounting, costs, rounds, fingerprint)
-        timing = Timing.read(latency, saved, rounds)
+        timing, whose = Timing.read(latency), f"the run in {saved.folder}"
+        timing.require_model(saved.fingerprint, f"{whose} pruned {saved.model_name}")
+        timing.require_sizes({shape for each in rounds for shape in each.measured}, whose)
         costs = {**costs, **latency_costs(timing.table, accounting.dense)}
         return cls(saved, accounting, costs, rounds, fingerprint, timing)
 
@@ -137,14 +140,7 @@ class Solved:
             "targets": {name: ratio for name, (_, ratio) in self.targets.items()},
             "constraints": list(self.constraints),
             "shape": self.shape.text,
-            "costs": {
-                name: {
-                    "dense": cost.dense,
-                    "pruned": cost.of(self.shape),
-                    "ratio": cost.ratio(self.shape),
-                }
-                for name, cost in run.costs.items()
-            },
+            "costs": {name: cost.to_json(self.shape) for name, cost in run.costs.items()},
             **({"latency": run.timing.to_json(self.shape)} if run.timing else {}),
             "kl": {
                 prediction.kind: prediction.score
@@ -187,20 +183,8 @@ def solved(run: SolvedRun, config: SolveConfig) -> Solved:
     Raises:
         InputError: none does, or a cost is not known of this model.
     """
-    unknown = [
-        f"{name}: {ratio:g}, but by {run.timing.path} the dense model takes no time for it; "
-        "measure it again, with more rounds"
-        if cost in TIMED and run.timing
-        else f"{name}: {ratio:g}, but this cost is not known of {run.saved.model_name}"
-        for name, (cost, ratio) in config.targets.items()
-        if cost not in run.costs
-    ]
-    if unknown:
-        raise InputError("\n".join(unknown))
-    limits = [
-        Limit.of_target(name, run.costs[cost], ratio)
-        for name, (cost, ratio) in config.targets.items()
-    ]
+    targets = targets_of(config.targets, run.costs, run.timing, model=run.saved.model_name)
+    limits = [Limit.of_target(target) for target in targets]
     constraints = _constraints(run, config)
     problems: list[str] = []
     for found in reversed(run.rounds):

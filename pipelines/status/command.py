@@ -157,8 +157,9 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
         rows.add_row(
             "step",
             (
-                f"{status['step']} ({status['stage']}): ratio {status['ratio']:.2%} of "
-                f"{status['target_ratio']:.2%}{perplexity}"
+                f"{status['step']} ({status['stage']}): ratio {status['ratio']:.2%}"
+                + (f" of {target:.2%}" if (target := status["target_ratio"]) is not None else "")
+                + perplexity
             ),
         )
     if status.get("rate") and status["alive"]:

@@ -28,10 +28,10 @@ class Heartbeat:
     """Collects what is known of a running search and writes it.
 
     Args:
-        target_ratio: what the search is asked for.
+        target_ratio: what the search is asked for; None: other costs than parameters alone.
     """
 
-    def __init__(self, folder: RunFolder, *, target_ratio: float) -> None:
+    def __init__(self, folder: RunFolder, *, target_ratio: float | None) -> None:
         self._folder = folder
         self._written = 0.0
         self._warned = False

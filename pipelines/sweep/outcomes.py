@@ -56,7 +56,7 @@ class Outcome:
     folder: str
     problem: str | None
     model: str = ""
-    target_ratio: float = 0.0
+    target_ratio: float | None = None
     ratio: float | None = None
     num_steps: int = 0
     candidates: Mapping[str, Mapping[Key, int]] = field(default_factory=dict)

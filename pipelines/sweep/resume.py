@@ -68,7 +68,7 @@ def saved_overrides(given: Sequence[str], job: PruneJob) -> list[str]:
     """As `pipelines.runs.resume.saved_form`: paths absolute, those of files that nobody named too;
     passwords masked.
     """
-    paths = ("model.path", *job.config.calibration.path_options)
+    paths = job.config.path_options
     options = OmegaConf.structured(job.config)
     values = {name: _absolute(OmegaConf.select(options, name)) for name in paths}
     sources = _saved("calibration.sources", OmegaConf.to_container(options.calibration.sources))

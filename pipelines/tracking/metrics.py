@@ -35,6 +35,7 @@ _OF_A_STEP = (
 def step_metrics(line: Mapping[str, Any]) -> Metrics:
     """One line of a trajectory, in the section `prune`."""
     found = {f"prune/{name}": line[name] for name in _OF_A_STEP}
+    found |= {f"prune/saved_{name}": ratio for name, ratio in line.get("saved", {}).items()}
     # Trajectories from before it was recorded lack the standard error of the margin.
     return found | {
         "prune/num_candidates": len(line["candidates"]),
@@ -74,7 +75,10 @@ def result_metrics(summary: Mapping[str, Any]) -> Metrics:
         f"result/{name}": summary[name]["pruned"]
         for name in ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
     }
-    return perplexities | sizes | {RESULT_RATIO: summary["ratio"]}
+    saved = {
+        f"result/saved_{name}": cost["ratio"] for name, cost in summary.get("costs", {}).items()
+    }
+    return perplexities | sizes | saved | {RESULT_RATIO: summary["ratio"]}
 
 
 def evaluation_metrics(report: Mapping[str, Any]) -> Metrics:
@@ -131,14 +135,17 @@ def search_params(
     """Every option, and under `resolved.` what the search made of those that decide its result.
 
     Args:
-        options: by group, then name.
+        options: by group, then name, those of `search.target` by another.
     """
     given = {
         f"{group}.{name}": value
         for group, fields in options.items()
         if isinstance(fields, Mapping)
         for name, value in fields.items()
+        if not isinstance(value, Mapping)
     }
+    target = options.get("search", {}).get("target", {})
+    given |= {f"search.target.{name}": value for name, value in target.items() if value is not None}
     resolved = {f"resolved.{name}": value for name, value in identity.items()}
     return given | resolved | {"output_dir": output_dir}
 

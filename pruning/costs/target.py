@@ -37,6 +37,29 @@ class Cost:
         """What a shape saves / what the dense model costs, 0..1."""
         return (self.dense - self.of(shape)) / self.dense
 
+    def to_json(self, shape: ModelShape) -> dict[str, float]:
+        """As `summary.json` and `solution.json` have it."""
+        return {"dense": self.dense, "pruned": self.of(shape), "ratio": self.ratio(shape)}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked for of one cost.
+
+    Args:
+        name: of the option: `search.target.flops`.
+        given: the share of the dense model's that goes, above 0 and below 1.
+    """
+
+    name: str
+    cost: Cost
+    given: float
+
+    @property
+    def most(self) -> float:
+        """What a shape may cost."""
+        return (1 - self.given) * self.cost.dense
+
 
 def costs_of(accounting: Accounting, *, context_length: int) -> Mapping[CostName, Cost]:
     """All costs that are known of a model from its configuration, by name.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.costs.target import Cost
+from pruning.costs.accounting import Accounting
+from pruning.costs.target import Target
 from pruning.errors import InputError
 from pruning.shape import UNITS, ModelShape, Resize, Unit
 
@@ -37,9 +38,15 @@ class Limit:
     dense: float | None = None
 
     @classmethod
-    def of_target(cls, name: str, cost: Cost, ratio: float) -> Limit:
-        """At least that share of a cost goes."""
-        return cls(name, cost.of, (1 - ratio) * cost.dense, cost.dense)
+    def of_target(cls, target: Target) -> Limit:
+        """At least what is asked for goes."""
+        return cls(target.name, target.cost.of, target.most, target.cost.dense)
+
+    @classmethod
+    def of_parameters(cls, accounting: Accounting, ratio: float) -> Limit:
+        """At least that share of all parameters goes."""
+        dense = accounting.num_dense_parameters
+        return cls("search.target_ratio", accounting.num_parameters, (1 - ratio) * dense, dense)
 
     def as_given(self, cost: float) -> str:
         """A cost as the limit was given: of targets the share of the dense model that is gone."""

@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.search.allocation import Limit
+from pruning.search.allocation import Limit, lowest_cost, solve
 from pruning.search.allocation_result import Allocation
-from pruning.search.fixed import PARTS, FixedSearch, path_between
+from pruning.search.fixed import PARTS, PathSearch, path_between
 from pruning.search.plan import Range, SearchPlan, StagePlan
 from pruning.search.rounds import MOVES, AllocationSearch
 from pruning.search.settings import SearchSettings
-from pruning.search.stages import Stage, StageName, make_stages
+from pruning.search.stages import StageName, make_stages
 from pruning.search.strategy import Measured, Strategy
 from pruning.search.uniform import uniform_shape
 from pruning.shape import ModelShape
@@ -34,6 +35,7 @@ class AllocationStrategy(Strategy):
     needs = ("allocation",)
     solves_shares = True
     by_divergence = True
+    any_cost = True
 
     def measuring(self, accounting: Accounting) -> AllocationSearch:
         """The rounds, before the first.
@@ -44,40 +46,30 @@ class AllocationStrategy(Strategy):
         """
         settings = self.settings
         heads = make_stages(accounting, settings)[2].group if settings.distribution[2] else 0
-        uniform = self._uniform(accounting, settings.target_ratio)
-        most = (1 - settings.target_ratio) * accounting.num_dense_parameters
-        table = settings.table_ratio
+        limits, table = self.limits(accounting), settings.table_ratio
+        uniform = self._uniform(accounting, limits, heads if settings.targets else 0)
         search = AllocationSearch(
             accounting.dense,
-            uniform if table is None else self._uniform(accounting, table),
-            [Limit("search.target_ratio", accounting.num_parameters, most)],
+            uniform
+            if table is None
+            else self._uniform(accounting, [Limit.of_parameters(accounting, table)]),
+            limits,
             group=settings.mlp_group_channels,
             heads=heads,
             constraint=settings.shape_constraint,
             max_rounds=settings.rounds,
             uniform=None if table is None else uniform,
         )
-        reached = accounting.ratio(search.smallest())
-        if reached < settings.target_ratio:
-            raise InputError(
-                f"search.table_ratio: {table:g}; what is measured around the uniform shape of that "
-                f"ratio goes to {reached:.4f}, and search.target_ratio is "
-                f"{settings.target_ratio:g}; give one that is nearer to it, or leave it out"
-            )
+        if table is not None:
+            _require_reach(search, limits, table)
         return search
-
-    def problems(self, accounting: Accounting) -> list[str]:
-        found = super().problems(accounting)
-        if found:
-            return found
-        try:
-            self.measuring(accounting)
-        except InputError as error:
-            return str(error).splitlines()
-        return []
 
     def search(self, accounting: Accounting, measured: Measured) -> AllocationPath:
         return AllocationPath(accounting, self.settings, measured["allocation"])
+
+    def first_shapes(self, accounting: Accounting) -> Collection[ModelShape]:
+        wave = self.measuring(accounting).propose()
+        return (accounting.dense, *(wave.shapes if wave else ()))
 
     def planned(self, accounting: Accounting) -> SearchPlan:
         """What is measured counts as evaluations of the block stage, whose text it is measured on:
@@ -114,14 +106,41 @@ class AllocationStrategy(Strategy):
     def _own_identity(self) -> dict[str, Any]:
         return {name: value for name, value in super()._own_identity().items() if value is not None}
 
-    def _uniform(self, accounting: Accounting, ratio: float) -> ModelShape:
-        """As near to a ratio as half a group comes."""
+    def _uniform(
+        self, accounting: Accounting, limits: Sequence[Limit], heads: int = 0
+    ) -> ModelShape:
+        """As near to the limits as half a group comes."""
         settings, group = self.settings, self.settings.mlp_group_channels
         fine = group if settings.shape_constraint == "deployable" else max(1, group // 2)
-        return uniform_shape(accounting, target_ratio=ratio, group=fine)
+        return uniform_shape(accounting, limits, group=fine, heads=heads)
 
 
-class AllocationPath(FixedSearch):
+def _require_reach(search: AllocationSearch, limits: Sequence[Limit], ratio: float) -> None:
+    """Whether a table around another shape than that of the targets reaches them.
+
+    Raises:
+        InputError: it does not.
+    """
+    sizes = search.sizes()
+    around = f"search.table_ratio: {ratio:g}; what is measured around the uniform shape of that"
+    remedy = "give one that is nearer to it, or leave it out"
+    problems = [
+        f"{around} ratio goes to {limit.as_given(reached)}, and {limit.name} is "
+        f"{limit.as_given(limit.most)}; {remedy}"
+        for limit, reached in [(each, lowest_cost(sizes, each)) for each in limits]
+        if not limit.is_kept(reached)
+    ]
+    if not problems and len(limits) > 1:
+        try:
+            solve(sizes, limits)
+        except InputError:
+            names = ", ".join(limit.name for limit in limits)
+            problems = [f"{around} ratio does not reach {names} together; {remedy}"]
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+class AllocationPath(PathSearch):
     """Goes from the dense model to an allocation, with one candidate a step, which is scored on the
     text that the allocation was measured on, the `block` set.
     """
@@ -135,14 +154,5 @@ class AllocationPath(FixedSearch):
             channels=settings.mlp_group_channels,
             heads=make_stages(accounting, settings)[2].group,
         )
-        super().__init__(accounting, settings, [path])
-        self._path, self.allocation = path, allocation
-
-    @property
-    def stage(self) -> Stage | None:
-        """That of the removal that comes next, until all are made."""
-        rest = self._path[len(self.steps) :]
-        if not rest:
-            return None
-        name: StageName = "attention_heads" if rest[0].unit == "kv_heads" else "mlp_channels"
-        return Stage(name, self.settings.target_ratio, scored_on="block")
+        super().__init__(accounting, settings, path, scored_on="block")
+        self.allocation = allocation

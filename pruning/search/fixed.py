@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 from operator import itemgetter
 
+from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.search.allocation import size_of
 from pruning.search.greedy import GreedySearch, candidates_of, is_allowed
 from pruning.search.plan import SearchPlan, given_blocks, given_layers, plan_search
 from pruning.search.settings import SearchSettings
-from pruning.search.stages import Stage
+from pruning.search.stages import Stage, StageName
 from pruning.search.strategy import Measured, Strategy
 from pruning.shape import Kind, ModelShape, Removal
 
@@ -47,7 +48,7 @@ class FixedSearch(GreedySearch):
             for group in path
             if all(is_allowed(removal, num_layers, constraint) for removal in group)
         ]
-        self._inside = next(stage for stage in self.stages if stage.target_ratio > 0)
+        self._inside = next((each for each in self.stages if each.target_ratio > 0), None)
         self._removals = [removal for group in groups for removal in group]
         self._ends = {0, *accumulate(map(len, groups))}
 
@@ -74,6 +75,37 @@ class FixedSearch(GreedySearch):
 
     def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
         return tuple(self._removals[len(self.steps) :][:1])
+
+
+class PathSearch(FixedSearch):
+    """Goes a path to its end, where a shape is that is known to keep every target.
+
+    Args:
+        scored_on: the calibration set of every step; None: that of its stage.
+    """
+
+    def __init__(
+        self,
+        accounting: Accounting,
+        settings: SearchSettings,
+        path: Sequence[Removal],
+        scored_on: SetName | None = None,
+    ) -> None:
+        super().__init__(accounting, settings, [path])
+        self._path, self._scored_on = path, scored_on
+
+    @property
+    def stage(self) -> Stage | None:
+        """That of the removal that comes next, until all are made."""
+        rest = self._path[len(self.steps) :]
+        if not rest:
+            return None
+        name: StageName = "attention_heads" if rest[0].unit == "kv_heads" else "mlp_channels"
+        return Stage(name, self.settings.target_ratio, scored_on=self._scored_on)
+
+    def expected_evaluations(self) -> int:
+        """Evaluations still to come, exactly."""
+        return len(self._path) - len(self.steps)
 
 
 class RandomStrategy(Strategy):

@@ -206,12 +206,12 @@ class AllocationSearch:
             if size or not self._is_kept(block)
         }
 
-    def smallest(self) -> ModelShape:
-        """Every block at the smallest size that the next table has."""
-        found = self.shape
+    def sizes(self) -> Sensitivities:
+        """What the next table has of each block, with nothing known of it yet."""
+        found: dict[Block, dict[int, float]] = {}
         for block, size in self._neighbour_shapes():
-            found = resized(found, block, min(size, size_of(found, block)))
-        return found
+            found.setdefault(block, {size_of(self.shape, block): 0.0})[size] = 0.0
+        return Sensitivities(self.shape, found)
 
     def _is_kept(self, block: Block) -> bool:
         """Whether the constraint keeps a block, of whatever size."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
+from pruning.costs.target import Target
 from pruning.importance.criteria import Importance
 from pruning.models.geometry import Geometry
 
@@ -43,7 +44,7 @@ class SearchSettings:
 
     Args:
         strategy: what decides the next removal.
-        target_ratio: removed / all parameters, above 0 and below 1.
+        target_ratio: removed / all parameters, below 1; 0 where other costs alone are asked for.
         distribution: shares of the block, MLP channel and attention head stages.
         mlp_group_channels: MLP channels that go at a time.
         head_group_channels: query channels that go at a time, KV heads x queries per KV head x
@@ -54,6 +55,7 @@ class SearchSettings:
         seed: of the strategies that draw.
         rounds: of an allocation, at most; by default 1 with `table_ratio`, 2 without.
         table_ratio: at which uniform shape an allocation measures its table; None: the target's.
+        targets: in other costs than parameters.
     """
 
     strategy: StrategyName
@@ -67,6 +69,7 @@ class SearchSettings:
     seed: int
     rounds: int
     table_ratio: float | None = None
+    targets: tuple[Target, ...] = ()
 
     @classmethod
     def resolved(
@@ -84,6 +87,7 @@ class SearchSettings:
         seed: int | None = None,
         rounds: int | None = None,
         table_ratio: float | None = None,
+        targets: Sequence[Target] = (),
     ) -> Self:
         """Settings for a model of these sizes; None takes the default of that model."""
         return cls(
@@ -106,6 +110,7 @@ class SearchSettings:
             seed=_SEED if seed is None else seed,
             rounds=(1 if table_ratio else _ROUNDS) if rounds is None else rounds,
             table_ratio=table_ratio,
+            targets=tuple(targets),
         )
 
 

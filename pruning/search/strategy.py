@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
 
 from pruning.costs.accounting import Accounting
+from pruning.errors import InputError
+from pruning.search.allocation import Limit
 from pruning.search.plan import SearchPlan
 from pruning.search.selection import Selection
 from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
@@ -92,6 +94,8 @@ class Strategy(ABC):
     """Whether the two blocks of a layer go together."""
     by_divergence: ClassVar[bool] = False
     """Whether shapes are scored by KL from the dense model, too."""
+    any_cost: ClassVar[bool] = False
+    """Whether it takes targets in other costs than parameters."""
     compares_candidates: ClassVar[bool] = False
     """Whether a step scores several candidates and commits the best."""
 
@@ -108,8 +112,10 @@ class Strategy(ABC):
         steps. What changes nothing is left out, as in folders from before there was a choice.
         """
         settings = self.settings
-        identity: dict[str, Any] = {
-            "search.target_ratio": settings.target_ratio,
+        targets: dict[str, Any] = {target.name: target.given for target in settings.targets}
+        if settings.target_ratio:
+            targets["search.target_ratio"] = settings.target_ratio
+        identity: dict[str, Any] = targets | {
             "search.distribution": list(settings.distribution),
             "search.importance": settings.importance,
             "search.mlp_group_channels": settings.mlp_group_channels,
@@ -123,9 +129,29 @@ class Strategy(ABC):
             identity["search.compensation"] = settings.compensation
         return identity | self._own_identity()
 
+    def limits(self, accounting: Accounting) -> list[Limit]:
+        """What the shape that is looked for may cost."""
+        ratio, targets = self.settings.target_ratio, self.settings.targets
+        found = [Limit.of_parameters(accounting, ratio)] if ratio else []
+        return found + [Limit.of_target(target) for target in targets]
+
     def problems(self, accounting: Accounting) -> list[str]:
         """What is wrong with the settings for this model, one message each."""
-        return stage_problems(accounting, self.settings)
+        found = stage_problems(accounting, self.settings)
+        if not found:
+            try:
+                self.first_shapes(accounting)
+            except InputError as error:
+                return str(error).splitlines()
+        return found
+
+    def first_shapes(self, accounting: Accounting) -> Collection[ModelShape]:
+        """Shapes that it is known to come to, before anything is scored.
+
+        Raises:
+            InputError: the targets are out of reach.
+        """
+        return (accounting.dense,)
 
     @abstractmethod
     def search(self, accounting: Accounting, measured: Measured) -> Search:

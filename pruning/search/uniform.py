@@ -4,13 +4,16 @@ all layers a plain checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.search.fixed import FixedSearch, path_between
+from pruning.search.allocation import Limit, resized, size_of
+from pruning.search.fixed import PathSearch, path_between
 from pruning.search.plan import Range, SearchPlan, StagePlan
 from pruning.search.stages import make_stages
 from pruning.search.strategy import Measured, Strategy
-from pruning.shape import LayerShape, ModelShape, Removal
+from pruning.shape import ModelShape, Removal, Unit
 
 
 class UniformStrategy(Strategy):
@@ -23,13 +26,14 @@ class UniformStrategy(Strategy):
     method = "one rule for all: nearly every layer keeps the same number of MLP channels"
     channels_only = True
     constraints = ("none", "deployable", "one_width")
+    any_cost = True
 
-    def search(self, accounting: Accounting, measured: Measured) -> FixedSearch:
+    def search(self, accounting: Accounting, measured: Measured) -> PathSearch:
         make_stages(accounting, self.settings)  # says what does not fit the model
-        path = self._path(accounting)
-        # One width is there at the end alone, wherever the target is met.
-        groups = [path] if self._one_width else [(removal,) for removal in path]
-        return FixedSearch(accounting, self.settings, groups)
+        return PathSearch(accounting, self.settings, self._path(accounting))
+
+    def first_shapes(self, accounting: Accounting) -> Collection[ModelShape]:
+        return (accounting.dense, self._shape(accounting))
 
     def planned(self, accounting: Accounting) -> SearchPlan:
         path = self._path(accounting)
@@ -50,7 +54,7 @@ class UniformStrategy(Strategy):
         settings, one_width = self.settings, self._one_width
         return uniform_shape(
             accounting,
-            target_ratio=settings.target_ratio,
+            self.limits(accounting),
             group=settings.mlp_group_channels,
             whole_ends=not one_width,
             one_width=one_width,
@@ -69,40 +73,47 @@ class UniformStrategy(Strategy):
 
 def uniform_shape(
     accounting: Accounting,
+    limits: Sequence[Limit],
     *,
-    target_ratio: float,
     group: int,
+    heads: int = 0,
     whole_ends: bool = True,
     one_width: bool = False,
 ) -> ModelShape:
-    """The most even shape whose ratio is at least the target.
+    """The most even shape that keeps every limit.
 
     All widths are `group` channels below the dense one, or a multiple of that; where one step for
-    all overshoots, evenly spaced layers keep one group more.
+    all overshoots, evenly spaced layers keep one group more. Attention stays whole as long as MLPs
+    of half their width or more keep the limits; then it loses KV heads as evenly.
 
     Args:
-        target_ratio: removed / all parameters, above 0 and below 1.
         group: MLP channels that go at a time.
+        heads: KV heads that go at a time; 0 leaves attention whole, whatever becomes of MLPs.
         whole_ends: leave the first and the last layer whole, which matter most.
         one_width: no layer keeps a group more than another.
 
     Raises:
-        InputError: the MLPs do not hold that much.
+        InputError: what can be narrowed does not cost that much.
     """
-    num_layers, channels = accounting.geometry.num_layers, accounting.geometry.mlp_channels
-    whole = (0, num_layers - 1) if whole_ends and num_layers > 2 else ()
-    narrowed = [layer for layer in range(num_layers) if layer not in whole]
-    for width in range(channels - group, 0, -group):
-        shape = _with_widths(accounting, dict.fromkeys(narrowed, width))
-        if accounting.ratio(shape) >= target_ratio:
-            return shape if one_width else _evened(accounting, narrowed, width, group, target_ratio)
-    lowest = channels % group or group
-    most = accounting.ratio(_with_widths(accounting, dict.fromkeys(narrowed, lowest)))
-    raise InputError(
-        f"search.target_ratio: {target_ratio:g}; MLPs of {lowest} channels in "
-        f"{len(narrowed)} of {num_layers} layers come to {most:.4f}, with attention whole; lower "
-        "the target, or use smaller groups"
-    )
+    dense, num_layers = accounting.dense, accounting.geometry.num_layers
+    channels = accounting.geometry.mlp_channels
+    ends = (0, num_layers - 1) if whole_ends and num_layers > 2 else ()
+    layers = [layer for layer in range(num_layers) if layer not in ends]
+    attentions = _evened(dense, "kv_heads", layers, heads) if heads else [dense]
+    for least in (channels // 2, 1) if heads else (1,):
+        for attention in attentions:
+            for width in range(channels, least - 1, -group):
+                shape = _with_sizes(attention, "mlp_channels", dict.fromkeys(layers, width))
+                if not _keeps(shape, limits):
+                    continue
+                if one_width or width == channels:
+                    return shape
+                return next(
+                    each
+                    for each in _between(attention, "mlp_channels", layers, width, group)
+                    if _keeps(each, limits)
+                )
+    raise InputError("\n".join(_out_of_reach(accounting, limits, attentions[-1], layers, group)))
 
 
 def uniform_path(dense: ModelShape, shape: ModelShape, group: int) -> tuple[Removal, ...]:
@@ -120,23 +131,56 @@ def uniform_path(dense: ModelShape, shape: ModelShape, group: int) -> tuple[Remo
     return tuple(removals)
 
 
-def _evened(
-    accounting: Accounting, narrowed: list[int], width: int, group: int, target_ratio: float
-) -> ModelShape:
-    """As many evenly spaced layers as the target allows keep one group more."""
-    for count in range(len(narrowed), 0, -1):
-        spaced = [narrowed[position * len(narrowed) // count] for position in range(count)]
-        widths = dict.fromkeys(narrowed, width) | dict.fromkeys(spaced, width + group)
-        shape = _with_widths(accounting, widths)
-        if accounting.ratio(shape) >= target_ratio:
-            return shape
-    return _with_widths(accounting, dict.fromkeys(narrowed, width))
+def _evened(dense: ModelShape, unit: Unit, layers: Sequence[int], step: int) -> list[ModelShape]:
+    """From the dense model to the smallest blocks, as few steps apart as layers allow."""
+    whole, found = size_of(dense, (0, unit)), [dense]
+    for size in range(whole - step, 0, -step):
+        found += _between(dense, unit, layers, size, step)
+    return found
 
 
-def _with_widths(accounting: Accounting, widths: dict[int, int]) -> ModelShape:
-    return ModelShape(
-        tuple(
-            LayerShape(layer.kv_heads, widths.get(index, layer.mlp_channels))
-            for index, layer in enumerate(accounting.dense.layers)
-        )
+def _between(
+    base: ModelShape, unit: Unit, layers: Sequence[int], size: int, step: int
+) -> list[ModelShape]:
+    """Blocks of one size, of which ever fewer, evenly spaced, keep one step more; none at last."""
+    found = []
+    for count in range(len(layers) - 1, -1, -1):
+        more = {layers[position * len(layers) // count] for position in range(count)}
+        sizes = {layer: size + step if layer in more else size for layer in layers}
+        found.append(_with_sizes(base, unit, sizes))
+    return found
+
+
+def _with_sizes(base: ModelShape, unit: Unit, sizes: Mapping[int, int]) -> ModelShape:
+    for layer, size in sizes.items():
+        base = resized(base, (layer, unit), size)
+    return base
+
+
+def _keeps(shape: ModelShape, limits: Sequence[Limit]) -> bool:
+    return all(limit.is_kept(limit.cost(shape)) for limit in limits)
+
+
+def _out_of_reach(
+    accounting: Accounting,
+    limits: Sequence[Limit],
+    attention: ModelShape,
+    layers: Sequence[int],
+    group: int,
+) -> list[str]:
+    """How far each limit goes that is not kept at the smallest sizes."""
+    lowest = accounting.geometry.mlp_channels % group or group
+    smallest = _with_sizes(attention, "mlp_channels", dict.fromkeys(layers, lowest))
+    fewest = min(layer.kv_heads for layer in attention.layers)
+    whole = fewest == accounting.geometry.kv_heads
+    sizes = f"MLPs of {lowest} channels" + (
+        "" if whole else f" and attentions of {fewest} KV head{'s' if fewest > 1 else ''}"
     )
+    beside = ", with attention whole" if whole else ""
+    return [
+        f"{limit.name}: {limit.as_given(limit.most)}; {sizes} in {len(layers)} of "
+        f"{accounting.geometry.num_layers} layers come to {limit.as_given(reached)}{beside}; lower "
+        "the target, or use smaller groups"
+        for limit, reached in [(each, each.cost(smallest)) for each in limits]
+        if not limit.is_kept(reached)
+    ]

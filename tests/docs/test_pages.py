@@ -144,8 +144,8 @@ def test_every_command_is_understood(page: Page, monkeypatch: pytest.MonkeyPatch
 
 def test_a_command_with_a_misspelt_option_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
-    path.write_text("```\nmultipruner prune search.target=0.2 \\\n    resume=true  # why\n```\n")
+    path.write_text("```\nmultipruner prune search.targt=0.2 \\\n    resume=true  # why\n```\n")
     [(name, options)] = commands(Page(path))
-    assert (name, options) == ("prune", ["search.target=0.2", "resume=true"])
+    assert (name, options) == ("prune", ["search.targt=0.2", "resume=true"])
     register()
     assert "no such option" in override_problems(name, options)[0]

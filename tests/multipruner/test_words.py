@@ -115,3 +115,10 @@ def test_all_problems_are_said_at_once() -> None:
         "search.seed",
     ]
     assert "type object; options take text, paths, numbers, True, False, None, and" in lines[2]
+
+
+def test_targets_in_several_costs() -> None:
+    given = of_search("a", {"flops": 0.1, "latency": 0.2}, None)
+    assert words_of(given, {"latency": "b.json"}) == [
+        "model=a", "search.target.flops=0.1", "search.target.latency=0.2", "latency=b.json"
+    ]  # fmt: skip

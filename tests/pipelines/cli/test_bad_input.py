@@ -25,6 +25,7 @@ from tests.pipelines.conftest import Search
         (["search.target_ratio=-0.1"], ["search.target_ratio: -0.1"]),
         (["search.target_ratio=1"], ["search.target_ratio: 1;"]),
         (["search.target_ratio=22"], ["search.target_ratio: 22", "did you mean 0.22?"]),
+        (["search.target=0.2"], ["search.target=0.2: a target is of a cost, such as"]),
         (["search.target_ratio=nan"], ["search.target_ratio: nan"]),
         (
             ["search.target_ratio=lots"],

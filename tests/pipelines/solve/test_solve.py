@@ -166,7 +166,7 @@ def test_the_folder_of_something_else_is_not_a_place_for_several(
     ("words", "message"),
     [
         ((), "search.target_ratio: missing; give it, or one or more of search.target.parameters"),
-        (("search.target_ratio=1.5",), "search.target_ratio: 1.5; it is removed / dense"),
+        (("search.target_ratio=1.5",), "search.target_ratio: 1.5; it is removed / all parameters"),
         (
             ("search.target_ratio=0.1", "search.target.parameters=0.1"),
             "search.target_ratio, search.target.parameters: both are given",

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.costs.accounting import Accounting
-from pruning.costs.target import Cost, CostName, costs_of
+from pruning.costs.target import Cost, CostName, Target, costs_of
 from pruning.errors import InputError
 from pruning.search.allocation import (
     Block,
@@ -111,7 +111,7 @@ def best_by_trying(table: Sensitivities, limits: list[Limit], name: str) -> floa
 def test_solutions_are_optimal_and_refusals_are_right(
     table: Sensitivities, name: str, targets: dict[CostName, float]
 ) -> None:
-    limits = [Limit.of_target(cost, COSTS[cost], ratio) for cost, ratio in targets.items()]
+    limits = [Limit.of_target(Target(cost, COSTS[cost], ratio)) for cost, ratio in targets.items()]
     best = best_by_trying(table, limits, name)
     try:
         found = solve_within(table, limits, CONSTRAINTS[name])
@@ -201,7 +201,7 @@ KV: Cost = COSTS["kv_cache"]
 )
 def test_what_keeps_a_target_away_is_named(text: str, names: list[str], message: str) -> None:
     ratio = 0.34 if names == ["none"] else 0.3
-    limits = [Limit.of_target("kv", KV, ratio)]
+    limits = [Limit.of_target(Target("kv", KV, ratio))]
     constraints = [each for name in names for each in CONSTRAINTS[name]]
     with pytest.raises(InputError, match=message):
         solve_within(table_of(text), limits, constraints)

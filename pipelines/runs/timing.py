@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.runs.files import read_with
-from pipelines.runs.saved_run import SavedRun
 from pruning.costs.latency import BLOCKS, PHASES, LatencyTable, warn_of_noise
 from pruning.errors import InputError
-from pruning.search.prediction import MeasuredRound
 from pruning.shape import UNITS, ModelShape, Unit
 
 log = logging.getLogger(__name__)
@@ -32,11 +30,11 @@ class Timing:
     fingerprint: str
 
     @classmethod
-    def read(cls, file: str, run: SavedRun, rounds: Sequence[MeasuredRound]) -> Timing:
-        """Reads it, and checks it against what the run measured.
+    def read(cls, file: str) -> Timing:
+        """Reads it.
 
         Raises:
-            InputError: it is missing, damaged, of another model, or lacks sizes.
+            InputError: it is missing or damaged.
         """
         path = Path(file).expanduser().absolute()
         if not path.is_file():
@@ -44,17 +42,40 @@ class Timing:
                 f"latency: {path} is no file; give the latency.json of multipruner latency"
             )
         table = read_with(LatencyTable.load, path, option="latency")
-        if table.fingerprint != run.fingerprint:
+        return cls(path, table, hashlib.sha256(path.read_bytes()).hexdigest()[:32])
+
+    def require_model(self, fingerprint: str, pruned: str) -> None:
+        """Checks that it is of that model.
+
+        Args:
+            pruned: it in words.
+
+        Raises:
+            InputError: it is of another.
+        """
+        table = self.table
+        if table.fingerprint != fingerprint:
             raise InputError(
-                f"latency: {path} is of {table.model} (fingerprint {table.fingerprint}), and the "
-                f"run in {run.folder} pruned {run.model_name} ({run.fingerprint}); measure that "
-                "with multipruner latency"
+                f"latency: {self.path} is of {table.model} (fingerprint {table.fingerprint}), and "
+                f"{pruned} ({fingerprint}); measure that with multipruner latency"
             )
-        sizes = {unit: _sizes(rounds, unit) for unit in UNITS}
+
+    def require_sizes(self, shapes: Iterable[ModelShape], whose: str) -> None:
+        """Checks that it has what shapes have.
+
+        Args:
+            whose: has those shapes, in words.
+
+        Raises:
+            InputError: it does not reach some of their sizes.
+        """
+        layers = {layer for shape in shapes for layer in shape.layers}
+        table = self.table
+        sizes = {unit: sorted({getattr(each, unit) for each in layers}) for unit in UNITS}
         problems = [
-            f"latency: {path} has {name}s of {min(known)} to {max(known)} {counted}, and the run "
-            f"in {run.folder} has some of {', '.join(map(str, missing))}; measure a table that "
-            "goes so far, with multipruner latency"
+            f"latency: {self.path} has {name}s of {min(known)} to {max(known)} {counted}, and "
+            f"{whose} has some of {', '.join(map(str, missing))}; measure a table that goes so "
+            "far, with multipruner latency"
             for unit in UNITS
             for known, (name, counted) in [(table.times.of(unit), BLOCKS[unit])]
             if (missing := [each for each in sizes[unit] if not table.reaches(unit, each)])
@@ -63,10 +84,9 @@ class Timing:
             raise InputError("\n".join(problems))
         warn_of_noise(table)
         _warn_of_interpolation(table, sizes)
-        return cls(path, table, hashlib.sha256(path.read_bytes()).hexdigest()[:32])
 
     def to_json(self, shape: ModelShape) -> dict[str, Any]:
-        """As `solution.json` has it."""
+        """As `solution.json` and `summary.json` have it."""
         table = self.table
         return {
             "table": str(self.path),
@@ -98,9 +118,3 @@ def _warn_of_interpolation(table: LatencyTable, sizes: Mapping[Unit, Sequence[in
         if found["mlp_channels"]
         else "",
     )
-
-
-def _sizes(rounds: Sequence[MeasuredRound], unit: Unit) -> list[int]:
-    """All that the shapes of a run have."""
-    shapes = {shape for each in rounds for shape in each.measured}
-    return sorted({getattr(layer, unit) for shape in shapes for layer in shape.layers})
