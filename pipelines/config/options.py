@@ -261,5 +261,6 @@ def _parts(hint: Any) -> tuple[Any, ...]:
 
 def _words(parts: tuple[Any, ...]) -> str:
     kinds = [part for part in parts if part is not type(None)]
+    kinds = [kind for kind in kinds if not (kind is int and float in kinds)]
     names = [_TYPES.get(typing.get_origin(kind) or kind, "mapping") for kind in kinds]
     return " or ".join(names + ["null"] * (type(None) in parts))

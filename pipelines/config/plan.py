@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,10 @@ class PlanConfig(PruneConfig):
     grid: dict[str, Any] = field(default_factory=dict)
     tflops_per_evaluator: float | None = MISSING
     rate_of: str | None = MISSING
+
+    def problems_of_memory(self, given: Sequence[str]) -> list[str]:
+        """None: what a model takes at a load is in every plan."""
+        return []
 
     def problems_outside_axes(self) -> list[str]:
         found = super().problems_outside_axes()

@@ -21,7 +21,8 @@ from pipelines.config.groups import (
     one_of,
 )
 from pipelines.config.search import SearchConfig
-from pipelines.config.target import table_problems
+from pipelines.config.target import MemoryConfig, table_problems
+from pruning.costs.memory import MemoryLoad
 from pruning.export.formats import FORMAT_NAMES
 
 
@@ -38,6 +39,7 @@ class PruneConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     export: str | None = one_of(FORMAT_NAMES)
     latency: str | None = MISSING
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     output_dir: str | None = MISSING
     resume: bool = MISSING
     accept_other_arithmetic: bool = MISSING
@@ -60,7 +62,11 @@ class PruneConfig:
         return checked(
             cls,
             config,
-            lambda typed: typed.problems() + typed.search.problems_of_new(given, common),
+            lambda typed: (
+                typed.problems()
+                + typed.search.problems_of_new(given, common)
+                + typed.problems_of_memory([*given, *common])
+            ),
         )
 
     @classmethod
@@ -75,6 +81,20 @@ class PruneConfig:
         """Names of its options that are files or folders to read."""
         return ("model.path", *self.calibration.path_options, "latency")
 
+    @property
+    def load(self) -> MemoryLoad | None:
+        """What memory is counted at, where it is asked for."""
+        if self.search.target.memory is None:
+            return None
+        return self.memory.load(self.calibration.sequence_length)
+
+    def problems_of_memory(self, given: Sequence[str]) -> list[str]:
+        """Options of a load that nothing is counted at."""
+        names = [name for name in given if name.startswith("memory.")]
+        if not names or self.load is not None:
+            return []
+        return [f"{', '.join(names)}: no effect without search.target.memory; leave out"]
+
     def problems(self) -> list[str]:
         axes = (self.model, self.calibration, self.search)
         found = [problem for group in axes for problem in group.problems()]
@@ -83,7 +103,7 @@ class PruneConfig:
 
     def problems_outside_axes(self) -> list[str]:
         """Those of options that no point of a grid sets."""
-        groups = (self.cluster, self.tracking, self.store, self.evaluation)
+        groups = (self.cluster, self.tracking, self.store, self.evaluation, self.memory)
         found = [problem for group in groups for problem in group.problems()]
         found += not_allowed(self)
         found += self.expected.problems() if self.expected is not None else []

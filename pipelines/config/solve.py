@@ -11,6 +11,7 @@ from pipelines.config.groups import at_least, checked, not_allowed, one_of
 from pipelines.config.target import (
     NAMES,
     Asked,
+    MemoryConfig,
     TargetConfig,
     asked_for,
     table_problems,
@@ -46,6 +47,7 @@ class SolveConfig:
 
     run: str | None = MISSING
     latency: str | None = MISSING
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     search: SolveSearchConfig = field(default_factory=SolveSearchConfig)
     grid: dict[str, Any] = field(default_factory=dict)
     output_dir: str | None = MISSING
@@ -68,4 +70,4 @@ class SolveConfig:
         if not targets:
             found.append(f"search.target_ratio: missing; give it, or one or more of {NAMES}")
         found += table_problems(targets, self.latency) + target_problems(targets)
-        return found + at_least(search, "search.", width_multiple=1)
+        return found + self.memory.problems() + at_least(search, "search.", width_multiple=1)

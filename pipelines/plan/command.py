@@ -29,6 +29,7 @@ from pipelines.plan.estimate import (
     search_flops,
     search_plan,
 )
+from pipelines.plan.serving import serving, serving_rows
 from pipelines.plan.sweep_plan import PointPlan, evaluations_together, flops_together
 from pipelines.runs.files import PLAN
 from pipelines.runs.folder import RunFolder
@@ -135,13 +136,10 @@ def _report(
 ) -> tuple[dict[str, Any], float | None]:
     calibration = config.calibration
     dtype, peak_bytes, num_evaluators = _evaluators(config, accounting, hidden_size)
+    samples = {"block": calibration.num_block_samples, "width": calibration.num_width_samples}
     sequences = {
-        "block": num_sequences(
-            calibration.source, calibration.num_block_samples, calibration.sequence_length
-        ),
-        "width": num_sequences(
-            calibration.source, calibration.num_width_samples, calibration.sequence_length
-        ),
+        name: num_sequences(calibration.source, count, calibration.sequence_length)
+        for name, count in samples.items()
     }
     batches = {name: -(-count // calibration.batch_size) for name, count in sequences.items()}
     lengths = {"sequence_length": calibration.sequence_length, "batch_size": calibration.batch_size}
@@ -182,6 +180,7 @@ def _report(
         "flops": flops,
         "dtype": dtype,
         "peak_bytes_per_evaluator": peak_bytes,
+        "memory": serving(accounting, config.memory.load(calibration.sequence_length)),
         **({"statistics": statistics} if statistics else {}),
         "num_evaluators": num_evaluators,
         "tflops_per_evaluator": tflops,
@@ -262,6 +261,8 @@ def _table(report: Mapping[str, Any]) -> Table:
         f"{report['peak_bytes_per_evaluator'] / 1e9:.1f} GB",
         "",
     )
+    for row in serving_rows(report["memory"]):
+        rows.add_row(*row)
     count = report["num_evaluators"]
     rows.add_row(f"time on {count} evaluator{'s' if count > 1 else ''}", "", _time(report), "")
     return rows

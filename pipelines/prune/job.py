@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -84,6 +84,7 @@ class PruneJob:
             "calibration.block": self.calibration.block.fingerprint,
             "calibration.width": self.calibration.width.fingerprint,
             **({"latency": self.timing.fingerprint} if self.timing else {}),
+            **({"memory": asdict(load)} if (load := self.config.load) else {}),
             **({"calibration.sources": str(mixture)} if mixture.sources else {}),
         }
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipelines.cli.console import duration
 from pipelines.config.redaction import masked_url
-from pipelines.config.target import in_words, targets_json
+from pipelines.config.target import in_words, load_in_words, targets_json
 from pipelines.plan.against_actual import plan_vs_actual_row
 from pipelines.prune.job import PruneJob
 from pipelines.prune.scorer import Scorer
@@ -31,6 +31,7 @@ from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import heldout_sources
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import NOT_KNOWN, Accounting
+from pruning.costs.memory import shown_bytes
 from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
 from pruning.models.display_name import display_name
@@ -143,7 +144,9 @@ def _targets(job: PruneJob, shape: ModelShape) -> dict[str, Any]:
         return {}
     costs = {each.cost.name: each.cost.to_json(shape) for each in job.settings.targets}
     latency = {"latency": job.timing.to_json(shape)} if job.timing else {}
-    return {**targets, "costs": costs, **latency}
+    load = job.config.load
+    memory = {"memory": load.to_json(job.accounting, shape)} if load else {}
+    return {**targets, "costs": costs, **latency, **memory}
 
 
 def _allocation(search: Search) -> dict[str, Any]:
@@ -235,6 +238,8 @@ def table(summary: Mapping[str, Any]) -> Table:
         *_cells(summary["kv_cache_bytes_per_token"], lambda value: f"{value:,.0f}", NOT_KNOWN),
     )
     for name, cost in summary.get("costs", {}).items():
+        if name == "memory":
+            rows.add_row(load_in_words(summary["memory"]), *_cells(cost, shown_bytes))
         if name in _TIMES:
             rows.add_row(_TIMES[name], *_cells(cost, lambda value: f"{value / 1e6:,.4g} ms"))
     rows.add_section()

@@ -91,6 +91,8 @@ def saved_form(config: PruneConfig) -> DictConfig:
         del plain.calibration.sources
     if config.latency is None:
         del plain.latency
+    if config.load is None:
+        del plain.memory
     if not targets_json(config.search.asked):
         del plain.search.target  # of parameters alone `target_ratio` says everything
     return cast("DictConfig", plain)

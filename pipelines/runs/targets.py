@@ -9,6 +9,7 @@ from pipelines.config.target import Asked
 from pipelines.runs.timing import Timing
 from pruning.costs.accounting import Accounting
 from pruning.costs.latency import latency_costs
+from pruning.costs.memory import shown_bytes
 from pruning.costs.target import TIMED, Cost, CostName, Target, costs_of
 from pruning.errors import InputError
 from pruning.models.display_name import display_name
@@ -28,17 +29,26 @@ def targets_of(
     Raises:
         InputError: a cost is not known.
     """
-    unknown = [
-        f"{name}: {ratio:g}, but by {timing.path} the dense model takes no time for it; "
+    problems = [
+        f"{name}: {ratio}, but by {timing.path} the dense model takes no time for it; "
         "measure it again, with more rounds"
         if cost in TIMED and timing
-        else f"{name}: {ratio:g}, but this cost is not known of {model}"
+        else f"{name}: {ratio}, but this cost is not known of {model}"
         for name, (cost, ratio) in asked.items()
         if cost not in costs
     ]
-    if unknown:
-        raise InputError("\n".join(unknown))
-    return [Target(name, costs[cost], ratio) for name, (cost, ratio) in asked.items()]
+    targets = [
+        Target(name, costs[cost], given) for name, (cost, given) in asked.items() if cost in costs
+    ]
+    problems += [
+        f"{each.name}: {each.given}; the dense model takes {shown_bytes(each.cost.dense)}, so that "
+        "nothing has to go"
+        for each in targets
+        if each.most >= each.cost.dense
+    ]
+    if problems:
+        raise InputError("\n".join(problems))
+    return targets
 
 
 def search_settings(
@@ -49,12 +59,9 @@ def search_settings(
     Raises:
         InputError: a cost is not known of the model.
     """
-    others = {
-        name: (cost, ratio)
-        for name, (cost, ratio) in config.search.asked.items()
-        if cost != "parameters"
-    }
-    costs = dict(costs_of(accounting, context_length=config.calibration.sequence_length))
+    others = {name: each for name, each in config.search.asked.items() if each[0] != "parameters"}
+    length = config.calibration.sequence_length
+    costs = dict(costs_of(accounting, context_length=length, load=config.memory.load(length)))
     if timing is not None:
         costs |= latency_costs(timing.table, accounting.dense)
     model = display_name(config.model.path)

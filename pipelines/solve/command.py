@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipelines.config.grid import Point, plain_grid, points_of
 from pipelines.config.overrides import as_override, check_axes, composed, option_of
 from pipelines.config.point_problems import of_all
 from pipelines.config.solve import SolveConfig
+from pipelines.config.target import load_in_words
 from pipelines.runs.files import RUN, SHAPE, SOLUTION
 from pipelines.runs.folder import RunFolder
 from pipelines.solve.solution import Solved, SolvedRun, solved
@@ -44,7 +46,7 @@ def solve(raw: DictConfig, overrides: Sequence[str]) -> list[dict[str, Any]]:
     )
     assert configs[0].run is not None
     with freeze_gc():  # counting parameters imports torch, unless they are known from before
-        run = SolvedRun.read(configs[0].run, configs[0].latency)
+        run = SolvedRun.read(configs[0].run, configs[0].memory, configs[0].latency)
     wanted = dict(zip((point.name for point in points), configs, strict=True))
     solutions = of_all(points, lambda point: solved(run, wanted[point.name]))
     found = {point.name: each for point, each in zip(points, solutions, strict=True)}
@@ -111,7 +113,7 @@ def _table(found: dict[str, Solved]) -> Table:
         prediction, costs = each.prediction, each.run.costs
         score = prediction.score if prediction.measured is None else prediction.measured
         shown.add_row(
-            name or ", ".join(f"{target} {ratio:g}" for target, (_, ratio) in each.targets.items()),
+            name or ", ".join(f"{target} {given}" for target, (_, given) in each.targets.items()),
             *(f"{costs[cost].ratio(each.shape):.4f}" for cost in names),
             f"{prediction.distance['parameters']:+.4f}",
             str(prediction.num_changed),
@@ -122,8 +124,8 @@ def _table(found: dict[str, Solved]) -> Table:
         for name, each in found.items()
         if each.prediction.kind == "extrapolation"
     ]
-    shown.caption = "\n".join(
-        ["from the base: ratio of parameters less that of the shape measured around", *reasons]
-    )
+    memory = [f"memory: {load_in_words(asdict(first.run.load))}"] if "memory" in names else []
+    base = "from the base: ratio of parameters less that of the shape measured around"
+    shown.caption = "\n".join([base, *memory, *reasons])
     shown.caption_justify = "left"
     return shown

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.groups import chosen
 from pipelines.config.solve import SolveConfig
+from pipelines.config.target import Asked, MemoryConfig
 from pipelines.runs.files import ALLOCATION, CHANNEL_ORDER, SHAPE, SOLUTION, read_with
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
@@ -21,7 +22,8 @@ from pruning.canonical_json import dump_json
 from pruning.costs.accounting import Accounting
 from pruning.costs.known_sizes import sizes_of
 from pruning.costs.latency import latency_costs
-from pruning.costs.target import TIMED, Cost, CostName, costs_of
+from pruning.costs.memory import MemoryLoad
+from pruning.costs.target import COUNTED, Cost, CostName, costs_of
 from pruning.errors import InputError
 from pruning.importance.channel_order import STATISTICS, ChannelOrder
 from pruning.search.allocation import Limit, Solution
@@ -47,6 +49,7 @@ class SolvedRun:
         rounds: what it measured, in order.
         fingerprint: of `allocation.json`, 32 hexadecimal digits.
         costs: those that are known of its model.
+        load: that memory is counted at.
         timing: the table of latencies that some of them are by; None: there is none.
     """
 
@@ -55,18 +58,20 @@ class SolvedRun:
     costs: Mapping[CostName, Cost]
     rounds: tuple[MeasuredRound, ...]
     fingerprint: str
+    load: MemoryLoad
     timing: Timing | None = None
 
     @property
     def counted_costs(self) -> list[Cost]:
-        """Those that no clock tells: how much a predicted KL is worth depends on no device."""
-        return [cost for name, cost in self.costs.items() if name not in TIMED]
+        """How much a predicted KL is worth depends on no device and no load."""
+        return [cost for name, cost in self.costs.items() if name in COUNTED]
 
     @classmethod
-    def read(cls, folder: str, latency: str | None = None) -> SolvedRun:
+    def read(cls, folder: str, memory: MemoryConfig, latency: str | None = None) -> SolvedRun:
         """Reads its folder, and the configuration of its model: no weights.
 
         Args:
+            memory: what memory is counted at.
             latency: file of a table of latencies of its model.
 
         Raises:
@@ -97,15 +102,17 @@ class SolvedRun:
                 f"run: {model.path} is not the model that the search in {saved.folder} pruned: "
                 f"its shape has {problems[0].removeprefix('it has ')}"
             )
-        costs = costs_of(accounting, context_length=saved.config.calibration.sequence_length)
+        length = int(saved.config.calibration.sequence_length)
+        load = memory.load(length)
+        costs = costs_of(accounting, context_length=length, load=load)
         fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
         if latency is None:
-            return cls(saved, accounting, costs, rounds, fingerprint)
+            return cls(saved, accounting, costs, rounds, fingerprint, load)
         timing, whose = Timing.read(latency), f"the run in {saved.folder}"
         timing.require_model(saved.fingerprint, f"{whose} pruned {saved.model_name}")
         timing.require_sizes({shape for each in rounds for shape in each.measured}, whose)
         costs = {**costs, **latency_costs(timing.table, accounting.dense)}
-        return cls(saved, accounting, costs, rounds, fingerprint, timing)
+        return cls(saved, accounting, costs, rounds, fingerprint, load, timing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +120,15 @@ class Solved:
     """A shape for some targets, and what the table says of it."""
 
     run: SolvedRun
-    targets: Mapping[str, tuple[CostName, float]]
+    targets: Asked
     constraints: tuple[str, ...]
     shape: ModelShape
     found: MeasuredRound
     prediction: Prediction
+
+    @property
+    def _asks_for_memory(self) -> bool:
+        return any(cost == "memory" for cost, _ in self.targets.values())
 
     def identity(self) -> dict[str, Any]:
         """What decides the shape."""
@@ -125,7 +136,8 @@ class Solved:
             "kind": "solution",
             "allocation": self.run.fingerprint,
             **({"latency": self.run.timing.fingerprint} if self.run.timing else {}),
-            **{name: ratio for name, (_, ratio) in self.targets.items()},
+            **{name: given for name, (_, given) in self.targets.items()},
+            **({"memory": asdict(self.run.load)} if self._asks_for_memory else {}),
             "constraints": list(self.constraints),
         }
 
@@ -137,11 +149,12 @@ class Solved:
             "allocation": run.fingerprint,
             "model": run.saved.model_name,
             "fingerprint": run.saved.fingerprint,
-            "targets": {name: ratio for name, (_, ratio) in self.targets.items()},
+            "targets": {name: given for name, (_, given) in self.targets.items()},
             "constraints": list(self.constraints),
             "shape": self.shape.text,
             "costs": {name: cost.to_json(self.shape) for name, cost in run.costs.items()},
             **({"latency": run.timing.to_json(self.shape)} if run.timing else {}),
+            "memory": run.load.to_json(run.accounting, self.shape),
             "kl": {
                 prediction.kind: prediction.score
                 if prediction.measured is None

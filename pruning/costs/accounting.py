@@ -118,6 +118,25 @@ class Accounting:
         known = [values for values in cached if values is not None]
         return sum(known) * bytes_per_value if len(known) == len(cached) else None
 
+    def kv_cache_bytes(
+        self, shape: ModelShape, *, context_length: int, bytes_per_value: int
+    ) -> int | None:
+        """Keys and values of one sequence at the end of a context: all of its tokens, or those in
+        the window of a layer.
+
+        Returns:
+            None where they are not known; see `kv_cache_bytes_per_token`.
+        """
+        if self.kv_cache_bytes_per_token(shape, bytes_per_value=bytes_per_value) is None:
+            return None
+        return bytes_per_value * sum(
+            (reads.cached or 0)
+            * kept.kv_heads
+            // full.kv_heads
+            * (context_length if reads.window is None else min(context_length, reads.window))
+            for reads, kept, full in zip(self._reads, shape.layers, self.dense.layers, strict=True)
+        )
+
     def _removed(self, block: BlockSizes, kept: int, full: int, keep_bias: bool) -> int:
         bias = block.bias_per_unit * (full - kept) if keep_bias else 0
         if kept == 0:

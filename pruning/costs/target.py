@@ -8,16 +8,20 @@ from functools import partial
 from typing import Literal, get_args
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.memory import MemoryLoad, bytes_of
 from pruning.shape import ModelShape
 
-CostName = Literal["parameters", "flops", "kv_cache", "latency", "prefill", "decode"]
-"""Parameters by the published convention, FLOPs of a token, KV-cache bytes of a token; nanoseconds
-of a batch by a table of latencies: all of it, its prefill, its decoding.
+CostName = Literal["parameters", "flops", "kv_cache", "memory", "latency", "prefill", "decode"]
+"""Parameters by the published convention, FLOPs of a token, KV-cache bytes of a token, bytes of
+weights and cache at a load; nanoseconds of a batch by a table of latencies: all of it, its prefill,
+its decoding.
 """
 
 COST_NAMES: tuple[CostName, ...] = get_args(CostName)
 TIMED: tuple[CostName, ...] = ("latency", "prefill", "decode")
 """Those that a table of latencies knows (`pruning.costs.latency`)."""
+COUNTED: tuple[CostName, ...] = ("parameters", "flops", "kv_cache")
+"""Those that depend on the model alone, and on no device or load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +52,30 @@ class Target:
 
     Args:
         name: of the option: `search.target.flops`.
-        given: the share of the dense model's that goes, above 0 and below 1.
+        given: the share of the dense model's that goes, above 0 and below 1; or what is left at
+            most, a size such as `16GB`.
     """
 
     name: str
     cost: Cost
-    given: float
+    given: float | str
 
     @property
     def most(self) -> float:
         """What a shape may cost."""
+        if isinstance(self.given, str):
+            return bytes_of(self.given)
         return (1 - self.given) * self.cost.dense
 
 
-def costs_of(accounting: Accounting, *, context_length: int) -> Mapping[CostName, Cost]:
+def costs_of(
+    accounting: Accounting, *, context_length: int, load: MemoryLoad | None = None
+) -> Mapping[CostName, Cost]:
     """All costs that are known of a model from its configuration, by name.
 
     Args:
         context_length: tokens of the context that FLOPs are counted at.
+        load: that memory is counted at; None: it is left out.
     """
 
     counts: dict[CostName, Callable[[ModelShape], int | None]] = {
@@ -73,6 +83,8 @@ def costs_of(accounting: Accounting, *, context_length: int) -> Mapping[CostName
         "flops": partial(accounting.flops_per_token, context_length=context_length),
         "kv_cache": partial(accounting.kv_cache_bytes_per_token, bytes_per_value=2),
     }
+    if load is not None:
+        counts["memory"] = partial(load.total_bytes, accounting)
     dense = {name: count(accounting.dense) for name, count in counts.items()}
     return {
         name: Cost(name, partial(_known, count), whole)

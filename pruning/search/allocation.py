@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.memory import shown_bytes
 from pruning.costs.target import Target
 from pruning.errors import InputError
 from pruning.shape import UNITS, ModelShape, Resize, Unit
@@ -30,16 +31,20 @@ class Limit:
         cost: of a shape, any unit.
         most: in that unit.
         dense: cost of the dense model, where the limit was given as the share that goes.
+        in_bytes: the unit is bytes.
     """
 
     name: str
     cost: Callable[[ModelShape], float]
     most: float
     dense: float | None = None
+    in_bytes: bool = False
 
     @classmethod
     def of_target(cls, target: Target) -> Limit:
         """At least what is asked for goes."""
+        if isinstance(target.given, str):
+            return cls(target.name, target.cost.of, target.most, in_bytes=True)
         return cls(target.name, target.cost.of, target.most, target.cost.dense)
 
     @classmethod
@@ -50,7 +55,14 @@ class Limit:
 
     def as_given(self, cost: float) -> str:
         """A cost as the limit was given: of targets the share of the dense model that is gone."""
+        if self.in_bytes:
+            return shown_bytes(cost)
         return f"{cost if self.dense is None else 1 - cost / self.dense:.4g}"
+
+    @property
+    def easier(self) -> str:
+        """What to do where it is out of reach."""
+        return "allow more" if self.dense is None else "lower the target"
 
     def is_kept(self, cost: float) -> bool:
         """Whether a shape may cost that much, sums of floats aside."""

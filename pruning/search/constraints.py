@@ -193,5 +193,5 @@ def _out_of_reach(table: Sensitivities, limit: Limit, constraints: Sequence[Cons
     )
     return (
         f"{limit.name}: {limit.as_given(limit.most)} is out of reach; the smallest sizes that were "
-        f"measured come to {limit.as_given(reached)}{bound}; lower the target, or {remedy}"
+        f"measured come to {limit.as_given(reached)}{bound}; {limit.easier}, or {remedy}"
     )

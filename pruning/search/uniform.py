@@ -179,8 +179,8 @@ def _out_of_reach(
     beside = ", with attention whole" if whole else ""
     return [
         f"{limit.name}: {limit.as_given(limit.most)}; {sizes} in {len(layers)} of "
-        f"{accounting.geometry.num_layers} layers come to {limit.as_given(reached)}{beside}; lower "
-        "the target, or use smaller groups"
+        f"{accounting.geometry.num_layers} layers come to {limit.as_given(reached)}{beside}; "
+        f"{limit.easier}, or use smaller groups"
         for limit, reached in [(each, each.cost(smallest)) for each in limits]
         if not limit.is_kept(reached)
     ]

@@ -164,6 +164,38 @@ def test_the_short_form_is_the_same_search(search: Search) -> None:
     assert again.summary["identity"]["search.target_ratio"] == 0.12
 
 
+def test_what_fits_into_so_many_bytes(
+    search: Search, tmp_path: Path, accounting: Accounting
+) -> None:
+    """Long contexts, in which the cache is half: attentions lose heads for it, too."""
+    words = (
+        *ALLOCATION, NO_RATIO, "search.target.memory=400kB", "memory.context_length=200",
+        "memory.batch_size=2", "memory.dtype=float32",
+    )  # fmt: skip
+    outcome = search(*words)
+    assert outcome.status == 0, outcome.output
+    summary, shape = outcome.summary, ModelShape.parse(outcome.summary["shape"])
+    cache = accounting.kv_cache_bytes_per_token(shape, bytes_per_value=4)
+    assert cache is not None
+    taken = 4 * accounting.num_stored_parameters(shape) + 400 * cache
+    assert summary["costs"]["memory"]["pruned"] == taken <= 400_000
+    assert summary["memory"]["kv_cache"]["pruned"] == 400 * cache
+    assert summary["identity"]["memory"] == {
+        "context_length": 200, "batch_size": 2, "dtype": "float32"
+    }  # fmt: skip
+    said = " ".join(outcome.output.split())
+    assert "(asked for memory 400kB)" in said
+    assert "weights and KV cache of 2 x 200 tokens" in said
+    params, metrics = of_params(tmp_path)
+    assert params["search.target.memory"] == "400kB"
+    assert metrics["result/saved_memory"] == summary["costs"]["memory"]["ratio"]
+    resumed = search("resume=true", "cluster=inline", f"output_dir={outcome.folder}", bare=True)
+    assert resumed.status == 0, resumed.output
+    other = search(*words, "memory.batch_size=1")
+    assert other.status == 2
+    assert "belongs to another run" in other.output
+
+
 def test_a_plan_says_what_is_asked_for(cli: Cli, arguments: list[str], write: WriteTable) -> None:
     words = (*arguments, *ALLOCATION, NO_RATIO, "search.target.latency=0.1", f"latency={write()}")
     outcome = cli("plan", *words)
@@ -205,6 +237,15 @@ def test_a_sweep_over_a_cost(cli: Cli, arguments: list[str]) -> None:
         (
             (*ALLOCATION, "search.target_ratio=0.1", "search.target.parameters=0.2"),
             "search.target_ratio, search.target.parameters: both are given",
+        ),
+        (
+            (*UNIFORM, "search.target.flops=0.1", "memory.batch_size=2"),
+            "memory.batch_size: no effect without search.target.memory; leave out",
+        ),
+        ((*UNIFORM, "search.target.memory=1G"), "search.target.memory: 1G; a size is a number"),
+        (
+            (*UNIFORM, "search.target.memory=20kB"),
+            "search.target.memory: 20 kB; MLPs of 4 channels in 2 of 4 layers come to 1",
         ),
         (
             (*UNIFORM, "search.target.kv_cache=0.2"),

@@ -309,3 +309,47 @@ def test_the_uniform_shape_of_the_target_counts_among_what_was_measured(
     taken = cli("solve", f"run={table.parent}", "search.target_ratio=0.1").read("solution.json")
     assert taken["shape"] == run["start"]
     assert taken["kl"]["measured"] == pytest.approx(better)
+
+
+def test_what_fits_into_so_many_bytes(solve: Solve, cli: Cli, checkpoint_folder: Path) -> None:
+    """And the weights of an export are as large as was said, but for the header of the file."""
+    load = ("memory.context_length=100", "memory.batch_size=2", "memory.dtype=float32")
+    outcome = solve("search.target.memory=380kB", *load)
+    assert outcome.status == 0, outcome.output
+    said = outcome.read("solution.json")
+    assert said["targets"] == {"search.target.memory": "380kB"}
+    weights, cache = (said["memory"][part]["pruned"] for part in ("weights", "kv_cache"))
+    assert said["costs"]["memory"]["pruned"] == weights + cache <= 380_000
+    assert cache < said["memory"]["kv_cache"]["dense"] == 2 * 100 * 768
+    assert "memory: weights and KV cache of 2 x 100 tokens (float32)" in outcome.output
+    assert not {"memory"} & said["kl"]["distance"].keys(), "which no load should change"
+    exported = cli(
+        "export", f"shape={outcome.folder}/shape.json", f"model.path={checkpoint_folder}",
+        "format=transformers", "dtype=float32", folder="exported",
+    )  # fmt: skip
+    assert exported.status == 0, exported.output
+    [file] = exported.folder.glob("*.safetensors")
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert file.stat().st_size - header == weights
+    other = solve("search.target.memory=380kB", "memory.context_length=99", *load[1:])
+    assert other.status == 2
+    assert "belongs to another run" in other.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("search.target.memory=60kB",), "memory: 60 kB is out of reach; the smallest sizes"),
+        (("search.target.memory=60kB",), "; allow more, or "),
+        (("search.target.memory=1GB",), "memory: 1GB; the dense model takes 148.3 kB, so that"),
+        (("search.target.memory=1G",), "search.target.memory: 1G; a size is a number above 0"),
+        (("search.target.memory=1",), "memory: 1; it is removed / dense, above 0 and below 1, or"),
+        (("search.target.memory=0.1", "memory.dtype=int8"), "memory.dtype: 'int8'; one of float32"),
+        (("search.target.memory=0.1", "memory.batch_size=0"), "memory.batch_size: 0; at least 1"),
+    ],
+)
+def test_bad_memory(solve: Solve, words: tuple[str, ...], message: str) -> None:
+    outcome = solve(*words)
+    assert outcome.status == 2, outcome.output
+    assert message in outcome.output
+    assert not outcome.folder.exists(), "something was written"

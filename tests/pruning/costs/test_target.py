@@ -6,6 +6,7 @@ import pytest
 from transformers import GPT2Config
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.memory import MemoryLoad
 from pruning.costs.target import COST_NAMES, TIMED, costs_of
 from pruning.search.allocation import resized, size_of
 from pruning.shape import UNITS, ModelShape
@@ -15,7 +16,8 @@ from tests.conftest import tiny_config
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2"])
 def test_costs_are_sums_over_blocks(family: str) -> None:
     """What changing two blocks saves is what each of them saves alone."""
-    costs = costs_of(Accounting(tiny_config(family)), context_length=64)
+    load = MemoryLoad(100, 2, "float16")
+    costs = costs_of(Accounting(tiny_config(family)), context_length=64, load=load)
     assert tuple(costs) == tuple(name for name in COST_NAMES if name not in TIMED)
     dense = ModelShape.parse("3x48*4")
     for name, cost in costs.items():
