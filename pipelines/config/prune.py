@@ -39,6 +39,7 @@ class PruneConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     export: str | None = one_of(FORMAT_NAMES)
     latency: str | None = MISSING
+    measure_latency: bool | None = MISSING
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     output_dir: str | None = MISSING
     resume: bool = MISSING
@@ -99,6 +100,11 @@ class PruneConfig:
         axes = (self.model, self.calibration, self.search)
         found = [problem for group in axes for problem in group.problems()]
         found += table_problems(self.search.asked, self.latency)
+        if self.measure_latency is not None and self.latency is None:
+            found.append(
+                f"measure_latency: {str(self.measure_latency).lower()}, which has no effect "
+                "without latency=FILE; leave it out"
+            )
         return found + self.problems_outside_axes()
 
     def problems_outside_axes(self) -> list[str]:

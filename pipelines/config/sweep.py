@@ -25,6 +25,11 @@ class SweepConfig(PruneConfig):
                 f"max_perplexity_ratio: {self.max_perplexity_ratio:g}; it is pruned / dense "
                 "perplexity, at least 1"
             )
+        if self.measure_latency:
+            found.append(
+                "measure_latency: true, which a sweep does not do, since its evaluators are busy "
+                "until the end; measure a point with multipruner evaluate evaluation.cost=true"
+            )
         return found
 
     @classmethod

@@ -11,6 +11,7 @@ from pipelines.config.latency import LatencyConfig
 from pipelines.evaluators import find_placement, open_pool
 from pipelines.runs.files import LATENCY
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.timing import device_differences
 from pruning.costs.accounting import Accounting
 from pruning.costs.block_times import Levels, depth_of
 from pruning.costs.latency import BlockTimes, LatencyTable
@@ -134,18 +135,11 @@ class LatencyJob:
 _LOAD = ("batch_size", "prompt_tokens", "new_tokens")
 """Options that the times are of."""
 
-_DEVICE = ("device", "processor", "num_threads", "attention")
-"""Of the arithmetic: other ones have another table."""
-
 
 def _require_same_device(folder: RunFolder, arithmetic: Mapping[str, Any]) -> None:
     """Measuring a table again is welcome; one of another device is not replaced."""
     theirs = (folder.read(LATENCY) or {}).get("arithmetic", {})
-    differing = [
-        f"{name}: {theirs[name]} there, {arithmetic[name]} here"
-        for name in _DEVICE
-        if name in theirs and theirs[name] != arithmetic[name]
-    ]
+    differing = device_differences(theirs, arithmetic)
     if differing:
         raise InputError(
             f"output_dir: {folder.path} has the table of another device ({'; '.join(differing)}); "

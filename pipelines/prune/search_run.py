@@ -16,6 +16,7 @@ from pipelines.plan.against_actual import plan_vs_actual
 from pipelines.prune.allocate import find_allocation
 from pipelines.prune.driver import run_search
 from pipelines.prune.job import PruneJob
+from pipelines.prune.measured_latency import is_measured, measured_latency
 from pipelines.prune.observers import (
     Observers,
     Scores,
@@ -110,6 +111,8 @@ class SearchRun:
             _announce(self.job, self.folder, self.journal)
             with self.tracking.running():
                 summary, problem = self._measured(started)
+                if self._is_timed:
+                    summary["latency"] |= measured_latency(self.job, self.search.shape, self._order)
                 write_results(self.folder, self.job, self.search, self.journal.lines, summary)
                 written = [name for name in ARTIFACTS if (self.folder.path / name).exists()]
                 tracked = self.tracking.finish(
@@ -150,7 +153,8 @@ class SearchRun:
                 num_steps=len(self.journal.lines),
                 accept=job.config.accept_other_arithmetic,
             )
-            order = job.channel_order(pool, self.folder)
+            self._is_timed = self._pool is None and is_measured(job, pool.arithmetic.to_json())
+            self._order = order = job.channel_order(pool, self.folder)
             claim_order(self.folder, order.fingerprint, num_steps=len(self.journal.lines))
             pool.set_order(order)
             scorer = self._scorer(pool, order, observers)

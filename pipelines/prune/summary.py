@@ -31,6 +31,7 @@ from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import heldout_sources
 from pruning.canonical_json import dump_json
 from pruning.costs.accounting import NOT_KNOWN, Accounting
+from pruning.costs.latency import PHASES
 from pruning.costs.memory import shown_bytes
 from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
@@ -238,6 +239,8 @@ def table(summary: Mapping[str, Any]) -> Table:
         *_cells(summary["kv_cache_bytes_per_token"], lambda value: f"{value:,.0f}", NOT_KNOWN),
     )
     for name, cost in summary.get("costs", {}).items():
+        if name in _TIMES and "measured" in summary["latency"]:
+            rows.add_row(*_timed(name, summary["latency"]["measured"]))
         if name == "memory":
             rows.add_row(load_in_words(summary["memory"]), *_cells(cost, shown_bytes))
         if name in _TIMES:
@@ -245,6 +248,17 @@ def table(summary: Mapping[str, Any]) -> Table:
     rows.add_section()
     _add_search(rows, summary)
     return rows
+
+
+def _timed(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a clock said of it."""
+    phases = [measured[phase] for phase in PHASES if name in ("latency", phase)]
+    pair = {
+        side: 1e3 * sum(each[f"{side}_seconds"] for each in phases) for side in ("dense", "pruned")
+    }
+    return f"{_TIMES[name].partition(',')[0]}, measured", *_cells(
+        pair, lambda value: f"{value:,.4g} ms"
+    )
 
 
 def _add_search(rows: Table, summary: Mapping[str, Any]) -> None:

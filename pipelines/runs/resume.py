@@ -90,7 +90,7 @@ def saved_form(config: PruneConfig) -> DictConfig:
     if not plain.calibration.sources:  # which only a mixture has
         del plain.calibration.sources
     if config.latency is None:
-        del plain.latency
+        del plain.latency, plain.measure_latency
     if config.load is None:
         del plain.memory
     if not targets_json(config.search.asked):

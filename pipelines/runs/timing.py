@@ -16,6 +16,9 @@ from pruning.shape import UNITS, ModelShape, Unit
 
 log = logging.getLogger(__name__)
 
+_DEVICE = ("device", "processor", "num_threads", "attention")
+"""Of the arithmetic: other ones have another table."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -85,6 +88,10 @@ class Timing:
         warn_of_noise(table)
         _warn_of_interpolation(table, sizes)
 
+    def differences(self, arithmetic: Mapping[str, Any]) -> list[str]:
+        """In what a device is another than that of the table."""
+        return device_differences(self.table.arithmetic, arithmetic)
+
     def to_json(self, shape: ModelShape) -> dict[str, Any]:
         """As `solution.json` and `summary.json` have it."""
         table = self.table
@@ -96,6 +103,15 @@ class Timing:
             "settings": asdict(table.settings),
             "predicted_seconds": {phase: table.seconds(shape, phase) for phase in PHASES},
         }
+
+
+def device_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """In words, of two arithmetics."""
+    return [
+        f"{name}: {there[name]} there, {here[name]} here"
+        for name in _DEVICE
+        if name in there and there[name] != here[name]
+    ]
 
 
 def _warn_of_interpolation(table: LatencyTable, sizes: Mapping[Unit, Sequence[int]]) -> None:

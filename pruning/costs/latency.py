@@ -9,6 +9,7 @@ import logging
 import math
 import statistics
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -172,13 +173,37 @@ class LatencyTable:
                 f"latency: {name} of {size} {counted}; the table has {sizes[0]} to {sizes[-1]}; "
                 "measure one that goes so far"
             )
+        parts = self._parts(unit, size)
+        return round(sum(share * _nanoseconds(times[each], phase) for each, share in parts.items()))
+
+    def ratio_error(self, shape: ModelShape, dense: ModelShape, phase: Phase) -> float | None:
+        """Standard error of what is predicted of one shape / of another, by those of the medians.
+        Blocks of one size have one time, so that its error counts for all; None: not known.
+        """
+        whole = self.nanoseconds(dense, phase)
+        ratio = self.nanoseconds(shape, phase) / whole
+        counts = [(1 - ratio, self.times.rest)]
+        for unit in UNITS:
+            share: defaultdict[int, float] = defaultdict(float)
+            for one, factor in ((shape, 1.0), (dense, -ratio)):
+                for layer in one.layers:
+                    for size, part in self._parts(unit, getattr(layer, unit)).items():
+                        share[size] += factor * part
+            counts += [(count, self.times.of(unit)[size]) for size, count in share.items()]
+        errors = [(count, getattr(times, phase).standard_error) for count, times in counts]
+        if any(error is None for _, error in errors):
+            return None
+        return 1e9 * math.hypot(*(count * error for count, error in errors)) / whole
+
+    def _parts(self, unit: Unit, size: int) -> dict[int, float]:
+        """The measured sizes that a size is between, with the share of each."""
+        sizes = sorted(self.times.of(unit))
         above = sizes[bisect_left(sizes, size)]
         if above == size:
-            return _nanoseconds(times[size], phase)
+            return {size: 1.0}
         below = sizes[bisect_left(sizes, size) - 1]
         share = (size - below) / (above - below)
-        low, high = (_nanoseconds(times[each], phase) for each in (below, above))
-        return round(low + share * (high - low))
+        return {below: 1 - share, above: share}
 
     def reaches(self, unit: Unit, size: int) -> bool:
         """Whether a size is among those that were measured, or between two of them."""

@@ -1,0 +1,142 @@
+"""What a predicted time was worth: the pruned model timed against the dense one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.prune import measured_latency
+from pruning.costs.latency import BlockTimes, LatencyTable, PhaseTimes, Seconds
+from pruning.models.checkpoint import Checkpoint
+from pruning.shape import ModelShape
+from tests.pipelines.command import Outcome
+from tests.pipelines.conftest import Cli, Search
+from tests.pruning.costs.tables import table
+
+UNIFORM = (
+    "search=uniform", "search.distribution=[0,1,0]", "search.mlp_group_channels=8",
+    "search.target_ratio=null", "search.target.latency=0.05",
+)  # fmt: skip
+SIZES = {"kv_heads": {0: (0, 0), 3: (3, 4)}, "mlp_channels": {0: (0, 0), 48: (8, 6)}}
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, checkpoint_folder: Path) -> Path:
+    """A table of another device, by which an MLP takes most of the time."""
+    found = table(**SIZES, fingerprint=Checkpoint(checkpoint_folder).fingerprint())
+    found.save(tmp_path / "foreign.json")
+    return tmp_path / "foreign.json"
+
+
+def said(outcome: Outcome) -> str:
+    return " ".join(outcome.output.split())
+
+
+def test_measured_where_the_table_is_of_this_device(
+    cli: Cli, search: Search, checkpoint_folder: Path
+) -> None:
+    words = (f"model.path={checkpoint_folder}", "model.dtype=float32", "cluster=inline")
+    load = ("batch_size=2", "prompt_tokens=6", "new_tokens=3", "rounds=3", "widths=[24]")
+    measured = cli("latency", *words, *load)
+    assert measured.status == 0, measured.output
+    path = measured.folder / "latency.json"
+    times = LatencyTable.load(path)
+    # so short a load is all noise: an MLP gets times by which it can be narrowed
+    LatencyTable.save(replace(times, times=table(**SIZES).times), path)
+    outcome = search(*UNIFORM, f"latency={path}")
+    assert outcome.status == 0, outcome.output
+    found, shape = outcome.summary["latency"]["measured"], outcome.summary["shape"]
+    for phase in ("prefill", "decode"):
+        each = found[phase]
+        assert each["dense_seconds"] > 0
+        assert each["pruned_seconds"] > 0
+        assert each["ratio"]["lowest"] <= each["ratio"]["median"] <= each["ratio"]["highest"]
+        pruned, dense = (
+            LatencyTable.load(path).seconds(one, phase)
+            for one in (ModelShape.parse(shape), ModelShape.dense(4, 3, 48))
+        )
+        assert each["predicted_ratio"] == pytest.approx(pruned / dense)
+        assert each["standard_error"] == 0, "that of this table"
+    assert "time of a batch, measured" in said(outcome)
+    no = search(*UNIFORM, f"latency={path}", "measure_latency=false", folder="no")
+    assert "measured" not in no.summary["latency"]
+
+
+def test_a_table_of_another_device(search: Search, foreign: Path) -> None:
+    outcome = search(*UNIFORM, f"latency={foreign}")
+    assert outcome.status == 0, outcome.output
+    assert "measured" not in outcome.summary["latency"]
+    assert "the table is of another device (device: cpu of a test there, " in said(outcome)
+    asked = search(*UNIFORM, f"latency={foreign}", "measure_latency=true", folder="asked")
+    assert asked.status == 0, asked.output
+    assert asked.summary["latency"]["measured"]["prefill"]["dense_seconds"] > 0
+
+
+def test_a_measurement_that_fails_spoils_no_search(
+    search: Search, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured_latency, "SpeedEvaluator", None)
+    outcome = search(*UNIFORM, f"latency={foreign}", "measure_latency=true")
+    assert outcome.status == 0, outcome.output
+    assert "latency: the pruned model could not be measured: " in said(outcome)
+    assert outcome.summary["status"] == "target reached"
+
+
+@pytest.mark.parametrize(
+    ("predicted", "error", "warns"),
+    [(0.8, 0.0, False), (0.9, 0.0, True), (0.9, 0.03, False), (0.7, 0.01, True), (0.9, None, True)],
+)
+def test_a_warning_where_a_prediction_is_off(
+    caplog: pytest.LogCaptureFixture, predicted: float, error: float | None, warns: bool
+) -> None:
+    """By more than twice its standard error, beside all that the rounds measured."""
+    ratio = {"median": 0.8, "lowest": 0.75, "highest": 0.85}
+    found = {"ratio": ratio, "predicted_ratio": predicted, "standard_error": error}
+    measured_latency._warn("decode", found)
+    assert ("0.800 are left as measured (0.750 to 0.850)" in " ".join(caplog.messages)) == warns
+
+
+def test_the_error_of_a_predicted_ratio() -> None:
+    """Blocks of one size are off together, those of several sizes by chance."""
+
+    def times(seconds: float, error: float) -> PhaseTimes:
+        each = Seconds(seconds, seconds, seconds, error)
+        return PhaseTimes(each, each)
+
+    blocks = BlockTimes(
+        times(4, 0.4),
+        {0: times(0, 0.0), 3: times(1, 0.1)},
+        {0: times(0, 0.0), 24: times(2, 0.2), 48: times(4, 0.3)},
+    )
+    found = replace(table(**SIZES), times=blocks)
+    dense, pruned = ModelShape.dense(2, 3, 48), ModelShape.parse("3x48 3x36")
+    ratio = 13 / 14  # rest 4, attentions 2 x 1, MLPs 4 + 3
+    assert found.seconds(pruned, "prefill") / found.seconds(dense, "prefill") == ratio
+    errors = (
+        0.4 * (1 - ratio),
+        0.1 * (2 - 2 * ratio),
+        0.3 * (1.5 - 2 * ratio),  # one whole, and half of what 36 channels lie between
+        0.2 * 0.5,
+    )
+    assert found.ratio_error(pruned, dense, "prefill") == pytest.approx(math.hypot(*errors) / 14)
+    assert found.ratio_error(dense, dense, "decode") == 0
+    unknown = replace(found, times=replace(blocks, rest=times(4, None)))  # type: ignore[arg-type]
+    assert unknown.ratio_error(pruned, dense, "prefill") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("prune", ("measure_latency=true", "search.target.flops=0.1"), "no effect without latency"),
+        ("sweep", ("measure_latency=true", "search.target.flops=[0.1]"), "which a sweep does not"),
+    ],
+)
+def test_bad_input(
+    cli: Cli, arguments: list[str], command: str, words: tuple[str, ...], message: str
+) -> None:
+    outcome = cli(command, *arguments, *UNIFORM[:-1], *words)
+    assert outcome.status == 2, outcome.output
+    assert message in said(outcome)
