@@ -32,6 +32,7 @@ from pipelines.runs.files import (
     AUTHORS_CONFIG,
     BLOCK_INFLUENCE,
     CONFIG,
+    LATENCY,
     SHAPE,
     SHAPE_PICTURE,
     SUMMARY,
@@ -66,6 +67,7 @@ ARTIFACTS = (
     SHAPE_PICTURE,
     BLOCK_INFLUENCE,
     ALLOCATION,
+    LATENCY,
 )
 """What MLflow gets, as far as it is there: not every strategy writes every file."""
 
@@ -108,6 +110,8 @@ class SearchRun:
         started = time.monotonic()
         with self.heartbeat.running():
             self.folder.write(CONFIG, OmegaConf.to_yaml(saved_form(self.job.config)))
+            if self.job.timing is not None:
+                self.folder.write_with(LATENCY, self.job.timing.table.save)
             _announce(self.job, self.folder, self.journal)
             with self.tracking.running():
                 summary, problem = self._measured(started)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.near_ties import NEAR_TIE_STDERRS, distances, num_stderrs
+from pruning.costs.latency import LatencyTable
 from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
 
@@ -123,6 +124,7 @@ class ReportRun:
             others.
         settings: options by name, with what the search resolved them to.
         allocation: of `search=allocation`, what its sizes were chosen from.
+        latency: of a target in time, the table that it is by.
         costs: numbers of `summary.json`; empty if the search has not ended.
     """
 
@@ -145,6 +147,7 @@ class ReportRun:
     costs: Mapping[str, Any]
     evaluation: Evaluation | None
     allocation: Allocation | None
+    latency: LatencyTable | None
     tracking_uri: str
     mlflow_run_id: str | None
 

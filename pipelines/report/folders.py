@@ -18,6 +18,7 @@ from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep
 from pipelines.runs.files import (
     ALLOCATION,
     EVALUATION,
+    LATENCY,
     SUMMARY,
     SWEEP,
     TRAJECTORY,
@@ -28,6 +29,7 @@ from pipelines.runs.files import (
 from pipelines.runs.journal import set_of
 from pipelines.runs.saved_run import SavedRun, read_saved_run
 from pruning.calibration.token_sets import heldout_sources
+from pruning.costs.latency import LatencyTable
 from pruning.errors import InputError
 from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
@@ -121,8 +123,10 @@ def _read_run(name: str, folder: Path) -> ReportRun:
     )
     path = folder / ALLOCATION
     allocation = read_with(Allocation.load, path, option="runs") if path.exists() else None
+    path = folder / LATENCY
+    latency = read_with(LatencyTable.load, path, option="runs") if path.exists() else None
     return read_with(
-        lambda _: _run_of(name, saved, steps, evaluation, allocation),
+        lambda _: _run_of(name, saved, steps, evaluation, allocation, latency),
         folder / SUMMARY,
         option="runs",
     )
@@ -134,6 +138,7 @@ def _run_of(
     steps: tuple[ReportStep, ...],
     evaluation: Evaluation | None,
     allocation: Allocation | None,
+    latency: LatencyTable | None,
 ) -> ReportRun:
     summary = saved.summary or {}
     identity = {key: str(value) for key, value in saved.record["identity"].items()}
@@ -175,6 +180,7 @@ def _run_of(
         costs=_costs(summary) if summary else {},
         evaluation=evaluation,
         allocation=allocation,
+        latency=latency,
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )

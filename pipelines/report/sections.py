@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.report.cells import Runs, label, near_ties, number, outcome, relative
 from pipelines.report.choices import fragile, parting
+from pipelines.report.latencies import latencies
 from pipelines.report.page import Part, Section, Table, Text
 from pipelines.report.paths import paths, remaining, stability
 from pipelines.report.results import benchmarks, cost, front, settings
@@ -20,6 +21,7 @@ def sections(runs: Runs) -> tuple[Section, ...]:
         stability(runs),
         remaining(runs),
         sensitivities(runs),
+        latencies(runs),
         front(runs),
         cost(runs),
         benchmarks(runs),
