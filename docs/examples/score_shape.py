@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from pruning.calibration.windows import text_windows
-from pruning.compensation.least_squares import prepared
 from pruning.importance.channel_order import ChannelOrder, channel_order
 from pruning.models.find import find_checkpoint
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import sequence_nll
 from pruning.scoring.score import ShapeScore, perplexity

@@ -21,12 +21,13 @@ import torch
 import transformers
 
 from experiments.allocation.texts import LENGTH, Texts, Windows
-from pruning.compensation.least_squares import RIDGE, prepared
+from pruning.compensation.least_squares import RIDGE
 from pruning.compensation.statistics import BlockStatistics, collect_statistics
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import STATISTICS, CompensationSource
 from pruning.models.find import find_checkpoint
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 from pruning.scoring.kl import DenseOutputs, dense_outputs, divergence
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, sequence_nll

@@ -27,10 +27,10 @@ from pruning.calibration.build import make_calibration
 from pruning.calibration.sources import measured_text
 from pruning.calibration.token_sets import Tokens, heldout_sources
 from pruning.calibration.windows import text_windows
-from pruning.compensation.least_squares import prepared
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import sequence_nll
 from pruning.search.allocation_result import Allocation

@@ -5,10 +5,10 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from pipelines.runs.saved_run import PastRun
-from pruning.compensation.least_squares import prepared
 from pruning.errors import InputError
 from pruning.export import transformers
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 
 
 def pruned_model(run: PastRun) -> PreTrainedModel:

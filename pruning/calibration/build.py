@@ -83,6 +83,8 @@ def _mixture(
 
 def _check_vocabulary(spec: CalibrationSpec, calibration: Calibration, vocab_size: int) -> None:
     for name, tokens in calibration.sets().items():
+        if not tokens.num_sequences:
+            continue
         low, high = int(tokens.input_ids.min()), int(tokens.input_ids.max())
         if low < 0 or high >= vocab_size:
             raise InputError(
@@ -195,11 +197,13 @@ def _sequences_of_rows(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase
 def _check_number(spec: CalibrationSpec, num_sequences: int) -> None:
     """Whether a text is long enough."""
     width, block = spec.num_width_samples, spec.num_block_samples
+    asked = f"{width} + {block}" if width else str(block)
+    names = " (num_width_samples + num_block_samples)" if width else ""
     if num_sequences < width + block:
         raise InputError(
-            f"{spec.option}: {width} + {block} sequences of {spec.sequence_length} tokens asked "
-            "for (num_width_samples + num_block_samples), the "
-            f"text gives {num_sequences}. Ask for fewer or shorter sequences, or give more text"
+            f"{spec.option}: {asked} sequences of {spec.sequence_length} tokens asked for"
+            f"{names}, the text gives {num_sequences}. Ask for fewer or shorter sequences, or give "
+            "more text"
         )
 
 

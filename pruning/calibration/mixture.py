@@ -24,6 +24,8 @@ def mixed(parts: Mapping[str, Calibration]) -> Calibration:
 def _interleaved(parts: Mapping[str, TokenSet]) -> TokenSet:
     """The sequences of each source stay in their order."""
     names = list(parts)
+    if not any(tokens.num_sequences for tokens in parts.values()):
+        return parts[names[0]]
     order = interleaving([parts[name].num_sequences for name in names])
     left = {name: iter(tokens.input_ids) for name, tokens in parts.items()}
     origins = tuple(names[index] for index in order)

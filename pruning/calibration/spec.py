@@ -30,6 +30,7 @@ class CalibrationSpec:
             the hub.
         column: field of each row that holds the text; None is the dataset's own.
         rows_are_samples: False: a sample of rows is one sequence, as in a mixture.
+        num_width_samples: 0 where one set is enough.
         option: what it is given with, for messages.
     """
 

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from cachetools import LRUCache
 
 from pruning.compensation.statistics import check_statistics, read_gram
-from pruning.importance.channel_order import ChannelOrder, part_order, reorder
+from pruning.importance.channel_order import ChannelOrder, part_order
 from pruning.models.geometry import NUM_FACTORS, NUM_SIZES, Geometry, Part
-from pruning.models.loaded_model import BlockName, LoadedModel
+from pruning.models.loaded_model import BlockName
 
 RIDGE = 0.01
 """Share of the mean of the diagonal that is added to it. On SmolLM2-135M with 256k tokens, 0.001 to
@@ -62,7 +61,7 @@ class Compensation:
         """
         sizes = self._weights.setdefault((layer, block), LRUCache(NUM_SIZES))
         if kept not in sizes:
-            with _one_thread():
+            with one_thread():
                 factor = self._factor(layer, block, weight_DC.device)
                 sizes[kept] = compensated(weight_DC, factor, kept)
         return sizes[kept]
@@ -77,21 +76,14 @@ class Compensation:
         return self._factors[key]
 
 
-def prepared(dense: LoadedModel, order: ChannelOrder) -> LoadedModel:
-    """Sorts the weights of a dense model as stored, in place, by an order; the model, with what
-    compensates for narrowed blocks if the order says so.
-    """
-    reorder(dense, order)
-    return replace(dense, compensation=compensation_of(order, dense.geometry))
-
-
 def compensation_of(order: ChannelOrder, geometry: Geometry) -> Compensation | None:
     """What an order says about compensation, ready to be used."""
     return None if order.compensation is None else Compensation(order, geometry)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """On CPUs, so that every process makes the same bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -14,7 +14,6 @@ import torch
 from transformers import PretrainedConfig
 
 from pruning import disk
-from pruning.compensation.least_squares import prepared
 from pruning.costs.accounting import Accounting
 from pruning.errors import ExportError, InputError
 from pruning.export import decilm, gguf, transformers
@@ -31,6 +30,7 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.families import Family
 from pruning.models.geometry import Geometry
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 from pruning.shape import ModelShape
 
 

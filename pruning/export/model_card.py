@@ -64,17 +64,18 @@ def model_card(description: Mapping[str, Any]) -> str:
         description: what the manifest says, see `pruning.export.folder`.
     """
     model, parameters = description["model"], description["num_parameters"]
+    recovery = description.get("recovery")
     parts = [
         _front_matter(description),
         f"# {model['name']}, {description['ratio']:.1%} of its parameters removed",
         f"This is {_name(model)} with whole attention and MLP blocks, MLP channels and attention "
-        "heads taken out, without any training: "
+        f"heads taken out{_before_training(recovery)}: "
         f"{parameters['pruned']:,} of {parameters['dense']:,} parameters remain. "
         + _choice(description.get("settings") or {}),
         f"## Open it\n\n{_loading(description)}\n\nFOLDER is the folder that this file is in.",
         "## Measured\n\n" + _numbers(description),
         "## How it was made\n\n" + _making(description),
-        "## Limits\n\nNothing was trained after the removal. Knowledge and languages that the "
+        f"## Limits\n\n{_training(recovery)} Knowledge and languages that the "
         "calibration text does not touch may have gone first; "
         "judge the model on the task that it is for. The licence is that of the model it was "
         "made from.",
@@ -94,6 +95,27 @@ def _choice(settings: Mapping[str, Any]) -> str:
         else ""
     )
     return f"What went was chosen by {strategy.method}.{refitted}"
+
+
+def _before_training(recovery: Mapping[str, Any] | None) -> str:
+    return ", without any training" if recovery is None else ", and trained for a short time then"
+
+
+def _training(recovery: Mapping[str, Any] | None) -> str:
+    """What was trained after the removal."""
+    if recovery is None:
+        return "Nothing was trained after the removal."
+    settings, text = recovery["settings"], recovery["text"]
+    goal = {
+        "kl": "to predict the distributions of the dense model",
+        "nll": "to predict the next token",
+    }[settings["loss"]]
+    return (
+        f"After the removal, adapters of rank {settings['rank']} were trained for "
+        f"{recovery['best_step']} updates of {settings['batch_size']} x "
+        f"{text['sequence_length']} tokens of {text['sources'] or text['source']}, {goal}, and "
+        "added to the weights."
+    )
 
 
 def _loading(description: Mapping[str, Any]) -> str:
@@ -124,28 +146,30 @@ def _name(model: Mapping[str, Any]) -> str:
     )
 
 
-def _numbers(description: Mapping[str, Any]) -> str:
-    """One table, dense against pruned. What was not measured is not in it."""
+def _perplexities(description: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of texts: those of the search or of the training, then those of an evaluation."""
     rows: list[tuple[str, str, str]] = []
     for name, pair in (description.get("perplexity") or {}).items():
         if pair["dense"] and pair["pruned"]:
-            rows.append(
-                (
-                    f"token perplexity, {name} text of the search",
-                    f"{pair['dense']:.2f}",
-                    f"{pair['pruned']:.2f}",
-                )
-            )
+            before, after = f"{pair['dense']:.2f}", f"{pair['pruned']:.2f}"
+            rows.append((f"token perplexity, {name} text of the search", before, after))
+    if description.get("recovery"):
+        pair = description["recovery"]["heldout_perplexity"]
+        before, after = (_shown(pair[name], "{:.2f}") for name in ("dense", "recovered"))
+        rows.append(("token perplexity, held-out text of the training", before, after))
+    evaluation = description.get("evaluation") or {}
+    dense = (evaluation.get("dense") or {}).get("perplexity") or {}
+    for name, value in (evaluation.get("perplexity") or {}).items():
+        before, after = _shown(dense.get(name), "{:.2f}"), _shown(value, "{:.2f}")
+        rows.append((f"token perplexity, {name}", before, after))
+    return rows
+
+
+def _numbers(description: Mapping[str, Any]) -> str:
+    """One table, dense against pruned. What was not measured is not in it."""
+    rows = _perplexities(description)
     evaluation = description.get("evaluation") or {}
     dense = evaluation.get("dense") or {}
-    for name, value in (evaluation.get("perplexity") or {}).items():
-        rows.append(
-            (
-                f"token perplexity, {name}",
-                _shown((dense.get("perplexity") or {}).get(name), "{:.2f}"),
-                _shown(value, "{:.2f}"),
-            )
-        )
     for name, scores in (evaluation.get("tasks") or {}).items():
         before = (dense.get("tasks") or {}).get(name) or {}
         for metric in ("acc", "acc_norm"):

@@ -50,6 +50,19 @@ class CompensationSource:
         return f"least_squares {self.statistics} {self.ridge!r}"
 
 
+@dataclass(frozen=True, slots=True)
+class RecoverySource:
+    """What training added to the matrices of one shape (`pruning.recovery`).
+
+    Args:
+        path: of the adapters; every machine that computes reads it there.
+        adapters: their fingerprint.
+    """
+
+    path: str
+    adapters: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelOrder:
     """For each layer the KV heads and the MLP channels in descending importance: how the weights
@@ -60,11 +73,14 @@ class ChannelOrder:
 
     Args:
         compensation: what repairs narrowed blocks; None: nothing does.
+        recovery: what was trained in the shape that is laid over them; None: nothing was. It is no
+            part of the file.
     """
 
     kv_heads: _Indices
     mlp_channels: _Indices
     compensation: CompensationSource | None = None
+    recovery: RecoverySource | None = None
 
     @classmethod
     def as_stored(cls, geometry: Geometry) -> ChannelOrder:
@@ -76,7 +92,7 @@ class ChannelOrder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over both tables and the compensation, 32 hexadecimal digits."""
+        """SHA-256 over both tables, compensation and recovery, 32 hexadecimal digits."""
         digest = hashlib.sha256()
         for table in (self.kv_heads, self.mlp_channels):
             digest.update(
@@ -84,6 +100,8 @@ class ChannelOrder:
             )
         if self.compensation is not None:
             digest.update(self.compensation.text.encode())
+        if self.recovery is not None:
+            digest.update(f"recovery {self.recovery.adapters}".encode())
         return digest.hexdigest()[:32]
 
     def after(self, current: ChannelOrder) -> ChannelOrder:

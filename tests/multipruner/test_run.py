@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 import multipruner
 from pipelines.runs.saved_run import read_run
-from pruning.compensation.least_squares import prepared
 from pruning.export.transformers import register
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 from tests.conftest import tokens

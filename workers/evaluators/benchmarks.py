@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pruning.compensation.least_squares import prepared
 from pruning.errors import InputError
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 from pruning.scoring.nll import sequence_nll
 from pruning.scoring.out_of_memory import is_out_of_memory
 from pruning.shape import ModelShape

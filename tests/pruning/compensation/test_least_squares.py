@@ -20,7 +20,6 @@ from pruning.compensation.least_squares import (
     Compensation,
     cholesky_factor,
     compensated,
-    prepared,
     relative_error,
 )
 from pruning.compensation.statistics import (
@@ -40,6 +39,7 @@ from pruning.importance.channel_order import (
 )
 from pruning.models.families import FAMILIES
 from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.prepared import prepared
 from pruning.scoring.kl import dense_outputs, divergence
 from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, sequence_nll

@@ -1,0 +1,177 @@
+"""Low-rank adapters on the matrices of a pruned model, and as they are stored: by the layer of the
+dense model that each matrix comes from.
+
+Shape letters: R rank, O output channels and I input channels of a matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from pruning.errors import InputError
+from pruning.models.families import Family
+from pruning.recovery.settings import RecoverySettings
+
+_ADAPTER = "default"
+"""What peft calls the only one."""
+_SIDES = ("lora_A", "lora_B")
+
+Sources = Sequence[tuple[int | None, int | None]]
+"""For each layer of a pruned model the layers of the dense one that its attention and its MLP come
+from; None for a block that is gone.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedMatrix:
+    """One matrix with an adapter.
+
+    Args:
+        path: of its module in the pruned model.
+        layer: of the dense model that it comes from.
+        module: its path in that layer.
+    """
+
+    path: str
+    layer: int
+    module: str
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        return f"{self.layer}.{self.module}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapters:
+    """As stored: what is added to the matrices of one shape.
+
+    Args:
+        shape: canonical text; the adapters fit no other.
+        scale: alpha / rank.
+        pairs: by `AdaptedMatrix.key`, A [R, I] and B [O, R] of what is added: scale B A.
+    """
+
+    shape: str
+    scale: float
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def matrices_of(model: PreTrainedModel, family: Family, sources: Sources) -> list[AdaptedMatrix]:
+    """The linear layers in the blocks of a pruned model, such as q, k, v, o, gate, up and down.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = list(_matrices(model, family, sources))
+    if not found:
+        raise InputError(
+            f"run: the blocks of architecture {family.model_type!r} have no linear layers, which "
+            "is what recover trains"
+        )
+    return found
+
+
+def _matrices(model: PreTrainedModel, family: Family, sources: Sources) -> Iterator[AdaptedMatrix]:
+    layers = zip(family.decoder_layers(model), sources, strict=True)
+    for number, (layer, of_blocks) in enumerate(layers):
+        for block, source in zip((family.attention, family.mlp), of_blocks, strict=True):
+            if source is None:
+                continue
+            for name, module in layer.get_submodule(block).named_modules(prefix=block):
+                if isinstance(module, nn.Linear):
+                    yield AdaptedMatrix(f"{family.layers}.{number}.{name}", source, name)
+
+
+def add_adapters(
+    model: PreTrainedModel, matrices: Sequence[AdaptedMatrix], settings: RecoverySettings
+) -> dict[str, nn.Parameter]:
+    """Puts adapters into a pruned model, whose own weights stay as they are; returns what is
+    trained, float32, by the name that it has in files.
+
+    B is zero, so that the model computes what it did. A is drawn by `settings.seed`.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # takes a second to import
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=[matrix.path for matrix in matrices],
+        bias="none",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    found: dict[str, nn.Parameter] = {}
+    for matrix in matrices:
+        module: Any = model.get_submodule(matrix.path)
+        for side in _SIDES:
+            weight = getattr(module, side)[_ADAPTER].weight
+            weight.data = weight.data.float()
+            found[f"{matrix.key}.{side}"] = weight
+    return found
+
+
+def read_adapters(path: Path, *, fingerprint: str | None = None) -> Adapters:
+    """Adapters from a file that `adapter_metadata` describes.
+
+    Args:
+        fingerprint: what the file must have; see `adapter_fingerprint`.
+
+    Raises:
+        InputError: the file is not there, or is not the one.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"run: {path} is not there; every machine that computes reads the adapters of a "
+            "recovery there"
+        )
+    if fingerprint is not None and adapter_fingerprint(path) != fingerprint:
+        raise InputError(
+            f"run: {path} has changed since the recovery ended; remove the folder and recover again"
+        )
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["recovery"])
+        names = file.keys()
+        keys = sorted({name.removesuffix(".lora_A") for name in names if name.endswith(".lora_A")})
+        pairs = {
+            key: (file.get_tensor(f"{key}.lora_A"), file.get_tensor(f"{key}.lora_B"))
+            for key in keys
+        }
+    return Adapters(said["shape"], float(said["scale"]), pairs)
+
+
+def write_adapters(checkpoint: Path, target: Path) -> None:
+    """The adapters of a checkpoint, without what its training needs to go on."""
+    found = read_adapters(checkpoint)
+    sides = {
+        f"{key}.{side}": weight
+        for key, pair in found.pairs.items()
+        for side, weight in zip(_SIDES, pair, strict=True)
+    }
+    said = {"shape": found.shape, "scale": found.scale}
+    save_file(sides, target, metadata={"recovery": json.dumps(said)})
+
+
+def adapter_metadata(shape: str, settings: RecoverySettings, **more: Any) -> dict[str, str]:
+    """Of a file with adapters. One entry: of several, safetensors writes a random order."""
+    said = {"shape": shape, "scale": settings.alpha / settings.rank, **more}
+    return {"recovery": json.dumps(said)}
+
+
+def adapter_fingerprint(path: Path) -> str:
+    """SHA-256 over a file, 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]

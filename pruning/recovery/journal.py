@@ -1,0 +1,135 @@
+"""recovery.jsonl and the checkpoints beside it: where a training is, in files that are whole.
+
+A line for each update, and one for the model before the first. Lines are on disk before the
+checkpoint that includes them, and those that no checkpoint includes are dropped when a training
+goes on: the updates are taken again. So no update is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pruning import disk
+from pruning.errors import InputError
+from pruning.recovery.settings import RecoverySettings
+
+JOURNAL = "recovery.jsonl"
+CHECKPOINTS = "checkpoints"
+_NAME = "step-{step:06d}.safetensors"
+
+Line = Mapping[str, Any]
+"""`step`, `loss`, `grad_norm` and `learning_rate` (null before the first update), `heldout_nll`
+(null where it was not measured), `seconds` and `timestamp`; before the first update `dense_nll`,
+which is the dense model's on the held-out text.
+"""
+
+StoppedBy = Literal["steps", "patience", "not_finite"]
+"""All updates were taken; held-out text gained nothing any more; a loss was NaN or infinite."""
+
+
+class TrainingFiles:
+    """The journal and the checkpoints of one training that has not ended.
+
+    Raises:
+        InputError: the journal is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._checkpoints = folder / JOURNAL, folder / CHECKPOINTS
+        self._checkpoints.mkdir(exist_ok=True)
+        self.lines = read_journal(self.path)
+        self._cut()
+
+    @property
+    def last_step(self) -> int | None:
+        """Of the last checkpoint; None before the first."""
+        return max(self._steps(), default=None)
+
+    @property
+    def saved_lines(self) -> list[Line]:
+        """Those that the last checkpoint includes."""
+        last = self.last_step
+        return [] if last is None else self.lines[: last + 1]
+
+    def checkpoint(self, step: int) -> Path:
+        return self._checkpoints / _NAME.format(step=step)
+
+    def append(self, line: Line) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.lines.append(line)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """A checkpoint, there whole or not at all; only it and the best one are kept."""
+        disk.sync(self.path)
+        disk.sync(self.path.parent)
+        with tempfile.TemporaryDirectory(dir=self._checkpoints, prefix=".") as scratch:
+            temporary = Path(scratch) / "checkpoint"
+            write(temporary)
+            disk.rename(temporary, self.checkpoint(step))
+        for other in self._steps() - {step, best_step(self.lines)}:
+            self.checkpoint(other).unlink()
+
+    def drop_unsaved(self) -> None:
+        """Lines that no checkpoint includes."""
+        self._cut()
+
+    def _steps(self) -> set[int]:
+        return {int(path.stem.partition("-")[2]) for path in self._checkpoints.glob("step-*")}
+
+    def _cut(self) -> None:
+        last = self.last_step
+        kept = [line for line in self.lines if last is not None and line["step"] <= last]
+        if last is not None and len(kept) != last + 1:
+            raise InputError(
+                f"output_dir: {self.path} is damaged: it lacks updates that "
+                f"{self.checkpoint(last).name} includes; remove the folder and recover again"
+            )
+        if self.path.exists():
+            temporary = self.path.with_suffix(".tmp")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+                os.fsync(file.fileno())
+            disk.rename(temporary, self.path)
+        self.lines = kept
+
+
+def read_journal(path: Path) -> list[Line]:
+    """The lines, without a last one that a crash cut short.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if [line["step"] for line in lines] != list(range(len(lines))):
+            raise ValueError("its steps are not 0, 1, 2, ...")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"output_dir: {path} is damaged: {error}; remove the folder and recover again"
+        ) from error
+    return lines
+
+
+def best_step(lines: Sequence[Line]) -> int:
+    """The checkpoint with the lowest held-out NLL, the first of equals."""
+    measured = [line for line in lines if line["heldout_nll"] is not None]
+    return int(min(measured, key=lambda line: line["heldout_nll"])["step"])
+
+
+def ended(lines: Sequence[Line], settings: RecoverySettings) -> StoppedBy | None:
+    """Whether there is nothing more to do, from the lines alone."""
+    if len(lines) > settings.steps:
+        return "steps"
+    since = [line for line in lines[best_step(lines) + 1 :] if line["heldout_nll"] is not None]
+    if settings.patience is not None and len(since) >= settings.patience:
+        return "patience"
+    return None

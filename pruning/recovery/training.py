@@ -1,0 +1,163 @@
+"""One pruned model in training: its updates, its held-out NLL, and its state in a file.
+
+Every update is a function of the state before it and of its number, so that a training that goes on
+from a file takes the steps that it would have taken: which sequences it sees and what dropout drops
+follow from seed and number.
+
+Shape letters: B sequences, T tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from pruning.calibration.token_sets import Tokens, TokenSet
+from pruning.recovery.adapters import AdaptedMatrix, adapter_metadata, add_adapters
+from pruning.recovery.loss import distillation_kl, next_token_nll
+from pruning.recovery.settings import RecoverySettings
+from pruning.scoring.nll import sequence_nll
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One step of the optimizer.
+
+    Args:
+        loss: nats per predicted token, before the step.
+        grad_norm: of all adapters, before it was limited.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+class Recovery:
+    """A pruned model with adapters, and the optimizer of them.
+
+    Args:
+        model: gets adapters; its own weights stay as they are.
+        dense: what `kl` learns from; its weights may be those that `model` is cut from.
+        matrices: that get adapters.
+        text: what is trained on.
+        heldout: what tells whether it helps.
+        shape: of `model`, canonical text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dense: PreTrainedModel,
+        matrices: Sequence[AdaptedMatrix],
+        settings: RecoverySettings,
+        text: TokenSet,
+        heldout: TokenSet,
+        shape: str,
+    ) -> None:
+        self.model, self.dense, self.settings, self.shape = model, dense, settings, shape
+        self.text, self.heldout = text, heldout
+        self.parameters = add_adapters(model, matrices, settings)
+        self._optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=0.0
+        )
+
+    def update(self, step: int) -> Update | None:
+        """Update number `step`, the first being 1.
+
+        None: loss or gradient is not finite, and nothing was changed.
+        """
+        settings = self.settings
+        batch = self.text.input_ids[positions(step, settings, self.text.num_sequences)]
+        rate = settings.rate_at(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(
+                int(np.random.SeedSequence([settings.seed, step]).generate_state(1)[0])
+            )
+            loss = self._backward(batch)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
+        if not np.isfinite(loss) or not torch.isfinite(norm):
+            return None
+        self._optimizer.step()
+        return Update(loss, float(norm), rate)
+
+    def heldout_nll(self) -> float:
+        """Nats per predicted token of the held-out text."""
+        self.model.eval()
+        return self._nll(self.model)
+
+    def dense_nll(self) -> float:
+        """The same of the dense model."""
+        return self._nll(self.dense)
+
+    def _nll(self, model: PreTrainedModel) -> float:
+        batches = self.heldout.batches(self.settings.micro_batch_size)
+        total = sum(float(sequence_nll(model, self._tensor(batch)).sum()) for batch in batches)
+        return total / (self.heldout.num_sequences * (self.heldout.sequence_length - 1))
+
+    def save(self, path: Path, step: int) -> None:
+        """Adapters and moments after update `step`."""
+        tensors = {name: weight.detach() for name, weight in self.parameters.items()}
+        for name, weight in self.parameters.items():
+            state = self._optimizer.state[weight]
+            tensors |= {f"{name}.{moment}": state[moment] for moment in _MOMENTS if state}
+        cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(cpu, path, metadata=adapter_metadata(self.shape, self.settings, step=step))
+
+    def load(self, path: Path) -> int:
+        """The state in a file; returns the number of updates that it had had."""
+        with safe_open(path, framework="pt") as file:
+            step = int(json.loads(file.metadata()["recovery"])["step"])
+            for name, weight in self.parameters.items():
+                weight.data.copy_(file.get_tensor(name))
+                if step:
+                    moments = {each: file.get_tensor(f"{name}.{each}") for each in _MOMENTS}
+                    self._optimizer.state[weight] = {
+                        "step": torch.tensor(float(step)),
+                        **{each: value.to(weight.device) for each, value in moments.items()},
+                    }
+        return step
+
+    def _backward(self, batch_BT: Tokens) -> float:
+        """Adds up the gradients of a batch; returns its loss."""
+        num_tokens, total = int(batch_BT[:, 1:].size), 0.0
+        for part in TokenSet(batch_BT).batches(self.settings.micro_batch_size):
+            tokens = self._tensor(part)
+            if self.settings.loss == "kl":
+                loss = distillation_kl(self.model, self.dense, tokens)
+            else:
+                loss = next_token_nll(self.model, tokens)
+            (loss / num_tokens).backward()
+            total += float(loss.detach())
+        return total / num_tokens
+
+    def _tensor(self, input_ids_BT: Tokens) -> torch.Tensor:
+        return torch.tensor(input_ids_BT, device=self.model.device)
+
+
+def positions(step: int, settings: RecoverySettings, num_sequences: int) -> list[int]:
+    """Which sequences update `step` sees: all of them in an order that the seed draws, then all of
+    them in another.
+    """
+    first = (step - 1) * settings.batch_size
+    places = range(first, first + settings.batch_size)
+    epochs = sorted({place // num_sequences for place in places})
+    orders = {
+        epoch: np.random.default_rng([settings.seed, epoch]).permutation(num_sequences)
+        for epoch in epochs
+    }
+    return [int(orders[place // num_sequences][place % num_sequences]) for place in places]

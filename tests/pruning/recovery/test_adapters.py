@@ -1,0 +1,105 @@
+"""Adapters on every family: they start as nothing, and what is merged is what was trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruning.errors import InputError
+from pruning.export.transformers import pruned_model
+from pruning.importance.channel_order import ChannelOrder, RecoverySource, channel_order
+from pruning.models.families import FAMILIES
+from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.adapters import adapter_fingerprint, read_adapters
+from pruning.recovery.prepared import prepared
+from pruning.scoring.masking import masked
+from pruning.shape import ModelShape
+from tests.conftest import tiny_config, tiny_model, tokens
+from tests.pruning.recovery.recoveries import NARROW, changed, dense_model, logits, recovery_of
+
+TOLERANCE = 2e-5
+"""Of the largest logit, in float32: a merged weight is rounded once, an adapter is a sum."""
+
+
+def recovered(model_type: str, path: Path, order: ChannelOrder | None = None) -> LoadedModel:
+    """A dense model as stored, prepared with the adapters in a file."""
+    dense = LoadedModel.of(tiny_model(tiny_config(model_type)))
+    order = order or channel_order(dense, "l1")
+    source = RecoverySource(str(path), adapter_fingerprint(path))
+    return prepared(dense, replace(order, recovery=source))
+
+
+def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_merged_is_what_was_trained(model_type: str, tmp_path: Path) -> None:
+    """As a smaller model, and as a mask on the dense one, which exports are compared with."""
+    ids = tokens()
+    recovery = recovery_of(dense_model(model_type))
+    before = logits(recovery.model, ids)
+    changed(recovery)
+    trained = logits(recovery.model, ids)
+    assert float((trained - before).abs().max() / before.abs().max()) > 0.1, "adapters do nothing"
+    recovery.save(tmp_path / "adapters", 0)
+    dense = recovered(model_type, tmp_path / "adapters")
+    with masked(dense, NARROW):
+        assert_same(logits(dense.model, ids), trained)
+    assert_same(logits(pruned_model(dense, NARROW), ids), trained)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_adapters_start_as_nothing_and_leave_the_dense_model_alone(model_type: str) -> None:
+    ids, dense = tokens(), dense_model(model_type)
+    before, pruned = logits(dense.model, ids), logits(pruned_model(dense, NARROW), ids)
+    recovery = recovery_of(dense)
+    assert torch.equal(logits(recovery.model, ids), pruned)
+    changed(recovery)
+    assert torch.equal(logits(dense.model, ids), before)
+
+
+def test_every_matrix_of_a_block_that_is_left_is_trained() -> None:
+    names = {name.rpartition(".")[0] for name in recovery_of(dense_model()).parameters}
+    attention = [f"self_attn.{side}_proj" for side in "qkvo"]
+    mlp = [f"mlp.{side}_proj" for side in ("gate", "up", "down")]
+    expected = {f"{layer}.{name}" for layer in (0, 1, 3) for name in attention}
+    assert names == expected | {f"{layer}.{name}" for layer in (0, 2, 3) for name in mlp}
+
+
+def test_models_of_other_architectures_are_trained_too(tmp_path: Path) -> None:
+    shape, ids = ModelShape.parse("3x48 3x0 0x48 3x48"), tokens()
+    recovery = recovery_of(dense_model("starcoder2"), shape)
+    changed(recovery)
+    recovery.save(tmp_path / "adapters", 0)
+    dense = recovered("starcoder2", tmp_path / "adapters")
+    assert_same(logits(pruned_model(dense, shape), ids), logits(recovery.model, ids))
+
+
+def test_another_file_of_adapters_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "adapters"
+    recovery = recovery_of(dense_model())
+    recovery.save(path, 0)
+    fingerprint = adapter_fingerprint(path)
+    assert read_adapters(path, fingerprint=fingerprint).shape == NARROW.text
+    changed(recovery)
+    recovery.save(path, 0)
+    with pytest.raises(InputError, match=r"adapters has changed since the recovery ended"):
+        read_adapters(path, fingerprint=fingerprint)
+    path.unlink()
+    with pytest.raises(InputError, match=r"adapters is not there; every machine"):
+        read_adapters(path, fingerprint=fingerprint)
+
+
+def test_the_fingerprint_of_an_order_tells_recoveries_apart() -> None:
+    order = channel_order(dense_model(), "l1")
+    found = {
+        replace(order, recovery=source).fingerprint
+        for source in (None, RecoverySource("a", "1"), RecoverySource("a", "2"))
+    }
+    assert len(found) == 3
+    moved = replace(order, recovery=RecoverySource("b", "1"))
+    assert moved.fingerprint in found, "where it lies does not count"

@@ -1,0 +1,125 @@
+"""Losses against independent computations, and trainings that go on as if they had not stopped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pruning.export.transformers import pruned_model
+from pruning.recovery.loss import distillation_kl, next_token_nll
+from pruning.recovery.training import Recovery, positions
+from pruning.scoring.kl import dense_outputs, divergence
+from pruning.scoring.nll import run_prefix, sequence_nll
+from tests.conftest import tokens
+from tests.pruning.recovery.recoveries import NARROW, SETTINGS, dense_model, recovery_of
+
+
+def test_losses_are_those_that_a_search_scores() -> None:
+    dense, ids = dense_model(), tokens()
+    pruned = pruned_model(dense, NARROW)
+    kl, nll = divergence(
+        dense, run_prefix(dense, dense.geometry.dense, ids), dense_outputs(dense, ids), [NARROW]
+    )
+    assert float(distillation_kl(pruned, dense.model, ids)) == pytest.approx(
+        float(kl.sum()), rel=1e-4
+    )
+    assert float(next_token_nll(pruned, ids)) == pytest.approx(float(nll.sum()), rel=1e-5)
+    with torch.no_grad():
+        assert abs(float(distillation_kl(dense.model, dense.model, ids))) < 1e-3
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll"])
+def test_training_lowers_its_loss(loss: str) -> None:
+    recovery = recovery_of(dense_model(), loss=loss, steps=30, batch_size=10, dropout=0.0)
+    losses = [update.loss for step in range(1, 31) if (update := recovery.update(step))]
+    assert len(losses) == 30
+    assert losses[-1] < 0.8 * losses[0]
+    if loss == "nll":
+        nll = sequence_nll(recovery.model, torch.tensor(recovery.text.input_ids)).sum()
+        assert float(nll) / (10 * 23) < losses[0]
+
+
+def test_gradients_of_parts_add_up() -> None:
+    """All sequences together or one by one."""
+    whole, parts = (
+        recovery_of(dense_model(), dropout=0.0, micro_batch_size=size) for size in (4, 1)
+    )
+    first, second = whole.update(1), parts.update(1)
+    assert first is not None
+    assert second is not None
+    assert first.loss == pytest.approx(second.loss, rel=1e-5)
+    assert first.grad_norm == pytest.approx(second.grad_norm, rel=1e-4)
+
+
+def test_held_out_nll_is_per_token_and_without_dropout() -> None:
+    recovery = recovery_of(dense_model(), dropout=0.5)
+    recovery.update(1)
+    pruned = sequence_nll(recovery.model.eval(), torch.tensor(recovery.heldout.input_ids)).sum()
+    assert recovery.heldout_nll() == pytest.approx(float(pruned) / (5 * 23), rel=1e-6)
+    assert recovery.heldout_nll() == recovery.heldout_nll()
+
+
+def curve(recovery: Recovery, steps: range) -> list[tuple[float, float]]:
+    found = [recovery.update(step) for step in steps]
+    return [(update.loss, update.grad_norm) for update in found if update is not None]
+
+
+def test_a_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    """With dropout, over the end of the text, in another model object."""
+    undisturbed = recovery_of(dense_model())
+    wanted = curve(undisturbed, range(1, 9))
+    stopped = recovery_of(dense_model())
+    first = curve(stopped, range(1, 5))
+    stopped.save(tmp_path / "4", 4)
+    torch.manual_seed(99)  # whatever a program does in between
+    torch.rand(7)
+    resumed = recovery_of(dense_model())
+    assert resumed.load(tmp_path / "4") == 4
+    assert first + curve(resumed, range(5, 9)) == wanted
+    undisturbed.save(tmp_path / "a", 8)
+    resumed.save(tmp_path / "b", 8)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert len(load_file(tmp_path / "a")) == 3 * len(resumed.parameters)
+
+
+def test_the_random_numbers_of_the_program_are_left_alone() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    recovery_of(dense_model()).update(1)
+    torch.manual_seed(5)
+    recovery = recovery_of(dense_model())
+    torch.manual_seed(5)
+    recovery.update(1)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_what_is_not_finite_changes_nothing() -> None:
+    recovery = recovery_of(dense_model())
+    recovery.update(1)
+    before = {name: weight.detach().clone() for name, weight in recovery.parameters.items()}
+    with torch.no_grad():
+        recovery.dense.lm_head.weight[3, 3] = math.nan
+    assert recovery.update(2) is None
+    assert all(torch.equal(before[name], weight) for name, weight in recovery.parameters.items())
+
+
+def test_each_sequence_comes_once_before_any_comes_again() -> None:
+    seen = [place for step in range(1, 6) for place in positions(step, SETTINGS, 10)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    other = replace(SETTINGS, seed=8)
+    assert [place for step in range(1, 6) for place in positions(step, other, 10)] != seen
+
+
+def test_learning_rates_rise_and_fall() -> None:
+    rates = [SETTINGS.rate_at(step) for step in range(1, 13)]
+    assert rates[:3] == [0.005, 0.01, pytest.approx(0.01 * 10 / 11)]
+    assert rates[-1] == pytest.approx(0.01 / 11)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert replace(SETTINGS, warmup_steps=0).rate_at(1) == pytest.approx(0.01 * 12 / 13)
