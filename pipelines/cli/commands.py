@@ -133,6 +133,25 @@ COMMANDS: dict[str, Command] = {
             ),
         ),
         Command(
+            "recover",
+            "a short training that gives back what pruning took",
+            "Trains low-rank adapters on the pruned model of a search that has ended, by default "
+            "to say what the dense model says, and stops when held-out text gains nothing any "
+            "more. The folder that it writes is taken by evaluate and export as that of the search "
+            "is. A recovery that was stopped goes on when the same command is given again.",
+            (
+                ("run=DIR", "on more of the text that the search saw, in DIR/recovery"),
+                (
+                    "run=DIR calibration=alpaca recovery.steps=1000 output_dir=RECOVERED",
+                    "on another text, for longer",
+                ),
+                (
+                    "run=DIR recovery.loss=nll recovery.rank=32 output_dir=RECOVERED",
+                    "without the dense model, in larger adapters",
+                ),
+            ),
+        ),
+        Command(
             "evaluate",
             "benchmarks, perplexity and cost of a model",
             "Measures a pruned model beside its dense one: lm-eval's tasks, token perplexity, and "

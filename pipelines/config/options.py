@@ -33,6 +33,7 @@ COMMANDS = (
     "sweep",
     "solve",
     "latency",
+    "recover",
     "evaluate",
     "export",
     "report",

@@ -17,6 +17,8 @@ from pipelines.config.groups import (
 from pipelines.config.latency import LatencyConfig
 from pipelines.config.plan import PlanConfig
 from pipelines.config.prune import PruneConfig
+from pipelines.config.recover import RecoverConfig
+from pipelines.config.recovery import RecoveryConfig
 from pipelines.config.report import ReportConfig
 from pipelines.config.reproduce import ReproduceConfig
 from pipelines.config.search import SearchConfig
@@ -32,6 +34,7 @@ def register() -> None:
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="latency_schema", node=LatencyConfig)
     store.store(name="plan_schema", node=PlanConfig)
+    store.store(name="recover_schema", node=RecoverConfig)
     store.store(name="report_schema", node=ReportConfig)
     store.store(name="solve_schema", node=SolveConfig)
     store.store(name="sweep_schema", node=SweepConfig)
@@ -40,6 +43,7 @@ def register() -> None:
         "model": ModelConfig,
         "calibration": CalibrationConfig,
         "search": SearchConfig,
+        "recovery": RecoveryConfig,
         "cluster": ClusterConfig,
         "tracking": TrackingConfig,
         "store": StoreConfig,

@@ -15,7 +15,7 @@ from pipelines.cli.console import WorkProgress, show_result
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.redaction import masked_url
 from pipelines.evaluate.measurement import EvaluationJob, Measured, ModelMeasurement, open_job
-from pipelines.evaluate.models import ModelsUnderTest
+from pipelines.evaluate.models import ModelRole, ModelsUnderTest
 from pipelines.evaluate.results import as_csv, table
 from pipelines.runs.files import EVALUATION, EVALUATION_TABLE, RUN
 from pipelines.runs.folder import RunFolder
@@ -25,7 +25,6 @@ from pipelines.store.scores import ScoreStore
 from pipelines.tracking.metrics import evaluation_metrics, evaluation_params, evaluation_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.canonical_json import dump_json
-from pruning.costs.measured import Role
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +80,12 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
 
 def _report(
     job: EvaluationJob,
-    measured: Mapping[Role, Measured],
+    measured: Mapping[ModelRole, Measured],
     cost: Mapping[str, Any] | None,
     seconds: float,
 ) -> dict[str, Any]:
     models, benchmarks, main = job.models, job.benchmarks, measured[job.models.main.role]
-    dense = measured.get("dense")
+    dense, pruned = measured.get("dense"), measured.get("pruned")
     return {
         "model": models.name,
         "source": models.source,
@@ -94,6 +93,7 @@ def _report(
         "ratio": models.ratio,
         **main.to_json(),
         "dense": dense.to_json() if dense is not None else None,
+        **({"pruned": pruned.to_json()} if pruned not in (None, main) else {}),
         "cost": cost,
         "settings": _settings(job),
         "fingerprints": {

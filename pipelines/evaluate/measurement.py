@@ -26,7 +26,7 @@ from pipelines.evaluate.models import (
 )
 from pipelines.evaluators import find_placement, local_session, open_pool
 from pipelines.store.scores import AnswerContext, ScoreStore
-from pruning.costs.measured import SpeedComparison
+from pruning.costs.measured import Role, SpeedComparison
 from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
@@ -151,6 +151,11 @@ def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[EvaluatedMod
     ]
 
 
+def _cost_roles(models: Sequence[EvaluatedModel]) -> dict[Role, EvaluatedModel]:
+    """A recovered model costs what it did before: it is measured as the pruned one."""
+    return {"pruned" if model.role == "recovered" else model.role: model for model in models}
+
+
 def _needed_bytes(models: ModelsUnderTest, batch_size: int, window_tokens: int) -> int:
     """Memory of an evaluator: the larger model, what compensates one, and the logits of a batch of
     requests, which the harness computes whole, twice.
@@ -246,7 +251,7 @@ class ModelMeasurement:
     def cost(self) -> dict[str, Any]:
         """What the models cost, measured side by side on one evaluator that does nothing else."""
         job, evaluation = self.job, self.job.config.evaluation
-        models = {model.role: model for model in job.models.evaluated}
+        models = _cost_roles(job.models.evaluated)
         specs = {
             role: model.spec(
                 batch_size=1, max_length=None, num_threads=job.config.cluster.num_cpus_per_evaluator

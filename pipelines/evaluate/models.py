@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 WINDOW_TOKENS = 2048
 """Length of a window of text, as the papers measure perplexity, where no other is asked for."""
 
+ModelRole = Role | Literal["recovered"]
+
 _TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -55,7 +57,7 @@ class EvaluatedModel:
         num_stored_parameters: values in its weights; of a shape, what an export of it holds.
     """
 
-    role: Role
+    role: ModelRole
     checkpoint: Checkpoint
     fingerprint: str
     dtype: str
@@ -120,7 +122,7 @@ class ModelsUnderTest:
 
     @property
     def main(self) -> EvaluatedModel:
-        """What was asked for: the pruned model if there is one."""
+        """What was asked for: the recovered or pruned model if there is one."""
         return self.evaluated[-1]
 
 
@@ -141,7 +143,7 @@ def find_models(config: EvaluateConfig, *, on_gpu: bool) -> ModelsUnderTest:
 
 
 def models_of_run(config: EvaluateConfig, run: PastRun) -> ModelsUnderTest:
-    """The model that a search came to, and on request the dense one.
+    """The model that a search came to, or a recovery of it; on request with what it was made from.
 
     Raises:
         InputError: its architecture cannot be opened in that shape.
@@ -153,8 +155,12 @@ def models_of_run(config: EvaluateConfig, run: PastRun) -> ModelsUnderTest:
     dense = EvaluatedModel(
         "dense", run.checkpoint, run.fingerprint, dtype, accounting.num_dense_parameters
     )
-    pruned = _pruned_to(dense, accounting, run.shape, run.order)
-    models = (dense, pruned) if config.evaluation.dense else (pruned,)
+    pruned = _pruned_to(dense, accounting, run.shape, replace(run.order, recovery=None))
+    models: tuple[EvaluatedModel, ...] = (dense, pruned)
+    if run.recovery is not None:
+        models = (*models, replace(pruned, role="recovered", order=run.order))
+    if not config.evaluation.dense:
+        models = models[-1:]
     return ModelsUnderTest(
         run.model_name, str(run.folder), models, run.shape.text, accounting.ratio(run.shape), run
     )

@@ -12,10 +12,11 @@ from typing import Any
 from rich.table import Table
 
 Row = tuple[str, str, float | None, float | None, float | None]
-"""What, metric, dense, measured (the pruned model; the dense one where it is alone), standard error
-of that.
+"""What, metric, dense, measured (the recovered or pruned model; the dense one where it is alone),
+standard error of that.
 """
 
+_PERPLEXITY, _AVERAGE = "token perplexity", "average"
 _SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 _SIZES = {
     "num_parameters": "parameters",
@@ -30,20 +31,40 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
     """One row for each number with a dense counterpart: perplexities, then tasks, then their
     average.
     """
-    found: list[Row] = []
-    dense = report["dense"] or {"perplexity": {}, "tasks": {}, "average": None}
-    found += [
-        (name, "token perplexity", dense["perplexity"].get(name), value, None)
-        for name, value in report["perplexity"].items()
+    found: list[tuple[str, str, float | None, float | None]] = [
+        (name, _PERPLEXITY, value, None) for name, value in report["perplexity"].items()
     ]
     for name, values in report["tasks"].items():
-        theirs = dense["tasks"].get(name, {})
         found += [
-            (name, metric, theirs.get(metric), values[metric], values.get(stderr_name(metric)))
+            (name, metric, values[metric], values.get(stderr_name(metric)))
             for metric in metrics_of(values)
         ]
     if report["average"] is not None:
-        found.append(("average", "acc_norm, else acc", dense["average"], report["average"], None))
+        found.append((_AVERAGE, "acc_norm, else acc", report["average"], None))
+    dense = report["dense"]
+    return [
+        (name, metric, _value(dense, name, metric), value, stderr)
+        for name, metric, value, stderr in found
+    ]
+
+
+def _value(measured: Mapping[str, Any] | None, name: str, metric: str) -> float | None:
+    """What was measured of another model, of a row."""
+    if measured is None:
+        return None
+    found: float | None
+    if metric == _PERPLEXITY:
+        found = measured["perplexity"].get(name)
+    elif name == _AVERAGE:
+        found = measured["average"]
+    else:
+        found = measured["tasks"].get(name, {}).get(metric)
+    return found
+
+
+def _between(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What was measured before the recovery, of a recovered model."""
+    found: Mapping[str, Any] | None = report.get("pruned")
     return found
 
 
@@ -74,18 +95,20 @@ def conditions(report: Mapping[str, Any]) -> dict[str, str]:
 
 def table(report: Mapping[str, Any]) -> Table:
     """As a person reads it."""
-    pruned = report["shape"] is not None
+    pruned, between = report["shape"] is not None, _between(report)
     shown = Table(title=_title(report), title_justify="left")
     columns = (
         {"": "left", "metric": "left", "dense": "right"}
         | ({"pruned": "right"} if pruned else {})
+        | ({"recovered": "right"} if between else {})
         | {"stderr": "right", "change": "right"}
     )
     for name, side in columns.items():
         shown.add_column(name, justify=side)  # type: ignore[arg-type]
     previous = ""
     for name, metric, dense, value, stderr in rows(report):
-        values = (dense, value) if pruned else (value,)
+        before = (_value(between, name, metric),) if between else ()
+        values = (dense, *before, value) if pruned else (value,)
         cells = [
             *map(_number, values),
             "" if stderr is None else _number(stderr),
@@ -106,6 +129,7 @@ def table(report: Mapping[str, Any]) -> Table:
                 "cost" if name == "num_parameters" else "",
                 label,
                 *cells,
+                *([""] if between else []),
                 "",
                 _ratio((cost.get("ratio") or {}).get(name), *shown_costs),
             )
@@ -116,16 +140,12 @@ def as_csv(report: Mapping[str, Any]) -> str:
     """The table as MLflow's page shows it."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(
-        (
-            "benchmark",
-            "metric",
-            "dense",
-            "pruned" if report["shape"] is not None else "measured",
-            "stderr",
-        )
-    )
-    writer.writerows(rows(report))
+    between, last = _between(report), "pruned" if report["shape"] is not None else "measured"
+    columns = ("dense", "pruned", "recovered") if between else ("dense", last)
+    writer.writerow(("benchmark", "metric", *columns, "stderr"))
+    for name, metric, dense, value, stderr in rows(report):
+        before = (_value(between, name, metric),) if between else ()
+        writer.writerow((name, metric, dense, *before, value, stderr))
     return text.getvalue()
 
 
@@ -152,7 +172,7 @@ def _change(metric: str, dense: float | None, value: float | None) -> str:
     """Of perplexities relative, of accuracies the difference."""
     if dense is None or value is None:
         return ""
-    if metric == "token perplexity":
+    if metric == _PERPLEXITY:
         return f"{value / dense - 1:+.1%}" if dense else ""
     return f"{value - dense:+.4f}"
 

@@ -155,7 +155,9 @@ def _story(run: PastRun) -> dict[str, Any]:
     return {
         "settings": settings
         | {_FINGERPRINTS.get(name, name): value for name, value in identity.items()},
-        "perplexity": summary.get("perplexity"),
+        # that of the search is of the model before it was recovered
+        "perplexity": None if run.recovery else summary.get("perplexity"),
+        "recovery": _recovery(run),
         "evaluation": _same_shape(evaluation, run.shape),
         **{
             name: summary.get(name)
@@ -163,6 +165,13 @@ def _story(run: PastRun) -> dict[str, Any]:
         },
         "trajectory": steps,
     }
+
+
+def _recovery(run: PastRun) -> dict[str, Any] | None:
+    """What was trained, without what is of this machine; None: nothing was."""
+    if run.recovery is None:
+        return None
+    return {name: value for name, value in run.recovery.items() if name not in ("run", "model")}
 
 
 def _same_shape(evaluation: dict[str, Any] | None, shape: ModelShape) -> dict[str, Any] | None:

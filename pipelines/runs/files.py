@@ -27,6 +27,7 @@ CHANNEL_ORDER, BLOCK_INFLUENCE = "channel_order.safetensors", "block_influence.j
 ALLOCATION = "allocation.json"
 SOLUTION = "solution.json"
 LATENCY, LATENCY_PICTURE, LATENCY_LOG = "latency.json", "latency.png", "latency.log"
+RECOVERY, ADAPTERS, RECOVER_LOG = "recovery.json", "adapters.safetensors", "recover.log"
 STATUS = "status.json"
 EVALUATION, EVALUATION_TABLE, EVALUATION_LOG = "evaluation.json", "evaluation.csv", "evaluate.log"
 SWEEP, SWEEP_PICTURE, SWEEP_LOG = "sweep.json", "sweep.png", "sweep.log"
@@ -47,6 +48,7 @@ _REMEDIES = {
     BLOCK_INFLUENCE: "remove it and run the same command again, which measures it anew",
     ALLOCATION: "remove it and run the same command again: the scores are in the store",
     LATENCY: "restore it, or measure another with multipruner latency",
+    RECOVERY: "remove the folder and recover again",
     STATUS: "a running search writes it anew every second",
 }
 

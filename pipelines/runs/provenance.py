@@ -16,6 +16,7 @@ VERSIONED = (
     "hydra-core",
     "safetensors",
     "lm_eval",
+    "peft",
 )
 
 

@@ -112,8 +112,10 @@ page, and its scores with the search's.
 """
 
 
-def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig:
-    """With `run=`: tracking and store of that search, unless the command gives others.
+def with_settings_of_run(
+    config: DictConfig, given: Sequence[str], groups: Sequence[str] = _SAVED
+) -> DictConfig:
+    """With `run=`: these groups as of that search, unless the command gives others.
 
     Raises:
         InputError: a URL had a password, which is not saved, and is not given again.
@@ -122,13 +124,13 @@ def with_settings_of_run(config: DictConfig, given: Sequence[str]) -> DictConfig
     if config.run is None or not path.exists():
         return config
     merged, saved = config.copy(), read_yaml(path, option="run")
-    for group in _SAVED:
+    for group in groups:
         if (
             not any(name.partition(".")[0] == group for name in given)
             and OmegaConf.select(saved, group) is not None
         ):
             OmegaConf.update(merged, group, OmegaConf.merge(merged[group], saved[group]))
-    for name in URLS:
+    for name in (url for url in URLS if url.partition(".")[0] in groups):
         url, own = OmegaConf.select(merged, name), OmegaConf.select(config, name)
         OmegaConf.update(merged, name, with_password(name, url, own, of=f"the search {config.run}"))
     return merged

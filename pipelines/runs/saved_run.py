@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from pipelines.runs.files import (
+    ADAPTERS,
     CHANNEL_ORDER,
     CONFIG,
+    RECOVERY,
     RUN,
     SUMMARY,
     TRAJECTORY,
@@ -27,10 +29,11 @@ from pipelines.runs.files import (
 )
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
-from pruning.importance.channel_order import ChannelOrder
+from pruning.importance.channel_order import ChannelOrder, RecoverySource
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.display_name import display_name
 from pruning.models.find import find_checkpoint
+from pruning.recovery.journal import JOURNAL as RECOVERY_JOURNAL
 from pruning.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -119,15 +122,78 @@ class PastRun(SavedRun):
     accounting: Accounting
     shape: ModelShape
     order: ChannelOrder
+    recovery: dict[str, Any] | None = None
+
+    def recovered(self, recovery: SavedRecovery) -> PastRun:
+        """The same with what a recovery of it added, in the recovery's folder.
+
+        Raises:
+            InputError: the recovery is one of another search or shape.
+        """
+        found = recovery.description
+        if found["shape"] != self.shape.text or found["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"run: the search in {self.folder} is not what it was when {recovery.folder} was "
+                "recovered from it: it came to another shape, or has another model; recover again"
+            )
+        source = RecoverySource(str(recovery.folder / ADAPTERS), found["adapters"])
+        page = {"mlflow_run_id": recovery.record.get("mlflow_run_id")}
+        return replace(
+            self,
+            folder=recovery.folder,
+            record=self.record | page,
+            order=replace(self.order, recovery=source),
+            recovery=found,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedRecovery:
+    """What the folder of a recovery that has ended says.
+
+    Args:
+        run: folder of the search.
+        record: its `run.json`.
+        description: its `recovery.json`.
+    """
+
+    folder: Path
+    run: Path
+    record: dict[str, Any]
+    description: dict[str, Any]
+
+
+def read_recovery(path: str) -> SavedRecovery | None:
+    """Reads the folder of a recovery; None if it is none.
+
+    Raises:
+        InputError: it has not ended, or something in it is missing or damaged.
+    """
+    folder = Path(path).expanduser().absolute()
+    if not (folder / RECOVERY_JOURNAL).exists() and not (folder / RECOVERY).exists():
+        return None
+    if not (folder / RECOVERY).exists():
+        raise InputError(
+            f"run: the recovery in {folder} has not ended; give its multipruner recover again, "
+            "which goes on"
+        )
+    needed = ("run", "shape", "fingerprint", "adapters")
+    found = read_json(folder / RECOVERY, option="run", fields=needed)
+    record = read_json(folder / RUN, option="run", fields=("identity",))
+    return SavedRecovery(folder, (folder / found["run"]).resolve(), record, found)
 
 
 def read_run(path: str) -> PastRun:
-    """Reads the folder of a search.
+    """Reads the folder of a search, or that of a recovery, which is the search with what training
+    added.
 
     Raises:
         InputError: it is not one, something in it is missing or damaged, or its model is not where
             it was or not what it was.
     """
+    recovery = read_recovery(path)
+    if recovery is not None:
+        return read_run(str(recovery.run)).recovered(recovery)
     saved = read_saved_run(path, needs=(CHANNEL_ORDER,))
     model, lines = saved.config.model, saved.lines
     checkpoint = find_checkpoint(

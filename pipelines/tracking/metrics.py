@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pruning.scoring.score import perplexity
+
 Metrics = dict[str, float | int | None]
 """By name; None is not sent."""
 
@@ -188,6 +190,35 @@ def evaluation_tags(model: str, *, of_search: bool) -> dict[str, str]:
     """
     found = {"evaluation.model.fingerprint": model}
     return found if of_search else found | _source("pipelines.evaluate")
+
+
+def recovery_metrics(line: Mapping[str, Any]) -> Metrics:
+    """One line of `recovery.jsonl`, in the section `recover`."""
+    names = ("loss", "grad_norm", "learning_rate", "heldout_nll", "dense_nll", "seconds")
+    nll = line["heldout_nll"]
+    return {f"recover/{name}": line.get(name) for name in names} | {
+        "recover/heldout_perplexity": None if nll is None else perplexity(nll)
+    }
+
+
+def recovery_params(identity: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """What decides a recovery.
+
+    Args:
+        run: folder of the search.
+    """
+    return {**identity, "run": run}
+
+
+def recovery_tags(model: str, *, parent: str | None, versions: Mapping[str, str]) -> dict[str, str]:
+    """What a recovery was made with.
+
+    Args:
+        model: fingerprint of the dense model.
+        parent: the MLflow run of its search.
+    """
+    found = _versions(versions) | {"model.fingerprint": model} | _source("pipelines.recover")
+    return found | ({PARENT: parent} if parent else {})
 
 
 def sweep_params(grid: Mapping[str, Any], output_dir: str) -> dict[str, Any]:

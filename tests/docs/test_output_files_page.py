@@ -149,6 +149,16 @@ COMMANDS = {
         "widths=[16]",
     ),
     "solve": ("run=sweep/allocation", "search.target_ratio=0.1"),
+    "recover": (
+        "run=sweep/allocation",
+        "recovery.steps=4",
+        "recovery.warmup_steps=1",
+        "recovery.sequence_length=32",
+        "recovery.num_heldout_sequences=4",
+        "recovery.rank=2",
+        "recovery.learning_rate=0.01",
+        "recovery.checkpoint_every=2",
+    ),
 }
 
 
@@ -178,6 +188,7 @@ def read(path: Path) -> Any:
         ("allocation.json", "sweep/allocation/allocation.json", 0),
         ("solution.json", "solve/solution.json", 0),
         ("latency.json", "latency/latency.json", 0),
+        ("recovery.json", "recover/recovery.json", 0),
         ("status.json", "prune/status.json", 0),
         ("shape.json", "prune/shape.json", 0),
         ("pruning_config.json", "prune/pruning_config.json", 0),
@@ -202,6 +213,8 @@ def test_the_fields_of_a_step_are_those_on_the_page(written: Path) -> None:
     assert differences(documented("trajectory.jsonl"), *steps) == NOTHING
     steps = read(written / "sweep/allocation/trajectory.jsonl")
     assert differences(documented("trajectory.jsonl"), *steps) == NOTHING
+    updates = read(written / "recover/recovery.jsonl")
+    assert differences(documented("recovery.jsonl"), *updates) == NOTHING
 
 
 def test_the_columns_of_the_evaluation_are_those_on_the_page(written: Path) -> None:
@@ -224,7 +237,7 @@ def test_the_tensors_of_the_statistics_are_those_on_the_page(written: Path) -> N
 def test_every_file_of_a_run_is_on_the_page(written: Path) -> None:
     names = {
         path.name
-        for folder in ("prune", "sweep", "sweep/shortgpt", "sweep/allocation", "latency")
+        for folder in ("prune", "sweep", "sweep/shortgpt", "sweep/allocation", "latency", "recover")
         for path in (written / folder).iterdir()
         if path.is_file() and not path.name.startswith(".")
     }

@@ -7,6 +7,7 @@ from pruning.costs.block_times import Levels, depth_of
 from pruning.models.dtypes import NUM_BYTES
 from pruning.models.geometry import NUM_SIZES, Geometry, factor_bytes, gram_bytes
 from pruning.scoring.kept_bytes import kept_bytes
+from pruning.shape import ModelShape
 
 STATISTICS_BYTES = 8_000_000_000
 """Of Gram matrices that one task sums at most, if one layer's are not larger. Whatever does not fit
@@ -92,6 +93,40 @@ def latency_evaluator_bytes(
     channels = sum(levels.mlp_channels) + geometry.channels_per_kv_head * sum(levels.kv_heads)
     return depth * channels * hidden_size * NUM_BYTES[dtype] + evaluator_bytes(
         accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, depth
+    )
+
+
+def training_bytes(
+    accounting: Accounting,
+    shape: ModelShape,
+    dtype: str,
+    *,
+    batch_tokens: int,
+    hidden_size: int,
+    vocab_size: int,
+    rank: int,
+) -> int:
+    """Memory of a training of adapters, estimated: the dense model, which the pruned one is cut
+    from; what compensates it; weight, gradient and two moments of each adapter in float32; what
+    each layer keeps for the way back; logits and their gradients.
+
+    Args:
+        batch_tokens: that are in memory together.
+    """
+    geometry = accounting.geometry
+    channels = geometry.attention_channels + geometry.mlp_channels
+    adapters = rank * geometry.num_layers * (7 * hidden_size + 4 * channels)
+    kept = sum(
+        8 * hidden_size * (bool(layer.kv_heads) + bool(layer.mlp_channels))
+        + 4 * layer.kv_heads * geometry.channels_per_kv_head
+        + 5 * layer.mlp_channels
+        for layer in shape.layers
+    )
+    return (
+        evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, 0)
+        + _refitted_bytes(geometry, dtype, hidden_size)
+        + 16 * adapters
+        + 4 * batch_tokens * (kept + 5 * vocab_size)
     )
 
 

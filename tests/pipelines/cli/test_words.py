@@ -87,7 +87,8 @@ def test_with_multirun_a_comma_parts_two_paths(
 
 
 COMMANDS = (
-    "prune", "plan", "sweep", "solve", "latency", "evaluate", "export", "report", "reproduce",
+    "prune", "plan", "sweep", "solve", "latency", "recover", "evaluate", "export", "report",
+    "reproduce",
 )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def test_options_as_other_programs_take_them(cli: Cli, command: str) -> None:
     outcome = cli(command, "--target-ratio", "0.1", "--output-dir=x")
     assert outcome.status == 2
     hint = "did you mean search.target_ratio=VALUE?"
-    if command in ("latency", "evaluate", "export", "report"):
+    if command in ("latency", "recover", "evaluate", "export", "report"):
         hint = "--help lists all"
     assert outcome.errors == [
         f"error: --target-ratio: options are given as NAME=VALUE; {hint}",

@@ -17,6 +17,7 @@ from pipelines.config.groups import URLS
 from pipelines.config.options import COMMANDS
 from pipelines.config.overrides import CONF
 from pipelines.config.prune import PruneConfig
+from pipelines.config.recover import RecoverConfig
 from pipelines.config.schemas import register
 from pipelines.config.sweep import SweepConfig
 from pruning.models.shards import MAX_SHARD_BYTES
@@ -45,6 +46,10 @@ def test_every_choice_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
                 overrides=[f"{file.parent}={file.stem}", "run=DIR", "evaluation.cost=true"],
             )
             assert EvaluateConfig.of(raw, []).problems([]) == []
+            return
+        if file.parent.name == "recovery":
+            raw = compose("recover", overrides=[f"{file.parent}={file.stem}", "run=DIR"])
+            assert RecoverConfig.of(raw, []).problems([]) == []
             return
         config = PruneConfig.of(compose("prune", overrides=[f"{file.parent}={file.stem}", *needed]))
     assert config.problems() == []
@@ -105,10 +110,22 @@ def test_experiments_say_how_to_run_them() -> None:
     for file in (CONF / "experiment").glob("**/*.yaml"):
         name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
         assert re.match(
-            r"# @package _global_\n# multipruner (prune|sweep|reproduce) "
+            r"# @package _global_\n# multipruner (prune|sweep|reproduce|recover) "
             rf"experiment={name}\s",
             file.read_text(),
         ), name
+
+
+@pytest.mark.parametrize(
+    "name", [path.stem for path in (CONF / "experiment/recovery").glob("*.yaml")]
+)
+def test_trainings_compose(name: str) -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        given = [f"experiment=recovery/{name}", "run=DIR", "calibration.path=FILE"]
+        config = RecoverConfig.of(compose("recover", overrides=given), ["experiment"])
+    assert config.recovery.settings().steps == 2000
+    assert config.text().num_block_samples == config.recovery.num_sequences
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (CONF / "experiment/sweep").glob("*.yaml")])

@@ -1,0 +1,80 @@
+"""What `pipelines.recover` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from omegaconf import MISSING, DictConfig
+
+from pipelines.config.calibration import CalibrationConfig
+from pipelines.config.groups import ClusterConfig, TrackingConfig, checked
+from pipelines.config.recovery import RecoveryConfig
+from pruning.calibration.spec import CalibrationSpec, MixtureSpec
+
+RECOVERY_OPTIONS = {
+    "calibration.num_block_samples": "recovery.num_sequences",
+    "calibration.num_width_samples": "recovery.num_sequences",
+    "calibration.num_heldout_samples": "recovery.num_heldout_sequences",
+    "calibration.sequence_length": "recovery.sequence_length",
+    "calibration.batch_size": "recovery.batch_size",
+    "calibration.seed": "recovery.seed",
+}
+"""Of a search, and what a recovery takes instead."""
+
+
+@dataclass
+class RecoverConfig:
+    """Everything that `pipelines.recover` takes."""
+
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    run: str | None = MISSING
+    output_dir: str | None = MISSING
+
+    @classmethod
+    def of(cls, config: DictConfig, given: Sequence[str]) -> Self:
+        """See `checked`; `given` are the names of the options that the command gives."""
+        return checked(cls, config, lambda typed: typed.problems(given))
+
+    def problems(self, given: Sequence[str]) -> list[str]:
+        found = [] if self.run else ["run: missing; give the output_dir of a search"]
+        for group in (self.recovery, self.calibration, self.cluster, self.tracking):
+            found += group.problems()
+        found += [
+            f"{name}: has no effect on recover; give {RECOVERY_OPTIONS[name]}"
+            for name in given
+            if name in RECOVERY_OPTIONS
+        ]
+        if (self.cluster.num_evaluators or 1) > 1:
+            found.append(
+                f"cluster.num_evaluators: {self.cluster.num_evaluators}, which has no effect: one "
+                "process trains"
+            )
+        if (self.cluster.num_gpus_per_evaluator or 0) > 1:
+            found.append(
+                f"cluster.num_gpus_per_evaluator: {self.cluster.num_gpus_per_evaluator}; recover "
+                "trains on one GPU, or with 0 on CPUs"
+            )
+        if self.cluster.kind != "inline":
+            found.append(
+                f"cluster: {self.cluster.kind}; recover trains in its own process, "
+                "with cluster=inline"
+            )
+        return found
+
+    def text(self) -> CalibrationSpec | MixtureSpec:
+        """Where its sequences come from: `block` is trained on, `width` is empty."""
+        recovery, spec = self.recovery, self.calibration.spec()
+        sized = replace(
+            spec,
+            num_block_samples=recovery.sequences,
+            num_width_samples=0,
+            num_heldout_samples=recovery.num_heldout_sequences,
+            sequence_length=recovery.sequence_length,
+            seed=recovery.seed,
+        )
+        return sized if isinstance(sized, MixtureSpec) else replace(sized, rows_are_samples=False)

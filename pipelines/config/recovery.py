@@ -1,0 +1,90 @@
+"""Group `recovery`: its options, and what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from pipelines.config.groups import at_least, chosen, not_allowed, one_of
+from pruning.recovery.settings import LOSSES, RecoverySettings
+
+
+@dataclass
+class RecoveryConfig:
+    """Group `recovery`."""
+
+    loss: str = one_of(LOSSES)
+    steps: int = MISSING
+    batch_size: int = MISSING
+    micro_batch_size: int | None = MISSING
+    sequence_length: int = MISSING
+    num_sequences: int | None = MISSING
+    num_heldout_sequences: int = MISSING
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = MISSING
+    learning_rate: float = MISSING
+    warmup_steps: int = MISSING
+    max_grad_norm: float = MISSING
+    checkpoint_every: int = MISSING
+    patience: int | None = MISSING
+    seed: int = MISSING
+
+    def problems(self) -> list[str]:
+        found = not_allowed(self, "recovery.")
+        found += at_least(
+            self,
+            "recovery.",
+            steps=1,
+            batch_size=1,
+            micro_batch_size=1,
+            sequence_length=2,
+            num_sequences=1,
+            num_heldout_sequences=1,
+            rank=1,
+            warmup_steps=0,
+            checkpoint_every=1,
+            patience=1,
+            seed=0,
+        )
+        for name in ("alpha", "learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                found.append(f"recovery.{name}: {getattr(self, name):g}; above 0")
+        if not 0 <= self.dropout < 1:
+            found.append(f"recovery.dropout: {self.dropout:g}; at least 0 and below 1")
+        if self.warmup_steps >= self.steps >= 1:
+            found.append(
+                f"recovery.warmup_steps: {self.warmup_steps}, of {self.steps} recovery.steps; "
+                "give fewer"
+            )
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size >= 1:
+            found.append(
+                f"recovery.micro_batch_size: {self.micro_batch_size}, above the "
+                f"{self.batch_size} of recovery.batch_size"
+            )
+        return found
+
+    @property
+    def sequences(self) -> int:
+        """Of the training text."""
+        return self.num_sequences or self.steps * self.batch_size
+
+    def settings(self) -> RecoverySettings:
+        """What decides the training; call `problems` first."""
+        return RecoverySettings(
+            chosen(self.loss, LOSSES),
+            self.steps,
+            self.batch_size,
+            self.micro_batch_size or self.batch_size,
+            self.rank,
+            self.alpha,
+            self.dropout,
+            self.learning_rate,
+            self.warmup_steps,
+            self.max_grad_norm,
+            self.checkpoint_every,
+            self.patience,
+            self.seed,
+        )

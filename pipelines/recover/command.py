@@ -1,0 +1,50 @@
+"""`multipruner recover`: a search that has ended goes in, the same model trained for a short time
+comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipelines.cli.console import log_to
+from pipelines.config.overrides import option_of
+from pipelines.config.recover import RecoverConfig
+from pipelines.recover.job import RecoverJob
+from pipelines.recover.recovery_run import run_recovery
+from pipelines.runs.files import CONFIG, RECOVER_LOG
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.resume import saved_url, with_settings_of_run
+
+
+def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Runs one recovery, or goes on with one; returns what recovery.json says.
+
+    Raises:
+        InputError: invalid input, found before any weight is loaded.
+        Failed: training came to nothing.
+    """
+    log_to(None)
+    given = [option_of(override) for override in overrides]
+    # An experiment says what text it is about; else it is that of the search.
+    groups = ("tracking",) if "experiment" in given else ("calibration", "tracking")
+    config = RecoverConfig.of(with_settings_of_run(raw, given, groups), given)
+    job = RecoverJob.of(config)
+    with RunFolder(config.output_dir or str(Path(job.run.folder) / "recovery")) as folder:
+        try:
+            folder.claim(job.identity())
+            log_to(folder.path / RECOVER_LOG)
+            folder.write(CONFIG, OmegaConf.to_yaml(_saved_form(config)))
+            return run_recovery(job, folder)
+        finally:
+            log_to(None)
+
+
+def _saved_form(config: RecoverConfig) -> DictConfig:
+    """As it is saved: passwords in URLs masked."""
+    saved: DictConfig = OmegaConf.structured(config)
+    saved.tracking.uri = saved_url(config.tracking.uri)
+    return saved

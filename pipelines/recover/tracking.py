@@ -1,0 +1,85 @@
+"""A recovery in MLflow, as a run under that of its search.
+
+Only what a checkpoint includes is sent: later updates are taken again by a recovery that goes on,
+and would be there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pipelines.recover.job import RecoverJob
+from pipelines.runs.files import ADAPTERS, RECOVERY, RUN
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.provenance import versions
+from pipelines.runs.resume import saved_url
+from pipelines.tracking.metrics import recovery_metrics, recovery_params, recovery_tags
+from pipelines.tracking.tracker import TokenDataset, Tracker
+from pruning.calibration.token_sets import TokenSet
+from pruning.recovery.journal import JOURNAL, Line
+
+
+class RecoveryTracking:
+    """The MLflow run of one recovery."""
+
+    def __init__(self, job: RecoverJob, folder: RunFolder) -> None:
+        self._job, self._folder = job, folder
+        self._record = folder.read(RUN) or {}
+        self._num_sent = 0
+        tracking = job.config.tracking
+        self.tracker = Tracker(
+            tracking.uri,
+            tracking.experiment,
+            f"recovery of {job.run.model_name}",
+            self._record["started"],
+            self._record.get("mlflow_run_id"),
+            lambda run_id: folder.remember(mlflow_run_id=run_id),
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Marks the run as failed where the context is left by an error."""
+        run, uri = self._job.run, self._job.config.tracking.uri
+        same = saved_url(uri) == run.config.tracking.uri
+        tags = recovery_tags(
+            run.fingerprint,
+            parent=run.record.get("mlflow_run_id") if same else None,
+            versions=versions(),
+        )
+        datasets = {
+            name: self._dataset(tokens)
+            for name, tokens in (("training", self._job.text), ("heldout", self._job.heldout))
+        }
+        self.tracker.start(recovery_params(self._job.identity(), str(run.folder)), tags, datasets)
+        try:
+            yield
+        except BaseException:
+            self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
+            raise
+
+    def send(self, lines: Sequence[Line]) -> None:
+        """Those of the lines, from the first, that were not sent yet. What an earlier process has
+        sent is stored once.
+        """
+        for line in lines[self._num_sent :]:
+            self.tracker.log_metrics(
+                recovery_metrics(line), step=line["step"], timestamp=line["timestamp"]
+            )
+        self._num_sent = max(self._num_sent, len(lines))
+
+    def finish(self) -> bool:
+        """Sends the rest; see `Tracker.finish`."""
+        artifacts = [self._folder.path / name for name in (RECOVERY, ADAPTERS, JOURNAL)]
+        return self.tracker.finish(succeeded=True, artifacts=artifacts)
+
+    def _dataset(self, tokens: TokenSet) -> TokenDataset:
+        calibration = self._job.config.calibration
+        source = {"source": calibration.source, "path": calibration.path}
+        return TokenDataset(
+            calibration.source,
+            tokens.fingerprint,
+            source,
+            tokens.num_sequences,
+            tokens.sequence_length,
+        )

@@ -1,0 +1,154 @@
+"""The training of a pruned model: updates, held-out text and checkpoints until it ends."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pruning.calibration.token_sets import Tokens, TokenSet
+from pruning.errors import InputError
+from pruning.export.transformers import layers_of, pruned_model
+from pruning.importance.channel_order import ChannelOrder
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.loaded_model import LoadedModel
+from pruning.recovery.adapters import matrices_of
+from pruning.recovery.journal import StoppedBy, TrainingFiles, ended
+from pruning.recovery.prepared import prepared
+from pruning.recovery.settings import RecoverySettings
+from pruning.recovery.training import Recovery
+from pruning.scoring.out_of_memory import is_out_of_memory
+from pruning.shape import ModelShape
+from workers.evaluators.device import Device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingSpec:
+    """Everything that a training is made from.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`, of all weights but the adapters', which are
+            float32.
+        shape: canonical text of the pruned model.
+        text, heldout: int64 [sequences, length].
+        num_threads: CPU threads.
+    """
+
+    checkpoint: Checkpoint
+    dtype: str
+    shape: str
+    order: ChannelOrder
+    settings: RecoverySettings
+    text: Tokens = field(repr=False)
+    heldout: Tokens = field(repr=False)
+    num_threads: int = 1
+
+
+Watch = Callable[[TrainingFiles], None]
+"""Told after each line and each checkpoint."""
+
+
+def train(
+    spec: TrainingSpec, folder: Path, watch: Watch, *, num_gpus: int | None = None
+) -> StoppedBy:
+    """Trains in this process, from the last checkpoint in the folder if there is one.
+
+    Args:
+        num_gpus: see `Device`; one is used.
+
+    Raises:
+        InputError: the model cannot be loaded, or does not fit into memory; the journal is
+            damaged.
+    """
+    files, settings = TrainingFiles(folder), spec.settings
+    reason = None if files.last_step is None else ended(files.lines, settings)
+    if reason is not None:
+        return reason
+    threads = torch.get_num_threads()
+    try:
+        return _train(spec, files, watch, Device(spec.num_threads, num_gpus))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"recovery.micro_batch_size: {settings.micro_batch_size} sequences of "
+            f"{spec.text.shape[1]} tokens do not fit into memory; lower it, or "
+            "recovery.sequence_length"
+        ) from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+def load_recovery(spec: TrainingSpec, device: Device) -> Recovery:
+    """The pruned model with adapters, cut from the dense one, which `kl` learns from: no weight is
+    there twice but those that compensate.
+
+    Raises:
+        InputError: the model cannot be loaded, or has nothing to train.
+    """
+    model = device.load(spec.checkpoint, spec.dtype)
+    dense = prepared(LoadedModel.of(model), spec.order)
+    shape = ModelShape.parse(spec.shape)
+    pruned = pruned_model(dense, shape)
+    sources = [(layer.attention, layer.mlp) for layer in layers_of(shape, dense.family)]
+    return Recovery(
+        pruned,
+        dense.model,
+        matrices_of(pruned, dense.family, sources),
+        spec.settings,
+        TokenSet(spec.text),
+        TokenSet(spec.heldout),
+        spec.shape,
+    )
+
+
+def _train(spec: TrainingSpec, files: TrainingFiles, watch: Watch, device: Device) -> StoppedBy:
+    recovery = load_recovery(spec, device)
+    if files.last_step is not None:
+        recovery.load(files.checkpoint(files.last_step))
+        log.info("going on after update %d of %d", files.last_step, spec.settings.steps)
+    elif not _step(recovery, files, 0):
+        return "not_finite"
+    watch(files)
+    while (reason := ended(files.lines, spec.settings)) is None:
+        if not _step(recovery, files, len(files.lines)):
+            files.drop_unsaved()
+            return "not_finite"
+        watch(files)
+    return reason
+
+
+def _step(recovery: Recovery, files: TrainingFiles, step: int) -> bool:
+    """Update number `step`, with a checkpoint where one is due; 0 only measures the model as it is.
+
+    False: something is not finite, and there is no line of it.
+    """
+    settings, started = recovery.settings, time.perf_counter()
+    update = recovery.update(step) if step else None
+    if step and update is None:
+        return False
+    is_due = step % settings.checkpoint_every == 0 or step == settings.steps
+    nll = recovery.heldout_nll() if is_due else None
+    if nll is not None and not math.isfinite(nll):
+        return False
+    line = {
+        "step": step,
+        "loss": update.loss if update else None,
+        "grad_norm": update.grad_norm if update else None,
+        "learning_rate": update.learning_rate if update else None,
+        "heldout_nll": nll,
+        **({} if step else {"dense_nll": recovery.dense_nll()}),
+        "seconds": round(time.perf_counter() - started, 3),
+        "timestamp": round(time.time(), 3),
+    }
+    files.append(line)
+    if is_due:
+        files.save(step, lambda path: recovery.save(path, step))
+    return True
