@@ -1,0 +1,190 @@
+"""Input that a recovery refuses before any weight is loaded, each with one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pruning.models.checkpoint import Checkpoint
+from tests.conftest import tokens
+from tests.pipelines.command import Outcome
+from tests.pipelines.conftest import Cli
+from tests.pipelines.recover.conftest import Recover
+from workers.cluster.machine import LocalMachine
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Checkpoint, "load", load)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("recovery.loss=mse",), "recovery.loss: 'mse'; one of kl, nll"),
+        (("recovery.steps=0",), "recovery.steps: 0; at least 1"),
+        (("recovery.learning_rate=0",), "recovery.learning_rate: 0; above 0"),
+        (("recovery.learning_rate=inf",), "recovery.learning_rate: inf; above 0"),
+        (("recovery.dropout=1",), "recovery.dropout: 1; at least 0 and below 1"),
+        (("recovery.warmup_steps=12",), "recovery.warmup_steps: 12, of 12 recovery.steps"),
+        (
+            ("recovery.micro_batch_size=5",),
+            "recovery.micro_batch_size: 5, above the 4 of recovery.batch_size",
+        ),
+        (("recovery.num_sequences=3",), "recovery.num_sequences: 3, below the 4 of "),
+        (("recovery.num_heldout_sequences=0",), "recovery.num_heldout_sequences: 0; at least 1"),
+        (
+            ("recovery.rank=17",),
+            "recovery.rank: 17, above the narrowest matrix that is left (attention of layer 3: 8); "
+            "give at most 8",
+        ),
+        (("recovery.num_sequences=25",), "calibration: 25 sequences asked for, "),
+        (
+            ("recovery.num_sequences=24",),
+            "calibration: tokens has no text to hold out for a sequence of 32 tokens",
+        ),
+        (
+            ("calibration.num_block_samples=3",),
+            "calibration.num_block_samples: has no effect on recover; give recovery.num_sequences",
+        ),
+        (("calibration=text",), "calibration.path: missing; calibration=text needs a file"),
+        (("run=null",), "run: missing; give the output_dir of a search"),
+        (("run=/nowhere",), "run: /nowhere has no run.json"),
+        (("cluster=local",), "cluster: local; recover trains in its own process"),
+        (("cluster.num_cpus_per_evaluator=1000",), "cluster.num_cpus_per_evaluator: 1000"),
+        (("recovery.stesp=5",), "recovery.stesp: no such option; did you mean recovery.steps?"),
+    ],
+)
+def test_bad_options(recover: Recover, words: tuple[str, ...], message: str) -> None:
+    outcome = recover(*words)
+    assert outcome.status == 2, outcome.output
+    [error] = outcome.errors
+    assert error.startswith(f"error: {message}")
+    assert not outcome.folder.exists(), "something was written"
+
+
+def test_all_problems_at_once(recover: Recover) -> None:
+    """Of the options; then of the shape and of the text together."""
+    outcome = recover("recovery.steps=0", "recovery.rank=0", "calibration.batch_size=2")
+    assert len(outcome.errors) == 3
+    outcome = recover("recovery.rank=99", "recovery.sequence_length=300")
+    wanted = [
+        "recovery.sequence_length: 300, above this model's context of 256 tokens",
+        "recovery.rank: 99, above the narrowest",
+        "recovery.sequence_length: 300, but the sequences in ",
+    ]
+    found = zip(outcome.errors, wanted, strict=True)
+    assert all(error.startswith(f"error: {text}") for error, text in found), outcome.errors
+
+
+def test_a_search_that_has_not_ended(recover: Recover, ended: Outcome) -> None:
+    (ended.folder / "summary.json").unlink()
+    outcome = recover()
+    assert outcome.status == 2
+    [error] = outcome.errors
+    assert error.startswith(f"error: run: the search in {ended.folder} has not ended; go on")
+
+
+def test_text_that_is_empty_or_too_short(cli: Cli, recover: Recover, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(" \n")
+    outcome = recover("calibration=text", "calibration.path=text.txt")
+    assert outcome.errors == ["error: calibration.path: text.txt is empty"]
+
+
+def test_token_ids_of_another_tokenizer(recover: Recover, tmp_path: Path) -> None:
+    ids = tokens(24, 32, vocab=300).numpy().astype(np.int64)
+    save_file({"input_ids": ids}, tmp_path / "other.safetensors")
+    outcome = recover("calibration=tokens", "calibration.path=other.safetensors")
+    assert outcome.status == 2
+    [error] = outcome.errors
+    assert "outside the model's vocabulary 0..127. Was it made with another model's" in error
+
+
+def test_a_model_without_a_tokenizer(recover: Recover, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A text.\n\nAnother one.\n" * 50)
+    outcome = recover("calibration=text", "calibration.path=text.txt")
+    assert outcome.status == 2
+    [error] = outcome.errors
+    assert error.startswith("error: model.path: ")
+    assert "tokenizer" in error
+
+
+def test_memory_that_is_not_there(recover: Recover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        LocalMachine, "detect", lambda *, num_gpus=None: LocalMachine(2, 0, 500_000_000)
+    )
+    outcome = recover("recovery.micro_batch_size=4")
+    assert outcome.status == 2
+    [error] = outcome.errors
+    assert error.startswith(
+        "error: recovery.micro_batch_size: 4 sequences of 32 tokens take about 0.6 GB of memory "
+        "with this model, 0.5 GB are free"
+    )
+
+
+def test_a_recovery_of_a_recovery(recover: Recover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    outcome = recover()
+    again = recover(f"run={outcome.folder}", folder="again")
+    assert again.status == 2
+    assert again.errors == [
+        f"error: run: {outcome.folder} is a recovery already; give the search that it is of, and "
+        "another output_dir"
+    ]
+
+
+def test_a_folder_of_another_recovery(recover: Recover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    outcome = recover()
+    other = recover("recovery.rank=5")
+    assert other.status == 2
+    assert "recovery.rank: 4 there, 5 here" in other.output
+    assert (outcome.folder / "recovery.json").exists()
+
+
+def test_a_search_that_went_on_since(
+    recover: Recover, ended: Outcome, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    outcome = recover()
+    lines = (ended.folder / "trajectory.jsonl").read_text().splitlines(keepends=True)
+    (ended.folder / "trajectory.jsonl").write_text("".join(lines[:-1]))
+    refused = cli("export", f"run={outcome.folder}", folder="exported")
+    assert refused.status == 2
+    [error] = refused.errors
+    assert error.startswith(f"error: run: the search in {ended.folder} is not what it was when ")
+
+
+def test_a_damaged_file_is_named(
+    recover: Recover, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    outcome = recover()
+    path = outcome.folder / "adapters.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    refused = cli("export", f"run={outcome.folder}", folder="exported")
+    assert refused.status == 2
+    assert refused.errors == [
+        f"error: run: {path} has changed since the recovery ended; remove the folder and recover "
+        "again"
+    ]
+    (outcome.folder / "recovery.json").write_text("{")
+    refused = cli("export", f"run={outcome.folder}", folder="exported")
+    [error] = refused.errors
+    assert error.startswith(f"error: run: {outcome.folder}/recovery.json is damaged: ")
+
+
+def test_moving_search_and_recovery_together(
+    recover: Recover, ended: Outcome, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    recover(f"output_dir={ended.folder}/recovery")
+    moved = ended.folder.rename(tmp_path / "moved")
+    exported = cli("export", f"run={moved}/recovery", folder="exported")
+    assert exported.status == 0, exported.output
