@@ -27,7 +27,7 @@ from pipelines.runs.files import (
     read_with,
 )
 from pipelines.runs.journal import set_of
-from pipelines.runs.saved_run import SavedRun, read_saved_run
+from pipelines.runs.saved_run import SavedRecovery, SavedRun, read_recovery, read_saved_run
 from pruning.calibration.token_sets import heldout_sources
 from pruning.costs.latency import LatencyTable
 from pruning.errors import InputError
@@ -113,22 +113,45 @@ def _key(index: int) -> str:
 
 
 def _read_run(name: str, folder: Path) -> ReportRun:
-    saved = read_saved_run(str(folder), option="runs")
+    recovery = read_recovery(str(folder), option="runs")
+    saved = read_saved_run(str(recovery.run if recovery else folder), option="runs")
     measured = read_json_if_there(folder / EVALUATION, option="runs")
-    steps = read_with(lambda _: tuple(map(_step, saved.lines)), folder / TRAJECTORY, option="runs")
+    path = saved.folder / TRAJECTORY
+    steps = read_with(lambda _: tuple(map(_step, saved.lines)), path, option="runs")
     evaluation = (
         read_with(lambda _: _evaluation(measured), folder / EVALUATION, option="runs")
         if measured is not None
         else None
     )
-    path = folder / ALLOCATION
+    path = saved.folder / ALLOCATION
     allocation = read_with(Allocation.load, path, option="runs") if path.exists() else None
-    path = folder / LATENCY
+    path = saved.folder / LATENCY
     latency = read_with(LatencyTable.load, path, option="runs") if path.exists() else None
-    return read_with(
+    run = read_with(
         lambda _: _run_of(name, saved, steps, evaluation, allocation, latency),
-        folder / SUMMARY,
+        saved.folder / SUMMARY,
         option="runs",
+    )
+    return run if recovery is None else _recovered(run, recovery)
+
+
+def _recovered(run: ReportRun, recovery: SavedRecovery) -> ReportRun:
+    """What the search and the recovery of it say together. The held-out perplexities of the search
+    are those of the model before.
+    """
+    found = recovery.description
+    dense, pruned, recovered = (
+        f"{found['heldout_perplexity'][name]:.2f}" for name in ("dense", "pruned", "recovered")
+    )
+    return replace(
+        run,
+        name=f"{recovery.run.name}, recovered",
+        folder=recovery.folder,
+        outcome=f"{run.outcome}; recovered in {found['best_step']} updates: perplexity {pruned} to "
+        f"{recovered} on held-out text, where the dense model has {dense}",
+        heldout=Pair(None, None),
+        heldout_sources={},
+        mlflow_run_id=recovery.record.get("mlflow_run_id"),
     )
 
 

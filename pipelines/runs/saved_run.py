@@ -163,8 +163,11 @@ class SavedRecovery:
     description: dict[str, Any]
 
 
-def read_recovery(path: str) -> SavedRecovery | None:
+def read_recovery(path: str, *, option: str = "run") -> SavedRecovery | None:
     """Reads the folder of a recovery; None if it is none.
+
+    Args:
+        option: that names the folder, for messages.
 
     Raises:
         InputError: it has not ended, or something in it is missing or damaged.
@@ -174,12 +177,12 @@ def read_recovery(path: str) -> SavedRecovery | None:
         return None
     if not (folder / RECOVERY).exists():
         raise InputError(
-            f"run: the recovery in {folder} has not ended; give its multipruner recover again, "
-            "which goes on"
+            f"{option}: the recovery in {folder} has not ended; give its multipruner recover "
+            "again, which goes on"
         )
     needed = ("run", "shape", "fingerprint", "adapters")
-    found = read_json(folder / RECOVERY, option="run", fields=needed)
-    record = read_json(folder / RUN, option="run", fields=("identity",))
+    found = read_json(folder / RECOVERY, option=option, fields=needed)
+    record = read_json(folder / RUN, option=option, fields=("identity",))
     return SavedRecovery(folder, (folder / found["run"]).resolve(), record, found)
 
 

@@ -71,6 +71,12 @@ def test_a_recovery_says_what_it_is(recover: Recover, ended: Outcome) -> None:
     assert "update 12 of 12: mean loss " in outcome.output
     assert f"multipruner evaluate run={outcome.folder}" in outcome.output
     assert not (outcome.folder / "checkpoints").exists()
+    page = MlflowClient(f"sqlite:///{outcome.folder.parent}/mlflow.db").get_run(
+        outcome.read("run.json")["mlflow_run_id"]
+    )
+    search = json.loads((ended.folder / "run.json").read_text())["mlflow_run_id"]
+    assert (page.info.status, page.data.tags["mlflow.parentRunId"]) == ("FINISHED", search)
+    assert page.data.params["recovery.rank"] == "4"
 
 
 def test_the_model_is_the_trained_one(recover: Recover, ended: Outcome, cli: Cli) -> None:
@@ -141,6 +147,21 @@ def test_it_is_measured_beside_what_it_was_made_from(
     assert table[1] == ",".join(["story", "token perplexity", *map(str, values), ""])
     [row] = [line for line in after.output.splitlines() if "story" in line and "token" in line]
     assert [f"{value:.2f}" in row for value in values] == [True, True, True]
+
+
+def test_it_is_on_a_report_beside_its_search(recover: Recover, ended: Outcome, cli: Cli) -> None:
+    outcome = recover()
+    page = cli("report", f"runs=[{ended.folder},{outcome.folder}]")
+    assert page.status == 0, page.output
+    values = outcome.read("recovery.json")["heldout_perplexity"]
+    dense, pruned, recovered = (f"{values[name]:.2f}" for name in values)
+    said = (
+        f"updates: perplexity {pruned} to {recovered} on held-out text, where the dense model has "
+        f"{dense}"
+    )
+    text = (page.folder / "report.html").read_text()
+    assert said in text
+    assert f"{ended.folder.name}, recovered" in text
 
 
 def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
