@@ -87,8 +87,8 @@ class Run:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The pruned model, compensated if the search was, on the CPU, in evaluation mode and in
-        the type that the search scored in.
+        """The pruned model, compensated if the search was and trained if it was recovered, on the
+        CPU, in evaluation mode and in the type that the search scored in.
 
         Raises:
             InputError: the dense model is not where it was, or not what it was.
@@ -134,6 +134,30 @@ class Run:
         short = {"evaluation.tasks": tasks, "evaluation.texts": texts}
         given = {name: list(value) for name, value in short.items() if value is not None}
         return run_command("evaluate", load, {"run": self.folder, **given}, options)
+
+    def recover(self, **options: Any) -> Run:
+        """Trains the pruned model for a short time, as `multipruner recover run=FOLDER`.
+
+        Args:
+            options: of the command, such as `recovery={"steps": 500}`; `output_dir` is a folder
+                `recovery` in the run's by default.
+
+        Returns:
+            The same search with the trained model, in the folder of the recovery.
+
+        Raises:
+            InputError: invalid input, with the message of the command.
+            Failed: training gained nothing.
+        """
+
+        def load() -> Job:
+            from pipelines.recover.command import recover
+
+            return recover
+
+        run_command("recover", load, {"run": self.folder}, options)
+        folder = options.get("output_dir") or self.folder / "recovery"
+        return Run(Path(folder).expanduser().absolute())
 
     def export(self, format: str = "transformers", **options: Any) -> Path:  # noqa: A002
         """Writes the pruned model as a checkpoint, as `multipruner export run=FOLDER`.

@@ -114,7 +114,7 @@ def _key(index: int) -> str:
 
 def _read_run(name: str, folder: Path) -> ReportRun:
     recovery = read_recovery(str(folder), option="runs")
-    saved = read_saved_run(str(recovery.run if recovery else folder), option="runs")
+    saved = read_saved_run(str(folder), option="runs")
     measured = read_json_if_there(folder / EVALUATION, option="runs")
     path = saved.folder / TRAJECTORY
     steps = read_with(lambda _: tuple(map(_step, saved.lines)), path, option="runs")

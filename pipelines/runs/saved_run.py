@@ -219,7 +219,7 @@ def read_run(path: str) -> PastRun:
 
 
 def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ()) -> SavedRun:
-    """Reads the folder of a search, and nothing outside it.
+    """Reads the folder of a search, and nothing outside it; of a recovery, that of its search.
 
     Args:
         option: that names the folder, for messages.
@@ -229,6 +229,9 @@ def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ())
         InputError: it is not the folder of a search that has taken a step, or something in it is
             missing or damaged.
     """
+    recovery = read_recovery(path, option=option)
+    if recovery is not None:
+        return read_saved_run(str(recovery.run), option=option, needs=needs)
     folder = Path(path).expanduser().absolute()
     missing = [name for name in (RUN, CONFIG, TRAJECTORY, *needs) if not (folder / name).exists()]
     if missing:

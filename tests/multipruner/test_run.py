@@ -117,6 +117,29 @@ def test_the_model_in_memory_computes_what_was_scored_and_what_is_exported(
     assert run.model is run.model, "it is loaded again"
 
 
+def test_a_run_is_recovered_as_by_the_command(prune: Prune) -> None:
+    run, input_ids = prune(output_dir="run"), tokens(2, 16)
+    before = run.model(input_ids).logits
+    recovered = run.recover(
+        recovery={
+            "steps": 4,
+            "batch_size": 2,
+            "sequence_length": 32,
+            "num_heldout_sequences": 8,
+            "warmup_steps": 1,
+            "rank": 2,
+            "checkpoint_every": 2,
+        }
+    )
+    assert recovered.folder == run.folder / "recovery"
+    assert recovered.shape == run.shape
+    assert recovered.summary == run.summary
+    assert (recovered.model(input_ids).logits - before).abs().max() > 1e-4
+    torch.testing.assert_close(multipruner.open(run.folder).model(input_ids).logits, before)
+    with pytest.raises(multipruner.InputError, match="is a recovery already"):
+        recovered.recover(output_dir="again")
+
+
 def test_a_run_is_measured_and_written_as_by_the_commands(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
