@@ -59,11 +59,6 @@ class RecoverConfig:
                 f"cluster.num_gpus_per_evaluator: {self.cluster.num_gpus_per_evaluator}; recover "
                 "trains on one GPU, or with 0 on CPUs"
             )
-        if self.cluster.kind != "inline":
-            found.append(
-                f"cluster: {self.cluster.kind}; recover trains in its own process, "
-                "with cluster=inline"
-            )
         return found
 
     def text(self) -> CalibrationSpec | MixtureSpec:

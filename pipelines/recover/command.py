@@ -5,7 +5,6 @@ comes out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,11 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from pipelines.cli.console import log_to
 from pipelines.config.overrides import option_of
 from pipelines.config.recover import RecoverConfig
+from pipelines.errors import Failed
+from pipelines.evaluators import joined
 from pipelines.recover.job import RecoverJob
 from pipelines.recover.recovery_run import run_recovery
 from pipelines.runs.files import CONFIG, RECOVER_LOG
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.resume import saved_url, with_settings_of_run
+from workers.training.trainer import TrainingFailed
 
 
 def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -32,15 +34,18 @@ def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     # An experiment says what text it is about; else it is that of the search.
     groups = ("tracking",) if "experiment" in given else ("calibration", "tracking")
     config = RecoverConfig.of(with_settings_of_run(raw, given, groups), given)
-    job = RecoverJob.of(config)
-    with RunFolder(config.output_dir or str(Path(job.run.folder) / "recovery")) as folder:
-        try:
-            folder.claim(job.identity())
-            log_to(folder.path / RECOVER_LOG)
-            folder.write(CONFIG, OmegaConf.to_yaml(_saved_form(config)))
-            return run_recovery(job, folder)
-        finally:
-            log_to(None)
+    with joined(config.cluster):
+        job = RecoverJob.of(config)
+        with RunFolder(config.output_dir or str(job.run.folder / "recovery")) as folder:
+            try:
+                folder.claim(job.identity())
+                log_to(folder.path / RECOVER_LOG)
+                folder.write(CONFIG, OmegaConf.to_yaml(_saved_form(config)))
+                return run_recovery(job, folder)
+            except TrainingFailed as error:
+                raise Failed(f"cluster: {error}; the same command goes on") from error
+            finally:
+                log_to(None)
 
 
 def _saved_form(config: RecoverConfig) -> DictConfig:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipelines.config.recover import RECOVERY_OPTIONS, RecoverConfig
+from pipelines.evaluators import find_placement, local_session
 from pipelines.runs.saved_run import PastRun, read_run
 from pruning.calibration.build import make_calibration
 from pruning.calibration.token_sets import TokenSet
 from pruning.errors import InputError
 from pruning.export import transformers
+from pruning.recovery.journal import StoppedBy
 from pruning.recovery.settings import RecoverySettings
 from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
 from workers.evaluators.memory import training_bytes
-from workers.training.trainer import TrainingSpec
+from workers.training.trainer import TrainingSpec, Watch, train
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +30,8 @@ class RecoverJob:
     settings: RecoverySettings
     text: TokenSet
     heldout: TokenSet
-    num_gpus: int
+    machine: LocalMachine
+    placement: Placement | None
 
     @classmethod
     def of(cls, config: RecoverConfig) -> RecoverJob:
@@ -49,18 +54,25 @@ class RecoverJob:
             )
         settings = config.recovery.settings()
         machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
-        machine.require_cores(config.cluster.num_cpus_per_evaluator)
-        num_gpus = min(1, machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator))
+        needed = _needed_bytes(config, run, settings)
         problems = _problems(config, run, settings)
-        if not num_gpus:
-            problems += _memory_problems(config, run, settings, machine)
+        if config.cluster.kind != "ray" and not machine.gpus_per_evaluator(
+            config.cluster.num_gpus_per_evaluator
+        ):
+            problems += _memory_problems(config, settings, needed, machine)
+        placement = None
+        try:
+            placement = find_placement(config.cluster, machine, needed)
+        except InputError as error:
+            problems.append(str(error))
         try:
             text, heldout = _text(config, run)
         except InputError as error:
             problems.append(str(error))
         if problems:
             raise InputError("\n".join(problems))
-        return cls(config, run, settings, text, heldout, num_gpus)
+        one = None if placement is None else replace(placement, num_evaluators=1)
+        return cls(config, run, settings, text, heldout, machine, one)
 
     def identity(self) -> dict[str, Any]:
         """What decides every update, with everything resolved."""
@@ -74,6 +86,21 @@ class RecoverJob:
             "heldout": self.heldout.fingerprint,
             **{f"recovery.{name}": value for name, value in asdict(self.settings).items()},
         }
+
+    def train(self, folder: Path, watch: Watch) -> StoppedBy:
+        """Trains in this process, or in one that Ray starts.
+
+        Raises:
+            InputError, TrainingFailed: see `train` and `train_on_ray`.
+        """
+        if self.placement is None:
+            asked = self.config.cluster.num_gpus_per_evaluator
+            num_gpus = self.machine.gpus_per_evaluator(asked)
+            return train(self.spec(), folder, watch, num_gpus=num_gpus)
+        from workers.training.ray_training import train_on_ray  # takes seconds to import
+
+        with local_session(self.machine, self.placement):
+            return train_on_ray(self.spec(), folder, watch, self.placement)
 
     def spec(self) -> TrainingSpec:
         """What is trained, and how."""
@@ -120,12 +147,9 @@ def _problems(config: RecoverConfig, run: PastRun, settings: RecoverySettings) -
     return found
 
 
-def _memory_problems(
-    config: RecoverConfig, run: PastRun, settings: RecoverySettings, machine: LocalMachine
-) -> list[str]:
-    """Of a training on CPUs; what a GPU has left is known when it is used."""
+def _needed_bytes(config: RecoverConfig, run: PastRun, settings: RecoverySettings) -> int:
     text_config = run.checkpoint.config().get_text_config()
-    needed = training_bytes(
+    return training_bytes(
         run.accounting,
         run.shape,
         run.dtype,
@@ -134,6 +158,12 @@ def _memory_problems(
         vocab_size=int(text_config.vocab_size),
         rank=settings.rank,
     )
+
+
+def _memory_problems(
+    config: RecoverConfig, settings: RecoverySettings, needed: int, machine: LocalMachine
+) -> list[str]:
+    """Of a training on CPUs; what a GPU has left is known when it is used."""
     if needed <= machine.free_bytes:
         return []
     return [

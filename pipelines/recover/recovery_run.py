@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import mean
 from typing import Any
@@ -26,13 +27,13 @@ from pruning.recovery.adapters import adapter_fingerprint, write_adapters
 from pruning.recovery.journal import (
     CHECKPOINTS,
     JOURNAL,
+    Line,
     StoppedBy,
     TrainingFiles,
     best_step,
     read_journal,
 )
 from pruning.scoring.score import perplexity
-from workers.training.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +85,11 @@ def _train(job: RecoverJob, folder: RunFolder, tracking: RecoveryTracking) -> di
     with WorkProgress("updates") as bar:
         shown = _Shown(settings.steps, bar)
 
-        def watch(files: TrainingFiles) -> None:
-            shown.show(files)
-            tracking.send(files.saved_lines)
+        def watch(lines: Sequence[Line], num_saved: int) -> None:
+            shown.show(lines)
+            tracking.send(lines[:num_saved])
 
-        stopped_by = train(job.spec(), folder.path, watch, num_gpus=job.num_gpus)
+        stopped_by = job.train(folder.path, watch)
     files = TrainingFiles(folder.path)
     if not files.lines:
         raise Failed(
@@ -116,31 +117,35 @@ class _Shown:
 
     def __init__(self, steps: int, bar: WorkProgress) -> None:
         self._steps, self._bar = steps, bar
-        self._known: int | None = None
+        self._num_shown: int | None = None
         self._losses: list[float] = []
 
-    def show(self, files: TrainingFiles) -> None:
-        line = files.lines[-1]
-        step = int(line["step"])
-        if self._known is None:
-            self._bar.advance(step, scored=False)
-            self._bar.expect("training", self._steps - step)
-        else:
-            self._bar.advance(step - self._known, scored=True)
+    def show(self, lines: Sequence[Line]) -> None:
+        """What is new of all lines so far; the first time they are those of an earlier process, or
+        the one before the first update.
+        """
+        if self._num_shown is None:
+            self._num_shown = len(lines)
+            self._bar.advance(len(lines) - 1, scored=False)
+            self._bar.expect("training", self._steps - (len(lines) - 1))
+        for line in lines[self._num_shown :]:
+            self._bar.advance(1, scored=True)
             self._losses.append(line["loss"])
-        self._known = step
-        if line["heldout_nll"] is None or not self._losses:
-            return
-        losses, self._losses = self._losses, []
+            if line["heldout_nll"] is not None:
+                self._say(line, lines[0])
+        self._num_shown = max(self._num_shown, len(lines))
+
+    def _say(self, line: Line, before: Line) -> None:
         log.info(
             "update %d of %d: mean loss %.4f, held-out perplexity %.3f (%.3f before), %s left",
-            step,
+            line["step"],
             self._steps,
-            mean(losses),
+            mean(self._losses),
             perplexity(line["heldout_nll"]),
-            perplexity(files.lines[0]["heldout_nll"]),
+            perplexity(before["heldout_nll"]),
             duration(self._bar.left_s),
         )
+        self._losses.clear()
 
 
 def _description(

@@ -20,6 +20,8 @@ from pruning.recovery.settings import RecoverySettings
 
 JOURNAL = "recovery.jsonl"
 CHECKPOINTS = "checkpoints"
+LOCK = ".training"
+"""Held by the process that trains."""
 _NAME = "step-{step:06d}.safetensors"
 
 Line = Mapping[str, Any]
@@ -48,13 +50,12 @@ class TrainingFiles:
     @property
     def last_step(self) -> int | None:
         """Of the last checkpoint; None before the first."""
-        return max(self._steps(), default=None)
+        return max(checkpoint_steps(self._checkpoints.parent), default=None)
 
     @property
-    def saved_lines(self) -> list[Line]:
-        """Those that the last checkpoint includes."""
-        last = self.last_step
-        return [] if last is None else self.lines[: last + 1]
+    def num_saved(self) -> int:
+        """Lines that the last checkpoint includes."""
+        return 0 if self.last_step is None else self.last_step + 1
 
     def checkpoint(self, step: int) -> Path:
         return self._checkpoints / _NAME.format(step=step)
@@ -72,15 +73,12 @@ class TrainingFiles:
             temporary = Path(scratch) / "checkpoint"
             write(temporary)
             disk.rename(temporary, self.checkpoint(step))
-        for other in self._steps() - {step, best_step(self.lines)}:
+        for other in checkpoint_steps(self.path.parent) - {step, best_step(self.lines)}:
             self.checkpoint(other).unlink()
 
     def drop_unsaved(self) -> None:
         """Lines that no checkpoint includes."""
         self._cut()
-
-    def _steps(self) -> set[int]:
-        return {int(path.stem.partition("-")[2]) for path in self._checkpoints.glob("step-*")}
 
     def _cut(self) -> None:
         last = self.last_step
@@ -97,6 +95,11 @@ class TrainingFiles:
                 os.fsync(file.fileno())
             disk.rename(temporary, self.path)
         self.lines = kept
+
+
+def checkpoint_steps(folder: Path) -> set[int]:
+    """The updates after which there is a checkpoint in the folder of a training."""
+    return {int(path.stem.partition("-")[2]) for path in (folder / CHECKPOINTS).glob("step-*")}
 
 
 def read_journal(path: Path) -> list[Line]:

@@ -85,9 +85,7 @@ class Recovery:
         self._optimizer.zero_grad(set_to_none=True)
         self.model.train()
         with torch.random.fork_rng():
-            torch.manual_seed(
-                int(np.random.SeedSequence([settings.seed, step]).generate_state(1)[0])
-            )
+            torch.manual_seed(int(np.random.default_rng([settings.seed, step]).integers(2**32)))
             loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
         if not np.isfinite(loss) or not torch.isfinite(norm):

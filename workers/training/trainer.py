@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from pruning.calibration.token_sets import Tokens, TokenSet
 from pruning.errors import InputError
@@ -18,7 +19,7 @@ from pruning.importance.channel_order import ChannelOrder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.loaded_model import LoadedModel
 from pruning.recovery.adapters import matrices_of
-from pruning.recovery.journal import StoppedBy, TrainingFiles, ended
+from pruning.recovery.journal import LOCK, Line, StoppedBy, TrainingFiles, ended
 from pruning.recovery.prepared import prepared
 from pruning.recovery.settings import RecoverySettings
 from pruning.recovery.training import Recovery
@@ -51,8 +52,15 @@ class TrainingSpec:
     num_threads: int = 1
 
 
-Watch = Callable[[TrainingFiles], None]
-"""Told after each line and each checkpoint."""
+class TrainingFailed(RuntimeError):
+    """The process that trained was lost too often. What the last checkpoint has is kept."""
+
+
+Watch = Callable[[Sequence[Line], int], None]
+"""Told all lines so far, and how many of them the last checkpoint includes."""
+
+_HANDOVER_S = 60.0
+"""How long a process that a lost driver has left behind is waited for."""
 
 
 def train(
@@ -65,15 +73,18 @@ def train(
 
     Raises:
         InputError: the model cannot be loaded, or does not fit into memory; the journal is
-            damaged.
+            damaged; another process trains in the folder.
     """
-    files, settings = TrainingFiles(folder), spec.settings
-    reason = None if files.last_step is None else ended(files.lines, settings)
-    if reason is not None:
-        return reason
-    threads = torch.get_num_threads()
+    settings, threads = spec.settings, torch.get_num_threads()
     try:
-        return _train(spec, files, watch, Device(spec.num_threads, num_gpus))
+        with FileLock(folder / LOCK, timeout=_HANDOVER_S):
+            files = TrainingFiles(folder)
+            reason = None if files.last_step is None else ended(files.lines, settings)
+            return reason or _train(spec, files, watch, Device(spec.num_threads, num_gpus))
+    except Timeout as error:
+        raise InputError(
+            f"output_dir: another process trains in {folder}; wait for it, or give another folder"
+        ) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -116,12 +127,12 @@ def _train(spec: TrainingSpec, files: TrainingFiles, watch: Watch, device: Devic
         log.info("going on after update %d of %d", files.last_step, spec.settings.steps)
     elif not _step(recovery, files, 0):
         return "not_finite"
-    watch(files)
+    watch(files.lines, files.num_saved)
     while (reason := ended(files.lines, spec.settings)) is None:
         if not _step(recovery, files, len(files.lines)):
             files.drop_unsaved()
             return "not_finite"
-        watch(files)
+        watch(files.lines, files.num_saved)
     return reason
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -33,6 +34,7 @@ from tests.conftest import ROOT, tokens
 from tests.pipelines.command import Outcome, without_times
 from tests.pipelines.conftest import Cli
 from tests.pipelines.recover.conftest import QUICK, Recover
+from workers.training import trainer
 
 TOLERANCE = 2e-5
 """Of the largest logit, in float32."""
@@ -254,6 +256,15 @@ def test_a_process_that_was_killed(recover: Recover, ended: Outcome, tmp_path: P
     assert_as_if_undisturbed(recover(), undisturbed)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_process_of_ray_trains_the_same(recover: Recover) -> None:
+    undisturbed = recover(folder="undisturbed")
+    outcome = recover("cluster=local", "cluster.num_gpus_per_evaluator=0")
+    assert_as_if_undisturbed(outcome, undisturbed)
+    assert "update 12 of 12: mean loss " in outcome.output
+
+
 def test_an_ended_recovery_is_shown_again(
     recover: Recover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +275,25 @@ def test_an_ended_recovery_is_shown_again(
     assert again.status == 0, again.output
     assert written == {path.name: path.read_bytes() for path in again.folder.glob("recovery.json*")}
     assert before(again.folder)
+
+
+def test_another_process_that_trains_is_waited_for(
+    recover: Recover, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a lost driver has left on a cluster, say."""
+    monkeypatch.setattr(trainer, "_HANDOVER_S", 0.1)
+    folder = tmp_path / "recovered"
+    folder.mkdir()
+    with FileLock(folder / ".training"):
+        refused = recover()
+    assert (refused.status, refused.errors) == (
+        2,
+        [
+            f"error: output_dir: another process trains in {folder}; wait for it, or give another "
+            "folder"
+        ],
+    )
+    assert recover().status == 0
 
 
 def test_held_out_text_ends_it(recover: Recover) -> None:

@@ -1,0 +1,88 @@
+"""The training on Ray Train: what it comes to in this process, also where its process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pruning.calibration.token_sets import Tokens
+from pruning.errors import InputError
+from pruning.importance.channel_order import ChannelOrder
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.geometry import Geometry
+from pruning.recovery.journal import JOURNAL, Line
+from tests.conftest import tokens
+from tests.pipelines.command import without_times
+from tests.pruning.recovery.recoveries import NARROW, SETTINGS
+from workers.cluster.machine import LocalMachine
+from workers.cluster.placement import Placement
+from workers.training.ray_training import train_on_ray
+from workers.training.trainer import TrainingSpec, train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ONE = Placement(1, 0, 1, memory_bytes=0, start_timeout_s=60, stall_timeout_s=60)
+
+
+def of_tiny(folder: Path, text: Tokens | None = None) -> TrainingSpec:
+    checkpoint = Checkpoint(folder)
+    return TrainingSpec(
+        checkpoint,
+        "float32",
+        NARROW.text,
+        ChannelOrder.as_stored(Geometry.of(checkpoint.config())),
+        SETTINGS,
+        tokens(10, 24).numpy() if text is None else text,
+        tokens(5, 24, seed=2).numpy(),
+    )
+
+
+def kill_training() -> None:
+    """That of this test alone."""
+    [training] = [
+        each
+        for each in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(each.cmdline())
+    ]
+    os.kill(training.pid, signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_started_again(
+    local_cluster: LocalMachine, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    spec = of_tiny(checkpoint_folder)
+    assert train(spec, here, lambda *_: None) == "steps"
+    told: list[int] = []
+
+    def watch(lines: Sequence[Line], num_saved: int) -> None:
+        if not told:
+            kill_training()
+        told.append(len(lines))
+        assert num_saved <= len(lines)
+
+    assert train_on_ray(spec, there, watch, ONE) == "steps"
+    assert told[-1] == 13
+    assert without_times(there / JOURNAL) == without_times(here / JOURNAL)
+    last = "checkpoints/step-000012.safetensors"
+    assert (there / last).read_bytes() == (here / last).read_bytes()
+    assert [path.name for path in there.glob(".ray-*")] == []
+
+
+def test_what_is_wrong_is_said_as_in_this_process(
+    local_cluster: LocalMachine, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / JOURNAL).write_text(json.dumps({"step": 4}) + "\n")
+    with pytest.raises(InputError, match="recovery.jsonl is damaged: its steps are not 0, 1, 2"):
+        train_on_ray(of_tiny(checkpoint_folder), tmp_path, lambda *_: None, ONE)
+    assert torch.get_num_threads() == 1
