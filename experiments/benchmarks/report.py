@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+COLUMNS = 100
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -38,8 +40,14 @@ class Report:
 
     def markdown(self) -> str:
         """Title, settings, table, notes and verdict."""
-        settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
-        closing = "\n".join([*self.notes, *(f"**Not met:** {bound}" for bound in self.missed)])
+        settings = "\n".join(
+            textwrap.fill(f"- {name}: {value}", COLUMNS, subsequent_indent="  ")
+            for name, value in self.settings.items()
+        )
+        closing = "\n".join(
+            textwrap.fill(note, COLUMNS)
+            for note in [*self.notes, *(f"**Not met:** {bound}" for bound in self.missed)]
+        )
         parts = (f"# {self.title}", settings, _table(self.header, self.rows), closing)
         return "\n\n".join(parts).rstrip() + "\n"
 
@@ -92,6 +100,8 @@ def versions() -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    if sum(widths) + 3 * len(widths) + 1 > COLUMNS:
+        widths = [3] * len(widths)  # as narrow as it goes
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
         "| "

@@ -283,14 +283,14 @@ def _run(config_name: str, job: Job, config: DictConfig, overrides: Sequence[str
             found = job(config, overrides)
     except KeyboardInterrupt as error:
         said = f"{interruption}{_kept(config_name, config, error)}"
-        notice.send("stopped", said)
-        stop(said, interruption.status)
+        with notice.sent_after("stopped", said):
+            stop(said, interruption.status)
     except Exception as error:
         said, status = _problem(config_name, config, error)
-        notice.send("failed", said)
-        if status is None:
-            raise
-        stop(said, status)
+        with notice.sent_after("failed", said):
+            if status is None:
+                raise
+            stop(said, status)
     notice.send("done", "", found)
 
 

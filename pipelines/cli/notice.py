@@ -13,7 +13,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any, Literal
@@ -66,6 +67,17 @@ class Notice:
                 "or http://, or unset it"
             )
 
+    @contextmanager
+    def sent_after(self, end: End, message: str) -> Iterator[None]:
+        """Sends when the block ends: the person at the terminal reads of it first, and whoever
+        presses Ctrl-C then has read it.
+        """
+        try:
+            yield
+        finally:
+            with suppress(KeyboardInterrupt):
+                self.send(end, message)
+
     def send(self, end: End, message: str, found: object = None) -> None:
         """Never fails: what the webhook does not take is a warning.
 
@@ -75,11 +87,6 @@ class Notice:
         """
         if not self.url:
             return
-        request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
-            self.url,
-            json.dumps(self._body(end, message, found)).encode(),
-            {"Content-Type": "application/json", "User-Agent": PROGRAM},
-        )
         attempts = Retrying(
             stop=stop_after_attempt(1 if end == "stopped" else _ATTEMPTS),
             wait=wait_fixed(_WAIT_S),
@@ -87,8 +94,13 @@ class Notice:
             reraise=True,
         )
         try:
+            request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
+                self.url,
+                json.dumps(self._body(end, message, found), default=str).encode(),
+                {"Content-Type": "application/json", "User-Agent": PROGRAM},
+            )
             attempts(_post, request)
-        except (OSError, HTTPException, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - the command is done, whatever this meets
             log.warning("%s: %s did not take the message: %s", VARIABLE, self._host, _said(error))
 
     @property

@@ -141,7 +141,8 @@ def identity_of(job: EvaluationJob) -> dict[str, Any]:
     """
     main = job.models.main
     identity = {"evaluation.model": main.fingerprint, "evaluation.shape": job.models.shape}
-    if job.config.shape is not None and main.order is not None:
+    recovered = job.models.run is not None and job.models.run.recovery is not None
+    if (job.config.shape is not None or recovered) and main.order is not None:
         identity["evaluation.order"] = main.order.fingerprint
     return identity
 

@@ -155,9 +155,11 @@ def models_of_run(config: EvaluateConfig, run: PastRun) -> ModelsUnderTest:
     dense = EvaluatedModel(
         "dense", run.checkpoint, run.fingerprint, dtype, accounting.num_dense_parameters
     )
-    pruned = _pruned_to(dense, accounting, run.shape, replace(run.order, recovery=None))
+    recovered = run.recovery is not None
+    order = replace(run.order, recovery=None) if recovered else run.order
+    pruned = _pruned_to(dense, accounting, run.shape, order)
     models: tuple[EvaluatedModel, ...] = (dense, pruned)
-    if run.recovery is not None:
+    if recovered:
         models = (*models, replace(pruned, role="recovered", order=run.order))
     if not config.evaluation.dense:
         models = models[-1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pipelines.config.plan import PlanConfig
@@ -34,7 +34,7 @@ class PointPlan:
         if self._is_allocation:
             ratio = search.target_ratio if search.table_ratio is None else search.table_ratio
             if search.table_ratio is not None:
-                search = replace(search, target=TargetConfig())
+                search = replace(search, target=TargetConfig(*[None] * len(fields(TargetConfig))))
             search = replace(search, target_ratio=ratio, table_ratio=None, rounds=None)
         else:
             search = replace(search, target_ratio=0.0, distribution=[])

@@ -226,9 +226,10 @@ class SearchProgress(SearchObserver):
     def __init__(self, bar: WorkProgress) -> None:
         self.bar = bar
         self._previous: tuple[SetName, float | None] = ("block", None)
+        self._num_ahead = 0.0
 
     def started(self, search: Search, dense: Scores, lines: Sequence[Line]) -> None:
-        self._previous = ("block", perplexity(dense["block"]))
+        self._previous, self._num_ahead = ("block", perplexity(dense["block"])), 0.0
         for line in lines[-1:]:
             self._previous = (set_of(line), line["perplexity"])
         self._expect(search)
@@ -240,8 +241,11 @@ class SearchProgress(SearchObserver):
         self, pool: Pool, evaluations: Mapping[str, int], candidates: float, *, scored: bool
     ) -> None:
         self.bar.advance(candidates, scored=scored)
+        self._num_ahead += candidates
 
     def stepped(self, search: Search, line: Line) -> None:
+        # What is scored of steps to come is not to come any more.
+        self._num_ahead = max(0.0, self._num_ahead - len(search.steps[-1].candidates))
         self._expect(search)
         log.info(
             "step %d: cut %s; perplexity %s%s, ratio %.2f %%, %.1f s, %s left",
@@ -264,7 +268,8 @@ class SearchProgress(SearchObserver):
 
     def _expect(self, search: Search) -> None:
         stage = search.stage
-        self.bar.expect(stage.name if stage else "done", search.expected_evaluations())
+        remaining = max(0.0, search.expected_evaluations() - self._num_ahead)
+        self.bar.expect(stage.name if stage else "done", remaining)
 
 
 class SearchStatus(SearchObserver):

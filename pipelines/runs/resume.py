@@ -14,7 +14,7 @@ from pipelines.config.overrides import option_of
 from pipelines.config.prune import PruneConfig
 from pipelines.config.redaction import MASK, masked_url
 from pipelines.config.target import targets_json
-from pipelines.runs.files import CONFIG, read_yaml
+from pipelines.runs.files import CONFIG, RECOVERY, read_json_if_there, read_yaml
 from pruning.errors import InputError
 
 
@@ -115,7 +115,8 @@ page, and its scores with the search's.
 def with_settings_of_run(
     config: DictConfig, given: Sequence[str], groups: Sequence[str] = _SAVED
 ) -> DictConfig:
-    """With `run=`: these groups as of that search, unless the command gives others.
+    """With `run=`: these groups as of that search, unless the command gives others. A recovery
+    says nothing of what its search alone has, such as the store.
 
     Raises:
         InputError: a URL had a password, which is not saved, and is not given again.
@@ -124,6 +125,10 @@ def with_settings_of_run(
     if config.run is None or not path.exists():
         return config
     merged, saved = config.copy(), read_yaml(path, option="run")
+    description = read_json_if_there(path.parent / RECOVERY, option="run", fields=("run",))
+    if description is not None and (path.parent / description["run"] / CONFIG).exists():
+        of_search = read_yaml(path.parent / description["run"] / CONFIG, option="run")
+        saved = cast("DictConfig", OmegaConf.merge(of_search, saved))
     for group in groups:
         if (
             not any(name.partition(".")[0] == group for name in given)

@@ -138,9 +138,12 @@ class PastRun(SavedRun):
             )
         source = RecoverySource(str(recovery.folder / ADAPTERS), found["adapters"])
         page = {"mlflow_run_id": recovery.record.get("mlflow_run_id")}
+        config = self.config.copy()
+        config.tracking = recovery.tracking
         return replace(
             self,
             folder=recovery.folder,
+            config=config,
             record=self.record | page,
             order=replace(self.order, recovery=source),
             recovery=found,
@@ -155,12 +158,14 @@ class SavedRecovery:
         run: folder of the search.
         record: its `run.json`.
         description: its `recovery.json`.
+        tracking: of its `config.yaml`; where its MLflow run is.
     """
 
     folder: Path
     run: Path
     record: dict[str, Any]
     description: dict[str, Any]
+    tracking: DictConfig
 
 
 def read_recovery(path: str, *, option: str = "run") -> SavedRecovery | None:
@@ -183,7 +188,9 @@ def read_recovery(path: str, *, option: str = "run") -> SavedRecovery | None:
     needed = ("run", "shape", "fingerprint", "adapters")
     found = read_json(folder / RECOVERY, option=option, fields=needed)
     record = read_json(folder / RUN, option=option, fields=("identity",))
-    return SavedRecovery(folder, (folder / found["run"]).resolve(), record, found)
+    config = read_yaml(folder / CONFIG, option=option, fields=("tracking.uri",))
+    run = (folder / found["run"]).resolve()
+    return SavedRecovery(folder, run, record, found, config.tracking)
 
 
 def read_run(path: str) -> PastRun:

@@ -106,7 +106,7 @@ class Timing:
 
 
 def device_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """In words, of two arithmetics."""
+    """In words, what two devices and versions do not share."""
     return [
         f"{name}: {there[name]} there, {here[name]} here"
         for name in _DEVICE

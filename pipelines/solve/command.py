@@ -108,7 +108,7 @@ def _table(found: dict[str, Solved]) -> Table:
     shown.add_column("solution")
     for name in (*(name.replace("_", " ") for name in names), "from the base", "blocks changed"):
         shown.add_column(name, justify="right")
-    shown.add_column("KL")
+    shown.add_column("KL", no_wrap=True)
     for name, each in found.items():
         prediction, costs = each.prediction, each.run.costs
         score = prediction.score if prediction.measured is None else prediction.measured

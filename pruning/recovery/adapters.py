@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,28 @@ def add_adapters(
             weight.data = weight.data.float()
             found[f"{matrix.key}.{side}"] = weight
     return found
+
+
+@contextmanager
+def merged(model: PreTrainedModel, matrices: Sequence[AdaptedMatrix]) -> Iterator[None]:
+    """The model as it is stored: adapters added to the weights, which are rounded to their type.
+    Afterwards every weight is what it was, to the bit.
+    """
+    modules: list[Any] = [model.get_submodule(matrix.path) for matrix in matrices]
+    weights = [module.base_layer.weight for module in modules]
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for module, weight in zip(modules, weights, strict=True):
+                lora_a, lora_b = (getattr(module, side)[_ADAPTER].weight for side in _SIDES)
+                weight.copy_(weight.float() + module.scaling[_ADAPTER] * (lora_b @ lora_a))
+        for module in modules:
+            module.enable_adapters(False)
+        yield
+    finally:
+        for module, weight, before in zip(modules, weights, kept, strict=True):
+            module.enable_adapters(True)
+            weight.data.copy_(before)
 
 
 def read_adapters(path: Path, *, fingerprint: str | None = None) -> Adapters:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from pruning.calibration.token_sets import Tokens, TokenSet
-from pruning.recovery.adapters import AdaptedMatrix, adapter_metadata, add_adapters
+from pruning.recovery.adapters import AdaptedMatrix, adapter_metadata, add_adapters, merged
 from pruning.recovery.loss import distillation_kl, next_token_nll
 from pruning.recovery.settings import RecoverySettings
 from pruning.scoring.nll import sequence_nll
@@ -67,6 +67,7 @@ class Recovery:
     ) -> None:
         self.model, self.dense, self.settings, self.shape = model, dense, settings, shape
         self.text, self.heldout = text, heldout
+        self._matrices = matrices
         self.parameters = add_adapters(model, matrices, settings)
         self._optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=0.0
@@ -94,9 +95,12 @@ class Recovery:
         return Update(loss, float(norm), rate)
 
     def heldout_nll(self) -> float:
-        """Nats per predicted token of the held-out text."""
+        """Nats per predicted token of the held-out text, of the model as it will be stored: a
+        change below the rounding of its weights is none.
+        """
         self.model.eval()
-        return self._nll(self.model)
+        with merged(self.model, self._matrices):
+            return self._nll(self.model)
 
     def dense_nll(self) -> float:
         """The same of the dense model."""

@@ -86,7 +86,8 @@ class AllocationStrategy(Strategy):
         later = (4 + 2 * (kinds - 1)) * num_layers + len(MOVES)
         most = len(wave.shapes) + len(MOVES) + (self.settings.rounds - 1) * later
         most += search.reference != search.shape
-        ends = (target, accounting.ratio(search.reference))
+        reference = accounting.ratio(search.reference)
+        ends = (target or reference, reference)  # of other costs, parameters come as they may
         # A round takes one group of an attention at most.
         parts = (PARTS, min(PARTS, self.settings.rounds))
         names: tuple[StageName, ...] = ("mlp_channels", "attention_heads")

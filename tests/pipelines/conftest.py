@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from pipelines.cli import launch
 from pipelines.config import grid, overrides
@@ -136,6 +137,7 @@ def undisturbed(
 @pytest.fixture
 def ended(tmp_path: Path, store_and_tracking: list[str], undisturbed: Outcome) -> Outcome:
     """As if the test had begun with `search()`: run, store and MLflow are in its folder."""
+    _artifact_repos_cache.clear()  # by the run's id, which all copies share
     there, here = str(undisturbed.folder.parent), str(tmp_path)
     shutil.copytree(there, here, dirs_exist_ok=True)
     config = tmp_path / "run" / "config.yaml"

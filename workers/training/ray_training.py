@@ -102,6 +102,8 @@ class _Running(threading.Thread):
             self.problem = ""
         except TrainingFailedError as error:
             self.problem = str(error).strip().splitlines()[-1]
+        except Exception as error:  # noqa: BLE001 - it would end with the thread, unseen
+            self.problem = f"{type(error).__name__}: {error}"
 
 
 def _train_loop(config: Mapping[str, Any]) -> None:

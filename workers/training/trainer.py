@@ -142,6 +142,12 @@ def _step(recovery: Recovery, files: TrainingFiles, step: int) -> bool:
     False: something is not finite, and there is no line of it.
     """
     settings, started = recovery.settings, time.perf_counter()
+    dense_nll = None if step else recovery.dense_nll()
+    if dense_nll is not None and not math.isfinite(dense_nll):
+        raise InputError(
+            "model.dtype: the dense model's NLL of the held-out text is not finite in the type of "
+            "the search; search in another, such as float32 or bfloat16, and recover that"
+        )
     update = recovery.update(step) if step else None
     if step and update is None:
         return False
@@ -155,7 +161,7 @@ def _step(recovery: Recovery, files: TrainingFiles, step: int) -> bool:
         "grad_norm": update.grad_norm if update else None,
         "learning_rate": update.learning_rate if update else None,
         "heldout_nll": nll,
-        **({} if step else {"dense_nll": recovery.dense_nll()}),
+        **({} if step else {"dense_nll": dense_nll}),
         "seconds": round(time.perf_counter() - started, 3),
         "timestamp": round(time.time(), 3),
     }

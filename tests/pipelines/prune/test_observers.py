@@ -48,13 +48,16 @@ class Bar:
     def expect(self, description: str, remaining: float) -> None:
         self.expected.append((description, remaining))
 
+    def advance(self, done: float, *, scored: bool) -> None:
+        """It does not show it."""
+
 
 def test_a_change_of_perplexity_is_one_on_the_same_text(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     bar = Bar()
     search: Any = SimpleNamespace(
         stage=SimpleNamespace(name="block"),
-        steps=[SimpleNamespace(removal="mlp block of layer 2")],
+        steps=[SimpleNamespace(removal="mlp block of layer 2", candidates=[0])],
         expected_evaluations=lambda: 7,
     )
     progress = SearchProgress(bar)  # type: ignore[arg-type]
@@ -82,7 +85,9 @@ def test_a_change_of_perplexity_is_one_on_the_same_text(caplog: pytest.LogCaptur
 def test_a_resumed_search_compares_with_its_last_step(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     search: Any = SimpleNamespace(
-        stage=None, steps=[SimpleNamespace(removal="")], expected_evaluations=lambda: 0
+        stage=None,
+        steps=[SimpleNamespace(removal="", candidates=[0])],
+        expected_evaluations=lambda: 0,
     )
     progress = SearchProgress(Bar())  # type: ignore[arg-type]
     past = {"stage": "attention_heads", "perplexity": 5.0}
@@ -90,3 +95,20 @@ def test_a_resumed_search_compares_with_its_last_step(caplog: pytest.LogCaptureF
     line = past | {"step": 1, "perplexity": 5.5, "ratio": 0.1, "seconds": 2.0}
     progress.stepped(search, line)
     assert "perplexity 5.500 (+0.500), ratio 10.00 %, 2.0 s, 0 s left" in caplog.text
+
+
+def test_what_is_scored_of_steps_to_come_is_not_to_come_any_more() -> None:
+    bar, left = Bar(), iter([5, 4, 3, 2])
+    search: Any = SimpleNamespace(
+        stage=SimpleNamespace(name="block"),
+        steps=[SimpleNamespace(removal="", candidates=[0])],
+        expected_evaluations=lambda: next(left),
+    )
+    progress = SearchProgress(bar)  # type: ignore[arg-type]
+    progress.started(search, {"block": 0.0}, [])
+    progress.scored(None, {}, 2.5, scored=True)  # type: ignore[arg-type]
+    progress.scored(None, {}, 0.5, scored=True)  # type: ignore[arg-type]
+    line = {"step": 1, "stage": "block", "perplexity": 1.0, "ratio": 0.1, "seconds": 1.0}
+    for _ in range(3):
+        progress.stepped(search, line)
+    assert bar.expected == [("block", 5), ("block", 2), ("block", 2), ("block", 2)]

@@ -72,6 +72,7 @@ def test_evaluation_of_a_shape_that_it_cannot_have_is_refused(model: str) -> Non
         shape=SHAPE,
         fingerprint="",
         order=None,
+        recovery=None,
         dtype="float32",
     )
     config: Any = SimpleNamespace(model=SimpleNamespace(dtype="auto"))

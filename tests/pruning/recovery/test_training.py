@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from pruning.export.transformers import pruned_model
+from pruning.recovery.adapters import read_adapters
 from pruning.recovery.loss import distillation_kl, next_token_nll
+from pruning.recovery.prepared import merge_adapters
 from pruning.recovery.training import Recovery, positions
 from pruning.scoring.kl import dense_outputs, divergence
 from pruning.scoring.nll import run_prefix, sequence_nll
 from tests.conftest import tokens
-from tests.pruning.recovery.recoveries import NARROW, SETTINGS, dense_model, recovery_of
+from tests.pruning.recovery.recoveries import NARROW, SETTINGS, changed, dense_model, recovery_of
 
 
 def test_losses_are_those_that_a_search_scores() -> None:
@@ -54,6 +56,29 @@ def test_gradients_of_parts_add_up() -> None:
     assert second is not None
     assert first.loss == pytest.approx(second.loss, rel=1e-5)
     assert first.grad_norm == pytest.approx(second.grad_norm, rel=1e-4)
+
+
+def test_held_out_nll_is_that_of_the_merged_model(tmp_path: Path) -> None:
+    """In bfloat16 a change below the rounding of the weights is lost, and must not count."""
+    dense, other = dense_model(), dense_model()
+    for each in (dense, other):
+        each.model.to(torch.bfloat16)
+    recovery = recovery_of(dense)
+    before = {name: weight.clone() for name, weight in recovery.model.state_dict().items()}
+    changed(recovery)
+    found, beside = recovery.heldout_nll(), recovery._nll(recovery.model)
+    recovery.save(tmp_path / "adapters", 1)
+    merge_adapters(other, read_adapters(tmp_path / "adapters"))
+    ids = torch.tensor(recovery.heldout.input_ids)
+    stored = float(sequence_nll(pruned_model(other, NARROW), ids).sum()) / (5 * 23)
+    assert found == pytest.approx(stored, rel=1e-6)
+    assert beside != pytest.approx(stored, rel=1e-6)
+    left = recovery.model.state_dict()
+    assert all(
+        torch.equal(left[name], weight) for name, weight in before.items() if "lora" not in name
+    )
+    recovery.update(1)
+    assert all(weight.grad is not None for weight in recovery.parameters.values())
 
 
 def test_held_out_nll_is_per_token_and_without_dropout() -> None:

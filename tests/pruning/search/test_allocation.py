@@ -226,8 +226,8 @@ def test_the_plan_of_an_allocation_by_hand(
     assert [stage.name for stage in (measured, *stages)] == names
     assert (measured.evaluations.min, measured.evaluations.max) == evaluations
     assert (measured.steps.max, measured.ratio) == (0, (0.0, 0.0))
-    for stage in stages:
-        assert (stage.steps.min, stage.steps.max) == (0, 4 * 4)
+    for stage, parts in zip(stages, (4, 2), strict=False):  # of four layers; one for each round
+        assert (stage.steps.min, stage.steps.max) == (0, 4 * parts)
         assert stage.ratio == pytest.approx((0.1, 48 * 146 / 69_168))
 
 
