@@ -43,7 +43,7 @@ from pruning.errors import InputError
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.search.plan import SearchPlan
-from pruning.search.strategies import STRATEGIES
+from pruning.search.strategies import STRATEGIES, strategy_of
 from workers.cluster.machine import LocalMachine
 from workers.evaluators.memory import shape_evaluator_bytes
 
@@ -81,7 +81,11 @@ def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float | None]:
     sizes = _sizes(model.path, model.revision, trust_remote_code=model.trust_remote_code)
     accounting = Accounting(sizes)
     timing = Timing.read(config.latency) if config.latency else None
-    found = search_plan(accounting, search_settings(config, accounting, timing))
+    settings = search_settings(config, accounting, timing)
+    if timing is not None:
+        timing.require_blocks(accounting.dense, display_name(model.path))
+        timing.require_sizes(strategy_of(settings).first_shapes(accounting), "this search")
+    found = search_plan(accounting, settings)
     if found.impossible is not None:
         raise InputError(
             f"search.target_ratio: {config.search.target_ratio}; no path reaches it: the "

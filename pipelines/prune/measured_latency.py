@@ -12,6 +12,7 @@ from pipelines.prune.job import PruneJob
 from pruning.costs.latency import PHASES, LatencyTable, Phase
 from pruning.costs.measured import SpeedComparison
 from pruning.costs.speed import Spread
+from pruning.costs.target import Target
 from pruning.importance.channel_order import ChannelOrder
 from pruning.shape import ModelShape
 from workers.evaluators.costs import SpeedEvaluator
@@ -65,6 +66,8 @@ def _measured(job: PruneJob, shape: ModelShape, order: ChannelOrder) -> dict[str
     for phase in PHASES:
         measured[phase] = _phase(table, shape, job.accounting.dense, found, phase)
         _warn(phase, measured[phase])
+    for target in job.settings.targets:
+        _warn_of_target(target, measured)
     return measured
 
 
@@ -89,6 +92,26 @@ def _phase(
         "predicted_ratio": table.nanoseconds(shape, phase) / table.nanoseconds(dense, phase),
         "standard_error": table.ratio_error(shape, dense, phase),
     }  # fmt: skip
+
+
+def _warn_of_target(target: Target, measured: Mapping[str, Any]) -> None:
+    """Where less of a time is gone, as measured, than was asked for."""
+    phases = {"latency": PHASES, "prefill": ("prefill",), "decode": ("decode",)}
+    name = target.cost.name
+    if name not in phases or isinstance(target.given, str):
+        return
+    pruned, dense = (
+        sum(measured[phase][f"{whose}_seconds"] for phase in phases[name])
+        for whose in ("pruned", "dense")
+    )
+    if (gone := 1 - pruned / dense) < target.given:
+        log.warning(
+            "%s: %g is to go, and as measured %.3f is gone, though by the table all of it; on a "
+            "quiet machine measure the table again, or ask for more",
+            target.name,
+            target.given,
+            gone,
+        )
 
 
 def _warn(phase: Phase, found: Mapping[str, Any]) -> None:

@@ -167,6 +167,8 @@ class SearchRun:
             dense = self._score_all(scorer, job.accounting.dense)
             observers.started(self.search, dense, self.journal.lines)
             problem = self._search(scorer, observers)
+            if job.timing is not None:
+                job.timing.warn_of(self.search.shape)  # later rounds go on to other sizes
             pruned = self._score_all(scorer, self.search.shape)
             observers.measured(pool)
             summary = search_summary(

@@ -84,6 +84,8 @@ class RecoverJob:
             "shape": self.run.shape.text,
             "text": self.text.fingerprint,
             "heldout": self.heldout.fingerprint,
+            "cluster.num_cpus_per_evaluator": self.config.cluster.num_cpus_per_evaluator,
+            "on a GPU": self._num_gpus > 0,
             **{f"recovery.{name}": value for name, value in asdict(self.settings).items()},
         }
 
@@ -94,13 +96,17 @@ class RecoverJob:
             InputError, TrainingFailed: see `train` and `train_on_ray`.
         """
         if self.placement is None:
-            asked = self.config.cluster.num_gpus_per_evaluator
-            num_gpus = self.machine.gpus_per_evaluator(asked)
-            return train(self.spec(), folder, watch, num_gpus=num_gpus)
+            return train(self.spec(), folder, watch, num_gpus=self._num_gpus)
         from workers.training.ray_training import train_on_ray  # takes seconds to import
 
         with local_session(self.machine, self.placement):
             return train_on_ray(self.spec(), folder, watch, self.placement)
+
+    @property
+    def _num_gpus(self) -> int:
+        if self.placement is not None:
+            return self.placement.num_gpus
+        return self.machine.gpus_per_evaluator(self.config.cluster.num_gpus_per_evaluator)
 
     def spec(self) -> TrainingSpec:
         """What is trained, and how."""

@@ -182,8 +182,8 @@ def read_recovery(path: str, *, option: str = "run") -> SavedRecovery | None:
         return None
     if not (folder / RECOVERY).exists():
         raise InputError(
-            f"{option}: the recovery in {folder} has not ended; give its multipruner recover "
-            "again, which goes on"
+            f"{option}: the recovery in {folder} has not ended, or gained nothing; give its "
+            "multipruner recover again, which goes on or says so"
         )
     needed = ("run", "shape", "fingerprint", "adapters")
     found = read_json(folder / RECOVERY, option=option, fields=needed)

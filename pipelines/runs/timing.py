@@ -63,6 +63,26 @@ class Timing:
                 f"{pruned} ({fingerprint}); measure that with multipruner latency"
             )
 
+    def require_blocks(self, dense: ModelShape, whose: str) -> None:
+        """Checks that its whole blocks are those of a model, where more is not known of that.
+
+        Args:
+            dense: of which all layers are alike.
+            whose: blocks those are, in words.
+
+        Raises:
+            InputError: they are others.
+        """
+        problems = [
+            f"latency: {self.path} is of {self.table.model}, whose whole {name} has {whole} "
+            f"{counted}, and that of {whose} has {size}; give a table of that model"
+            for unit, (name, counted) in BLOCKS.items()
+            for whole, size in [(max(self.table.times.of(unit)), getattr(dense.layers[0], unit))]
+            if whole != size
+        ]
+        if problems:
+            raise InputError("\n".join(problems))
+
     def require_sizes(self, shapes: Iterable[ModelShape], whose: str) -> None:
         """Checks that it has what shapes have.
 
@@ -72,9 +92,7 @@ class Timing:
         Raises:
             InputError: it does not reach some of their sizes.
         """
-        layers = {layer for shape in shapes for layer in shape.layers}
-        table = self.table
-        sizes = {unit: sorted({getattr(each, unit) for each in layers}) for unit in UNITS}
+        table, sizes = self.table, _sizes(shapes)
         problems = [
             f"latency: {self.path} has {name}s of {min(known)} to {max(known)} {counted}, and "
             f"{whose} has some of {', '.join(map(str, missing))}; measure a table that goes so "
@@ -87,6 +105,10 @@ class Timing:
             raise InputError("\n".join(problems))
         warn_of_noise(table)
         _warn_of_interpolation(table, sizes)
+
+    def warn_of(self, shape: ModelShape) -> None:
+        """Says so where a shape has sizes that are not in the table."""
+        _warn_of_interpolation(self.table, _sizes([shape]))
 
     def differences(self, arithmetic: Mapping[str, Any]) -> list[str]:
         """In what a device is another than that of the table."""
@@ -103,6 +125,11 @@ class Timing:
             "settings": asdict(table.settings),
             "predicted_seconds": {phase: table.seconds(shape, phase) for phase in PHASES},
         }
+
+
+def _sizes(shapes: Iterable[ModelShape]) -> dict[Unit, list[int]]:
+    layers = {layer for shape in shapes for layer in shape.layers}
+    return {unit: sorted({getattr(each, unit) for each in layers}) for unit in UNITS}
 
 
 def device_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

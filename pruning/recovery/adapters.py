@@ -126,6 +126,19 @@ def add_adapters(
 
 
 @contextmanager
+def dropping(model: PreTrainedModel, matrices: Sequence[AdaptedMatrix]) -> Iterator[None]:
+    """The dropout of the adapters, and no other that the model may have."""
+    modules: list[Any] = [model.get_submodule(matrix.path) for matrix in matrices]
+    model.eval()
+    try:
+        for each in modules:
+            each.lora_dropout.train()
+        yield
+    finally:
+        model.eval()
+
+
+@contextmanager
 def merged(model: PreTrainedModel, matrices: Sequence[AdaptedMatrix]) -> Iterator[None]:
     """The model as it is stored: adapters added to the weights, which are rounded to their type.
     Afterwards every weight is what it was, to the bit.

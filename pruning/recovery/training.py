@@ -21,7 +21,13 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from pruning.calibration.token_sets import Tokens, TokenSet
-from pruning.recovery.adapters import AdaptedMatrix, adapter_metadata, add_adapters, merged
+from pruning.recovery.adapters import (
+    AdaptedMatrix,
+    adapter_metadata,
+    add_adapters,
+    dropping,
+    merged,
+)
 from pruning.recovery.loss import distillation_kl, next_token_nll
 from pruning.recovery.settings import RecoverySettings
 from pruning.scoring.nll import sequence_nll
@@ -84,8 +90,7 @@ class Recovery:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        self.model.train()
-        with torch.random.fork_rng():
+        with dropping(self.model, self._matrices), torch.random.fork_rng():
             torch.manual_seed(int(np.random.default_rng([settings.seed, step]).integers(2**32)))
             loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)

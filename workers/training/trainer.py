@@ -107,17 +107,25 @@ def load_recovery(spec: TrainingSpec, device: Device) -> Recovery:
     model = device.load(spec.checkpoint, spec.dtype)
     dense = prepared(LoadedModel.of(model), spec.order)
     shape = ModelShape.parse(spec.shape)
+    return recovery_of(dense, shape, spec.settings, TokenSet(spec.text), TokenSet(spec.heldout))
+
+
+def recovery_of(
+    dense: LoadedModel,
+    shape: ModelShape,
+    settings: RecoverySettings,
+    text: TokenSet,
+    heldout: TokenSet,
+) -> Recovery:
+    """The same of a dense model that is prepared.
+
+    Raises:
+        InputError: it has nothing to train.
+    """
     pruned = pruned_model(dense, shape)
     sources = [(layer.attention, layer.mlp) for layer in layers_of(shape, dense.family)]
-    return Recovery(
-        pruned,
-        dense.model,
-        matrices_of(pruned, dense.family, sources),
-        spec.settings,
-        TokenSet(spec.text),
-        TokenSet(spec.heldout),
-        spec.shape,
-    )
+    matrices = matrices_of(pruned, dense.family, sources)
+    return Recovery(pruned, dense.model, matrices, settings, text, heldout, shape.text)
 
 
 def _train(spec: TrainingSpec, files: TrainingFiles, watch: Watch, device: Device) -> StoppedBy:

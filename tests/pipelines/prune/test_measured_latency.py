@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.prune import measured_latency
 from pruning.costs.latency import BlockTimes, LatencyTable, PhaseTimes, Seconds
+from pruning.costs.target import Cost, Target
 from pruning.models.checkpoint import Checkpoint
 from pruning.shape import ModelShape
 from tests.pipelines.command import Outcome
@@ -140,3 +141,22 @@ def test_bad_input(
     outcome = cli(command, *arguments, *UNIFORM[:-1], *words)
     assert outcome.status == 2, outcome.output
     assert message in said(outcome)
+
+
+@pytest.mark.parametrize(("given", "warns"), [(0.2, False), (0.3, True)])
+def test_a_time_that_was_not_reached_as_measured(
+    given: float, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of prefill and decode together three quarters are left, whatever the table says."""
+    measured = {
+        "prefill": {"pruned_seconds": 2.0, "dense_seconds": 3.0},
+        "decode": {"pruned_seconds": 4.0, "dense_seconds": 5.0},
+    }
+    cost = Cost("latency", lambda _: 1, 1)
+    measured_latency._warn_of_target(Target("search.target.latency", cost, given), measured)
+    measured_latency._warn_of_target(
+        Target("search.target.flops", Cost("flops", lambda _: 1, 1), 0.9), measured
+    )
+    said = "search.target.latency: 0.3 is to go, and as measured 0.250 is gone"
+    assert (said in caplog.text) is warns
+    assert "flops" not in caplog.text

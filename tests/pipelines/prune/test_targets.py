@@ -206,6 +206,33 @@ def test_a_plan_says_what_is_asked_for(cli: Cli, arguments: list[str], write: Wr
     assert plan["evaluations"]["block"]["min"] > 0
 
 
+def test_a_plan_takes_no_table_of_another_model(
+    cli: Cli, arguments: list[str], write: WriteTable
+) -> None:
+    """Of a model without weights, more than its sizes cannot be compared."""
+    asked = (*arguments, *ALLOCATION, NO_RATIO, "search.target.latency=0.1")
+    wide = write(mlp_channels={**MLP, 64: (9, 4)})
+    outcome = cli("plan", *asked, f"latency={wide}")
+    assert outcome.status == 2
+    [error] = outcome.errors
+    assert "whose whole MLP has 64 channels, and that of tiny-llama has 48" in error
+    outcome = cli("plan", *asked, f"latency={write(mlp_channels={32: (5, 2), 48: (8, 3)})}")
+    assert outcome.status == 2, outcome.output
+    assert "the table has 32 to 48" in outcome.output
+
+
+def test_sizes_of_the_shape_that_was_found_are_said(search: Search, write: WriteTable) -> None:
+    """Those of later rounds are not known at the start."""
+    words = (*ALLOCATION, NO_RATIO, "search.target.latency=0.2")
+    outcome = search(*words, f"latency={write(mlp_channels={0: (0, 0), 48: (8, 3)})}")
+    assert outcome.status == 0, outcome.output
+    widths = {layer.mlp_channels for layer in ModelShape.parse(outcome.summary["shape"]).layers}
+    missing = sorted(widths - {0, 48})
+    assert missing
+    said = f"seen: MLPs of {', '.join(map(str, missing))} channels"
+    assert said in [line for line in outcome.output.splitlines() if "in proportion" in line][-1]
+
+
 def test_a_sweep_over_a_cost(cli: Cli, arguments: list[str]) -> None:
     words = (*arguments, *UNIFORM, NO_RATIO, "search.target.flops=[0.05,0.1]")
     outcome = cli("sweep", *words)

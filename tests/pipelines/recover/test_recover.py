@@ -296,6 +296,19 @@ def test_another_process_that_trains_is_waited_for(
     assert recover().status == 0
 
 
+def test_other_threads_are_another_recovery(
+    recover: Recover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have other last digits."""
+    stopped_after(4, monkeypatch)
+    assert recover().status == 130
+    monkeypatch.undo()
+    outcome = recover("cluster.num_cpus_per_evaluator=2")
+    assert outcome.status == 2
+    assert "cluster.num_cpus_per_evaluator" in outcome.output
+    assert recover().status == 0
+
+
 def test_held_out_text_ends_it(recover: Recover) -> None:
     """Random text is soon learnt by heart, and nothing of it holds elsewhere."""
     outcome = recover("recovery.steps=400", "recovery.patience=2")
@@ -315,8 +328,8 @@ def test_one_that_gains_nothing_is_no_recovery(recover: Recover, cli: Cli) -> No
     assert (refused.status, refused.errors) == (
         2,
         [
-            f"error: run: the recovery in {outcome.folder} has not ended; give its multipruner "
-            "recover again, which goes on"
+            f"error: run: the recovery in {outcome.folder} has not ended, or gained nothing; give "
+            "its multipruner recover again, which goes on or says so"
         ],
     )
 

@@ -8,14 +8,13 @@ from dataclasses import replace
 import torch
 
 from pruning.calibration.token_sets import TokenSet
-from pruning.export.transformers import layers_of, pruned_model
 from pruning.importance.channel_order import channel_order, reorder
 from pruning.models.loaded_model import LoadedModel
-from pruning.recovery.adapters import matrices_of
 from pruning.recovery.settings import RecoverySettings
 from pruning.recovery.training import Recovery
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
+from workers.training import trainer
 
 NARROW = ModelShape.parse("2x32 3x0 0x16 1x40")
 """Of the four layers of a tiny model: a half that pairs, one that has nothing before it."""
@@ -47,17 +46,7 @@ def dense_model(model_type: str = "llama") -> LoadedModel:
 
 def recovery_of(dense: LoadedModel, shape: ModelShape = NARROW, **changes: object) -> Recovery:
     """`changes` are of `SETTINGS`."""
-    pruned = pruned_model(dense, shape)
-    sources = [(layer.attention, layer.mlp) for layer in layers_of(shape, dense.family)]
-    return Recovery(
-        pruned,
-        dense.model,
-        matrices_of(pruned, dense.family, sources),
-        replace(SETTINGS, **changes),
-        TEXT,
-        HELDOUT,
-        shape.text,
-    )
+    return trainer.recovery_of(dense, shape, replace(SETTINGS, **changes), TEXT, HELDOUT)
 
 
 @torch.no_grad()

@@ -81,6 +81,22 @@ def test_held_out_nll_is_that_of_the_merged_model(tmp_path: Path) -> None:
     assert all(weight.grad is not None for weight in recovery.parameters.values())
 
 
+def test_no_dropout_but_that_of_the_adapters() -> None:
+    """A model whose configuration has dropout of its own is trained without it."""
+
+    def losses(own: float, adapters: float) -> list[float]:
+        dense = dense_model()
+        for layer in dense.layers:
+            layer.self_attn.attention_dropout = own  # type: ignore[union-attr]
+        recovery = recovery_of(dense, dropout=adapters)
+        return [update.loss for step in (1, 2, 3) if (update := recovery.update(step))]
+
+    plain = losses(0.0, 0.0)
+    assert len(plain) == 3
+    assert losses(0.9, 0.0) == plain
+    assert losses(0.0, 0.9) != plain
+
+
 def test_held_out_nll_is_per_token_and_without_dropout() -> None:
     recovery = recovery_of(dense_model(), dropout=0.5)
     recovery.update(1)
