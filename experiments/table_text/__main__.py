@@ -35,7 +35,8 @@ Changes = Mapping[Block, Mapping[int, Sequence[float]]]
 @dataclass(frozen=True, slots=True)
 class Draws:
     """Mean and standard error over draws of the sequences that a shape was chosen on, in nats per
-    token: predicted on these, and on the others.
+    token: predicted on these, and on the others. Draws share sequences, so that the error over
+    texts is larger.
     """
 
     seen: float
@@ -52,11 +53,13 @@ def main() -> int:
     try:
         run = read_run(given.run)
         base, changes = changes_of(run)
+        ratio = run.config.search.target_ratio
+        if ratio is None:
+            raise InputError(f"{run.folder}: it has no search.target_ratio to solve for")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    most = (1 - run.config.search.target_ratio) * run.accounting.num_dense_parameters
-    limit = Limit("search.target_ratio", run.accounting.num_parameters, most)
+    limit = Limit.of_parameters(run.accounting, ratio)
     [count] = {len(each) for sizes in changes.values() for each in sizes.values()}
     for name, table in {"all sizes": changes, "outermost sizes": outermost(base, changes)}.items():
         print(f"{name}: predicted change of KL, on the sequences that chose and on the others")

@@ -109,7 +109,7 @@ class Notice:
         return urlsplit(self.url).hostname or "the webhook"
 
     def _body(self, end: End, message: str, found: object) -> dict[str, Any]:
-        """`text` is what Slack, Mattermost and Teams' workflows show; the rest is for programs."""
+        """`text` is for people, as chat services show it; the rest is for programs."""
         seconds = time.monotonic() - self._started
         summary = found if isinstance(found, Mapping) else {}
         for address in (*self.secrets, self.url):

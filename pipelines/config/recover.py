@@ -23,6 +23,12 @@ RECOVERY_OPTIONS = {
 }
 """Of a search, and what a recovery takes instead."""
 
+_OF_EVALUATORS = (
+    "cluster.start_timeout_s",
+    "cluster.stall_timeout_s",
+    "cluster.task_timeout_s",
+)
+
 
 @dataclass
 class RecoverConfig:
@@ -48,6 +54,11 @@ class RecoverConfig:
             f"{name}: has no effect on recover; give {RECOVERY_OPTIONS[name]}"
             for name in given
             if name in RECOVERY_OPTIONS
+        ]
+        found += [
+            f"{name}: has no effect on recover, which waits for its one process; leave it out"
+            for name in given
+            if name in _OF_EVALUATORS
         ]
         if (self.cluster.num_evaluators or 1) > 1:
             found.append(

@@ -80,7 +80,6 @@ def test_shapes_have_layers_that_lost_what_they_can() -> None:
 
 
 def test_every_shape_of_a_real_model_is_compared() -> None:
-    """And a table that is told apart by it, in models that the command would time."""
     found = compared(tiny_model(tiny_config("llama")), SpeedSettings(1, 4, 2, 2))
     assert len(found) == 16
     assert all(isinstance(each, Compared) and each.seconds > 0 for each in found)

@@ -83,3 +83,15 @@ def test_a_run_without_a_table_is_refused(
     assert main() == 2
     assert "no allocation.json; give a run of search=allocation" in capsys.readouterr().err
     (tmp_path / "kept").rename(allocated.folder / "allocation.json")
+
+
+def test_a_run_for_another_cost_is_refused(
+    allocated: Outcome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = allocated.folder / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("target_ratio: 0.12", "target_ratio: null"))
+    monkeypatch.setattr("sys.argv", ["table_text", str(allocated.folder)])
+    assert main() == 2
+    assert "it has no search.target_ratio to solve for" in capsys.readouterr().err
+    config.write_text(before)

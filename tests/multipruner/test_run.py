@@ -120,17 +120,23 @@ def test_the_model_in_memory_computes_what_was_scored_and_what_is_exported(
 def test_a_run_is_recovered_as_by_the_command(prune: Prune) -> None:
     run, input_ids = prune(output_dir="run"), tokens(2, 16)
     before = run.model(input_ids).logits
-    recovered = run.recover(
-        recovery={
-            "steps": 4,
-            "batch_size": 2,
-            "sequence_length": 32,
-            "num_heldout_sequences": 8,
-            "warmup_steps": 1,
-            "rank": 2,
-            "checkpoint_every": 2,
-        }
-    )
+    settings = {
+        "steps": 4,
+        "batch_size": 2,
+        "sequence_length": 32,
+        "num_heldout_sequences": 8,
+        "warmup_steps": 1,
+        "rank": 2,
+        "checkpoint_every": 2,
+    }
+    recovered = run.recover(recovery=settings)
+    words = [f"recovery.{name}={value}" for name, value in settings.items()]
+    command = run_command("recover", f"run={run.folder}", *words, "output_dir=command")
+    assert command.status == 0, command.output
+    for name in ("adapters.safetensors", "recovery.json"):
+        assert (recovered.folder / name).exists()
+    made = [folder / "adapters.safetensors" for folder in (recovered.folder, command.folder)]
+    assert made[0].read_bytes() == made[1].read_bytes()
     assert recovered.folder == run.folder / "recovery"
     assert recovered.shape == run.shape
     assert recovered.summary == run.summary

@@ -149,7 +149,8 @@ def test_a_webhook_that_does_not_answer_is_a_warning(
 
 
 def test_a_quick_command_tells_nobody(webhook: Webhook, tmp_path: Path) -> None:
-    run_command("plan", f"output_dir={tmp_path}")
+    outcome = run_command("plan", "search.target_ratio=0.2", f"output_dir={tmp_path}")
+    assert outcome.status == 0, outcome.output
     Notice("status").send("done", "")
     assert webhook.told == []
 

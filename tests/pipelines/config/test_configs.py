@@ -124,7 +124,7 @@ def test_trainings_compose(name: str) -> None:
     with initialize_config_dir(str(CONF), version_base=None):
         given = [f"experiment=recovery/{name}", "run=DIR", "calibration.path=FILE"]
         config = RecoverConfig.of(compose("recover", overrides=given), ["experiment"])
-    assert config.recovery.settings().steps == 2000
+    assert config.recovery.settings().steps > 0
     assert config.text().num_block_samples == config.recovery.num_sequences
 
 

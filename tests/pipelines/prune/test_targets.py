@@ -17,7 +17,7 @@ from pruning.search.allocation import Limit
 from pruning.search.uniform import uniform_shape
 from pruning.shape import ModelShape
 from tests.pipelines.conftest import Cli, Search
-from tests.pruning.costs.tables import table
+from tests.pruning.costs.tables import MLP, written
 
 WriteTable = Callable[..., Path]
 NO_RATIO = "search.target_ratio=null"
@@ -27,20 +27,13 @@ ALLOCATION = (
 )  # fmt: skip
 UNIFORM = ("search=uniform", "search.distribution=[0,1,0]", "search.mlp_group_channels=4")
 
-# Milliseconds (prefill, decode). MLPs of 40 channels are slower than whole ones, of 24 than of 32.
-MLP = {0: (0, 0), 16: (3, 1), 24: (8, 1), 32: (5, 2), 40: (12, 4), 48: (8, 3)}
-KV_HEADS = {0: (0, 0), 1: (2, 2), 2: (4, 3), 3: (5, 5)}
-
 
 @pytest.fixture
 def write(tmp_path: Path, checkpoint_folder: Path) -> WriteTable:
-    """`write()` is the path of the table above, relative to where commands run."""
+    """`write()` is the path of a table, relative to where commands run."""
 
     def saved(**changes: object) -> Path:
-        fingerprint = Checkpoint(checkpoint_folder).fingerprint()
-        given = {"kv_heads": KV_HEADS, "mlp_channels": MLP, "fingerprint": fingerprint} | changes
-        table(**given).save(tmp_path / "latency.json")  # type: ignore[arg-type]
-        return Path("latency.json")
+        return Path(written(tmp_path / "latency.json", checkpoint_folder, **changes).name)
 
     return saved
 

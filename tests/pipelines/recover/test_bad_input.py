@@ -54,6 +54,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
             "calibration.num_block_samples: has no effect on recover; give recovery.num_sequences",
         ),
         (("calibration=text",), "calibration.path: missing; calibration=text needs a file"),
+        (("cluster.task_timeout_s=9",), "cluster.task_timeout_s: has no effect on recover"),
         (("run=null",), "run: missing; give the output_dir of a search"),
         (("run=/nowhere",), "run: /nowhere has no run.json"),
         (("cluster=local", "cluster.num_evaluators=2"), "cluster.num_evaluators: 2, which has no"),
@@ -92,7 +93,7 @@ def test_a_search_that_has_not_ended(recover: Recover, ended: Outcome) -> None:
     assert error.startswith(f"error: run: the search in {ended.folder} has not ended; go on")
 
 
-def test_text_that_is_empty_or_too_short(cli: Cli, recover: Recover, tmp_path: Path) -> None:
+def test_text_that_is_empty(recover: Recover, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(" \n")
     outcome = recover("calibration=text", "calibration.path=text.txt")
     assert outcome.errors == ["error: calibration.path: text.txt is empty"]

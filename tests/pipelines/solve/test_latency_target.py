@@ -17,30 +17,21 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.search.prediction import MeasuredRound
 from pruning.shape import ModelShape
 from tests.pipelines.solve.conftest import Solve
-from tests.pruning.costs.tables import table
+from tests.pruning.costs.tables import MLP, written
 
 WriteTable = Callable[..., Path]
 DENSE = ModelShape.dense(4, 3, 48)
 OF: dict[CostName, Phase | None] = {"latency": None, "prefill": "prefill", "decode": "decode"}
 
-# Milliseconds (prefill, decode). An MLP of 40 channels is slower than the whole one, and one of 24
-# than one of 32: to be fast, an MLP must take one of the other sizes.
-MLP = {0: (0, 0), 16: (3, 1), 24: (8, 1), 32: (5, 2), 40: (12, 4), 48: (8, 3)}
-KV_HEADS = {0: (0, 0), 1: (2, 2), 2: (4, 3), 3: (5, 5)}
-
 
 @pytest.fixture
 def write(tmp_path: Path, checkpoint_folder: Path) -> WriteTable:
-    """`write()` is the path of the table above; `fingerprint`, `kv_heads` and `mlp_channels` take
+    """`write()` is the path of a table; `fingerprint`, `kv_heads` and `mlp_channels` take
     the place of what it has.
     """
 
     def saved(**changes: object) -> Path:
-        fingerprint = Checkpoint(checkpoint_folder).fingerprint()
-        given = {"kv_heads": KV_HEADS, "mlp_channels": MLP, "fingerprint": fingerprint} | changes
-        path = tmp_path / "my (1) table, ü.json"
-        table(**given).save(path)  # type: ignore[arg-type]
-        return path
+        return written(tmp_path / "my (1) table, ü.json", checkpoint_folder, **changes)
 
     return saved
 

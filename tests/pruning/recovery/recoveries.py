@@ -34,6 +34,9 @@ SETTINGS = RecoverySettings(
     patience=None,
     seed=7,
 )
+TOLERANCE = 2e-5
+"""Of the largest logit, in float32: a merged weight is rounded once, an adapter is a sum."""
+
 TEXT, HELDOUT = TokenSet(tokens(10, 24).numpy()), TokenSet(tokens(5, 24, seed=2).numpy())
 
 

@@ -18,10 +18,14 @@ from pruning.recovery.prepared import prepared
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
-from tests.pruning.recovery.recoveries import NARROW, changed, dense_model, logits, recovery_of
-
-TOLERANCE = 2e-5
-"""Of the largest logit, in float32: a merged weight is rounded once, an adapter is a sum."""
+from tests.pruning.recovery.recoveries import (
+    NARROW,
+    TOLERANCE,
+    changed,
+    dense_model,
+    logits,
+    recovery_of,
+)
 
 
 def recovered(model_type: str, path: Path, order: ChannelOrder | None = None) -> LoadedModel:

@@ -85,10 +85,11 @@ def test_no_dropout_but_that_of_the_adapters() -> None:
     """A model whose configuration has dropout of its own is trained without it."""
 
     def losses(own: float, adapters: float) -> list[float]:
-        dense = dense_model()
-        for layer in dense.layers:
-            layer.self_attn.attention_dropout = own  # type: ignore[union-attr]
-        recovery = recovery_of(dense, dropout=adapters)
+        recovery = recovery_of(dense_model(), dropout=adapters)
+        of_model = [each for each in recovery.model.modules() if hasattr(each, "attention_dropout")]
+        assert of_model
+        for each in of_model:
+            each.attention_dropout = own  # type: ignore[assignment]
         return [update.loss for step in (1, 2, 3) if (update := recovery.update(step))]
 
     plain = losses(0.0, 0.0)
@@ -130,11 +131,9 @@ def test_a_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
 def test_the_random_numbers_of_the_program_are_left_alone() -> None:
     torch.manual_seed(5)
     wanted = torch.rand(3)
+    dense = dense_model()
     torch.manual_seed(5)
-    recovery_of(dense_model()).update(1)
-    torch.manual_seed(5)
-    recovery = recovery_of(dense_model())
-    torch.manual_seed(5)
+    recovery = recovery_of(dense)
     recovery.update(1)
     assert torch.equal(torch.rand(3), wanted)
 

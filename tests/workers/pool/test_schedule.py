@@ -48,9 +48,8 @@ def test_more_evaluators_are_faster_as_far_as_prefixes_allow() -> None:
 
 
 def test_tasks_are_long_enough_for_a_driver_that_hands_out_one_after_another() -> None:
-    """A table of 157 sizes on 256 batches, and 2.3 ms for each task: what the benchmark
-    `allocation_scaling` has on two cores. Tasks of 0.05 s kept 1,024 evaluators at work for a
-    fifth of the time.
+    """A table of 157 sizes on 256 batches, and 2.3 ms for each task. Without `HANDOUT_S` the
+    evaluators are at work for less than half of that time.
     """
     simulation = Simulation(1024, handout_s=0.0023)
     table = tuple(
