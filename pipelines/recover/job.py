@@ -196,7 +196,10 @@ def _text(config: RecoverConfig, run: PastRun) -> tuple[TokenSet, TokenSet]:
         for name, own in RECOVERY_OPTIONS.items():
             message = message.replace(name, own)
         if "sequences" in message and "recovery." not in message:
-            message += " (recovery.num_sequences, recovery.sequence_length)"
+            message += (
+                " (recovery.num_sequences: fewer come again until all updates are taken; "
+                "recovery.sequence_length)"
+            )
         raise InputError(message) from error
     if sets.heldout is None:
         raise InputError(
