@@ -117,6 +117,8 @@ class LatencyJob:
             self.config.rounds,
         )
         with open_pool(cluster, self.machine, self.placement, spec, LatencyEvaluator) as pool:
+            for _ in pool.wait():
+                pass
             arithmetic = pool.arithmetic.to_json()
             _require_same_device(folder, arithmetic)
             [times] = [result for answers in pool.run([task]) for _, result in answers]
