@@ -97,8 +97,9 @@ docs: setup ## Write the options' page and build the site into build/site; dead 
 	$(BIN)/python docs/generate_options.py
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --clean
 
-image: ## Build the container image
+image: ## Build the container images
 	docker build --file docker/Dockerfile --tag multipruner .
+	docker build --file docker/Dockerfile --target mlflow --tag multipruner-mlflow .
 
 COMPOSE := docker compose --file docker/compose.yaml
 

@@ -137,12 +137,23 @@ def test_workers_reach_neither_database_nor_mlflow(compose: Any, services: dict[
     assert set(services["postgres"]["networks"]) == {"database"}
 
 
-def test_our_services_have_no_privileges(services: dict[str, Any]) -> None:
-    for name, service in services.items():
+def test_services_have_no_privileges(services: dict[str, Any]) -> None:
+    for service in services.values():
         assert not service.get("privileged")
-        if name != "postgres":
-            assert service["cap_drop"] == ["ALL"]
-            assert "no-new-privileges:true" in service["security_opt"]
+        assert "cap_add" not in service
+        assert service["cap_drop"] == ["ALL"]
+        assert "no-new-privileges:true" in service["security_opt"]
+        assert service["init"] is True
+    assert services["postgres"]["user"] == "postgres"  # root without capabilities cannot start it
+
+
+def test_mlflow_has_an_image_of_its_own(services: dict[str, Any]) -> None:
+    targets = {name: service.get("build", {}).get("target") for name, service in services.items()}
+    assert targets.pop("mlflow") == "mlflow"
+    assert set(targets.values()) == {None}
+    assert "AS mlflow" in (DOCKER / "Dockerfile").read_text()
+    images = {service["image"] for service in services.values()}
+    assert len(images) == 3, "PostgreSQL's, MLflow's, ours"
 
 
 def test_ray_asks_for_a_token_everywhere(services: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""The image: what is in it, and as whom it runs."""
+"""The images: what is in them, and as whom they run."""
 
 from __future__ import annotations
 
 import re
+
+import pytest
 
 from tests.conftest import ROOT
 from tests.docker.files import DOCKER, pins
@@ -15,8 +17,9 @@ def test_the_image_is_pinned_and_not_root() -> None:
     ]
     base = next(line for line in lines if line.startswith("ARG BASE="))
     assert re.search(r":\d+\.\d+-\w+", base)
-    users = [line for line in lines if line.startswith("USER ")]
-    assert re.fullmatch(r"USER [1-9]\d*:[1-9]\d*", users[-1])
+    for stage in stages(lines):
+        users = [line for line in stage if line.startswith("USER ")]
+        assert re.fullmatch(r"USER [1-9]\d*:[1-9]\d*", users[-1])
     for command in re.findall(r"pip install ([^&]*)", "\n".join(lines)):
         assert "--constraint constraints.txt" in command or re.search(
             r"--no-deps \S+==", command
@@ -24,16 +27,34 @@ def test_the_image_is_pinned_and_not_root() -> None:
     assert not re.search(r"^(ENV|ARG)\b.*(PASSWORD|SECRET|TOKEN)", text, re.MULTILINE)
 
 
-def test_what_the_image_adds_is_pinned_once() -> None:
-    ours, projects = pins(DOCKER / "requirements.txt"), pins(ROOT / "constraints.txt")
+def stages(lines: list[str]) -> list[list[str]]:
+    """Of the images that can be run: the lines of their last stage."""
+    starts = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
+    found = [lines[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    built = [stage for stage in found if any(line.startswith("CMD ") for line in stage)]
+    assert len(built) == 2
+    return built
+
+
+@pytest.mark.parametrize(
+    ("name", "loose"),
+    [("requirements.txt", ["ray"]), ("requirements-mlflow.txt", ["mlflow", "psycopg"])],
+)
+def test_what_an_image_adds_is_pinned_once(name: str, loose: list[str]) -> None:
+    ours, projects = pins(DOCKER / name), pins(ROOT / "constraints.txt")
     assert not set(ours) & set(projects)
-    lines = [
-        line.split("#")[0].strip()
-        for line in (DOCKER / "requirements.txt").read_text().splitlines()
-    ]
-    loose = [line for line in lines if line and "==" not in line]
-    assert [re.sub(r"\[.*", "", line) for line in loose] == ["mlflow", "ray"]
-    assert {"mlflow", "ray", "psycopg"} <= set(projects)
+    assert set(loose) <= set(projects)
+    lines = [line.split("#")[0].strip() for line in (DOCKER / name).read_text().splitlines()]
+    found = [line for line in lines if line and "==" not in line]
+    assert [re.sub(r"\[.*", "", line) for line in found] == loose
+
+
+def test_the_image_of_mlflow_has_its_server_alone() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    mlflow = text[text.index("AS mlflow") : text.index("FROM base\n")]
+    assert re.findall(r"--requirement (\S+)", mlflow) == ["requirements-mlflow.txt"]
+    assert "torch" not in mlflow
+    assert "COPY conf" not in mlflow
 
 
 def test_the_build_sees_what_it_copies_and_no_more() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.docker.files import SECRET_NAME, pins, pods
+from tests.docker.files import SECRET_NAME, load, pins, pods
 
 
 def test_versions_in_manifests_are_those_that_are_pinned(rayjob: Any) -> None:
@@ -57,6 +57,36 @@ def test_rayjob_secrets_are_references_on_the_head_alone(rayjob: Any) -> None:
                     "name": "multipruner",
                     "key": variable["name"],
                 }
+
+
+def test_nodes_that_are_kept_for_gpus_take_the_workers(rayjob: Any) -> None:
+    [toleration] = pods(rayjob)["gpu"]["tolerations"]
+    limits = pods(rayjob)["gpu"]["containers"][0]["resources"]["limits"]
+    assert toleration["key"] in limits
+    assert (toleration["operator"], toleration["effect"]) == ("Exists", "NoSchedule")
+    assert "tolerations" not in pods(rayjob)["head"]
+
+
+def test_the_network_policy_closes_the_pods_of_the_job_and_no_others(rayjob: Any) -> None:
+    policy = load("networkpolicy.yaml")["spec"]
+    labels = policy["podSelector"]["matchLabels"]
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    templates = [
+        rayjob["spec"]["submitterPodTemplate"],
+        cluster["headGroupSpec"]["template"],
+        *(group["template"] for group in cluster["workerGroupSpecs"]),
+    ]
+    assert labels
+    assert all(template["metadata"]["labels"] == labels for template in templates)
+    assert policy["policyTypes"] == ["Ingress"]
+    own, operator = policy["ingress"]
+    assert own == {"from": [{"podSelector": {"matchLabels": labels}}]}
+    ports = {port["port"] for port in operator["ports"]}
+    head = pods(rayjob)["head"]["containers"][0]["ports"]
+    assert {each["containerPort"] for each in head if each["name"] == "dashboard"} <= ports
+    assert 6379 not in ports
+    [source] = operator["from"]
+    assert "podSelector" in source, "not whole namespaces"
 
 
 @pytest.mark.parametrize("name", ["head", "gpu", "submitter"])
