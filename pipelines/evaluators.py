@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from pipelines.config.groups import ClusterConfig
 from pruning.errors import InputError
@@ -91,12 +92,15 @@ def open_pool(
     placement: Placement | None,
     spec: Spec,
     kind: EvaluatorKind = Evaluator,
+    *,
+    run: str | None,
 ) -> Iterator[Pool]:
     """Evaluators, for the time of the context.
 
     Args:
         placement: of `find_placement`.
         kind: their class.
+        run: the folder that they work for, after which Ray's dashboard calls them.
     """
     if placement is None:
         num_gpus = machine.gpus_per_evaluator(cluster.num_gpus_per_evaluator)
@@ -105,9 +109,11 @@ def open_pool(
         return
     # A cluster that was joined before is used as it is: local_ray starts one only where there is
     # none.
+    name = Path(run).name if run else ""
+    timeout_s = cluster.task_timeout_s
     with (
         local_session(machine, placement),
-        RayPool(spec, placement, task_timeout_s=cluster.task_timeout_s, kind=kind) as pool,
+        RayPool(spec, placement, task_timeout_s=timeout_s, kind=kind, name=name) as pool,
     ):
         yield pool
 

@@ -69,7 +69,10 @@ class EvaluationJob:
             max_length=self.config.evaluation.max_length,
             num_threads=cluster.num_cpus_per_evaluator,
         )
-        with open_pool(cluster, self.machine, self.placement, spec, BenchmarkEvaluator) as pool:
+        run = self.config.output_dir or self.config.run
+        with open_pool(
+            cluster, self.machine, self.placement, spec, BenchmarkEvaluator, run=run
+        ) as pool:
             yield pool
 
     def contexts(
@@ -275,6 +278,7 @@ class ModelMeasurement:
             placement,
             SpeedSpec(specs.get("dense"), specs.get("pruned")),
             SpeedEvaluator,
+            run=job.config.output_dir or job.config.run,
         ) as pool:
             [result] = [result for answers in pool.run([task]) for _, result in answers]
             device = pool.arithmetic.device

@@ -116,7 +116,10 @@ class LatencyJob:
             depth,
             self.config.rounds,
         )
-        with open_pool(cluster, self.machine, self.placement, spec, LatencyEvaluator) as pool:
+        run = str(folder.path)
+        with open_pool(
+            cluster, self.machine, self.placement, spec, LatencyEvaluator, run=run
+        ) as pool:
             for _ in pool.wait():
                 pass
             arithmetic = pool.arithmetic.to_json()

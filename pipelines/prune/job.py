@@ -105,7 +105,8 @@ class PruneJob:
     @contextmanager
     def pool(self) -> Iterator[Pool]:
         """Evaluators, for the time of the context."""
-        with open_pool(self.config.cluster, self.machine, self.placement, self.spec()) as pool:
+        cluster, run = self.config.cluster, self.config.output_dir
+        with open_pool(cluster, self.machine, self.placement, self.spec(), run=run) as pool:
             yield pool
 
     @property

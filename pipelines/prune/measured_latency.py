@@ -57,7 +57,8 @@ def _measured(job: PruneJob, shape: ModelShape, order: ChannelOrder) -> dict[str
     spec = SpeedSpec(dense, replace(dense, shape=shape.text, order=order))
     placement = None if job.placement is None else replace(job.placement, num_evaluators=1)
     log.info("measuring the pruned model against the dense one: %d rounds", table.settings.rounds)
-    with open_pool(cluster, job.machine, placement, spec, SpeedEvaluator) as pool:
+    run = job.config.output_dir
+    with open_pool(cluster, job.machine, placement, spec, SpeedEvaluator, run=run) as pool:
         task = SpeedTask(table.settings, ())
         [found] = [result for answers in pool.run([task]) for _, result in answers]
         device = pool.arithmetic.device

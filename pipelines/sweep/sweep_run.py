@@ -153,7 +153,8 @@ class SweepRun:
 
     def _pool(self, group: Sequence[PointJob]) -> AbstractContextManager[Pool]:
         job = largest(group)
-        return open_pool(self.config.cluster, job.machine, job.placement, spec_of(group))
+        cluster, run = self.config.cluster, str(self.folder.path)
+        return open_pool(cluster, job.machine, job.placement, spec_of(group), run=run)
 
     def _is_searched(self, each: PointJob) -> bool:
         """Whether an earlier process has finished this point."""

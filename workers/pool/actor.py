@@ -6,6 +6,7 @@ What it logs comes back with its answers, so that one log tells the whole story.
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,14 +96,22 @@ class EvaluatorActor:
 
 
 class ActorLauncher:
-    """Makes an actor for an evaluator and ends it."""
+    """Makes an actor for an evaluator and ends it.
+
+    Names are for people, in Ray's dashboard: each launcher has a namespace of its own, so that
+    nothing that another pool calls the same is in the way.
+    """
 
     actor: type[EvaluatorActor] = EvaluatorActor
 
-    def launch(self, placement: Placement) -> Any:
+    def __init__(self) -> None:
+        self._namespace = f"multipruner-{uuid.uuid4().hex}"
+
+    def launch(self, placement: Placement, name: str) -> Any:
         """Returns at once: Ray places the actor when there are resources."""
         actor_class: Any = ray.remote(self.actor)
-        return actor_class.options(**placement.actor_options()).remote()
+        options = placement.actor_options() | {"name": name, "namespace": self._namespace}
+        return actor_class.options(**options).remote()
 
     def kill(self, actor: Any) -> None:
         ray.kill(actor)

@@ -57,6 +57,7 @@ class RayPool:
             take, it is taken away earlier.
         kind: the class of the evaluators.
         launcher: makes and ends the actors.
+        name: what the actors are called after in Ray's dashboard.
 
     Use as a context manager: actors are gone when it closes, also after an error. One thread uses
     it.
@@ -71,7 +72,9 @@ class RayPool:
         task_timeout_s: float = 3600.0,
         kind: EvaluatorKind = Evaluator,
         launcher: ActorLauncher | None = None,
+        name: str = "",
     ) -> None:
+        self._prefix = f"{name}/" if name else ""
         self.kind = kind
         self.launcher = launcher or ActorLauncher()
         self.task_timeout_s = task_timeout_s
@@ -181,7 +184,8 @@ class RayPool:
             self._launch()
 
     def _launch(self) -> None:
-        actor = self.launcher.launch(self.placement)
+        name = f"{self._prefix}evaluator-{self._num_started}"
+        actor = self.launcher.launch(self.placement, name)
         worker = Worker(
             self._num_started,
             actor,

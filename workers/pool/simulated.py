@@ -133,7 +133,7 @@ class SimulatedLauncher(ActorLauncher):
         ]
         self._num_launched = 0
 
-    def launch(self, placement: Placement) -> Any:
+    def launch(self, placement: Placement, name: str) -> Any:
         number, self._num_launched = self._num_launched, self._num_launched + 1
         return _Handle(self._hosts[number % len(self._hosts)], number)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from pruning.errors import InputError
 from tests.workers.pool.misbehaving import ComputesOtherwise, FindsBadInput, PretendedGpus, Slow
@@ -47,6 +50,34 @@ def test_same_bytes_for_any_number_of_evaluators(
     pids = {info.pid for info in infos}
     assert len(pids) == num_evaluators
     _wait_until_gone(pids)
+
+
+def _named_actors() -> list[str]:
+    return sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
+
+
+def test_evaluators_have_the_name_of_their_run(
+    local_cluster: LocalMachine, spec: EvaluatorSpec
+) -> None:
+    """Another pool may have the same, at the same time."""
+    placement = Placement(1, num_gpus=0)
+    with RayPool(spec, placement, name="a run"), RayPool(spec, placement, name="a run"):
+        assert _named_actors() == ["a run/evaluator-0", "a run/evaluator-0"]
+    with RayPool(spec, placement):
+        assert "evaluator-0" in _named_actors()
+
+
+@pytest.mark.slow
+def test_an_evaluator_is_replaced_by_one_of_another_name(
+    local_cluster: LocalMachine, spec: EvaluatorSpec
+) -> None:
+    """Its number is that by which the log calls it."""
+    with RayPool(spec, Placement(1, num_gpus=0), name="a run") as pool:
+        [info] = pool.describe()
+        os.kill(info.pid, signal.SIGKILL)
+        assert search(pool, 1)
+        assert [state.number for state in pool.states()] == [1]
+        assert "a run/evaluator-1" in _named_actors()
 
 
 def test_evaluators_that_compute_otherwise_are_told_apart(
