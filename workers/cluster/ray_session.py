@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,11 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._raylet import (  # type: ignore[attr-defined]
-    AuthenticationMode,
-    AuthenticationTokenLoader,
-    Config,
-    get_authentication_mode,
-)
+from ray._raylet import AuthenticationMode  # type: ignore[attr-defined]
 
 from pruning.errors import InputError
 from pruning.scoring.arithmetic import VARIABLES
+from workers.cluster.authentication import GIVEN_BY, ray_environment
 from workers.cluster.probe import Answer, ProbeFailed, ask, wait_for_listener
 from workers.cluster.signals import deferred_signals
 
@@ -79,7 +75,7 @@ def local_ray(num_cpus: int, num_gpus: int) -> Iterator[None]:
             "RAY_AUTH_TOKEN": None,
             ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         }
-        with _environment(AuthenticationMode.TOKEN, environment), _shut_down():
+        with ray_environment(AuthenticationMode.TOKEN, environment), _shut_down():
             with _loopback(), deferred_signals():
                 ray.init(
                     address="local",
@@ -135,7 +131,7 @@ def joined_ray(
     place = _find(address)
     label = address if address == place else f"{address} ({place})"
     mode = _check(place, label, allow_open=allow_open, timeout_s=timeout_s)
-    with _environment(mode, {}), _shut_down():
+    with ray_environment(mode, {}), _shut_down():
         with (
             tempfile.TemporaryDirectory(prefix="multipruner-code-") as scratch,
             deferred_signals(),
@@ -156,29 +152,6 @@ def ray_log_folder() -> Path:
 
 
 @contextmanager
-def _environment(mode: Any, changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables and Ray's authentication mode for the time of the context.
-
-    Ray keeps mode and token from before, so both are read anew.
-    """
-    changes = {
-        **changes,
-        "RAY_AUTH_MODE": "token" if mode == AuthenticationMode.TOKEN else "disabled",
-    }
-    before = {name: os.environ.get(name) for name in changes}
-    _set_environment(changes)
-    try:
-        if get_authentication_mode() != mode:
-            raise RuntimeError(
-                f"Ray's authentication is {get_authentication_mode()}, {mode} was set: Ray "
-                f"{ray.__version__} behaves otherwise than 2.60"
-            )
-        yield
-    finally:
-        _set_environment(before)
-
-
-@contextmanager
 def _shut_down() -> Iterator[None]:
     """Disconnects at the end, and stops what was started here."""
     try:
@@ -186,16 +159,6 @@ def _shut_down() -> Iterator[None]:
     finally:
         with deferred_signals():
             ray.shutdown(wait_for_processes=True)
-
-
-def _set_environment(changes: Mapping[str, str | None]) -> None:
-    for name, value in changes.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -299,17 +262,16 @@ def _ask(place: str, label: str, *, with_token: bool, until: float) -> Answer:
 
 
 def _require_compatible(answer: Answer, place: str, label: str) -> None:
-    how = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
     if answer.outcome == "no_token":
         why = f" ({answer.detail})" if answer.detail else ""
         raise InputError(
             f"cluster.address: the cluster at {label} wants a token, and there is none "
-            f"here{why}. Give it by {how}"
+            f"here{why}. Give it by {GIVEN_BY}"
         )
     if answer.outcome == "denied":
         raise InputError(
             f"cluster.address: the cluster at {label} does not accept our token. Give the "
-            f"cluster's own by {how}"
+            f"cluster's own by {GIVEN_BY}"
         )
     python = ".".join(map(str, sys.version_info[:3]))
     parts = (
