@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -105,19 +106,36 @@ class RayNodes:
         self.close()
 
     def start_head(
-        self, num_cpus: int = 0, *, environment: Mapping[str, str] | None = None
+        self,
+        num_cpus: int = 0,
+        *,
+        dashboard_port: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> RayNode:
-        """Starts the head. Afterwards `address` (HOST:PORT) can be joined."""
+        """Starts the head. Afterwards `address` (HOST:PORT) can be joined.
+
+        Args:
+            dashboard_port: on 127.0.0.1, where it takes jobs; None for no dashboard.
+        """
         node = self._start(
             "--head",
             "--port=0",
-            "--include-dashboard=false",
+            *(
+                ("--include-dashboard=false",)
+                if dashboard_port is None
+                else (
+                    "--include-dashboard=true",
+                    "--dashboard-host=127.0.0.1",
+                    f"--dashboard-port={dashboard_port}",
+                )
+            ),
             "--no-monitor",
             num_cpus=num_cpus,
             num_gpus=0,
             environment=environment,
         )
-        self.address = (self._scratch / "0" / "ray_current_cluster").read_text().strip()
+        scratch = self._scratch / str(len(self.nodes) - 1)
+        self.address = (scratch / "ray_current_cluster").read_text().strip()
         return node
 
     def add_node(
@@ -163,6 +181,7 @@ class RayNodes:
             f"--object-store-memory={_OBJECT_STORE_BYTES}",
         ]
         command += ["--disable-usage-stats", "--include-log-monitor=false"]
+        command += ["--dashboard-agent-listen-port=0"]
         log = self.folder / f"start-{number}.log"
         with log.open("w") as output:
             starter = subprocess.Popen(
@@ -183,6 +202,14 @@ class RayNodes:
 
 def new_token() -> str:
     return secrets.token_hex(32)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port: int = chosen.getsockname()[1]
+        return port
 
 
 def _session_of(pid: int) -> int | None:

@@ -30,6 +30,11 @@ class Command:
     flags: tuple[tuple[str, str], ...] = ()
 
 
+_ADDRESS = (
+    "--address",
+    "HOST:PORT of the cluster's dashboard, or its https URL [default RAY_API_SERVER_ADDRESS]",
+)
+
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
@@ -235,6 +240,72 @@ COMMANDS: dict[str, Command] = {
                 ("--watch", "show it until the search ends"),
                 ("--json", "print it for a program"),
             ),
+        ),
+        Command(
+            "submit",
+            "run a command as a job of a Ray cluster",
+            "Takes prune, sweep, solve, latency, recover, evaluate or export with their options, "
+            "says what will run (the plan of a search: evaluations, memory, hours where "
+            "tflops_per_evaluator or rate_of is given), asks, and starts it as a job on the "
+            "cluster, with cluster=ray unless the options say otherwise. The code and the "
+            "environment are the cluster's. A job that dies goes on when the same command is "
+            "given again.",
+            (
+                (
+                    "--address HEAD:8265 prune experiment=demo store=postgresql "
+                    "output_dir=/nfs/demo",
+                    "a search; results and scores outlive the cluster",
+                ),
+                (
+                    "--address HEAD:8265 --yes evaluate run=/nfs/demo store=postgresql",
+                    "the measurement of its result, without being asked",
+                ),
+                (
+                    "prune model.path=MODEL tflops_per_evaluator=150 store=postgresql "
+                    "output_dir=DIR",
+                    "hours in the plan; the address is in RAY_API_SERVER_ADDRESS",
+                ),
+            ),
+            usage="[--address HOST:PORT] [--yes] COMMAND [NAME=VALUE ...]",
+            flags=(_ADDRESS, ("--yes", "submit without asking")),
+        ),
+        Command(
+            "jobs",
+            "jobs that were submitted to a Ray cluster",
+            "Lists what multipruner submit started on a cluster, with its state and its folder.",
+            (
+                ("--address HEAD:8265", "those of this cluster"),
+                ("--address https://ray.example.org", "behind a proxy with TLS"),
+                ("", "the address is in RAY_API_SERVER_ADDRESS"),
+            ),
+            usage="[--address HOST:PORT]",
+            flags=(_ADDRESS,),
+        ),
+        Command(
+            "logs",
+            "what a submitted job wrote",
+            "Prints the log of a job's driver, all that there is or until it ends. With --follow "
+            "the exit status is 1 for a job that failed or was stopped.",
+            (
+                ("NAME-prune-1 --address HEAD:8265", "all that there is"),
+                ("NAME-prune-1 --address HEAD:8265 --follow", "until it ends"),
+                ("NAME-prune-1", "the address is in RAY_API_SERVER_ADDRESS"),
+            ),
+            usage="JOB [--follow] [--address HOST:PORT]",
+            flags=(("--follow", "go on until the job ends"), _ADDRESS),
+        ),
+        Command(
+            "stop",
+            "end a submitted job",
+            "Sends SIGTERM to a job's driver, which has half a minute to close its evaluators. "
+            "What it computed is kept, and the printed command goes on with it.",
+            (
+                ("NAME-prune-1 --address HEAD:8265", "one job"),
+                ("NAME-prune-1 --address https://ray.example.org", "behind a proxy with TLS"),
+                ("NAME-prune-1", "the address is in RAY_API_SERVER_ADDRESS"),
+            ),
+            usage="JOB [--address HOST:PORT]",
+            flags=(_ADDRESS,),
         ),
     )
 }

@@ -43,7 +43,7 @@ def print_help(name: str) -> None:
     lines = [Text(f"Usage: {PROGRAM} {name} {command.usage}\n")]
     lines += [Text(f"{textwrap.fill(command.description, _WIDTH)}\n"), Text("Examples", "bold")]
     for words, does in command.examples:
-        lines += [Text(f"  {PROGRAM} {name} {words}", "cyan"), Text(f"      {does}")]
+        lines += [Text(f"  {PROGRAM} {name} {words}".rstrip(), "cyan"), Text(f"      {does}")]
     sections = [] if command.flags else list(_options(name))
     flags = command.flags or _HYDRA_FLAGS
     _print([*lines, Text(), *_in_columns([*sections, ("Flags", flags)])])

@@ -57,20 +57,34 @@ def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         InputError: the settings do not fit the model, or no path reaches the target.
     """
     log_to(None)
+    report = planned(raw, overrides)
+    with RunFolder(raw.output_dir) as folder:
+        path = folder.write(PLAN, dump_json(report))
+    console.print(plan_table(report))
+    print_line(f"written to {path}")
+    return report
+
+
+def planned(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The same without a folder: what plan.json would say.
+
+    Raises:
+        InputError: as `plan`.
+    """
     grid = plain_grid(raw.grid)
     check_axes(grid, raw)
     given = [option_of(override) for override in overrides]
     config = PlanConfig.of_grid(raw) if grid else PlanConfig.of_new(raw, given)
-    report = (
-        _sweep_report(grid, [override for override in overrides if option_of(override) != "grid"])
-        if grid
-        else _search_report(config)[0]
+    if not grid:
+        return _search_report(config)[0]
+    return _sweep_report(
+        grid, [override for override in overrides if option_of(override) != "grid"]
     )
-    with RunFolder(config.output_dir) as folder:
-        path = folder.write(PLAN, dump_json(report))
-    console.print(_sweep_table(report) if grid else _table(report))
-    print_line(f"written to {path}")
-    return report
+
+
+def plan_table(report: Mapping[str, Any]) -> Table:
+    """A plan as a person reads it."""
+    return _sweep_table(report) if "points" in report else _search_table(report)
 
 
 def _search_report(config: PlanConfig) -> tuple[dict[str, Any], float | None]:
@@ -226,7 +240,7 @@ def _evaluators(
     return dtype, needed, count or 1
 
 
-def _table(report: Mapping[str, Any]) -> Table:
+def _search_table(report: Mapping[str, Any]) -> Table:
     rows = Table(
         title=(
             f"{report['model']}, {report['num_parameters'] / 1e9:.2f} G parameters, "

@@ -11,17 +11,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli.commands import COMMANDS, PROGRAM, resuming
-from pipelines.cli.console import console, duration, stop
-from pipelines.cli.help import FLAGS, print_help
-from pipelines.cli.signals import Interruption
+from pipelines.cli.commands import resuming
+from pipelines.cli.console import console, duration
+from pipelines.cli.plain import Parser, run_plain
 from pipelines.runs.files import STATUS, read_json
 from pipelines.runs.folder import is_held, pid_namespace
 from pipelines.runs.journal import DEVIATIONS
@@ -91,29 +90,13 @@ def page(status: Mapping[str, Any]) -> RenderableType:
 
 def main() -> None:
     """Does what the words of the command line say."""
-    if FLAGS & set(sys.argv[1:]):
-        print_help("status")
-        return
-    parser = _Parser(usage=f"{PROGRAM} status {COMMANDS['status'].usage}")
+    run_plain("status", _options, _show)
+
+
+def _options(parser: Parser) -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--watch", action="store_true")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    interruption = Interruption()
-    try:
-        with interruption:
-            _show(arguments)
-    except InputError as error:
-        stop(str(error), 2)
-    except KeyboardInterrupt:
-        sys.exit(interruption.status)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the other commands do."""
-
-    def error(self, message: str) -> NoReturn:
-        stop(f"{message}; --help lists all", 2)
 
 
 def _show(arguments: argparse.Namespace) -> None:

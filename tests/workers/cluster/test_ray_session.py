@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from pruning.errors import InputError
-from tests.ray_nodes import RayNodes, new_token
+from tests.ray_nodes import RayNodes, free_port, new_token
 from workers.cluster import ray_session as cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -49,12 +49,6 @@ def drive(
     assert done.returncode == 0, done.stderr
     assert "CHECK" not in done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""`multipruner jobs`, and what is asked of one job: `logs` and `stop`."""

@@ -1,0 +1,1 @@
+"""`multipruner logs`: what a job wrote."""

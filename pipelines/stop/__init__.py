@@ -1,0 +1,1 @@
+"""`multipruner stop`: ends a job."""

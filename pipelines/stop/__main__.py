@@ -1,0 +1,11 @@
+"""Entry of `python -m pipelines.stop`."""
+
+from __future__ import annotations
+
+from pipelines.cli.signals import exit_on_signals
+
+if __name__ == "__main__":
+    with exit_on_signals():
+        from pipelines.jobs.command import stop_job
+
+        stop_job()

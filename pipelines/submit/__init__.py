@@ -1,0 +1,1 @@
+"""`multipruner submit`: runs a command as a job of a Ray cluster."""
