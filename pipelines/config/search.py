@@ -10,6 +10,7 @@ from typing import get_args
 from omegaconf import MISSING
 
 from pipelines.config.groups import at_least, chosen, not_allowed, one_of
+from pipelines.config.lazy import LazyConfig
 from pipelines.config.renamed import LAYOUTS, constraint_of
 from pipelines.config.target import Asked, TargetConfig, asked_for, target_problems
 from pruning.costs.target import Target
@@ -17,6 +18,7 @@ from pruning.importance.criteria import Importance
 from pruning.models.geometry import Geometry
 from pruning.search.settings import (
     COMPENSATIONS,
+    SELECTIONS,
     SHAPE_CONSTRAINTS,
     STRATEGY_NAMES,
     SearchSettings,
@@ -34,6 +36,8 @@ class SearchConfig:
     """Group `search`."""
 
     strategy: str = one_of(STRATEGY_NAMES)
+    selection: str = one_of(SELECTIONS)
+    lazy: LazyConfig = field(default_factory=LazyConfig)
     seed: int | None = MISSING
     rounds: int | None = MISSING
     table_ratio: float | None = MISSING
@@ -57,6 +61,11 @@ class SearchConfig:
             self.target_ratio, self.target.parameters = self.target.parameters, None
         if not self.asked:
             self.target_ratio = DEFAULT_RATIO
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether candidates are left out."""
+        return self.selection == "lazy"
 
     @property
     def asked(self) -> Asked:
@@ -83,6 +92,7 @@ class SearchConfig:
             rounds=self.rounds,
             table_ratio=self.table_ratio,
             targets=targets,
+            lazy=self.lazy.settings if self.is_lazy else None,
         )
 
     def problems_of_new(self, given: Sequence[str], common: Sequence[str] = ()) -> list[str]:
@@ -105,6 +115,11 @@ class SearchConfig:
             for name, reason in why.items()
             if reason and f"search.{name}" in given and getattr(self, name) is not None
         ]
+        names = [name for name in given if name.startswith("search.lazy.")]
+        if names and not self.is_lazy:
+            found.append(
+                f"{', '.join(names)}: no effect with search.selection={self.selection}; leave out"
+            )
         return found + self._problems_of_names({*given, *common})
 
     def _problems_of_names(self, given: Collection[str]) -> list[str]:
@@ -156,7 +171,13 @@ class SearchConfig:
                 f"search.shape_constraint: {self.shape_constraint}, which search.strategy="
                 f"{self.strategy} does not keep; it takes {', '.join(strategy.constraints)}"
             )
-        found += self._compensation_problems()
+        if self.is_lazy and strategy is not None and not strategy.compares_candidates:
+            users = [name for name, each in STRATEGIES.items() if each.compares_candidates]
+            found.append(
+                f"search.selection: lazy, but a step of search.strategy={self.strategy} has one "
+                f"candidate; it is for {', '.join(users)}"
+            )
+        found += self.lazy.problems() + self._compensation_problems()
         found += at_least(self, "search.", mlp_group_channels=1, head_group_channels=1, rounds=1)
         return found
 

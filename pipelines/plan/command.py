@@ -49,6 +49,12 @@ from workers.evaluators.memory import shape_evaluator_bytes
 
 log = logging.getLogger(__name__)
 
+LAZY_NOTE = (
+    "with search.selection=lazy at most so many evaluations, FLOPs and hours: most candidates are "
+    "left out, how many shows when it runs"
+)
+"""Below a table."""
+
 
 def plan(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Plans one search, or every point of a sweep; returns what plan.json says.
@@ -264,6 +270,8 @@ def _search_table(report: Mapping[str, Any]) -> Table:
             *(f"{each['min']:,} to {each['max']:,}" for each in (steps, evaluations)),
             f"{ratio['min']:.4f} to {ratio['max']:.4f}",
         )
+    if report.get("at_most"):
+        rows.caption = LAZY_NOTE
     rows.add_section()
     if statistics := report.get("statistics"):
         rows.add_row(
@@ -294,6 +302,8 @@ def _sweep_table(report: Mapping[str, Any]) -> Table:
     rows.add_column("point")
     for name in (*(stage.replace("_", " ") for stage in stages), "FLOPs", "time"):
         rows.add_column(name, justify="right")
+    if any(point.get("at_most") for point in report["points"]):
+        rows.caption = LAZY_NOTE
     for each in (*report["points"], report):
         if each is report:
             rows.add_section()

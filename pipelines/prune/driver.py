@@ -58,7 +58,7 @@ def run_search(
         started, deviating = time.monotonic(), Counter(scorer.deviating)
         scores = _selected(search, scorer, stage.token_set)
         step = search.observe({candidate: score.nll for candidate, score in scores.items()})
-        evaluations += len(scores)
+        evaluations += len(step.candidates)
         line = step_line(
             step,
             len(search.steps),
@@ -67,8 +67,8 @@ def run_search(
             context_length=context_length,
             evaluations=evaluations,
             stderrs={
-                candidate: score.stderr_of_difference(scores[step.removal])
-                for candidate, score in scores.items()
+                candidate: scores[candidate].stderr_of_difference(scores[step.removal])
+                for candidate, _ in step.candidates
             },
             seconds=time.monotonic() - started + (ahead_s if num_ahead else 0.0),
             timestamp=time.time(),
@@ -100,8 +100,12 @@ def _score_ahead(search: Search, scorer: Scorer, set_name: SetName) -> int:
     return min(len(shapes), max(1, num_steps))
 
 
-def _selected(search: Search, scorer: Scorer, set_name: SetName) -> dict[Removal, ShapeScore]:
-    """The candidates of the next step that its selection scored on the whole set."""
+def _selected(
+    search: Search, scorer: Scorer, set_name: SetName
+) -> dict[Removal | None, ShapeScore]:
+    """The candidates of the next step that its selection scored on the whole set; None is the
+    shape before it, where that was asked for.
+    """
     num_batches = scorer.num_batches(set_name)
     selection = search.selection(num_batches)
     scores: dict[Ask, BatchScore] = {}
@@ -109,6 +113,6 @@ def _selected(search: Search, scorer: Scorer, set_name: SetName) -> dict[Removal
         scores |= scorer.score(set_name, search.shape, asks)
     return {
         candidate: ShapeScore.of(scores[candidate, batch] for batch in range(num_batches))
-        for candidate in search.propose()
+        for candidate in (None, *search.propose())
         if all((candidate, batch) in scores for batch in range(num_batches))
     }

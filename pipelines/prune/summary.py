@@ -16,6 +16,7 @@ from pipelines.plan.against_actual import plan_vs_actual_row
 from pipelines.prune.job import PruneJob
 from pipelines.prune.scorer import Scorer
 from pipelines.runs.arithmetic import ARITHMETIC
+from pipelines.runs.candidates import search_in_words
 from pipelines.runs.files import (
     AUTHORS_CONFIG,
     SHAPE,
@@ -111,6 +112,7 @@ def search_summary(
         "dtype": job.dtype,
         "evaluations": {
             "candidates": sum(len(step.candidates) for step in search.steps),
+            **_unscored(search),
             **scorer.evaluations,
         },
         **_allocation(search),
@@ -124,6 +126,12 @@ def search_summary(
         "versions": versions(),
         "git_revision": git_revision(),
     }
+
+
+def _unscored(search: Search) -> dict[str, int]:
+    """Candidates that the selections of all steps left out, where the search has such a one."""
+    left_out = [step.unscored for step in search.steps if step.unscored is not None]
+    return {"unscored": sum(map(len, left_out))} if left_out else {}
 
 
 def _calibration(job: PruneJob) -> dict[str, Any]:
@@ -278,7 +286,7 @@ def _add_search(rows: Table, summary: Mapping[str, Any]) -> None:
             "steps that another text may well decide otherwise",
             "",
             f"{near_ties['near']} of {near_ties['known']}",
-            "",
+            "among those scored" if "unscored" in evaluations else "",
         )
     if allocation := summary.get("allocation"):
         rows.add_row(
@@ -293,7 +301,7 @@ def _add_search(rows: Table, summary: Mapping[str, Any]) -> None:
             measured = allocation is not None and name == "block"  # before the first step
             label = "shapes" if measured else f"{name.replace('_', ' ')}: steps, candidates"
             rows.add_row(label, "", *words)
-    rows.add_row("candidates evaluated", "", f"{evaluations['candidates']:,}", "")
+    rows.add_row("candidates evaluated", "", search_in_words(evaluations), "")
     if evaluations["reused"]:
         # each candidate has one evaluation a batch; those of earlier processes are not counted
         reused = f"{evaluations['reused']:,} from the store"

@@ -162,8 +162,8 @@ def _preference(step: ReportStep, other: Removal) -> Preference:
 def _verdict(first: str, second: str, mine: Preference, theirs: Preference) -> str:
     if mine.difference is None and theirs.difference is None:
         return (
-            "not comparable: what one chose was not a candidate of the other, or had no "
-            "finite score there"
+            "not comparable: what one chose was not a candidate of the other, was left out, or had "
+            "no finite score there"
         )
     if mine.difference is None or theirs.difference is None:
         key, known = (second, theirs) if mine.difference is None else (first, mine)

@@ -125,6 +125,18 @@ def _preference(preference: Preference) -> tuple[str, str, str]:
     )
 
 
+def _left_out(runs: Runs) -> str:
+    """What margins do not see, of searches that left candidates out."""
+    lazy = [run.key for run in runs if any(step.unscored for step in run.steps)]
+    if not lazy:
+        return ""
+    return (
+        f" {', '.join(lazy)}: most candidates of most steps were not scored "
+        "(search.selection=lazy), and none of those is counted here: the second best is that among "
+        "the scored ones."
+    )
+
+
 def fragile(runs: Runs) -> Section | None:
     """Margins and near-ties; None where no step chose among several candidates."""
     if all(step.margin is None for run in runs for step in run.steps):
@@ -153,7 +165,7 @@ def fragile(runs: Runs) -> Section | None:
             "the calibration sequences (paired): another text may well have chosen otherwise. Not "
             "known for steps "
             "that had one candidate only, were scored on one sequence, or were recorded before "
-            "standard errors were."
+            "standard errors were." + _left_out(runs)
         ),
         Table(columns, "lrrtr", tuple(rows)),
     ]

@@ -48,6 +48,10 @@ class ReportStep:
     scores: Mapping[Removal, Score]
     set_name: str
     """The calibration set that it was scored on."""
+    unscored: Mapping[Removal, float] | None
+    """Candidates that its selection left out, with their last known change in nats per token; None
+    of a selection that leaves none out.
+    """
 
     @property
     def removes_block(self) -> bool:
@@ -56,7 +60,8 @@ class ReportStep:
 
     @property
     def distances(self) -> tuple[float, ...]:
-        """By how many standard errors each other candidate lost, where that is known, ascending.
+        """By how many standard errors each other candidate lost, where that is known, ascending;
+        nothing is known of those that were not scored.
 
         The second best need not be the first of them: a worse one may be less certain.
         """

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipelines.config.target import in_words
 from pipelines.evaluate.results import conditions, metrics_of, stderr_name
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
+from pipelines.runs.candidates import search_in_words
 from pipelines.runs.files import (
     ALLOCATION,
     EVALUATION,
@@ -247,13 +248,16 @@ def _step(line: Mapping[str, Any]) -> ReportStep:
             for each in line["candidates"]
         },
         set_name=set_of(line),
+        unscored=None
+        if (left_out := line.get("unscored")) is None
+        else {Removal.from_json(each): float(each["change"]) for each in left_out},
     )
 
 
 def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
     evaluations = summary["evaluations"]
     return {
-        "candidates": int(evaluations["candidates"]),
+        "candidates": search_in_words(evaluations),
         "scored": int(evaluations["scored"]),
         "reused": int(evaluations["reused"]),
         "num_evaluators": int(summary["num_evaluators"]),

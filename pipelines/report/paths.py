@@ -19,6 +19,7 @@ from pipelines.report.cells import NONE, Runs, block, label, number, plain, remo
 from pipelines.report.data import ReportRun
 from pipelines.report.page import Cell, Chart, Folded, Heading, Part, Section, Table, Text
 from pipelines.report.search_charts import overlap_matrix, remaining_structure, trajectories, votes
+from pipelines.runs.candidates import scored_in_words
 
 _SET_STAGES = {"block": "blocks", "width": "MLP channels and attention heads"}
 """What is removed by the steps that are scored on each set, but for allocations, whose whole path
@@ -204,6 +205,9 @@ def _steps(run: ReportRun) -> Table:
             removal(step.removal),
             f"{step.ratio:.2%}",
             number(step.perplexity, 3),
+            scored_in_words(
+                len(step.scores), None if step.unscored is None else len(step.unscored)
+            ),
             number(step.margin, 5),
             number(step.margin_stderr, 5),
             number(step.num_stderrs, 1),
@@ -218,13 +222,14 @@ def _steps(run: ReportRun) -> Table:
         "removed",
         "ratio",
         "perplexity",
+        "candidates scored",
         "margin (nats per token)",
         "standard error",
         "closest (standard errors)",
         "near-ties",
         "",
     )
-    return Table(columns, "rllrrrrrrl", tuple(rows))
+    return Table(columns, "rllrrrrrrrl", tuple(rows))
 
 
 def _groups(runs: Runs) -> list[list[ReportRun]]:

@@ -84,7 +84,7 @@ def cost(runs: Runs) -> Section | None:
     for run in ended:
         costs = run.costs
         faults = ", ".join(f"{count} x {name}" for name, count in costs["faults"].items()) or "none"
-        counts = [f"{costs[name]:,}" for name in ("candidates", "scored", "reused")]
+        counts = [costs["candidates"], *(f"{costs[name]:,}" for name in ("scored", "reused"))]
         counts += [number(costs[name], 0) for name in ("halved", "other_arithmetic")]
         rest = (
             duration(costs["seconds"]),

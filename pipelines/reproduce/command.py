@@ -45,6 +45,7 @@ from pipelines.reproduce.verdict import (
     summed_up,
     table,
 )
+from pipelines.runs.candidates import search_in_words
 from pipelines.runs.files import (
     CHANNEL_ORDER,
     EVALUATION,
@@ -195,7 +196,9 @@ def _search(config: ReproduceConfig) -> dict[str, Any]:
             else None
         )
         divergence = first_divergence(expected, run.lines)
+        taken = {name: summary["evaluations"].get(name) for name in ("candidates", "unscored")}
         found = {
+            **({"evaluations": taken} if job.settings.lazy else {}),
             "divergence": divergence,
             "layers": layer_differences(wanted, shape) if wanted is not None else None,
         }
@@ -253,12 +256,14 @@ def _conclude(
 
 
 def _differences(found: dict[str, Any]) -> list[str]:
-    """Where a search went another way, and what that came to."""
+    """What a search left out, where it went another way, and what that came to."""
     lines = (
-        [f"first divergence: {divergence_text(found['divergence'])}"]
-        if found.get("divergence")
+        [f"candidates scored: {search_in_words(found['evaluations'])} (search.selection=lazy)"]
+        if "evaluations" in found
         else []
     )
+    if found.get("divergence"):
+        lines.append(f"first divergence: {divergence_text(found['divergence'])}")
     layers = [
         f"layer {each['layer']} {each['measured']} instead of {each['expected']}"
         for each in found.get("layers") or ()

@@ -91,6 +91,11 @@ def divergence_text(divergence: Mapping[str, Any]) -> str:
         if apart is not None
         else ", which was no candidate there"
     )
+    if divergence.get("change_expected") is not None:
+        known = (
+            ", which was left out there (search.selection=lazy): its last known change was "
+            f"{divergence['change_expected']:+.6f} nat per token"
+        )
     return f"{where}; expected was {divergence['expected']}{known}"
 
 
@@ -122,6 +127,7 @@ def _divergence(
                 if line
                 else {}
             )
+            left_out = {_text(each): each["change"] for each in (line or {}).get("unscored", ())}
             there, here = scores.get(theirs) if theirs else None, scores.get(ours) if ours else None
             return {
                 "step": line["step"] if line else None,
@@ -130,6 +136,7 @@ def _divergence(
                 "nll_expected": there,
                 "nll_taken": here,
                 "nll_difference": there - here if there is not None and here is not None else None,
+                **({"change_expected": left_out[theirs]} if theirs in left_out else {}),
             }
     return None
 

@@ -75,10 +75,12 @@ class Journal:
             InputError: it does not.
         """
         for line in self.lines:
-            recorded = {
+            recorded: dict[Removal | None, float] = {
                 Removal.from_json(candidate): _read_nll(candidate["nll"])
                 for candidate in line["candidates"]
             }
+            if "base_nll" in line:
+                recorded[None] = _read_nll(line["base_nll"])
             if (
                 search.done
                 or not search.decides(recorded)
@@ -138,10 +140,10 @@ def step_line(
         "evaluations": evaluations,
         "shape": step.shape.text,
         "candidates": [
-            candidate.to_json()
-            | {"nll": nll if math.isfinite(nll) else None, "stderr": stderrs[candidate]}
+            candidate.to_json() | {"nll": _finite(nll), "stderr": stderrs[candidate]}
             for candidate, nll in step.candidates
         ],
+        **_left_out(step),
         "seconds": round(seconds, 3),
         "timestamp": round(timestamp, 3),
     }
@@ -150,6 +152,22 @@ def step_line(
 def saved_by(shape: ModelShape, targets: Sequence[Target]) -> dict[str, float]:
     """The share of the dense model's that a shape saves of each cost that is asked for."""
     return {target.cost.name: target.cost.ratio(shape) for target in targets}
+
+
+def _left_out(step: Step) -> dict[str, Any]:
+    """What a selection that leaves candidates out knew, and what it left out; of others nothing."""
+    found: dict[str, Any] = {}
+    if step.base_nll is not None:
+        found["base_nll"] = _finite(step.base_nll)
+    if step.unscored is not None:
+        found["unscored"] = [
+            candidate.to_json() | {"change": change} for candidate, change in step.unscored
+        ]
+    return found
+
+
+def _finite(nll: float) -> float | None:
+    return nll if math.isfinite(nll) else None
 
 
 def _read_nll(value: float | None) -> float:

@@ -87,6 +87,8 @@ def saved_form(config: PruneConfig) -> DictConfig:
     saved.resume, saved.accept_other_arithmetic, saved.expected = False, False, None
     plain = OmegaConf.create(OmegaConf.to_container(saved))
     del plain.search.layout  # an old name, which `SearchConfig` has replaced
+    if not config.search.is_lazy:
+        del plain.search.selection, plain.search.lazy  # what scores all has nothing to say here
     if not plain.calibration.sources:  # which only a mixture has
         del plain.calibration.sources
     if config.latency is None:

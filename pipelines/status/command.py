@@ -21,6 +21,7 @@ from rich.text import Text
 from pipelines.cli.commands import resuming
 from pipelines.cli.console import console, duration
 from pipelines.cli.plain import Parser, run_plain
+from pipelines.runs.candidates import scored_in_words
 from pipelines.runs.files import STATUS, read_json
 from pipelines.runs.folder import is_held, pid_namespace
 from pipelines.runs.journal import DEVIATIONS
@@ -142,7 +143,7 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
             (
                 f"{status['step']} ({status['stage']}): ratio {status['ratio']:.2%}"
                 + (f" of {target:.2%}" if (target := status["target_ratio"]) is not None else "")
-                + perplexity
+                + (perplexity + _scored(status))
             ),
         )
     if status.get("rate") and status["alive"]:
@@ -173,6 +174,13 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
         ),
     )
     return rows
+
+
+def _scored(status: Mapping[str, Any]) -> str:
+    """Of the last step of a search that leaves candidates out."""
+    if "unscored" not in status:
+        return ""
+    return f", {scored_in_words(status['candidates'], status['unscored'])} candidates scored"
 
 
 def _evaluators(status: Mapping[str, Any]) -> RenderableType | None:

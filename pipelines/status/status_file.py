@@ -72,7 +72,10 @@ class Heartbeat:
 
     def beat_step(self, line: Mapping[str, Any]) -> None:
         """Takes where the search is from a line of its trajectory."""
-        self.beat(**{name: line[name] for name in ("step", "stage", "ratio", "perplexity")})
+        fields = {name: line[name] for name in ("step", "stage", "ratio", "perplexity")}
+        if "unscored" in line:
+            fields |= {"candidates": len(line["candidates"]), "unscored": len(line["unscored"])}
+        self.beat(**fields)
 
     @contextmanager
     def running(self) -> Iterator[None]:

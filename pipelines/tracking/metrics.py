@@ -39,6 +39,8 @@ def step_metrics(line: Mapping[str, Any]) -> Metrics:
     found = {f"prune/{name}": line[name] for name in _OF_A_STEP}
     found |= {f"prune/saved_{name}": ratio for name, ratio in line.get("saved", {}).items()}
     # Trajectories from before it was recorded lack the standard error of the margin.
+    if "unscored" in line:
+        found["prune/num_unscored"] = len(line["unscored"])
     return found | {
         "prune/num_candidates": len(line["candidates"]),
         "prune/margin_stderr": line.get("margin_stderr"),

@@ -94,7 +94,12 @@ def _choice(settings: Mapping[str, Any]) -> str:
         if settings.get("search.compensation", "none") != "none"
         else ""
     )
-    return f"What went was chosen by {strategy.method}.{refitted}"
+    partly = (
+        " Most of its steps scored those candidates only that the steps before made likely."
+        if settings.get("search.selection", "exhaustive") != "exhaustive"
+        else ""
+    )
+    return f"What went was chosen by {strategy.method}.{partly}{refitted}"
 
 
 def _before_training(recovery: Mapping[str, Any] | None) -> str:

@@ -5,17 +5,14 @@ path is known before. They propose and observe; they never evaluate.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ScoringError, TargetNotReached
-from pruning.search.plan import SearchPlan, compared_blocks, plan_search
 from pruning.search.selection import Exhaustive, Selection
 from pruning.search.settings import SearchSettings, ShapeConstraint
 from pruning.search.stages import Stage, make_stages
 from pruning.search.step import Step
-from pruning.search.strategy import Measured, Strategy
 from pruning.shape import Kind, ModelShape, Removal
 
 
@@ -91,16 +88,18 @@ class GreedySearch:
         """
         return Exhaustive(self.propose(), num_batches)
 
-    def decides(self, scored: Collection[Removal]) -> bool:
-        """Whether scores of these candidates are those that the selection asks for: all, where it
-        is exhaustive.
-        """
-        return set(scored) == set(self.propose())
+    def decides(self, scores: Mapping[Removal | None, float]) -> bool:
+        """Whether these are the scores that the selection asks for: all, where it is exhaustive."""
+        return set(scores) == set(self.propose())
 
-    def observe(self, scores: Mapping[Removal, float]) -> Step:
+    def observe(self, scores: Mapping[Removal | None, float]) -> Step:
         """Commits the candidate with the lowest NLL; equal scores: the first proposed.
 
         Scores that are not finite are out.
+
+        Args:
+            scores: NLL of each candidate, of None that of the shape as it is, where the selection
+                asks for it.
 
         Raises:
             ScoringError: no score is finite.
@@ -150,31 +149,6 @@ class GreedySearch:
             for removal in candidates_of(stage, shape)
             if is_allowed(removal, len(shape.layers), self.settings.shape_constraint)
         )
-
-
-class GreedyStrategy(Strategy):
-    """Every candidate is scored, the best goes (the published search)."""
-
-    name = "greedy"
-    method = (
-        "the greedy search of MultiPruner ([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)), "
-        "which takes away, step by step, what raises the perplexity of a calibration text least"
-    )
-    compares_candidates = True
-
-    @property
-    def label(self) -> str:
-        """The distribution, such as `44:52:4`."""
-        return ":".join(f"{share:g}" for share in self.settings.distribution)
-
-    def search(self, accounting: Accounting, measured: Measured) -> GreedySearch:
-        return GreedySearch(accounting, self.settings)
-
-    def planned(self, accounting: Accounting) -> SearchPlan:
-        return plan_search(accounting, self.settings, compared_blocks)
-
-    def _own_identity(self) -> dict[str, Any]:
-        return {}
 
 
 def is_allowed(removal: Removal, num_layers: int, constraint: ShapeConstraint) -> bool:

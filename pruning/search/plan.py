@@ -9,7 +9,7 @@ layers of a dense model are alike, so that a way is fully described by how many 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pruning.calibration.token_sets import SetName
@@ -60,12 +60,14 @@ class SearchPlan:
     """All stages.
 
     `dead_ends` says that some paths run out of candidates before the target, `impossible` that all
-    do: then `stages` ends there.
+    do: then `stages` ends there. `at_most` says that how many candidates are scored is not known
+    before, only that it is within these evaluations.
     """
 
     stages: tuple[StagePlan, ...]
     dead_ends: bool
     impossible: StageName | None
+    at_most: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,6 +78,7 @@ class SearchPlan:
             },
             "dead_ends": self.dead_ends,
             "impossible": self.impossible,
+            **({"at_most": True} if self.at_most else {}),
         }
 
 
@@ -165,7 +168,9 @@ def merged(plans: Sequence[SearchPlan]) -> SearchPlan:
                 same[0].scored_on,
             )
         )
-    return SearchPlan(tuple(stages), any(plan.dead_ends for plan in plans), possible[0].impossible)
+    return replace(
+        possible[0], stages=tuple(stages), dead_ends=any(plan.dead_ends for plan in plans)
+    )
 
 
 def step_flops(
@@ -214,7 +219,7 @@ def planned_flops(
 ) -> float | None:
     """FLOPs of a whole search in the middle of its range: candidates lie evenly over the layers,
     and the model shrinks evenly towards each stage's end. Where a step has one candidate, that runs
-    whole. None: not known.
+    whole. With `at_most`, of as many evaluations as there can be. None: not known.
 
     Args:
         tokens: calibration tokens of the stages `block` and `width`.
@@ -233,7 +238,8 @@ def planned_flops(
         alone = stage.evaluations == stage.steps
         share = 1.0 if alone else (num_layers + 1) / (2 * num_layers)
         prefixes = 0.0 if alone else stage.steps.middle * num_prefixes[name]
-        total += tokens[name] * (prefixes * body + stage.evaluations.middle * (body * share + head))
+        evaluations = stage.evaluations.max if plan.at_most else stage.evaluations.middle
+        total += tokens[name] * (prefixes * body + evaluations * (body * share + head))
         ratio = end
     return total
 

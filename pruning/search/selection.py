@@ -14,8 +14,10 @@ from typing import Protocol
 from pruning.scoring.score import BatchScore
 from pruning.shape import Removal
 
-Ask = tuple[Removal, int]
-"""A candidate, and a batch of the calibration set of its stage, by its number."""
+Ask = tuple[Removal | None, int]
+"""A candidate, or None for the shape as it is; and a batch of the calibration set of its stage, by
+its number.
+"""
 
 
 class Selection(Protocol):

@@ -27,6 +27,11 @@ CompensationName = Literal["none", "least_squares"]
 
 COMPENSATIONS: tuple[CompensationName, ...] = get_args(CompensationName)
 
+SelectionName = Literal["exhaustive", "lazy"]
+"""Which candidates of a step are scored: all, or those that the step before makes likely."""
+
+SELECTIONS: tuple[SelectionName, ...] = get_args(SelectionName)
+
 DEPLOYABLE_CHANNELS = 256
 """Deployable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
 
@@ -36,6 +41,24 @@ _ROUNDS = 2
 another ratio: from the second round on it is a target's own, and nothing is shared."""
 _WIDE = 1024
 """MLP channels from which on groups are multiples of hardware-friendly numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LazySettings:
+    """What a lazy selection leaves out (`pruning.search.lazy`).
+
+    Args:
+        wave_size: candidates that are scored together, however many evaluators there are.
+        tolerance: nats per token by which a candidate's last change may exceed the best new one
+            and the candidate is still scored.
+        rescore_every: steps of a stage after which all candidates are scored again.
+        near_layers: candidates at most so many layers from a removal are scored again after it.
+    """
+
+    wave_size: int
+    tolerance: float
+    rescore_every: int
+    near_layers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +79,7 @@ class SearchSettings:
         rounds: of an allocation, at most; by default 1 with `table_ratio`, 2 without.
         table_ratio: at which uniform shape an allocation measures its table; None: the target's.
         targets: in other costs than parameters.
+        lazy: of a lazy selection; None: every candidate is scored.
     """
 
     strategy: StrategyName
@@ -70,6 +94,7 @@ class SearchSettings:
     rounds: int
     table_ratio: float | None = None
     targets: tuple[Target, ...] = ()
+    lazy: LazySettings | None = None
 
     @classmethod
     def resolved(
@@ -88,6 +113,7 @@ class SearchSettings:
         rounds: int | None = None,
         table_ratio: float | None = None,
         targets: Sequence[Target] = (),
+        lazy: LazySettings | None = None,
     ) -> Self:
         """Settings for a model of these sizes; None takes the default of that model."""
         return cls(
@@ -111,6 +137,7 @@ class SearchSettings:
             rounds=(1 if table_ratio else _ROUNDS) if rounds is None else rounds,
             table_ratio=table_ratio,
             targets=tuple(targets),
+            lazy=lazy,
         )
 
 

@@ -15,6 +15,11 @@ class Step:
 
     `nll` is the score of the shape after it, in nats per token. `candidates` are all that were
     scored, in order; a NaN or infinite score is kept as it came.
+
+    Args:
+        base_nll: score of the shape before it, where the selection asked for that.
+        unscored: of a selection that leaves candidates out, those that it left out of this step,
+            in order, each with its last known change: score minus that of the shape before.
     """
 
     stage: StageName
@@ -23,10 +28,12 @@ class Step:
     nll: float
     ratio: float
     candidates: tuple[tuple[Removal, float], ...]
+    base_nll: float | None = None
+    unscored: tuple[tuple[Removal, float], ...] | None = None
 
     @property
     def runner_up(self) -> tuple[Removal, float] | None:
-        """The best candidate but for the one removed, and its score in nats per token; equal
+        """The best scored candidate but for the one removed, and its score in nats per token; equal
         scores: the first in order. None where no other has a finite score.
         """
         rest = [

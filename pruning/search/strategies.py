@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pruning.search.allocation_path import AllocationStrategy
 from pruning.search.fixed import BlockInfluenceStrategy, RandomStrategy
-from pruning.search.greedy import GreedyStrategy
+from pruning.search.greedy_strategy import GreedyStrategy
 from pruning.search.settings import SearchSettings
 from pruning.search.strategy import Strategy
 from pruning.search.uniform import UniformStrategy

@@ -23,8 +23,9 @@ from pruning.errors import InputError
 from pruning.scoring.arithmetic import Arithmetic
 from pruning.scoring.score import ShapeScore
 from pruning.search.greedy import GreedySearch
+from pruning.search.lazy import LazySearch
 from pruning.search.selection import Exhaustive
-from pruning.search.settings import SearchSettings
+from pruning.search.settings import LazySettings, SearchSettings
 from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config
 from workers.pool.protocol import Answer
@@ -95,6 +96,7 @@ def drive(
     pool: FakePool,
     store: str = "scores.db",
     kind: type[GreedySearch] = GreedySearch,
+    lazy: LazySettings | None = None,
 ) -> tuple[GreedySearch, Scorer, Journal]:
     folder.mkdir(exist_ok=True)
     accounting = Accounting(tiny_config("llama"))
@@ -104,6 +106,7 @@ def drive(
         distribution=[50, 30, 20],
         mlp_group_channels=16,
         head_group_channels=16,
+        lazy=lazy,
     )
     search, journal = kind(accounting, settings), Journal(folder / "trajectory.jsonl")
     journal.replay(search)
@@ -188,6 +191,56 @@ def test_a_selection_leaves_candidates_out(tmp_path: Path) -> None:
     assert journal.lines[-1]["evaluations"] == sum(len(step.candidates) for step in search.steps)
     resumed, _, _ = drive(tmp_path, FakePool(dies_after=0), kind=FirstHalf)
     assert resumed.steps == search.steps
+    with pytest.raises(InputError, match="step 1 of .* does not follow from its settings"):
+        drive(tmp_path, FakePool())
+
+
+LAZY = LazySettings(wave_size=1, tolerance=0.0, rescore_every=3, near_layers=0)
+
+
+def drive_lazily(folder: Path, pool: FakePool) -> tuple[GreedySearch, Scorer, Journal]:
+    return drive(folder, pool, kind=LazySearch, lazy=LAZY)
+
+
+@pytest.mark.parametrize("dies_after", [None, 0, 25, 40, 60])
+def test_a_lazy_search_goes_on_and_is_split_to_the_same_bytes(
+    tmp_path: Path, dies_after: int | None
+) -> None:
+    whole = drive_lazily(tmp_path / "whole", FakePool())
+    assert any(line["unscored"] for line in whole[2].lines)
+    if dies_after is not None:
+        with pytest.raises(ConnectionError):
+            drive_lazily(tmp_path / "run", FakePool(3, dies_after))
+    pool = FakePool(5)
+    _, _, journal = drive_lazily(tmp_path / "run", pool)
+    assert times_removed(journal) == times_removed(whole[2])
+    again, _, _ = drive_lazily(tmp_path / "run", FakePool(dies_after=0))
+    assert again.steps == whole[0].steps
+
+
+def test_a_lazy_search_records_what_it_left_out(tmp_path: Path) -> None:
+    """Which is not scored, and whose change was recorded before; the base once in a stage."""
+    pool = FakePool()
+    search, scorer, journal = drive_lazily(tmp_path, pool)
+    shape, changes, known = search.accounting.dense, dict[Removal, float](), set[str]()
+    base, stage = math.nan, ""
+    asked = {text for text, _ in pool.asked}
+    for line, step in zip(journal.lines, search.steps, strict=True):
+        assert ("base_nll" in line) == (step.stage != stage)
+        base, stage = line.get("base_nll", base), step.stage
+        left_out = {Removal.from_json(each): each["change"] for each in line["unscored"]}
+        scored = {Removal.from_json(each): each["nll"] for each in line["candidates"]}
+        assert left_out == {each: changes[each] for each in left_out}
+        assert not set(left_out) & set(scored)
+        known |= {shape.without(each).text for each in scored}
+        changes |= {each: nll - base for each, nll in scored.items()}
+        shape, base = step.shape, line["nll"]
+    assert known <= asked
+    bases = {line["base_nll"] for line in journal.lines if "base_nll" in line}
+    assert len(bases) == 3
+    assert len(asked - known) <= 3, "nothing but candidates that were scored, and bases"
+    assert journal.lines[-1]["evaluations"] == sum(len(step.candidates) for step in search.steps)
+    assert scorer.num_scored == len(pool.asked)
     with pytest.raises(InputError, match="step 1 of .* does not follow from its settings"):
         drive(tmp_path, FakePool())
 

@@ -5,15 +5,17 @@ and asks for nothing twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.scoring.score import BatchScore, ShapeScore
+from pruning.search.lazy import Lazy
 from pruning.search.selection import Ask, Exhaustive, Selection
+from pruning.search.settings import LazySettings
 from pruning.shape import Removal
 
 Table = Mapping[Ask, BatchScore]
@@ -64,7 +66,27 @@ class Halved:
         )
 
 
-SELECTIONS: list[Make] = [Exhaustive, InWaves, Halved]
+def lazily(known: Sequence[float], **settings: float) -> Make:
+    """A lazy selection that knows a change of the first candidates."""
+
+    def make(candidates: tuple[Removal, ...], num_batches: int) -> Lazy:
+        changes = dict(zip(candidates, known, strict=False))
+        lazy = replace(LAZY, **settings)  # type: ignore[arg-type]
+        return Lazy(candidates, num_batches, changes, 1.5 if known else None, lazy)
+
+    return make
+
+
+LAZY = LazySettings(wave_size=2, tolerance=0.25, rescore_every=10, near_layers=0)
+SELECTIONS: list[Make] = [
+    Exhaustive,
+    InWaves,
+    Halved,
+    lazily([]),
+    lazily([0.5, -0.5, 1.0, 0.5, 0.25]),
+    lazily([3.0, 2.0, 1.0, 0.5, -1.0, -2.0, -3.0], wave_size=1),
+    lazily([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5], wave_size=3, tolerance=math.inf),
+]
 
 
 def mean(scores: Table, candidate: Removal, num_batches: int) -> float:
@@ -86,7 +108,7 @@ def tables(draw: st.DrawFn) -> tuple[tuple[Removal, ...], int, Table]:
         num_batches,
         {
             (candidate, batch): BatchScore((draw(nlls),), 3)
-            for candidate in candidates
+            for candidate in (None, *candidates)
             for batch in range(num_batches)
         },
     )
