@@ -84,14 +84,15 @@ def sweep(
 
 
 def open(folder: str | Path) -> Run | Sweep:  # noqa: A001 - multipruner.open, as gzip.open
-    """What a search or a sweep left in its folder. Reads only: `prune(resume=True, ...)` goes on.
+    """What a search, a recovery or a sweep left in its folder. Reads only: `prune(resume=True,
+    ...)` goes on.
 
     Raises:
-        InputError: it is neither, something in it is missing or damaged, or it is a sweep of which
+        InputError: it is none, something in it is missing or damaged, or it is a sweep of which
             no point has ended.
     """
     from pipelines.runs.files import RUN, SWEEP, read_json_if_there
-    from pipelines.runs.saved_run import read_saved_run
+    from pipelines.runs.saved_run import read_recovery, read_saved_run
 
     path = Path(folder).expanduser().absolute()
     if (path / SWEEP).exists():
@@ -101,4 +102,6 @@ def open(folder: str | Path) -> Run | Sweep:  # noqa: A001 - multipruner.open, a
             f"sweep: no {SWEEP} in {path} yet: no point of this sweep has ended; to go on with it: "
             f"multipruner.sweep(resume=True, output_dir={str(path)!r})"
         )
-    return Run(read_saved_run(str(path)).folder)
+    if read_recovery(str(path)) is None:
+        read_saved_run(str(path))
+    return Run(path)

@@ -37,6 +37,9 @@ class Run:
     What it says is read from its folder; model and tokenizer stay in memory once they are asked
     for. All of it raises InputError where a file of the folder is missing or damaged.
 
+    A recovery is one, too: its search with the trained model. Of a shape file that was recovered
+    there is no search, and no trajectory.
+
     Args:
         folder: its `output_dir`.
     """
@@ -69,8 +72,11 @@ class Run:
     @property
     def shape(self) -> ModelShape:
         """What remains of every layer after the last step."""
+        from pipelines.runs.saved_run import read_recovery
         from pruning.shape import ModelShape
 
+        if (recovery := read_recovery(str(self.folder))) is not None:
+            return recovery.shape
         return ModelShape.parse(self._saved.lines[-1]["shape"])
 
     def at(self, ratio: float) -> ModelShape:

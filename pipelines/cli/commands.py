@@ -140,10 +140,11 @@ COMMANDS: dict[str, Command] = {
         Command(
             "recover",
             "a short training that gives back what pruning took",
-            "Trains low-rank adapters on the pruned model of a search that has ended, by default "
-            "to say what the dense model says, and stops when held-out text gains nothing any "
-            "more. The folder that it writes is taken by evaluate and export as that of the search "
-            "is. A recovery that was stopped goes on when the same command is given again.",
+            "Trains low-rank adapters on the pruned model of a search that has ended, or of a "
+            "shape file, by default to say what the dense model says, and stops when held-out text "
+            "gains nothing any more. The folder that it writes is taken by evaluate and export as "
+            "that of a search is. A recovery that was stopped goes on when the same command is "
+            "given again.",
             (
                 ("run=DIR", "on more of the text that the search saw, in DIR/recovery"),
                 (
@@ -151,8 +152,8 @@ COMMANDS: dict[str, Command] = {
                     "on another text, for longer",
                 ),
                 (
-                    "run=DIR recovery.loss=nll recovery.rank=32 output_dir=RECOVERED",
-                    "without the dense model, in larger adapters",
+                    "shape=SOLVED/shape.json model.path=MODEL calibration=mix output_dir=RECOVERED",
+                    "a shape of solve, or of your own",
                 ),
             ),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Protocol, Self
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -24,6 +24,39 @@ def importance_problems(importance: str | None) -> list[str]:
         "channel_order.safetensors beside the file (activation needs the calibration text of its "
         "search: give run=)"
     ]
+
+
+class PrunedSource(Protocol):
+    """Options of a command that takes a pruned model."""
+
+    model: ModelConfig
+    run: str | None
+    shape: str | None
+    importance: str | None
+    output_dir: str | None
+
+
+def source_problems(config: PrunedSource, given: Sequence[str]) -> list[str]:
+    """What is wrong with where a pruned model comes from: the folder of a run, or a shape file and
+    its model.
+    """
+    found: list[str] = []
+    if (config.run is None) == (config.shape is None):
+        what = "neither is given" if config.run is None else "both are given"
+        found.append(
+            f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and "
+            "model.path=MODEL"
+        )
+    if config.run is not None:
+        names = [name for name in given if name.partition(".")[0] in ("model", "importance")]
+        return found + [
+            f"{name}: has no effect with run=, which knows its model and channel order"
+            for name in names
+        ]
+    found += config.model.problems()
+    if not config.output_dir:
+        found.append("output_dir: missing; with shape= give the folder to write")
+    return found + importance_problems(config.importance)
 
 
 @dataclass
@@ -57,31 +90,9 @@ class ExportConfig:
 
     def problems(self, given: Sequence[str]) -> list[str]:
         found = not_allowed(self)
-        if (self.run is None) == (self.shape is None):
-            what = "neither is given" if self.run is None else "both are given"
-            found.append(
-                f"run, shape: {what}; give run=OUTPUT_DIR of a search, or shape=FILE and "
-                "model.path=MODEL"
-            )
-        if self.run is not None:
-            names = [name for name in given if name.partition(".")[0] in ("model", "importance")]
-            found += [
-                f"{name}: has no effect with run=, which knows its model and channel order"
-                for name in names
-            ]
-        else:
-            found += self.model.problems()
-            found += (
-                ["model.dtype: has no effect on an export; give dtype"]
-                if "model.dtype" in given
-                else []
-            )
-            found += (
-                []
-                if self.output_dir
-                else ["output_dir: missing; with shape= give the folder to write"]
-            )
-            found += importance_problems(self.importance)
+        found += source_problems(self, given)
+        if self.run is None and "model.dtype" in given:
+            found.append("model.dtype: has no effect on an export; give dtype")
         if not 0 < self.max_shard_gb < math.inf:
             found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
         if "max_shard_gb" in given and self.format == "gguf":

@@ -9,7 +9,8 @@ from typing import Self
 from omegaconf import MISSING, DictConfig
 
 from pipelines.config.calibration import CalibrationConfig
-from pipelines.config.groups import ClusterConfig, TrackingConfig, checked
+from pipelines.config.export import source_problems
+from pipelines.config.groups import ClusterConfig, ModelConfig, TrackingConfig, checked
 from pipelines.config.recovery import RecoveryConfig
 from pruning.calibration.spec import CalibrationSpec, MixtureSpec
 
@@ -34,11 +35,14 @@ _OF_EVALUATORS = (
 class RecoverConfig:
     """Everything that `pipelines.recover` takes."""
 
+    model: ModelConfig = field(default_factory=ModelConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: str | None = MISSING
+    shape: str | None = MISSING
+    importance: str | None = MISSING
     output_dir: str | None = MISSING
 
     @classmethod
@@ -47,7 +51,13 @@ class RecoverConfig:
         return checked(cls, config, lambda typed: typed.problems(given))
 
     def problems(self, given: Sequence[str]) -> list[str]:
-        found = [] if self.run else ["run: missing; give the output_dir of a search"]
+        found = source_problems(self, given)
+        of_shape = self.run is None and self.shape is not None
+        if of_shape and not {"calibration", "experiment"} & set(given):
+            found.append(
+                "calibration: missing; with shape= say what text to train on, such as "
+                "calibration=mix"
+            )
         for group in (self.recovery, self.calibration, self.cluster, self.tracking):
             found += group.problems()
         found += [
@@ -71,6 +81,11 @@ class RecoverConfig:
                 "trains on one GPU, or with 0 on CPUs"
             )
         return found
+
+    @property
+    def path_options(self) -> tuple[str, ...]:
+        """Names of its options that are files or folders to read."""
+        return ("model.path", "run", "shape", *self.calibration.path_options)
 
     def text(self) -> CalibrationSpec | MixtureSpec:
         """Where its sequences come from: `block` is trained on, `width` is empty."""

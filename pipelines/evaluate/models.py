@@ -8,14 +8,13 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.runs.saved_run import PastRun, read_run
-from pipelines.runs.shape_file import check_model, order_of, read_shape
+from pipelines.runs.shape_file import ShapeFile
 from pruning.costs.accounting import Accounting
 from pruning.costs.measured import Role, weight_file_bytes
 from pruning.errors import InputError
@@ -138,7 +137,7 @@ def find_models(config: EvaluateConfig, *, on_gpu: bool) -> ModelsUnderTest:
         return _of_export(config, config.checkpoint, on_gpu=on_gpu)
     dense = _dense_model(config, on_gpu=on_gpu)
     if config.shape is not None:
-        return _of_shape(config, Path(config.shape).expanduser(), dense)
+        return _of_shape(config, config.shape, dense)
     return ModelsUnderTest(display_name(config.model.path), config.model.path, (dense,), None, None)
 
 
@@ -168,17 +167,17 @@ def models_of_run(config: EvaluateConfig, run: PastRun) -> ModelsUnderTest:
     )
 
 
-def _of_shape(config: EvaluateConfig, path: Path, dense: EvaluatedModel) -> ModelsUnderTest:
+def _of_shape(config: EvaluateConfig, file: str, dense: EvaluatedModel) -> ModelsUnderTest:
     """The model that a shape file says, and on request the dense one."""
-    checkpoint = dense.checkpoint
-    accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
-    shape = read_shape(path, accounting)
-    check_model(path, config.model.path, dense.fingerprint)
-    order = order_of(shape, path, config.importance, checkpoint, accounting)
-    pruned = _pruned_to(dense, accounting, shape, order)
+    found = ShapeFile.read(
+        file, config.importance, config.model.path, dense.checkpoint, dense.fingerprint
+    )
+    shape, accounting = found.shape, found.accounting
+    pruned = _pruned_to(dense, accounting, shape, found.order)
     models = (dense, pruned) if config.evaluation.dense else (pruned,)
-    name, source = display_name(config.model.path), str(path.absolute())
-    return ModelsUnderTest(name, source, models, shape.text, accounting.ratio(shape))
+    return ModelsUnderTest(
+        found.model_name, str(found.path), models, shape.text, accounting.ratio(shape)
+    )
 
 
 def _pruned_to(

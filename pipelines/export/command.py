@@ -5,7 +5,6 @@ software opens comes out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,8 +21,7 @@ from pipelines.export.export_run import (
     write_checked,
 )
 from pipelines.runs.saved_run import read_run
-from pipelines.runs.shape_file import check_model, order_of, read_shape
-from pruning.costs.accounting import Accounting
+from pipelines.runs.shape_file import ShapeFile
 from pruning.export.folder import Export, check_target
 from pruning.models.find import find_checkpoint
 
@@ -40,6 +38,7 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if config.run is not None:
         return export_run(read_run(config.run), config)
     assert config.output_dir is not None
+    assert config.shape is not None
     target = export_folder(config.output_dir)
     check_target(target)
     checkpoint = find_checkpoint(
@@ -47,23 +46,20 @@ def export(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
     )
-    accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
     checkpoint.check_weights()
-    path = Path(config.shape or "").expanduser()
-    shape = read_shape(path, accounting)
-    fingerprint = checkpoint.fingerprint()
-    check_model(path, config.model.path, fingerprint)
-    order = order_of(shape, path, config.importance, checkpoint, accounting)
+    found = ShapeFile.read(config.shape, config.importance, config.model.path, checkpoint)
     described = {
-        "model": dense_model(config.model.path, config.model.revision, fingerprint, accounting),
+        "model": dense_model(
+            config.model.path, config.model.revision, found.fingerprint, found.accounting
+        ),
         **made_by(),
     }
     return write_checked(
         Export(
             checkpoint,
-            accounting,
-            shape,
-            order,
+            found.accounting,
+            found.shape,
+            found.order,
             config.format,
             config.dtype,
             described,

@@ -138,6 +138,14 @@ def dense_model(
 def _story(run: PastRun) -> dict[str, Any]:
     """How the shape was found, and what was measured of it."""
     saved, identity, summary = run.config, run.record["identity"], run.summary or {}
+    recovered = {
+        "recovery": _recovery(run),
+        "evaluation": _same_shape(
+            read_json_if_there(run.folder / EVALUATION, option="run"), run.shape
+        ),
+    }
+    if not run.lines:
+        return recovered
     groups: dict[str, Any] = {
         group: OmegaConf.to_container(saved[group]) for group in ("calibration", "search")
     }
@@ -151,14 +159,12 @@ def _story(run: PastRun) -> dict[str, Any]:
         {name: line[name] for name in ("step", "stage", "removed", "ratio", "perplexity")}
         for line in run.lines
     ]
-    evaluation = read_json_if_there(run.folder / EVALUATION, option="run")
     return {
         "settings": settings
         | {_FINGERPRINTS.get(name, name): value for name, value in identity.items()},
         # that of the search is of the model before it was recovered
         "perplexity": None if run.recovery else summary.get("perplexity"),
-        "recovery": _recovery(run),
-        "evaluation": _same_shape(evaluation, run.shape),
+        **recovered,
         **{
             name: summary.get(name)
             for name in ("flops_per_token", "kv_cache_bytes_per_token", "context_length")

@@ -1,5 +1,5 @@
-"""`multipruner recover`: a search that has ended goes in, the same model trained for a short time
-comes out.
+"""`multipruner recover`: a pruned model goes in, that of a search or of a shape file; the same
+model trained for a short time comes out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.recover.job import RecoverJob
 from pipelines.recover.recovery_run import run_recovery
 from pipelines.runs.files import CONFIG, RECOVER_LOG
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.resume import saved_url, with_settings_of_run
+from pipelines.runs.resume import make_absolute, saved_url, with_settings_of_run
 from workers.training.trainer import TrainingFailed
 
 
@@ -36,11 +36,12 @@ def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     config = RecoverConfig.of(with_settings_of_run(raw, given, groups), given)
     with joined(config.cluster):
         job = RecoverJob.of(config)
-        with RunFolder(config.output_dir or str(job.run.folder / "recovery")) as folder:
+        with RunFolder(config.output_dir or f"{config.run}/recovery") as folder:
             try:
                 folder.claim(job.identity())
                 log_to(folder.path / RECOVER_LOG)
                 folder.write(CONFIG, OmegaConf.to_yaml(_saved_form(config)))
+                job.write_source(folder)
                 return run_recovery(job, folder)
             except TrainingFailed as error:
                 raise Failed(f"cluster: {error}; the same command goes on") from error
@@ -49,7 +50,8 @@ def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _saved_form(config: RecoverConfig) -> DictConfig:
-    """As it is saved: passwords in URLs masked."""
+    """As it is saved: paths absolute, passwords in URLs masked."""
     saved: DictConfig = OmegaConf.structured(config)
+    make_absolute(saved, config.path_options)
     saved.tracking.uri = saved_url(config.tracking.uri)
     return saved

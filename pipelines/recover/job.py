@@ -8,11 +8,17 @@ from typing import Any
 
 from pipelines.config.recover import RECOVERY_OPTIONS, RecoverConfig
 from pipelines.evaluators import find_placement, local_session
+from pipelines.runs.files import CHANNEL_ORDER
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.saved_run import PastRun, read_run
+from pipelines.runs.shape_file import ShapeFile
 from pruning.calibration.build import make_calibration
 from pruning.calibration.token_sets import TokenSet
 from pruning.errors import InputError
 from pruning.export import transformers
+from pruning.importance.channel_order import STATISTICS
+from pruning.models.dtypes import resolve_dtype
+from pruning.models.find import find_checkpoint
 from pruning.recovery.journal import StoppedBy
 from pruning.recovery.settings import RecoverySettings
 from workers.cluster.machine import LocalMachine
@@ -23,10 +29,16 @@ from workers.training.trainer import TrainingSpec, Watch, train
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecoverJob:
-    """One recovery, checked and ready to run."""
+    """One recovery, checked and ready to run.
+
+    Args:
+        pruned: what is recovered.
+        dtype: of all weights but the adapters'.
+    """
 
     config: RecoverConfig
-    run: PastRun
+    pruned: PastRun | ShapeFile
+    dtype: str
     settings: RecoverySettings
     text: TokenSet
     heldout: TokenSet
@@ -35,30 +47,23 @@ class RecoverJob:
 
     @classmethod
     def of(cls, config: RecoverConfig) -> RecoverJob:
-        """Finds the search, its model and the text.
+        """Finds the pruned model and the text.
 
         Raises:
             InputError: with all problems that could be found together.
         """
-        assert config.run is not None
-        run = read_run(config.run)
-        if run.recovery is not None:
-            raise InputError(
-                f"run: {run.folder} is a recovery already; give the search that it is of, and "
-                "another output_dir"
-            )
-        if run.summary is None:
-            raise InputError(
-                f"run: the search in {run.folder} has not ended; go on with it, with multipruner "
-                "prune resume=true, and recover then"
-            )
         settings = config.recovery.settings()
         machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
-        needed = _needed_bytes(config, run, settings)
-        problems = _problems(config, run, settings)
-        if config.cluster.kind != "ray" and not machine.gpus_per_evaluator(
-            config.cluster.num_gpus_per_evaluator
-        ):
+        on_gpu = machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
+        pruned = _search(config.run) if config.run is not None else _shape_file(config)
+        dtype = (
+            pruned.dtype
+            if isinstance(pruned, PastRun)
+            else resolve_dtype(config.model.dtype, on_gpu=on_gpu)
+        )
+        needed = _needed_bytes(config, pruned, dtype, settings)
+        problems = _problems(config, pruned, settings)
+        if config.cluster.kind != "ray" and not on_gpu:
             problems += _memory_problems(config, settings, needed, machine)
         placement = None
         try:
@@ -66,22 +71,45 @@ class RecoverJob:
         except InputError as error:
             problems.append(str(error))
         try:
-            text, heldout = _text(config, run)
+            text, heldout = _text(config, pruned)
         except InputError as error:
             problems.append(str(error))
         if problems:
             raise InputError("\n".join(problems))
         one = None if placement is None else replace(placement, num_evaluators=1)
-        return cls(config, run, settings, text, heldout, machine, one)
+        return cls(config, pruned, dtype, settings, text, heldout, machine, one)
+
+    @property
+    def search(self) -> PastRun | None:
+        """That is recovered; None: a shape file is."""
+        return self.pruned if isinstance(self.pruned, PastRun) else None
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Where the pruned model is from, as the command names it."""
+        if isinstance(self.pruned, PastRun):
+            return {"run": str(self.pruned.folder)}
+        return {"shape_file": str(self.pruned.path)}
+
+    def write_source(self, folder: RunFolder) -> None:
+        """Of a shape file, the order that it counts channels in and the statistics that compensate,
+        so that the folder of the recovery needs the model only.
+        """
+        if self.search is not None:
+            return
+        order = self.pruned.order
+        if order.compensation is not None:
+            folder.link(STATISTICS, Path(order.compensation.path))
+        folder.write_with(CHANNEL_ORDER, order.save)
 
     def identity(self) -> dict[str, Any]:
         """What decides every update, with everything resolved."""
         return {
             "kind": "recovery",
-            "model": self.run.fingerprint,
-            "model.dtype": self.run.dtype,
-            "order": self.run.order.fingerprint,
-            "shape": self.run.shape.text,
+            "model": self.pruned.fingerprint,
+            "model.dtype": self.dtype,
+            "order": self.pruned.order.fingerprint,
+            "shape": self.pruned.shape.text,
             "text": self.text.fingerprint,
             "heldout": self.heldout.fingerprint,
             "cluster.num_cpus_per_evaluator": self.config.cluster.num_cpus_per_evaluator,
@@ -111,10 +139,10 @@ class RecoverJob:
     def spec(self) -> TrainingSpec:
         """What is trained, and how."""
         return TrainingSpec(
-            self.run.checkpoint,
-            self.run.dtype,
-            self.run.shape.text,
-            self.run.order,
+            self.pruned.checkpoint,
+            self.dtype,
+            self.pruned.shape.text,
+            self.pruned.order,
             self.settings,
             self.text.input_ids,
             self.heldout.input_ids,
@@ -122,10 +150,45 @@ class RecoverJob:
         )
 
 
-def _problems(config: RecoverConfig, run: PastRun, settings: RecoverySettings) -> list[str]:
+def _search(folder: str) -> PastRun:
+    """A search that has ended.
+
+    Raises:
+        InputError: it has not, or is a recovery already.
+    """
+    run = read_run(folder)
+    if run.recovery is not None:
+        raise InputError(
+            f"run: {run.folder} is a recovery already; give the search that it is of, and another "
+            "output_dir"
+        )
+    if run.summary is None:
+        raise InputError(
+            f"run: the search in {run.folder} has not ended; go on with it, with multipruner prune "
+            "resume=true, and recover then"
+        )
+    return run
+
+
+def _shape_file(config: RecoverConfig) -> ShapeFile:
+    """As `export` reads one."""
+    assert config.shape is not None
+    model = config.model
+    checkpoint = find_checkpoint(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    checkpoint.check_weights()
+    return ShapeFile.read(config.shape, config.importance, model.path, checkpoint)
+
+
+def _problems(
+    config: RecoverConfig, pruned: PastRun | ShapeFile, settings: RecoverySettings
+) -> list[str]:
     """Of the options and the shape together."""
-    accounting, model_config = run.accounting, run.checkpoint.config()
-    found = transformers.problems(model_config, accounting.family, accounting.geometry, run.shape)
+    accounting, model_config = pruned.accounting, pruned.checkpoint.config()
+    found = transformers.problems(
+        model_config, accounting.family, accounting.geometry, pruned.shape
+    )
     context = getattr(model_config, "max_position_embeddings", None)
     length = config.recovery.sequence_length
     if context and length > context:
@@ -133,7 +196,7 @@ def _problems(config: RecoverConfig, run: PastRun, settings: RecoverySettings) -
             f"recovery.sequence_length: {length}, above this model's context of {context} tokens"
         )
     widths = {"hidden size": int(model_config.get_text_config().hidden_size)}
-    for number, layer in enumerate(run.shape.layers):
+    for number, layer in enumerate(pruned.shape.layers):
         if layer.kv_heads:
             heads = layer.kv_heads * accounting.geometry.head_dim
             widths[f"attention of layer {number}"] = heads
@@ -153,12 +216,14 @@ def _problems(config: RecoverConfig, run: PastRun, settings: RecoverySettings) -
     return found
 
 
-def _needed_bytes(config: RecoverConfig, run: PastRun, settings: RecoverySettings) -> int:
-    text_config = run.checkpoint.config().get_text_config()
+def _needed_bytes(
+    config: RecoverConfig, pruned: PastRun | ShapeFile, dtype: str, settings: RecoverySettings
+) -> int:
+    text_config = pruned.checkpoint.config().get_text_config()
     return training_bytes(
-        run.accounting,
-        run.shape,
-        run.dtype,
+        pruned.accounting,
+        pruned.shape,
+        dtype,
         batch_tokens=settings.micro_batch_size * config.recovery.sequence_length,
         hidden_size=int(text_config.hidden_size),
         vocab_size=int(text_config.vocab_size),
@@ -180,13 +245,13 @@ def _memory_problems(
     ]
 
 
-def _text(config: RecoverConfig, run: PastRun) -> tuple[TokenSet, TokenSet]:
+def _text(config: RecoverConfig, pruned: PastRun | ShapeFile) -> tuple[TokenSet, TokenSet]:
     """The sequences that are trained on, and those that are not.
 
     Raises:
         InputError: there is too little text, or it is not for this model.
     """
-    checkpoint = run.checkpoint
+    checkpoint = pruned.checkpoint
     try:
         sets = make_calibration(
             config.text(), checkpoint.tokenizer, vocab_size=checkpoint.config().vocab_size

@@ -74,8 +74,8 @@ def _train(job: RecoverJob, folder: RunFolder, tracking: RecoveryTracking) -> di
     settings = job.settings
     log.info(
         "%s, %.1f %% of its parameters removed: %d updates of %d x %d tokens, %s, rank %d",
-        job.run.model_name,
-        100 * job.run.accounting.ratio(job.run.shape),
+        job.pruned.model_name,
+        100 * job.pruned.accounting.ratio(job.pruned.shape),
         settings.steps,
         settings.batch_size,
         job.text.sequence_length,
@@ -102,8 +102,8 @@ def _train(job: RecoverJob, folder: RunFolder, tracking: RecoveryTracking) -> di
     if not best:
         raise Failed(
             f"recovery: {len(files.lines) - 1} updates gained nothing on held-out text "
-            f"({_ENDED_BY[stopped_by]}); the search is as it was. Give another output_dir with a "
-            "lower recovery.learning_rate, or more text"
+            f"({_ENDED_BY[stopped_by]}); what was pruned is as it was. Give another output_dir "
+            "with a lower recovery.learning_rate, or more text"
         )
     path = files.checkpoint(best)
     folder.write_with(ADAPTERS, lambda target: write_adapters(path, target))
@@ -152,7 +152,8 @@ def _description(
     job: RecoverJob, folder: RunFolder, files: TrainingFiles, stopped_by: StoppedBy
 ) -> dict[str, Any]:
     """What recovery.json says."""
-    run, lines, calibration = job.run, files.lines, job.config.calibration
+    pruned, lines, calibration = job.pruned, files.lines, job.config.calibration
+    search = job.search
     best = best_step(lines)
     nll = {
         "dense": lines[0]["dense_nll"],
@@ -160,13 +161,13 @@ def _description(
         "recovered": lines[best]["heldout_nll"],
     }
     return {
-        "run": os.path.relpath(run.folder, folder.path),
-        "model": run.model_name,
-        "fingerprint": run.fingerprint,
-        "shape": run.shape.text,
-        "ratio": run.accounting.ratio(run.shape),
-        "dtype": run.dtype,
-        "channel_order": run.order.fingerprint,
+        "run": None if search is None else os.path.relpath(search.folder, folder.path),
+        "model": pruned.model_name,
+        "fingerprint": pruned.fingerprint,
+        "shape": pruned.shape.text,
+        "ratio": pruned.accounting.ratio(pruned.shape),
+        "dtype": job.dtype,
+        "channel_order": pruned.order.fingerprint,
         "adapters": adapter_fingerprint(folder.path / ADAPTERS),
         "stopped_by": stopped_by,
         "num_steps": len(lines) - 1,

@@ -31,7 +31,7 @@ class RecoveryTracking:
         self.tracker = Tracker(
             tracking.uri,
             tracking.experiment,
-            f"recovery of {job.run.model_name}",
+            f"recovery of {job.pruned.model_name}",
             self._record["started"],
             self._record.get("mlflow_run_id"),
             lambda run_id: folder.remember(mlflow_run_id=run_id),
@@ -40,18 +40,18 @@ class RecoveryTracking:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Marks the run as failed where the context is left by an error."""
-        run, uri = self._job.run, self._job.config.tracking.uri
-        same = saved_url(uri) == run.config.tracking.uri
+        search, uri = self._job.search, self._job.config.tracking.uri
+        same = search is not None and saved_url(uri) == search.config.tracking.uri
         tags = recovery_tags(
-            run.fingerprint,
-            parent=run.record.get("mlflow_run_id") if same else None,
+            self._job.pruned.fingerprint,
+            parent=search.record.get("mlflow_run_id") if search and same else None,
             versions=versions(),
         )
         datasets = {
             name: self._dataset(tokens)
             for name, tokens in (("training", self._job.text), ("heldout", self._job.heldout))
         }
-        self.tracker.start(recovery_params(self._job.identity(), str(run.folder)), tags, datasets)
+        self.tracker.start(recovery_params(self._job.identity(), self._job.source), tags, datasets)
         try:
             yield
         except BaseException:

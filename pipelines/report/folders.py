@@ -146,7 +146,7 @@ def _recovered(run: ReportRun, recovery: SavedRecovery) -> ReportRun:
     )
     return replace(
         run,
-        name=f"{recovery.run.name}, recovered",
+        name=f"{run.folder.name}, recovered",
         folder=recovery.folder,
         outcome=f"{run.outcome}; recovered in {found['best_step']} updates: perplexity {pruned} to "
         f"{recovered} on held-out text, where the dense model has {dense}",

@@ -77,10 +77,7 @@ def saved_form(config: PruneConfig) -> DictConfig:
     anywhere; passwords in URLs masked.
     """
     saved = OmegaConf.structured(config)
-    for name in config.path_options:
-        value = OmegaConf.select(saved, name)
-        if value is not None and Path(value).expanduser().exists():
-            OmegaConf.update(saved, name, str(Path(value).expanduser().absolute()))
+    make_absolute(saved, config.path_options)
     for name in URLS:
         OmegaConf.update(saved, name, saved_url(OmegaConf.select(saved, name)))
     # what one command accepts, and what a result is compared with, are no part of the run
@@ -98,6 +95,14 @@ def saved_form(config: PruneConfig) -> DictConfig:
     if not targets_json(config.search.asked):
         del plain.search.target  # of parameters alone `target_ratio` says everything
     return cast("DictConfig", plain)
+
+
+def make_absolute(config: DictConfig, names: Sequence[str]) -> None:
+    """Options that name what is there on this machine, in place."""
+    for name in names:
+        value = OmegaConf.select(config, name)
+        if value and Path(value).expanduser().exists():
+            OmegaConf.update(config, name, str(Path(value).expanduser().absolute()))
 
 
 def saved_url(url: str) -> str:
@@ -128,8 +133,9 @@ def with_settings_of_run(
         return config
     merged, saved = config.copy(), read_yaml(path, option="run")
     description = read_json_if_there(path.parent / RECOVERY, option="run", fields=("run",))
-    if description is not None and (path.parent / description["run"] / CONFIG).exists():
-        of_search = read_yaml(path.parent / description["run"] / CONFIG, option="run")
+    search = description["run"] if description is not None else None
+    if search is not None and (path.parent / search / CONFIG).exists():
+        of_search = read_yaml(path.parent / search / CONFIG, option="run")
         saved = cast("DictConfig", OmegaConf.merge(of_search, saved))
     for group in groups:
         if (

@@ -116,7 +116,13 @@ class SavedRun:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PastRun(SavedRun):
-    """The same with its model at hand, as it was."""
+    """The same with its model at hand, as it was.
+
+    The recovery of a shape file is one, too, without steps: no search led to its shape.
+
+    Args:
+        recovery: `recovery.json`; None: nothing was trained.
+    """
 
     checkpoint: Checkpoint
     accounting: Accounting
@@ -139,7 +145,7 @@ class PastRun(SavedRun):
         source = RecoverySource(str(recovery.folder / ADAPTERS), found["adapters"])
         page = {"mlflow_run_id": recovery.record.get("mlflow_run_id")}
         config = self.config.copy()
-        config.tracking = recovery.tracking
+        config.tracking = recovery.config.tracking
         return replace(
             self,
             folder=recovery.folder,
@@ -155,17 +161,21 @@ class SavedRecovery:
     """What the folder of a recovery that has ended says.
 
     Args:
-        run: folder of the search.
+        run: folder of the search; None: a shape file was recovered.
+        config: its `config.yaml`.
         record: its `run.json`.
         description: its `recovery.json`.
-        tracking: of its `config.yaml`; where its MLflow run is.
     """
 
     folder: Path
-    run: Path
+    run: Path | None
+    config: DictConfig
     record: dict[str, Any]
     description: dict[str, Any]
-    tracking: DictConfig
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape.parse(self.description["shape"])
 
 
 def read_recovery(path: str, *, option: str = "run") -> SavedRecovery | None:
@@ -189,8 +199,8 @@ def read_recovery(path: str, *, option: str = "run") -> SavedRecovery | None:
     found = read_json(folder / RECOVERY, option=option, fields=needed)
     record = read_json(folder / RUN, option=option, fields=("identity",))
     config = read_yaml(folder / CONFIG, option=option, fields=("tracking.uri",))
-    run = (folder / found["run"]).resolve()
-    return SavedRecovery(folder, run, record, found, config.tracking)
+    run = None if found["run"] is None else (folder / found["run"]).resolve()
+    return SavedRecovery(folder, run, config, record, found)
 
 
 def read_run(path: str) -> PastRun:
@@ -203,18 +213,11 @@ def read_run(path: str) -> PastRun:
     """
     recovery = read_recovery(path)
     if recovery is not None:
-        return read_run(str(recovery.run)).recovered(recovery)
+        of = _shape_of(recovery) if recovery.run is None else read_run(str(recovery.run))
+        return of.recovered(recovery)
     saved = read_saved_run(path, needs=(CHANNEL_ORDER,))
-    model, lines = saved.config.model, saved.lines
-    checkpoint = find_checkpoint(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
-    if checkpoint.fingerprint() != saved.fingerprint:
-        raise InputError(
-            f"run: {model.path} is not the model that the search in {saved.folder} pruned: it has "
-            f"changed since (fingerprint {saved.fingerprint} then)"
-        )
-    accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
+    lines, whose = saved.lines, f"the search in {saved.folder} pruned"
+    found = _model_of(saved.config, saved.fingerprint, whose)
     if saved.summary is None:
         log.warning(
             "run: the search in %s has not ended: this is its shape after %d steps, ratio %.2f %%",
@@ -222,7 +225,36 @@ def read_run(path: str) -> PastRun:
             len(lines),
             100 * lines[-1]["ratio"],
         )
-    return saved.with_model(checkpoint, accounting)
+    return saved.with_model(*found)
+
+
+def _shape_of(recovery: SavedRecovery) -> PastRun:
+    """What a recovery of a shape file was of: its own folder has the order and the model's name."""
+    folder, described = recovery.folder, recovery.description
+    found = _model_of(recovery.config, described["fingerprint"], f"was recovered in {folder}")
+    order = read_with(ChannelOrder.load, folder / CHANNEL_ORDER, option="run")
+    return PastRun(
+        folder, recovery.config, (), recovery.record, None, *found, recovery.shape, order
+    )
+
+
+def _model_of(config: DictConfig, fingerprint: str, whose: str) -> tuple[Checkpoint, Accounting]:
+    """The dense model that a configuration names.
+
+    Raises:
+        InputError: it is not there, or not the one with the fingerprint.
+    """
+    model = config.model
+    checkpoint = find_checkpoint(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    if checkpoint.fingerprint() != fingerprint:
+        raise InputError(
+            f"run: {model.path} is not the model that {whose}: it has changed since (fingerprint "
+            f"{fingerprint} then)"
+        )
+    accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
+    return checkpoint, accounting
 
 
 def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ()) -> SavedRun:
@@ -237,6 +269,11 @@ def read_saved_run(path: str, *, option: str = "run", needs: Sequence[str] = ())
             missing or damaged.
     """
     recovery = read_recovery(path, option=option)
+    if recovery is not None and recovery.run is None:
+        raise InputError(
+            f"{option}: {recovery.folder} is the recovery of a shape file, which no search led to; "
+            "give the folder of a search"
+        )
     if recovery is not None:
         return read_saved_run(str(recovery.run), option=option, needs=needs)
     folder = Path(path).expanduser().absolute()

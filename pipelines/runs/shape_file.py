@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from pipelines.runs.files import (
     AUTHORS_CONFIG,
@@ -20,8 +22,58 @@ from pruning.errors import InputError
 from pruning.export.authors_config import read_authors_config
 from pruning.importance.channel_order import ChannelOrder, channel_order
 from pruning.models.checkpoint import Checkpoint
+from pruning.models.display_name import display_name
 from pruning.models.loaded_model import LoadedModel
 from pruning.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShapeFile:
+    """The shape in a file, with its model at hand.
+
+    Args:
+        model_path: of the dense model, as it was given.
+        fingerprint: of the dense model.
+    """
+
+    path: Path
+    model_path: str
+    fingerprint: str
+    checkpoint: Checkpoint
+    accounting: Accounting
+    shape: ModelShape
+    order: ChannelOrder
+
+    @classmethod
+    def read(
+        cls,
+        file: str,
+        importance: str | None,
+        model_path: str,
+        checkpoint: Checkpoint,
+        fingerprint: str | None = None,
+    ) -> Self:
+        """Reads a file.
+
+        Args:
+            importance: that it counts channels in; None: the order beside it.
+            fingerprint: of the checkpoint, where the caller knows it.
+
+        Raises:
+            InputError: it cannot be read, is of another model, or counts in an order that is not
+                known.
+        """
+        path = Path(file).expanduser()
+        accounting = Accounting(checkpoint.config(), trust_remote_code=checkpoint.trust_remote_code)
+        shape = read_shape(path, accounting)
+        fingerprint = fingerprint or checkpoint.fingerprint()
+        check_model(path, model_path, fingerprint)
+        order = order_of(shape, path, importance, checkpoint, accounting)
+        return cls(path.absolute(), model_path, fingerprint, checkpoint, accounting, shape, order)
+
+    @property
+    def model_name(self) -> str:
+        return display_name(self.model_path)
 
 
 def read_shape(path: Path, accounting: Accounting) -> ModelShape:

@@ -203,13 +203,13 @@ def recovery_metrics(line: Mapping[str, Any]) -> Metrics:
     }
 
 
-def recovery_params(identity: Mapping[str, Any], run: str) -> dict[str, Any]:
+def recovery_params(identity: Mapping[str, Any], source: Mapping[str, str]) -> dict[str, Any]:
     """What decides a recovery.
 
     Args:
-        run: folder of the search.
+        source: the folder of the search, or the shape file, by what it is called.
     """
-    return {**identity, "run": run}
+    return {**identity, **source}
 
 
 def recovery_tags(model: str, *, parent: str | None, versions: Mapping[str, str]) -> dict[str, str]:
@@ -217,7 +217,7 @@ def recovery_tags(model: str, *, parent: str | None, versions: Mapping[str, str]
 
     Args:
         model: fingerprint of the dense model.
-        parent: the MLflow run of its search.
+        parent: the MLflow run of its search, if it has one.
     """
     found = _versions(versions) | {"model.fingerprint": model} | _source("pipelines.recover")
     return found | ({PARENT: parent} if parent else {})

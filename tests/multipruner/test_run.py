@@ -142,6 +142,9 @@ def test_a_run_is_recovered_as_by_the_command(prune: Prune) -> None:
     assert recovered.summary == run.summary
     assert (recovered.model(input_ids).logits - before).abs().max() > 1e-4
     torch.testing.assert_close(multipruner.open(run.folder).model(input_ids).logits, before)
+    opened = multipruner.open(recovered.folder)
+    assert opened == recovered
+    torch.testing.assert_close(opened.model(input_ids).logits, recovered.model(input_ids).logits)
     with pytest.raises(multipruner.InputError, match="is a recovery already"):
         recovered.recover(output_dir="again")
 

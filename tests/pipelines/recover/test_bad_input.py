@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from pruning.models.checkpoint import Checkpoint
-from tests.conftest import tokens
+from tests.conftest import tiny_config, tiny_model, tokens
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
-from tests.pipelines.recover.conftest import Recover
+from tests.pipelines.recover.conftest import QUICK, Recover
 from workers.cluster.machine import LocalMachine
 
 
@@ -55,7 +56,9 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (("calibration=text",), "calibration.path: missing; calibration=text needs a file"),
         (("cluster.task_timeout_s=9",), "cluster.task_timeout_s: has no effect on recover"),
-        (("run=null",), "run: missing; give the output_dir of a search"),
+        (("shape=x.json",), "run, shape: both are given; give run=OUTPUT_DIR of a search, or "),
+        (("model.dtype=bfloat16",), "model.dtype: has no effect with run=, which knows its model"),
+        (("importance=l1",), "importance: has no effect with run=, which knows its model and"),
         (("run=/nowhere",), "run: /nowhere has no run.json"),
         (("cluster=local", "cluster.num_evaluators=2"), "cluster.num_evaluators: 2, which has no"),
         (("cluster=local", "cluster.num_gpus_per_evaluator=2"), "cluster.num_gpus_per_evaluator: "),
@@ -71,8 +74,60 @@ def test_bad_options(recover: Recover, words: tuple[str, ...], message: str) -> 
     assert not outcome.folder.exists(), "something was written"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model.path=MODEL",), "calibration: missing; with shape= say what text to train on"),
+        (("calibration=tokens",), "model.path: empty; give a folder, a .gguf file or a hub id"),
+        (("model.path=MODEL", "calibration=tokens", "output_dir="), "output_dir: missing; with "),
+        (
+            ("model.path=MODEL", "calibration=tokens", "importance=activation"),
+            "importance: 'activation'; with shape= one of l1, none",
+        ),
+        (
+            ("model.path=OTHER", "calibration=tokens", "recovery.rank=99"),
+            "model.path: OTHER (fingerprint ",
+        ),
+        (("model.path=MODEL", "calibration=tokens", "shape=FAR"), "importance: FAR narrows blocks"),
+        (
+            ("model.path=MODEL", "calibration=tokens", "recovery.rank=99"),
+            "recovery.rank: 99, above the narrowest matrix that is left",
+        ),
+    ],
+)
+def test_a_shape_file_that_cannot_be_recovered(
+    cli: Cli,
+    ended: Outcome,
+    checkpoint_folder: Path,
+    token_file: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    tiny_model(tiny_config("llama", head_dim=8)).save_pretrained(tmp_path / "other")
+    shutil.copy(ended.folder / "shape.json", tmp_path / "far.json")
+    names = {"MODEL": checkpoint_folder, "OTHER": tmp_path / "other", "FAR": tmp_path / "far.json"}
+
+    def named(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, str(path))
+        return text
+
+    given = [f"shape={ended.folder}/shape.json", *QUICK, f"output_dir={tmp_path}/recovered"]
+    given += [f"calibration.path={token_file}"] if "calibration=tokens" in words else []
+    outcome = cli("recover", *given, *map(named, words))
+    assert outcome.status == 2, outcome.output
+    [error] = outcome.errors
+    assert error.startswith(f"error: {named(message)}")
+    assert not (tmp_path / "recovered").exists(), "something was written"
+
+
 def test_all_problems_at_once(recover: Recover) -> None:
     """Of the options; then of the shape and of the text together."""
+    outcome = recover("run=null")
+    wanted = ["run, shape: neither is given; give run=OUTPUT_DIR", "model.path: empty"]
+    found = zip(outcome.errors, wanted, strict=True)
+    assert all(error.startswith(f"error: {text}") for error, text in found), outcome.errors
     outcome = recover("recovery.steps=0", "recovery.rank=0", "calibration.batch_size=2")
     assert len(outcome.errors) == 3
     outcome = recover("recovery.rank=99", "recovery.sequence_length=300")
