@@ -11,7 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from pipelines.cli.console import WorkProgress, show_result
+from pipelines.cli.repeating import repeating
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.redaction import masked_url
 from pipelines.evaluate.measurement import EvaluationJob, Measured, ModelMeasurement, open_job
@@ -22,6 +25,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_url
 from pipelines.store.scores import ScoreStore
+from pipelines.tracking.description import MEASURED, evaluation_description
 from pipelines.tracking.metrics import evaluation_metrics, evaluation_params, evaluation_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.canonical_json import dump_json
@@ -65,11 +69,12 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
             step=len(job.models.run.lines) if job.models.run else 0,
             timestamp=time.time(),
         )
+        tracker.describe_further(MEASURED, evaluation_description(report, _command(job)))
         tracked = tracker.finish(
             succeeded=True, artifacts=[folder.path / EVALUATION, folder.path / EVALUATION_TABLE]
         )
-    except BaseException:
-        tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
+    except BaseException as error:
+        tracker.fail(error, [config.store.url])
         raise
     where = (
         f"; in MLflow: run {tracker.run_id} of {masked_url(config.tracking.uri)}" if tracked else ""
@@ -168,6 +173,11 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
         on_run_id=remember,
         keeps_status=run is not None and record.get("mlflow_run_id") is not None,
     )
+
+
+def _command(job: EvaluationJob) -> str:
+    names = ("run", "model", "checkpoint", "shape", "importance", "evaluation")
+    return repeating("evaluate", OmegaConf.structured(job.config), names)
 
 
 def _params(job: EvaluationJob) -> dict[str, Any]:

@@ -16,26 +16,32 @@ from omegaconf import OmegaConf
 
 from pipelines.cli.commands import resuming
 from pipelines.cli.console import WorkProgress, duration
+from pipelines.cli.repeating import repeating
 from pipelines.config.search import SearchConfig
 from pipelines.config.target import in_words, targets_json
 from pipelines.prune.job import PruneJob
+from pipelines.runs.files import TRAJECTORY_PICTURE
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.journal import set_of
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_form
 from pipelines.status.status_file import Heartbeat
+from pipelines.tracking.description import search_description, started_description
 from pipelines.tracking.metrics import (
     dense_metrics,
+    layer_metrics,
     result_metrics,
     search_params,
     search_tags,
     step_metrics,
+    time_metrics,
 )
 from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import SetName
 from pruning.models.display_name import display_name
 from pruning.scoring.score import perplexity
 from pruning.search.strategy import Search
+from pruning.shape import ModelShape
 from workers.pool.protocol import Pool
 
 log = logging.getLogger(__name__)
@@ -140,10 +146,14 @@ class SearchTracking(SearchObserver):
         one.
         """
         self.tracker.start(self._params(), self._tags(), self._datasets())
+        config, command = self.job.config, self._command()
+        self.tracker.describe(
+            started_description(display_name(config.model.path), self.job.strategy.label, command)
+        )
         try:
             yield
-        except BaseException:
-            self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
+        except BaseException as error:
+            self.tracker.fail(error, [config.store.url])
             raise
 
     def started(self, search: Search, dense: Scores, lines: Sequence[Line]) -> None:
@@ -176,9 +186,20 @@ class SearchTracking(SearchObserver):
         """
         ended = lines[-1]["timestamp"] if lines else self.begun
         self.tracker.log_metrics(result_metrics(summary), step=len(lines), timestamp=ended)
+        self.tracker.log_metrics(
+            time_metrics(lines, summary["seconds"]), step=len(lines), timestamp=ended
+        )
+        shape = ModelShape.parse(summary["shape"])
+        for index, metrics in enumerate(layer_metrics(shape, self.job.accounting.dense)):
+            self.tracker.log_metrics(metrics, step=index, timestamp=ended)
+        pictures = [path.name for path in artifacts if path.name == TRAJECTORY_PICTURE]
+        self.tracker.describe(search_description(summary, self._command()), pictures)
         return self.tracker.finish(
             succeeded=summary["status"] == "target reached", artifacts=artifacts
         )
+
+    def _command(self) -> str:
+        return repeating("prune", saved_form(self.job.config))
 
     def _params(self) -> dict[str, Any]:
         options = cast("dict[str, Any]", OmegaConf.to_container(saved_form(self.job.config)))

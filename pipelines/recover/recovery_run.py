@@ -57,7 +57,7 @@ def run_recovery(job: RecoverJob, folder: RunFolder) -> dict[str, Any]:
             found = _train(job, folder, tracking)
         shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
         tracking.send(read_journal(folder.path / JOURNAL))
-        tracked = tracking.finish()
+        tracked = tracking.finish(found)
     run = as_override("run", folder.path)
     show_result(
         as_table(found),

@@ -6,18 +6,25 @@ and would be there twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from omegaconf import OmegaConf
+
+from pipelines.cli.repeating import repeating
 from pipelines.recover.job import RecoverJob
 from pipelines.runs.files import ADAPTERS, RECOVERY, RUN
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import versions
-from pipelines.runs.resume import saved_url
+from pipelines.runs.resume import make_absolute, saved_url
+from pipelines.tracking.description import recovery_description, started_description
 from pipelines.tracking.metrics import recovery_metrics, recovery_params, recovery_tags
 from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import TokenSet
 from pruning.recovery.journal import JOURNAL, Line
+
+_DECIDES = ("model", "run", "shape", "importance", "recovery", "calibration")
 
 
 class RecoveryTracking:
@@ -52,10 +59,13 @@ class RecoveryTracking:
             for name, tokens in (("training", self._job.text), ("heldout", self._job.heldout))
         }
         self.tracker.start(recovery_params(self._job.identity(), self._job.source), tags, datasets)
+        self.tracker.describe(
+            started_description(self._job.pruned.model_name, "recovery", self._command())
+        )
         try:
             yield
-        except BaseException:
-            self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
+        except BaseException as error:
+            self.tracker.fail(error)
             raise
 
     def send(self, lines: Sequence[Line]) -> None:
@@ -68,10 +78,21 @@ class RecoveryTracking:
             )
         self._num_sent = max(self._num_sent, len(lines))
 
-    def finish(self) -> bool:
-        """Sends the rest; see `Tracker.finish`."""
+    def finish(self, found: Mapping[str, Any]) -> bool:
+        """Sends the rest; see `Tracker.finish`.
+
+        Args:
+            found: what `recovery.json` says.
+        """
+        self.tracker.describe(recovery_description(found, self._command()))
         artifacts = [self._folder.path / name for name in (RECOVERY, ADAPTERS, JOURNAL)]
         return self.tracker.finish(succeeded=True, artifacts=artifacts)
+
+    def _command(self) -> str:
+        """Of what is where it is: a recovery of another search or shape is another."""
+        config = OmegaConf.structured(self._job.config)
+        make_absolute(config, self._job.config.path_options)
+        return repeating("recover", config, _DECIDES)
 
     def _dataset(self, tokens: TokenSet) -> TokenDataset:
         calibration = self._job.config.calibration

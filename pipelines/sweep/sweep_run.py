@@ -11,7 +11,9 @@ from typing import Any
 
 from pipelines.cli.commands import command_line, resuming
 from pipelines.cli.console import log_to, show_result
+from pipelines.config.grid import written
 from pipelines.config.groups import EvaluationConfig
+from pipelines.config.overrides import option_of
 from pipelines.config.prune import PruneConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import Failed
@@ -35,6 +37,7 @@ from pipelines.sweep.outcomes import outcome_of
 from pipelines.sweep.point_jobs import PointJob, largest, same_evaluators, spec_of
 from pipelines.sweep.sweep_file import SweepFile
 from pipelines.sweep.table import table
+from pipelines.tracking.description import failed, sweep_description
 from pipelines.tracking.metrics import sweep_metrics, sweep_params, sweep_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.errors import ExportError, InputError, ScoringError
@@ -100,8 +103,8 @@ class SweepRun:
                     self._follow_up(each)
             tracked = self._track(self.file.write())
             report = self.file.write()  # by now MLflow has said what it calls the runs
-        except BaseException:
-            self.tracker.finish(succeeded=False, artifacts=(), timeout_s=5)
+        except BaseException as error:
+            self.tracker.fail(error, [self.config.store.url])
             raise
         show_result(
             table(report),
@@ -123,10 +126,25 @@ class SweepRun:
         """Whether MLflow has everything."""
         for step, row in enumerate(report["points"]):
             self.tracker.log_metrics(sweep_metrics(row), step=step, timestamp=self.started + step)
+        command = command_line("sweep", *self._words())
+        described = sweep_description(report, command)
+        if self.file.problems:
+            said = (f"point {name}: {why}" for name, why in self.file.problems.items())
+            described = failed(described, "\n".join(said))
+        self.tracker.describe(described, [SWEEP_PICTURE])
         return self.tracker.finish(
             succeeded=not self.file.problems,
             artifacts=[self.folder.path / SWEEP, self.folder.path / SWEEP_PICTURE],
         )
+
+    def _words(self) -> list[str]:
+        """The command that made it, without where it computes and keeps things."""
+        record = self.folder.read(RUN) or {}
+        places = ("store", "tracking", "cluster")
+        given = [
+            word for word in record["overrides"] if option_of(word).partition(".")[0] not in places
+        ]
+        return [*given, f"grid={written(record['grid'])}"]
 
     def _search_all(self, group: Sequence[PointJob], store: ScoreStore) -> None:
         """The searches of one group, on one pool.

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pruning.scoring.score import perplexity
+from pruning.shape import ModelShape
 
 Metrics = dict[str, float | int | None]
 """By name; None is not sent."""
 
 RATIO = "prune/ratio"
+PERPLEXITY = "prune/perplexity"
+SECONDS = "prune/seconds"
 RESULT_RATIO = "result/ratio"
 PARENT = "mlflow.parentRunId"
 DATASET_CONTEXT = "mlflow.data.context"
+NOTE = "mlflow.note.content"
+"""What the page of a run says of it."""
 SHARED_VIEW = "mlflow.sharedViewState"
+HELDOUT = "result/heldout_perplexity"
+REMOVED_LAYER = "prune/removed_layer"
+LAYERS = {"kv_heads": "layer/attention", "mlp_channels": "layer/mlp"}
+"""What remains of each layer, by what is counted there; the step is the layer."""
+TIMES = {
+    "block": "time/blocks",
+    "mlp_channels": "time/mlp_channels",
+    "attention_heads": "time/attention_heads",
+    "other": "time/other",
+}
+"""Seconds of a search, by the stage of its steps."""
 COLUMNS = {
-    "metrics": (RESULT_RATIO, "result/heldout_perplexity", "result/heldout_perplexity_dense"),
+    "metrics": (RESULT_RATIO, HELDOUT, f"{HELDOUT}_dense"),
     "params": ("search.target_ratio", "search.distribution", "search.importance"),
 }
 """What compares runs in a table."""
@@ -44,7 +60,35 @@ def step_metrics(line: Mapping[str, Any]) -> Metrics:
     return found | {
         "prune/num_candidates": len(line["candidates"]),
         "prune/margin_stderr": line.get("margin_stderr"),
+        REMOVED_LAYER: line["removed"]["layer"],
     }
+
+
+def layer_metrics(shape: ModelShape, dense: ModelShape) -> list[Metrics]:
+    """What remains of each layer, in percent; the index is the step that it is sent as."""
+    return [
+        {
+            name: 100 * getattr(here, unit) / getattr(there, unit)
+            for unit, name in LAYERS.items()
+            if getattr(there, unit)
+        }
+        for here, there in zip(shape.layers, dense.layers, strict=True)
+    ]
+
+
+def time_metrics(lines: Sequence[Mapping[str, Any]], seconds: float) -> Metrics:
+    """Where the time of a search went.
+
+    Args:
+        lines: of the whole trajectory.
+        seconds: of its last process; what no step took is something else, where one process took
+            all of them.
+    """
+    found = {
+        name: sum(line["seconds"] for line in lines if line["stage"] == stage)
+        for stage, name in TIMES.items()
+    }
+    return found | {TIMES["other"]: max(0.0, seconds - sum(found.values()))}
 
 
 def dense_metrics(
@@ -56,7 +100,7 @@ def dense_metrics(
         nll: on the calibration set of blocks, nats per token.
     """
     return {
-        "prune/perplexity": perplexity,
+        PERPLEXITY: perplexity,
         "prune/nll": nll,
         RATIO: 0.0,
         "prune/num_parameters": num_parameters,

@@ -16,8 +16,9 @@ from typing import Any
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from pipelines.config.redaction import masked_url
-from pipelines.tracking.metrics import DATASET_CONTEXT, PARENT
+from pipelines.config.redaction import masked_url, without_secrets
+from pipelines.tracking.description import MAX_LENGTH, failed, with_pictures, with_section
+from pipelines.tracking.metrics import DATASET_CONTEXT, NOTE, PARENT
 from pipelines.tracking.refusal import Refused, is_refusal
 from pipelines.tracking.sender import MAX_SAID, Call, Sender
 from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
@@ -84,6 +85,7 @@ class Tracker:
         self.parent, self.is_sweep = parent, is_sweep
         self.is_behind = False
         """Whether the server did not take, and did not refuse, everything in time."""
+        self._described = ""
         self._sender = Sender(uri, lambda: self._connect())
 
     def start(
@@ -104,6 +106,38 @@ class Tracker:
         for start in range(0, len(named), _MAX_PARAMS):
             self._sender.put(self._params(named[start : start + _MAX_PARAMS]))
         self._sender.put(self._tags_and_inputs(tags, datasets))
+
+    def describe(self, markdown: str, pictures: Sequence[str] = ()) -> None:
+        """What the run's page says of it, in the place of what it said before.
+
+        Args:
+            pictures: names of artifacts to show below.
+        """
+        self._described = markdown
+        self._sender.put(self._note(markdown, pictures))
+
+    def describe_further(self, heading: str, markdown: str) -> None:
+        """Adds a last section to what the page says, in the place of an earlier one."""
+
+        def send(client: Any) -> None:
+            said = client.get_run(self.run_id).data.tags.get(NOTE, "")
+            client.set_tag(self.run_id, NOTE, with_section(said, heading, markdown)[:MAX_LENGTH])
+
+        self._sender.put(send)
+
+    def fail(self, error: BaseException, secrets: Sequence[str] = ()) -> None:
+        """Ends a run that an error ended, with its message; waits a little for a server that is
+        behind.
+
+        Args:
+            secrets: addresses whose passwords the message must not hold, besides the server's.
+        """
+        problem = str(error) or type(error).__name__
+        for address in (self.uri, *secrets):
+            problem = without_secrets(problem, address)
+        if not self.keeps_status:
+            self.describe(failed(self._described, problem))
+        self.finish(succeeded=False, artifacts=(), timeout_s=5)
 
     def log_metrics(
         self, metrics: Mapping[str, float | int | None], *, step: int, timestamp: float
@@ -251,6 +285,14 @@ class Tracker:
             client.log_batch(self.run_id, tags=sent)
             if datasets:
                 client.log_inputs(self.run_id, _dataset_inputs(datasets))
+
+        return send
+
+    def _note(self, markdown: str, pictures: Sequence[str]) -> Call:
+        def send(client: Any) -> None:
+            assert self.run_id is not None
+            note = with_pictures(markdown, self.run_id, pictures)
+            client.set_tag(self.run_id, NOTE, note[:MAX_LENGTH])
 
         return send
 

@@ -75,8 +75,8 @@ class Page:
         """
         self._act(lambda element: element.send_keys(Keys.ENTER), selector, text)
 
-    def search_charts(self, metric: str) -> None:
-        """Leaves one chart on the page."""
+    def search_charts(self, metric: str, section: str = "") -> None:
+        """Leaves one chart on the page, in this section; by default in that of its name."""
         field = self.until(
             lambda: self.driver.find_element(
                 By.CSS_SELECTOR, "input[placeholder='Search metric charts']"
@@ -85,7 +85,7 @@ class Page:
         )
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(metric)
-        self.until_text(f"{metric.split('/')[0]}\n(1)")
+        self.until_text(f"{section or metric.split('/')[0]}\n(1)")
 
     def chart(self, name: str, x_title: str) -> dict[str, Any]:
         """The points of the chart with this name, once its x-axis has this title."""

@@ -27,6 +27,25 @@ pytestmark = MARKS
 
 SERVER_START_S = 90
 
+LARGE = "Perplexity against ratio"
+SECTIONS = {
+    LARGE: 1,
+    "Held-out perplexity of what came out": 1,
+    "What remains of each layer (%)": 2,
+    "Which layer was cut at which step": 1,
+    "Where the time went (seconds)": 2,
+    "prune": 8,
+}
+"""Of the preset view, with the number of their charts."""
+FIRST_CHART = """
+const cards = [...document.querySelectorAll('[data-testid="experiment-view-compare-runs-card"]')];
+return [
+  cards[0].innerText.split('\\n')[0],
+  cards.slice(1).every(card => card.clientHeight < cards[0].clientHeight),
+];
+"""
+"""Its name, and whether it is larger than all others."""
+
 NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 
 
@@ -171,9 +190,28 @@ def test_overview_tells_what_was_run_and_what_came_of_it(page: Page, search: Sea
     page.screenshot("3-datasets")
 
 
+def test_the_description_has_numbers_picture_and_command(page: Page, search: Search) -> None:
+    page.open_run("Overview")
+    page.click("button", "Show more")
+    pair = search.summary["perplexity"]["heldout"]
+    page.until_text(
+        f"of the parameters removed (asked for 30.0%; strategy {search.summary['strategy']})",
+        "perplexity, held-out text",
+        f"{pair['dense']:,.4g}",
+        f"{pair['pruned']:,.4g}",
+        "multipruner prune model.path=",
+    )
+    drawn = (
+        "return [...document.images].some(image => "
+        "image.src.includes('path=trajectory.png') && image.naturalWidth > 100)"
+    )
+    page.until(lambda: page.driver.execute_script(drawn), "picture of the path")
+    page.screenshot("2-description")
+
+
 def test_metrics_are_charts_by_step(page: Page, search: Search) -> None:
     page.open_run("Model metrics")
-    page.until_text("prune\n(10)", "result\n(10)")
+    page.until_text("prune\n(11)", "result\n(10)", "layer\n(2)", "time\n(4)")
     page.screenshot("4-metrics")
     for name in ("ratio", "num_parameters", "flops_per_token", "perplexity"):
         page.search_charts(f"prune/{name}")
@@ -202,8 +240,10 @@ def test_ratio_goes_on_the_x_axis(page: Page, search: Search) -> None:
 def test_the_printed_link_opens_charts_against_ratio(page: Page, search: Search) -> None:
     page.driver.get("about:blank")
     page.driver.get(page.url + search.printed_path)
-    page.until_text("Against ratio", "prune\n(10)")
-    page.search_charts("prune/perplexity")
+    page.until_text("Against ratio", *(f"{name}\n({number})" for name, number in SECTIONS.items()))
+    assert page.driver.execute_script(FIRST_CHART) == ["prune/perplexity", True]
+    page.screenshot("9-preset-view")
+    page.search_charts("prune/perplexity", LARGE)
     chart = page.chart("prune/perplexity", "prune/ratio")
     assert chart["x"] == pytest.approx(search.ratios)
     assert chart["y"] == pytest.approx(search.perplexities)
@@ -257,7 +297,7 @@ def test_the_points_of_a_sweep_lie_over_one_another(
 
 def check_curves(page: Page, searches: list[Search]) -> None:
     """One chart of perplexity with a curve for each search, through every one of its steps."""
-    page.search_charts("prune/perplexity")
+    page.search_charts("prune/perplexity", LARGE)
 
     def curves() -> dict[str, dict[str, Any]]:
         """By run. MLflow draws each a second time, smoothed, which nobody asked for here."""

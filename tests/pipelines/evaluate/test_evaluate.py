@@ -213,6 +213,12 @@ def test_a_search_and_its_dense_model_side_by_side(
         file.path for file in client.list_artifacts(tracked.info.run_id)
     }
 
+    search, heading, note = tracked.data.tags["mlflow.note.content"].partition("## Measured")
+    assert "of the parameters removed" in search
+    assert heading
+    assert "| piqa, acc norm |" in note
+    assert f"multipruner evaluate run={searched}" in note
+
     store = f"store.url=sqlite:///{searched.parent}/scores.db"
     dense = run(
         f"model.path={reader}", *QUICK, "evaluation.tasks=[piqa,arc_easy]", store, folder="dense"

@@ -71,6 +71,11 @@ def test_a_recovery_says_what_it_is(recover: Recover, ended: Outcome) -> None:
     search = json.loads((ended.folder / "run.json").read_text())["mlflow_run_id"]
     assert (page.info.status, page.data.tags["mlflow.parentRunId"]) == ("FINISHED", search)
     assert page.data.params["recovery.rank"] == "4"
+    note = page.data.tags["mlflow.note.content"]
+    before, after = (found["heldout_perplexity"][name] for name in ("pruned", "recovered"))
+    assert f"| perplexity, held-out text | {before:,.4g} | {after:,.4g} |" in note
+    assert f"multipruner recover run={ended.folder}" in note
+    assert "recovery.steps=12" in note
 
 
 def test_the_model_is_the_trained_one(recover: Recover, ended: Outcome, cli: Cli) -> None:

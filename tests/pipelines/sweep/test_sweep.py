@@ -212,6 +212,10 @@ def test_a_parent_run_and_a_run_for_each_point(run_sweep: Sweep, tmp_path: Path)
         "sweep.json",
         "sweep.png",
     }
+    note = parent.data.tags["mlflow.note.content"]
+    assert "**3 points**; best: target\\_ratio\\_0.3" in note
+    assert "'grid={search.target_ratio:[0.1,0.2,0.3]}'" in note
+    assert "tracking.uri" not in note
     history = client.get_metric_history(parent.info.run_id, "sweep/ratio")
     assert sorted({(point.step, point.value) for point in history}) == [
         (index, row["ratio"]) for index, row in enumerate(report["points"])

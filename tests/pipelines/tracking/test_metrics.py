@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.tracking import metrics
+from pruning.shape import ModelShape
 from tests.conftest import ROOT
 
 NAMED = re.compile(r"((prune|result|eval\w*|sweep)/\w|(mlflow|resolved|version|grid)\.\w*$)")
@@ -41,7 +42,8 @@ def test_names_of_a_search() -> None:
     line = dict.fromkeys(
         ("perplexity", "nll", "ratio", "num_parameters", "flops_per_token", "margin", "seconds"), 1
     )
-    found = metrics.step_metrics(line | {"evaluations": 3, "candidates": [1, 2]})
+    line |= {"evaluations": 3, "candidates": [1, 2], "removed": {"kind": "mlp", "layer": 5}}
+    found = metrics.step_metrics(line)
     assert set(found) == {
         "prune/perplexity",
         "prune/nll",
@@ -53,7 +55,9 @@ def test_names_of_a_search() -> None:
         "prune/seconds",
         "prune/evaluations",
         "prune/num_candidates",
+        "prune/removed_layer",
     }
+    assert found["prune/removed_layer"] == 5
     dense = metrics.dense_metrics(nll=2.0, perplexity=7.4, num_parameters=9, flops_per_token=18)
     assert set(dense) < set(found)
     pair = {"dense": 1.0, "pruned": 2.0}
@@ -121,3 +125,18 @@ def test_names_of_a_sweep_and_of_an_evaluation() -> None:
     }
     params = metrics.evaluation_params({"limit": 3}, model="m", source="/m", shape=None)
     assert params == {"evaluation.limit": 3, "model": "m", "source": "/m", "shape": None}
+
+
+def test_what_remains_of_each_layer_and_where_the_time_went() -> None:
+    dense = ModelShape.parse("4x100*3")
+    found = metrics.layer_metrics(ModelShape.parse("0x100 4x25 2x0"), dense)
+    assert found == [
+        {"layer/attention": 0, "layer/mlp": 100},
+        {"layer/attention": 100, "layer/mlp": 25},
+        {"layer/attention": 50, "layer/mlp": 0},
+    ]
+    lines = [{"stage": "block", "seconds": 2.0}, {"stage": "block", "seconds": 1.5}]
+    lines.append({"stage": "attention_heads", "seconds": 0.5})
+    times = {"time/blocks": 3.5, "time/mlp_channels": 0, "time/attention_heads": 0.5}
+    assert metrics.time_metrics(lines, 10.0) == times | {"time/other": 6.0}
+    assert metrics.time_metrics(lines, 1.0)["time/other"] == 0, "the last process took no step"
