@@ -131,6 +131,14 @@ def test_ports_are_published_on_this_machine_only(services: dict[str, Any]) -> N
     assert not any("network_mode" in service for service in services.values())
 
 
+def test_rays_dashboard_is_opened_on_this_machine(services: dict[str, Any]) -> None:
+    """It has to listen on the container's own address for that."""
+    head = services["ray-head"]
+    assert {"--include-dashboard=true", "--dashboard-host=0.0.0.0"} <= set(head["command"])
+    assert head["ports"] == ["127.0.0.1:${DASHBOARD_PORT:-8265}:8265"]
+    assert head["environment"]["RAY_AUTH_MODE"] == "token"
+
+
 def test_workers_reach_neither_database_nor_mlflow(compose: Any, services: dict[str, Any]) -> None:
     assert services["ray-worker"]["networks"] == services["ray-head"]["networks"] == ["cluster"]
     assert compose["networks"]["database"] == {"internal": True}
