@@ -228,9 +228,10 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "status",
-            "how far a search is",
-            "Shows how far a search is, what its evaluators are doing, and what went wrong so far. "
-            "Reads files in the run's folder only, so it works from any machine that sees them.",
+            "how far a search or a recovery is",
+            "Shows how far a search or a recovery is, what evaluators are doing, and what went "
+            "wrong so far. Reads files in the run's folder only, so it works from any machine that "
+            "sees them.",
             (
                 ("outputs/my-search", "once"),
                 ("outputs/my-search --watch", "until the search ends"),

@@ -19,6 +19,7 @@ from pruning.export import transformers
 from pruning.importance.channel_order import STATISTICS
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
+from pruning.recovery.flops import training_flops
 from pruning.recovery.journal import StoppedBy
 from pruning.recovery.settings import RecoverySettings
 from workers.cluster.machine import LocalMachine
@@ -116,6 +117,30 @@ class RecoverJob:
             "on a GPU": self._num_gpus > 0,
             **{f"recovery.{name}": value for name, value in asdict(self.settings).items()},
         }
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory of the process that trains, estimated."""
+        return _needed_bytes(self.config, self.pruned, self.dtype, self.settings)
+
+    def flops(self) -> float | None:
+        """Of the whole recovery, estimated; None: not known."""
+        return training_flops(
+            self.pruned.accounting,
+            self.pruned.shape,
+            self.settings,
+            sequence_length=self.text.sequence_length,
+            num_heldout_sequences=self.heldout.num_sequences,
+        )
+
+    @property
+    def tflops_of_search(self) -> float | None:
+        """10^12 FLOPs per second that an evaluator of the search did; None: there was no search, or
+        it does not say.
+        """
+        summary = self.search.summary if self.search is not None else None
+        rate = ((summary or {}).get("taken") or {}).get("tflops_per_evaluator")
+        return None if rate is None else float(rate)
 
     def train(self, folder: Path, watch: Watch) -> StoppedBy:
         """Trains in this process, or in one that Ray starts.

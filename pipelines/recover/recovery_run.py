@@ -18,11 +18,13 @@ from pipelines.cli.console import WorkProgress, duration, show_result
 from pipelines.config.overrides import as_override
 from pipelines.errors import Failed
 from pipelines.recover.job import RecoverJob
+from pipelines.recover.status import RecoveryStatus
 from pipelines.recover.tracking import RecoveryTracking
 from pipelines.runs.files import ADAPTERS, RECOVERY
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pruning.canonical_json import dump_json
+from pruning.costs.accounting import NOT_KNOWN
 from pruning.recovery.adapters import adapter_fingerprint, write_adapters
 from pruning.recovery.journal import (
     CHECKPOINTS,
@@ -51,10 +53,13 @@ def run_recovery(job: RecoverJob, folder: RunFolder) -> dict[str, Any]:
         Failed: nothing was gained.
     """
     tracking = RecoveryTracking(job, folder)
-    with tracking.running():
+    status = RecoveryStatus(folder, job.settings.steps)
+    with status.running(), tracking.running():
         found = folder.read(RECOVERY)
         if found is None:
-            found = _train(job, folder, tracking)
+            found = _train(job, folder, tracking, status)
+        else:
+            status.told(read_journal(folder.path / JOURNAL))
         shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
         tracking.send(read_journal(folder.path / JOURNAL))
         tracked = tracking.finish(found)
@@ -70,7 +75,9 @@ def run_recovery(job: RecoverJob, folder: RunFolder) -> dict[str, Any]:
     return found
 
 
-def _train(job: RecoverJob, folder: RunFolder, tracking: RecoveryTracking) -> dict[str, Any]:
+def _train(
+    job: RecoverJob, folder: RunFolder, tracking: RecoveryTracking, status: RecoveryStatus
+) -> dict[str, Any]:
     settings = job.settings
     log.info(
         "%s, %.1f %% of its parameters removed: %d updates of %d x %d tokens, %s, rank %d",
@@ -82,11 +89,13 @@ def _train(job: RecoverJob, folder: RunFolder, tracking: RecoveryTracking) -> di
         settings.loss,
         settings.rank,
     )
+    log.info("at most %s", _what_it_takes(job))
     with WorkProgress("updates") as bar:
         shown = _Shown(settings.steps, bar)
 
         def watch(lines: Sequence[Line], num_saved: int) -> None:
             shown.show(lines)
+            status.told(lines, rate=round(bar.rate, 3), left_s=bar.left_s)
             tracking.send(lines[:num_saved])
 
         stopped_by = job.train(folder.path, watch)
@@ -110,6 +119,19 @@ def _train(job: RecoverJob, folder: RunFolder, tracking: RecoveryTracking) -> di
     found = _description(job, folder, files, stopped_by)
     folder.write(RECOVERY, dump_json(found))
     return found
+
+
+def _what_it_takes(job: RecoverJob) -> str:
+    """Tokens, memory, FLOPs and time of all updates, in words; said before anything is loaded."""
+    settings, flops, rate = job.settings, job.flops(), job.tflops_of_search
+    tokens = settings.steps * settings.batch_size * job.text.sequence_length
+    said = f"{tokens:,} tokens, {job.needed_bytes / 1e9:.1f} GB of memory"
+    if flops is None:
+        return f"{said}; FLOPs and time are {NOT_KNOWN} of this architecture"
+    said += f", {flops:.2e} FLOPs"
+    if not rate:
+        return f"{said}; the time left is said with each checkpoint"
+    return f"{said}, {duration(flops / (rate * 1e12))} at the rate of an evaluator of the search"
 
 
 class _Shown:

@@ -1,5 +1,5 @@
-"""`multipruner status OUTPUT_DIR`: how far a search is, what its evaluators are doing, and
-what went wrong so far. Reads files only.
+"""`multipruner status OUTPUT_DIR`: how far a search or a recovery is, what its evaluators are
+doing, and what went wrong so far. Reads files only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli.commands import resuming
+from pipelines.cli.commands import command_line, resuming
 from pipelines.cli.console import console, duration
 from pipelines.cli.plain import Parser, run_plain
 from pipelines.runs.candidates import scored_in_words
@@ -49,8 +49,8 @@ def read_status(folder: Path) -> dict[str, Any]:
         path = points[-1]
     if not path.exists():
         raise InputError(
-            f"output_dir: no {STATUS} in {folder.absolute()}; give the output_dir of a search that "
-            "has started"
+            f"output_dir: no {STATUS} in {folder.absolute()}; give the output_dir of a search or "
+            "a recovery that has started"
         )
     status = read_json(
         path, option="output_dir", fields=("state", "host", "pid", "started", "updated")
@@ -62,7 +62,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     status["alive"] = not over and _is_alive(folder, status)
     if not status["alive"] and status["state"] not in _OVER:
         status["state"] = "interrupted"
-        status["resume"] = resuming("sweep" if points else "prune", folder.absolute())
+        status["resume"] = (
+            f"the same {command_line('recover')} again"
+            if "recovery" in status
+            else resuming("sweep" if points else "prune", folder.absolute())
+        )
     return status
 
 
@@ -81,11 +85,7 @@ def _is_alive(folder: Path, status: Mapping[str, Any]) -> bool:
 def page(status: Mapping[str, Any]) -> RenderableType:
     """The whole of it, as a person reads it."""
     return Group(
-        *(
-            part
-            for part in (_search(status), _evaluators(status), _faults(status))
-            if part is not None
-        )
+        *(part for part in (_job(status), _evaluators(status), _faults(status)) if part is not None)
     )
 
 
@@ -114,8 +114,9 @@ def _show(arguments: argparse.Namespace) -> None:
         console.print(page(status))
 
 
-def _search(status: Mapping[str, Any]) -> RenderableType:
+def _job(status: Mapping[str, Any]) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
+    recovery = status.get("recovery")
     state = status["state"]
     if state == "interrupted":
         state += (
@@ -133,7 +134,10 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
         rows.add_row(
             "sweep", f"point {status['point']['name']}, number {status['point']['number']}"
         )
-    rows.add_row("search", state)
+    rows.add_row("search" if recovery is None else "recovery", state)
+    if recovery is not None:
+        for row in _updates(recovery):
+            rows.add_row(*row)
     if "step" in status:
         perplexity = (
             "" if status.get("perplexity") is None else f", perplexity {status['perplexity']:.3f}"
@@ -147,9 +151,8 @@ def _search(status: Mapping[str, Any]) -> RenderableType:
             ),
         )
     if status.get("rate") and status["alive"]:
-        rows.add_row(
-            "rate", f"{status['rate']:.2f} candidates/s, {duration(status['left_s'])} left"
-        )
+        unit = "candidates" if recovery is None else "updates"
+        rows.add_row("rate", f"{status['rate']:.2f} {unit}/s, {duration(status['left_s'])} left")
     if "evaluations" in status:
         counts = status["evaluations"]
         rows.add_row(
@@ -181,6 +184,23 @@ def _scored(status: Mapping[str, Any]) -> str:
     if "unscored" not in status:
         return ""
     return f", {scored_in_words(status['candidates'], status['unscored'])} candidates scored"
+
+
+def _updates(recovery: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of a recovery: how far it is, and what it has gained."""
+    rows = [("update", f"{recovery['step']} of {recovery['steps']}")]
+    if recovery["loss"] is not None:
+        rows[0] = ("update", f"{rows[0][1]}: loss {recovery['loss']:.4f}")
+    if recovery["heldout_perplexity"]:
+        said = ", ".join(f"{name} {value:.3f}" for name, value in _known(recovery))
+        rows.append(("perplexity, held-out text", said))
+    return rows
+
+
+def _known(recovery: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Perplexities by model; None stands for one that is too large for a number."""
+    values = recovery["heldout_perplexity"]
+    return [(name, value) for name, value in values.items() if value is not None]
 
 
 def _evaluators(status: Mapping[str, Any]) -> RenderableType | None:

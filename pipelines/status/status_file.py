@@ -1,5 +1,5 @@
-"""status.json: what a search is doing right now, for `pipelines.status` and for whoever else
-watches. Written about every second, whole or not at all.
+"""status.json: what a search or a recovery is doing right now, for `pipelines.status` and for
+whoever else watches. Written about every second, whole or not at all.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _EVERY_S = 1.0
 
 
 class Heartbeat:
-    """Collects what is known of a running search and writes it.
+    """Collects what is known of a running search or recovery and writes it.
 
     Args:
-        target_ratio: what the search is asked for; None: other costs than parameters alone.
+        asked: what it is to reach, as the file has it.
     """
 
-    def __init__(self, folder: RunFolder, *, target_ratio: float | None) -> None:
+    def __init__(self, folder: RunFolder, **asked: Any) -> None:
         self._folder = folder
         self._written = 0.0
         self._warned = False
@@ -41,7 +41,7 @@ class Heartbeat:
             "pid": os.getpid(),
             "pid_namespace": pid_namespace(),
             "started": round(time.time(), 3),
-            "target_ratio": target_ratio,
+            **asked,
         }
 
     def beat(self, pool: Pool | None = None, *, now: bool = False, **fields: Any) -> None:
@@ -78,8 +78,12 @@ class Heartbeat:
         self.beat(**fields)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Says how the search ended, whichever way it does."""
+    def running(self, *, reached: str = "target reached") -> Iterator[None]:
+        """Says how it ended, whichever way it does.
+
+        Args:
+            reached: what is said where it ended as it should.
+        """
         self.beat(now=True, state="running")
         try:
             yield
@@ -92,7 +96,7 @@ class Heartbeat:
         except BaseException as error:
             self.beat(now=True, state="failed", result=str(error))
             raise
-        self.beat(now=True, state="finished", result="target reached")
+        self.beat(now=True, state="finished", result=reached)
 
 
 def _evaluator(state: EvaluatorState) -> Mapping[str, Any]:

@@ -190,6 +190,7 @@ def read(path: Path) -> Any:
         ("latency.json", "latency/latency.json", 0),
         ("recovery.json", "recover/recovery.json", 0),
         ("status.json", "prune/status.json", 0),
+        ("status.json", "recover/status.json", 0),
         ("shape.json", "prune/shape.json", 0),
         ("pruning_config.json", "prune/pruning_config.json", 0),
         ("summary.json", "prune/summary.json", 0),

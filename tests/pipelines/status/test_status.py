@@ -257,7 +257,10 @@ def test_no_run_there(tmp_path: Path, cli: Cli) -> None:
         read_status(tmp_path)
     outcome = cli("status", tmp_path, folder=None)
     assert outcome.status == 2
-    assert "give the output_dir of a search that has started" in outcome.output.replace("\n", " ")
+    assert (
+        "give the output_dir of a search or a recovery that has started"
+        in outcome.output.replace("\n", " ")
+    )
 
 
 @pytest.mark.parametrize(

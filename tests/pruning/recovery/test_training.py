@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
+from pruning.costs.accounting import Accounting
 from pruning.export.transformers import pruned_model
 from pruning.recovery.adapters import read_adapters
+from pruning.recovery.flops import training_flops
 from pruning.recovery.loss import distillation_kl, next_token_nll
 from pruning.recovery.prepared import merge_adapters
 from pruning.recovery.training import Recovery, positions
 from pruning.scoring.kl import dense_outputs, divergence
 from pruning.scoring.nll import run_prefix, sequence_nll
-from tests.conftest import tokens
+from tests.conftest import tiny_config, tokens
 from tests.pruning.recovery.recoveries import NARROW, SETTINGS, changed, dense_model, recovery_of
 
 
@@ -44,6 +47,27 @@ def test_training_lowers_its_loss(loss: str) -> None:
     if loss == "nll":
         nll = sequence_nll(recovery.model, torch.tensor(recovery.text.input_ids)).sum()
         assert float(nll) / (10 * 23) < losses[0]
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll"])
+def test_flops_against_torch(loss: str) -> None:
+    """Torch's own counter sees adapters and whole attention as well."""
+    recovery = recovery_of(dense_model(), loss=loss, steps=3, rank=1, checkpoint_every=2)
+    with FlopCounterMode(display=False) as counter:
+        recovery.dense_nll()
+        recovery.heldout_nll()
+        for step in (1, 2, 3):
+            recovery.update(step)
+            if step > 1:
+                recovery.heldout_nll()
+    said = training_flops(
+        Accounting(tiny_config("llama")),
+        NARROW,
+        recovery.settings,
+        sequence_length=24,
+        num_heldout_sequences=5,
+    )
+    assert said == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_gradients_of_parts_add_up() -> None:
