@@ -126,6 +126,9 @@ def _placement(cluster: ClusterConfig, *, memory_bytes: int) -> Placement:
         cluster.num_gpus_per_evaluator,
         cluster.num_cpus_per_evaluator,
         memory_bytes=memory_bytes,
+        label_selector={
+            str(name): str(value) for name, value in (cluster.label_selector or {}).items()
+        },
         start_timeout_s=cluster.start_timeout_s,
         stall_timeout_s=cluster.stall_timeout_s,
     )

@@ -6,6 +6,7 @@ Types live here, defaults in `conf/`; every problem is reported at once, before 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -17,6 +18,11 @@ from pruning.errors import InputError
 from pruning.models.dtypes import DTYPES
 
 CLUSTERS = ("local", "ray", "inline")
+
+_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL = re.compile(rf"(?:{_WORD}/)?{_WORD}")
+_SELECTED = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")
+"""Names and values of Ray's label selectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class ClusterConfig:
     num_gpus: int | None = MISSING
     num_gpus_per_evaluator: int | None = MISSING
     num_cpus_per_evaluator: int = MISSING
+    label_selector: Any = MISSING  # a mapping that replaces null, which OmegaConf's own does not
     join_timeout_s: float = MISSING
     start_timeout_s: float = MISSING
     stall_timeout_s: float = MISSING
@@ -137,7 +144,7 @@ class ClusterConfig:
         return found + (
             self._problems_of_joining()
             if self.kind == "ray"
-            else self._ignored("address", "allow_open", only="cluster=ray")
+            else self._ignored("address", "allow_open", "label_selector", only="cluster=ray")
         )
 
     def _problems_of_joining(self) -> list[str]:
@@ -152,7 +159,21 @@ class ClusterConfig:
                 "cluster.num_gpus_per_evaluator: null; with cluster=ray give a number: 1, more "
                 "for a model that one GPU cannot hold, or 0 for CPUs"
             )
-        return found
+        return found + self._problems_of_labels()
+
+    def _problems_of_labels(self) -> list[str]:
+        selector = {} if self.label_selector is None else self.label_selector
+        if not isinstance(selector, dict):
+            return [
+                f"cluster.label_selector: {selector}; give a mapping such as "
+                "{ray.io/accelerator-type: H100}"
+            ]
+        return [
+            f"cluster.label_selector: {name}: {value}; Ray takes NAME: VALUE, !VALUE, in(A,B) or "
+            "!in(A,B), of letters, digits, _, - and . (with a prefix, PREFIX/NAME)"
+            for name, value in selector.items()
+            if not _LABEL.fullmatch(str(name)) or not _SELECTED.fullmatch(str(value))
+        ]
 
     def _ignored(self, *names: str, only: str) -> list[str]:
         given = [name for name in names if getattr(self, name)]

@@ -20,6 +20,7 @@ CLUSTER = ClusterConfig(
     num_gpus=None,
     num_gpus_per_evaluator=8,
     num_cpus_per_evaluator=8,
+    label_selector=None,
     join_timeout_s=10.0,
     start_timeout_s=10.0,
     stall_timeout_s=1800.0,
@@ -44,6 +45,10 @@ def test_a_cluster_that_cannot_take_an_evaluator_is_told_when_it_is_joined(
         "set cluster.num_gpus_per_evaluator=8 at most, or add nodes that have it. Waiting for up "
         "to 1800 s (cluster.stall_timeout_s)"
     )
+    caplog.clear()
+    with joined(replace(CLUSTER, label_selector={"zone": "a"})):
+        [said] = [record.getMessage() for record in caplog.records]
+    assert "8 GPU and 8 CPU on a node with zone: a; nodes have " in said
 
 
 @pytest.mark.parametrize("kind", ["inline", "local"])

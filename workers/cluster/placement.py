@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pruning.errors import InputError
@@ -21,6 +21,8 @@ class Placement:
     Args:
         num_evaluators: None: as many as fit, more when the cluster grows.
         memory_bytes: main memory that Ray sets aside for each; 0: none.
+        label_selector: labels of the nodes that they may be on, in Ray's syntax: VALUE, !VALUE,
+            in(A,B) or !in(A,B).
         start_timeout_s: how long one may take to load its model, once it has its resources.
         stall_timeout_s: how long a search waits while it has no evaluator at all.
     """
@@ -29,6 +31,7 @@ class Placement:
     num_gpus: int
     num_cpus: int = 1
     memory_bytes: int = 0
+    label_selector: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     stall_timeout_s: float = 600.0
 
@@ -42,6 +45,8 @@ class Placement:
 
     def fits_on(self, node: Node) -> int:
         """Evaluators that fit on one node: an evaluator never spans two."""
+        if not _selected(node.labels, self.label_selector):
+            return 0
         pairs = (
             (node.num_gpus, self.num_gpus),
             (node.num_cpus, self.num_cpus),
@@ -61,6 +66,11 @@ class Placement:
         alive = [node for node in nodes if node.alive]
         if any(self.fits_on(node) for node in alive):
             return None
+        if alive and not any(_selected(node.labels, self.label_selector) for node in alive):
+            return (
+                f"each asks for {self.describe()}; nodes have {_labels(alive)}; change "
+                "cluster.label_selector, or add nodes that have it"
+            )
         most_gpus = max((node.num_gpus for node in alive), default=0)
         most_cpus = max((node.num_cpus for node in alive), default=0)
         advice = []
@@ -73,17 +83,42 @@ class Placement:
         return f"each asks for {self.describe()}; {_offers(alive)}; {', or '.join(advice)}"
 
     def actor_options(self) -> dict[str, Any]:
-        memory = {"memory": self.memory_bytes} if self.memory_bytes else {}
+        asked: dict[str, Any] = {"memory": self.memory_bytes} if self.memory_bytes else {}
+        if self.label_selector:
+            asked["label_selector"] = dict(self.label_selector)
         return {
             "num_gpus": self.num_gpus,
             "num_cpus": self.num_cpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-        } | memory
+        } | asked
 
     def describe(self) -> str:
         memory = f" and {self.memory_bytes / 1e9:.1f} GB of memory" if self.memory_bytes else ""
-        return f"{self.num_gpus} GPU and {self.num_cpus} CPU{memory}"
+        labels = ", ".join(f"{name}: {value}" for name, value in self.label_selector.items())
+        where = f" on a node with {labels}" if labels else ""
+        return f"{self.num_gpus} GPU and {self.num_cpus} CPU{memory}{where}"
+
+
+def _selected(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether Ray would take a node with these labels; one without a label is not of a value."""
+    for name, wanted in selector.items():
+        values = wanted.removeprefix("!")
+        allowed = values[3:-1].split(",") if values.startswith("in(") else [values]
+        if (labels.get(name) in [each.strip() for each in allowed]) == wanted.startswith("!"):
+            return False
+    return True
+
+
+def _labels(nodes: Sequence[Node]) -> str:
+    """Their labels, but those that tell nodes apart by name."""
+    found = {
+        f"{name}: {value}"
+        for node in nodes
+        for name, value in node.labels.items()
+        if name != "ray.io/node-id"
+    }
+    return ", ".join(sorted(found)) or "no labels"
 
 
 def _offers(nodes: Sequence[Node]) -> str:

@@ -23,6 +23,7 @@ def nodes() -> tuple[Node, ...]:
                 num_gpus,
                 memory_bytes,
                 node["Alive"],
+                node.get("Labels") or {},
             )
         )
     return tuple(sorted(found, key=lambda node: (node.address, node.node_id)))

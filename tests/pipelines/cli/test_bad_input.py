@@ -105,6 +105,21 @@ from tests.pipelines.conftest import Search
             ["cluster.num_gpus_per_evaluator: null; with cluster=ray give a number"],
         ),
         (
+            ["cluster=ray", "cluster.label_selector={a b: c, zone: 'in(a,b', kind: '!in(x, y)'}"],
+            [
+                "cluster.label_selector: a b: c; Ray takes NAME: VALUE, !VALUE",
+                "cluster.label_selector: zone: in(a,b; Ray takes NAME: VALUE, !VALUE",
+            ],
+        ),
+        (
+            ["cluster=ray", "cluster.label_selector=H100"],
+            ["cluster.label_selector: H100; give a mapping such as {ray.io/acc"],
+        ),
+        (
+            ["cluster=local", "cluster.label_selector={zone: a}"],
+            ["cluster.label_selector: {'zone': 'a'}, which has no effect with cluster=local"],
+        ),
+        (
             ["cluster=ray", "cluster.num_gpus=4"],
             ["cluster.num_gpus: 4, which has no effect with cluster=ray"],
         ),

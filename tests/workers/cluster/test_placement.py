@@ -162,3 +162,40 @@ def test_torch_is_asked_for_gpus_only_where_a_driver_is(
     (tmp_path / "nvidiactl").touch()
     assert LocalMachine.detect().num_gpus == 3
     assert LocalMachine.detect(num_gpus=5).num_gpus == 5
+
+
+H100 = {"ray.io/accelerator-type": "H100", "zone": "a"}
+
+
+@pytest.mark.parametrize(
+    ("selector", "fits"),
+    [
+        ({}, True),
+        ({"ray.io/accelerator-type": "H100"}, True),
+        ({"ray.io/accelerator-type": "A100"}, False),
+        ({"ray.io/accelerator-type": "!A100"}, True),
+        ({"ray.io/accelerator-type": "!H100"}, False),
+        ({"ray.io/accelerator-type": "in(A100, H100)"}, True),
+        ({"ray.io/accelerator-type": "!in(A100,H100)"}, False),
+        ({"ray.io/accelerator-type": "H100", "zone": "b"}, False),
+        ({"rack": "1"}, False),
+        ({"rack": "!1"}, True),
+    ],
+    ids=str,
+)
+def test_nodes_are_chosen_by_their_labels(selector: dict[str, str], fits: bool) -> None:
+    """As Ray chooses them: those counted here are where it puts evaluators."""
+    placement = Placement(None, 1, label_selector=selector)
+    node = Node("id", "10.0.0.1", 8, 4, 10**9, True, H100)
+    assert placement.wanted([node]) == (4 if fits else 0)
+    assert placement.actor_options().get("label_selector", {}) == selector
+
+
+def test_no_node_has_the_labels() -> None:
+    node = Node("id", "10.0.0.1", 8, 4, 10**9, True, H100 | {"ray.io/node-id": "xyz"})
+    placement = Placement(None, 1, label_selector={"zone": "in(b,c)"})
+    assert placement.shortfall([node]) == (
+        "each asks for 1 GPU and 1 CPU on a node with zone: in(b,c); nodes have "
+        "ray.io/accelerator-type: H100, zone: a; change cluster.label_selector, or add nodes that "
+        "have it"
+    )
