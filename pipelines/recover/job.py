@@ -22,6 +22,7 @@ from pruning.models.find import find_checkpoint
 from pruning.recovery.flops import training_flops
 from pruning.recovery.journal import StoppedBy
 from pruning.recovery.settings import RecoverySettings
+from pruning.scoring.nll import HEAD_CHUNK_TOKENS
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.memory import training_bytes
@@ -245,13 +246,15 @@ def _needed_bytes(
     config: RecoverConfig, pruned: PastRun | ShapeFile, dtype: str, settings: RecoverySettings
 ) -> int:
     text_config = pruned.checkpoint.config().get_text_config()
+    batch_tokens = settings.micro_batch_size * config.recovery.sequence_length
     return training_bytes(
         pruned.accounting,
         pruned.shape,
         dtype,
-        batch_tokens=settings.micro_batch_size * config.recovery.sequence_length,
+        batch_tokens=batch_tokens,
         hidden_size=int(text_config.hidden_size),
         vocab_size=int(text_config.vocab_size),
+        logit_tokens=min(batch_tokens, max(HEAD_CHUNK_TOKENS.values())),
         rank=settings.rank,
     )
 

@@ -104,6 +104,7 @@ def training_bytes(
     batch_tokens: int,
     hidden_size: int,
     vocab_size: int,
+    logit_tokens: int,
     rank: int,
 ) -> int:
     """Memory of a training of adapters, estimated: the dense model, which the pruned one is cut
@@ -112,6 +113,7 @@ def training_bytes(
 
     Args:
         batch_tokens: that are in memory together.
+        logit_tokens: whose logits are.
     """
     geometry = accounting.geometry
     channels = geometry.attention_channels + geometry.mlp_channels
@@ -126,7 +128,8 @@ def training_bytes(
         evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, 0)
         + _refitted_bytes(geometry, dtype, hidden_size)
         + 16 * adapters
-        + 4 * batch_tokens * (kept + 5 * vocab_size)
+        + 4 * batch_tokens * kept
+        + 20 * logit_tokens * vocab_size
     )
 
 
