@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pruning.costs.accounting import Accounting
+from pruning.scoring.score import BatchScore
 from pruning.search.greedy import GreedySearch
 from pruning.search.lazy import Lazy, LazySearch
 from pruning.search.settings import LazySettings, SearchSettings
@@ -103,6 +104,7 @@ def test_the_order_is_that_of_the_last_changes() -> None:
         ({1: 0.25, 5: 0.5, 3: 0.5, 4: 0.5}, [[1, 5], [3, 4]]),
         ({1: math.nan, 5: math.inf, 3: math.nan, 4: 0.0}, [[1, 5], [3, 4]]),
         ({1: -math.inf, 5: 0.0}, [[1, 5]]),
+        ({1: -math.inf, 5: 0.5, 3: 0.125, 4: 0.5}, [[1, 5], [3, 4]]),
     ],
 )
 def test_it_stops_where_the_next_change_is_worse_than_the_best_new_one(
@@ -123,6 +125,12 @@ def test_the_base_is_asked_for_where_it_has_no_score() -> None:
     selection = Lazy(BLOCKS, 2, {}, None, LAZY)
     asks = selection.next({})
     assert asks == tuple((each, batch) for batch in (0, 1) for each in (None, *BLOCKS))
+
+
+def test_it_asks_for_what_is_missing_of_a_wave() -> None:
+    selection = Lazy(BLOCKS[:1], 2, {}, None, LAZY)
+    score = BatchScore((1.0,), 3)
+    assert selection.next({(None, 1): score, (BLOCKS[0], 0): score}) == ((None, 0), (BLOCKS[0], 1))
 
 
 @pytest.mark.parametrize("seed", range(3))

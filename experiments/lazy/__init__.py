@@ -1,0 +1,1 @@
+"""Lazy selection against every candidate scored."""
