@@ -102,6 +102,19 @@ def actor_names(nodes: RayNodes, laptop: Laptop) -> set[str]:
     return {actor["name"] for actor in answer.json()["data"]["result"]["result"]}
 
 
+def longer_search(folder: Path, checkpoint: Path) -> list[str]:
+    """That of the tiny model, on so much text that it can be caught between two steps."""
+    token_file = folder / "tokens.safetensors"
+    save_file({"input_ids": tokens(SAMPLES, 32).numpy().astype(np.int64)}, token_file)
+    return tiny_search(
+        checkpoint,
+        token_file,
+        f"calibration.num_block_samples={SAMPLES}",
+        f"calibration.num_width_samples={SAMPLES}",
+        "calibration.batch_size=1",
+    )
+
+
 def test_a_search_goes_on_after_it_was_stopped_and_after_its_cluster_died(
     nodes: RayNodes,
     tmp_path: Path,
@@ -110,15 +123,7 @@ def test_a_search_goes_on_after_it_was_stopped_and_after_its_cluster_died(
     store_and_tracking: list[str],
 ) -> None:
     """By the same command each time; it comes to the trajectory of an undisturbed run."""
-    token_file = tmp_path / "tokens.safetensors"
-    save_file({"input_ids": tokens(SAMPLES, 32).numpy().astype(np.int64)}, token_file)
-    search = tiny_search(
-        checkpoint_folder,
-        token_file,
-        f"calibration.num_block_samples={SAMPLES}",
-        f"calibration.num_width_samples={SAMPLES}",
-        "calibration.batch_size=1",
-    )
+    search = longer_search(tmp_path, checkpoint_folder)
     laptop = Laptop(tmp_path, Path(nodes.environment["RAY_AUTH_TOKEN_PATH"]).read_text())
     folder = tmp_path / "storage" / "my run"
     command = [
