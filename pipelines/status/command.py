@@ -135,9 +135,8 @@ def _job(status: Mapping[str, Any]) -> RenderableType:
             "sweep", f"point {status['point']['name']}, number {status['point']['number']}"
         )
     rows.add_row("search" if recovery is None else "recovery", state)
-    if recovery is not None:
-        for row in _updates(recovery):
-            rows.add_row(*row)
+    for row in _updates(recovery):
+        rows.add_row(*row)
     if "step" in status:
         perplexity = (
             "" if status.get("perplexity") is None else f", perplexity {status['perplexity']:.3f}"
@@ -169,13 +168,8 @@ def _job(status: Mapping[str, Any]) -> RenderableType:
             rows.add_row("last digits may differ in", ", ".join(deviating))
     if status.get("tracking"):
         rows.add_row("MLflow", status["tracking"])
-    rows.add_row(
-        "updated",
-        (
-            f"{duration(status['age_s'])} ago; running for "
-            f"{duration(status['updated'] - status['started'])}"
-        ),
-    )
+    running = duration(status["updated"] - status["started"])
+    rows.add_row("updated", f"{duration(status['age_s'])} ago; running for {running}")
     return rows
 
 
@@ -186,8 +180,10 @@ def _scored(status: Mapping[str, Any]) -> str:
     return f", {scored_in_words(status['candidates'], status['unscored'])} candidates scored"
 
 
-def _updates(recovery: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _updates(recovery: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Of a recovery: how far it is, and what it has gained."""
+    if recovery is None:
+        return []
     rows = [("update", f"{recovery['step']} of {recovery['steps']}")]
     if recovery["loss"] is not None:
         rows[0] = ("update", f"{rows[0][1]}: loss {recovery['loss']:.4f}")
