@@ -71,6 +71,7 @@ class ExportConfig:
     dtype: str = one_of(DTYPES)
     max_shard_gb: float = MISSING
     tokenizer_gguf: str | None = MISSING
+    log_to_mlflow: bool = MISSING
     output_dir: str | None = MISSING
 
     @classmethod
@@ -93,6 +94,8 @@ class ExportConfig:
         found += source_problems(self, given)
         if self.run is None and "model.dtype" in given:
             found.append("model.dtype: has no effect on an export; give dtype")
+        if "log_to_mlflow" in given and self.run is None:
+            found.append("log_to_mlflow: has no effect without run=, of which MLflow knows")
         if not 0 < self.max_shard_gb < math.inf:
             found.append(f"max_shard_gb: {self.max_shard_gb:g}; it is in gigabytes, above 0")
         if "max_shard_gb" in given and self.format == "gguf":

@@ -192,8 +192,20 @@ class TrackingConfig:
 
     uri: str = MISSING
     experiment: str = MISSING
+    register: str | None = MISSING
 
     def problems(self) -> list[str]:
+        return self._problems_of_uri() + self._problems_of_name()
+
+    def _problems_of_name(self) -> list[str]:
+        if self.register is None or re.fullmatch(r"[^/:'\"%\s][^/:'\"%\n]*", self.register):
+            return []
+        return [
+            f"tracking.register: {self.register!r}; give the name of a registered model, without "
+            "any of / : ' \" %"
+        ]
+
+    def _problems_of_uri(self) -> list[str]:
         if not self.uri.strip():
             return [
                 (

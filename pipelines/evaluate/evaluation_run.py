@@ -26,7 +26,12 @@ from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_url
 from pipelines.store.scores import ScoreStore
 from pipelines.tracking.description import MEASURED, evaluation_description
-from pipelines.tracking.metrics import evaluation_metrics, evaluation_params, evaluation_tags
+from pipelines.tracking.metrics import (
+    evaluation_metrics,
+    evaluation_params,
+    evaluation_tags,
+    metrics_of_text,
+)
 from pipelines.tracking.tracker import Tracker
 from pruning.canonical_json import dump_json
 
@@ -64,11 +69,7 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
         report = _report(job, measured, cost, time.time() - started)
         folder.write(EVALUATION, dump_json(report))
         folder.write(EVALUATION_TABLE, as_csv(report))
-        tracker.log_metrics(
-            evaluation_metrics(report),
-            step=len(job.models.run.lines) if job.models.run else 0,
-            timestamp=time.time(),
-        )
+        _log_metrics(tracker, report, step=len(job.models.run.lines) if job.models.run else 0)
         tracker.describe_further(MEASURED, evaluation_description(report, _command(job)))
         tracked = tracker.finish(
             succeeded=True, artifacts=[folder.path / EVALUATION, folder.path / EVALUATION_TABLE]
@@ -173,6 +174,18 @@ def _tracker(job: EvaluationJob, folder: RunFolder, started: float) -> Tracker:
         on_run_id=remember,
         keeps_status=run is not None and record.get("mlflow_run_id") is not None,
     )
+
+
+def _log_metrics(tracker: Tracker, report: Mapping[str, Any], *, step: int) -> None:
+    """Of a search, its model's too; each text is a dataset."""
+    metrics, of_model = evaluation_metrics(report), report["shape"] is not None
+    for name, digest in report["fingerprints"]["texts"].items():
+        of_text = metrics_of_text(metrics, name)
+        metrics = {key: value for key, value in metrics.items() if key not in of_text}
+        tracker.log_metrics(
+            of_text, step=step, timestamp=time.time(), of_model=of_model, dataset=(name, digest)
+        )
+    tracker.log_metrics(metrics, step=step, timestamp=time.time(), of_model=of_model)
 
 
 def _command(job: EvaluationJob) -> str:

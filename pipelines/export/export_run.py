@@ -15,6 +15,8 @@ from pipelines.config.export import ExportConfig
 from pipelines.runs.files import EVALUATION, read_json_if_there
 from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.saved_run import PastRun
+from pipelines.tracking.logged_model import MAX_TAG, PrunedModel
+from pipelines.tracking.saved_page import add_to_page, unreachable
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export.folder import Export, check_target, write_export
@@ -33,8 +35,14 @@ _FINGERPRINTS = {
 """What a run's identity calls by the name of the thing."""
 
 
-def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
-    """The same for a search that has ended."""
+def export_run(
+    run: PastRun, config: ExportConfig, *, tracking_uri: str | None = None
+) -> dict[str, Any]:
+    """The same for a search that has ended.
+
+    Args:
+        tracking_uri: that of the search, whose password is not saved.
+    """
     target = export_folder(config.output_dir) if config.output_dir else run.folder / config.format
     check_target(target)
     described = {
@@ -45,7 +53,7 @@ def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
         **made_by(),
     }
     options = options_of(config, run.config.model.path)
-    return write_checked(
+    manifest = write_checked(
         Export(
             run.checkpoint,
             run.accounting,
@@ -58,6 +66,23 @@ def export_run(run: PastRun, config: ExportConfig) -> dict[str, Any]:
         ),
         target,
     )
+    if config.log_to_mlflow:
+        _log_export(run, config.format, target, tracking_uri or str(run.config.tracking.uri))
+    return manifest
+
+
+def _log_export(run: PastRun, format_name: str, target: Path, uri: str) -> None:
+    """The model of the run in MLflow says where its checkpoint is."""
+    run_id = run.record.get("mlflow_run_id")
+    problem = unreachable(uri, run_id)
+    if problem is not None:
+        log.warning("the export is not in MLflow: %s", problem)
+        return
+    model = PrunedModel(
+        f"{run.model_name} {run.accounting.ratio(run.shape):.0%}",
+        tags={f"multipruner.export.{format_name}": str(target)[:MAX_TAG]},
+    )
+    add_to_page(uri, run_id, model=model)
 
 
 def is_exported(run: PastRun, target: Path) -> bool:

@@ -27,9 +27,11 @@ from pipelines.runs.provenance import git_revision, versions
 from pipelines.runs.resume import saved_form
 from pipelines.status.status_file import Heartbeat
 from pipelines.tracking.description import search_description, started_description
+from pipelines.tracking.logged_model import MAX_TAG, PrunedModel
 from pipelines.tracking.metrics import (
     dense_metrics,
     layer_metrics,
+    metrics_of_set,
     result_metrics,
     search_params,
     search_tags,
@@ -185,7 +187,7 @@ class SearchTracking(SearchObserver):
             lines: of the whole trajectory.
         """
         ended = lines[-1]["timestamp"] if lines else self.begun
-        self.tracker.log_metrics(result_metrics(summary), step=len(lines), timestamp=ended)
+        self._finish_model(summary, step=len(lines), timestamp=ended)
         self.tracker.log_metrics(
             time_metrics(lines, summary["seconds"]), step=len(lines), timestamp=ended
         )
@@ -197,6 +199,33 @@ class SearchTracking(SearchObserver):
         return self.tracker.finish(
             succeeded=summary["status"] == "target reached", artifacts=artifacts
         )
+
+    def _finish_model(self, summary: Mapping[str, Any], *, step: int, timestamp: float) -> None:
+        """The model, if there is one, then what was measured of it, and on what."""
+        job, reached = self.job, summary["status"] == "target reached"
+        if reached:
+            params = {"model": summary["model"], "strategy": summary["strategy"]}
+            tags = {"multipruner.run": self.folder.path, "multipruner.shape": summary["shape"]}
+            self.tracker.log_model(
+                PrunedModel(
+                    self.tracker.run_name,
+                    params | {"ratio": f"{summary['ratio']:.4f}"},
+                    {name: str(value)[:MAX_TAG] for name, value in tags.items()},
+                    job.config.tracking.register,
+                )
+            )
+        metrics, sets = result_metrics(summary), self._datasets()
+        for name, dataset in sets.items():
+            of_set = metrics_of_set(metrics, name)
+            metrics = {key: value for key, value in metrics.items() if key not in of_set}
+            self.tracker.log_metrics(
+                of_set,
+                step=step,
+                timestamp=timestamp,
+                of_model=reached,
+                dataset=(dataset.name, dataset.digest),
+            )
+        self.tracker.log_metrics(metrics, step=step, timestamp=timestamp, of_model=reached)
 
     def _command(self) -> str:
         return repeating("prune", saved_form(self.job.config))

@@ -121,7 +121,9 @@ def run_post_steps(job: PruneJob, folder: RunFolder) -> None:
     if config.export is not None:
         run = _run_of(job, path)
         if not is_exported(run, folder.path / config.export):
-            export_run(run, ExportConfig.of_run(path, config.export))
+            export_run(
+                run, ExportConfig.of_run(path, config.export), tracking_uri=config.tracking.uri
+            )
 
 
 def _run_of(job: PruneJob, path: str) -> PastRun:

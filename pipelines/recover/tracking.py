@@ -19,7 +19,13 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import versions
 from pipelines.runs.resume import make_absolute, saved_url
 from pipelines.tracking.description import recovery_description, started_description
-from pipelines.tracking.metrics import recovery_metrics, recovery_params, recovery_tags
+from pipelines.tracking.logged_model import MAX_TAG, PrunedModel
+from pipelines.tracking.metrics import (
+    recovered_metrics,
+    recovery_metrics,
+    recovery_params,
+    recovery_tags,
+)
 from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import TokenSet
 from pruning.recovery.journal import JOURNAL, Line
@@ -85,6 +91,23 @@ class RecoveryTracking:
             found: what `recovery.json` says.
         """
         self.tracker.describe(recovery_description(found, self._command()))
+        params = {"model": found["model"], "ratio": f"{found['ratio']:.4f}", "recovered": "true"}
+        tags = {"multipruner.run": self._folder.path, "multipruner.shape": found["shape"]}
+        self.tracker.log_model(
+            PrunedModel(
+                self.tracker.run_name,
+                params,
+                {name: str(value)[:MAX_TAG] for name, value in tags.items()},
+                self._job.config.tracking.register,
+            )
+        )
+        self.tracker.log_metrics(
+            recovered_metrics(found),
+            step=found["num_steps"],
+            timestamp=found["ended"],
+            of_model=True,
+            dataset=(found["text"]["source"], found["text"]["heldout_fingerprint"]),
+        )
         artifacts = [self._folder.path / name for name in (RECOVERY, ADAPTERS, JOURNAL)]
         return self.tracker.finish(succeeded=True, artifacts=artifacts)
 

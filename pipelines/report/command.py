@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
-from sqlalchemy.engine import make_url
 
 from pipelines.cli.console import log_to, print_line
-from pipelines.config.redaction import MASK
 from pipelines.config.report import ReportConfig
 from pipelines.report.data import ReportRun
 from pipelines.report.folders import read_runs
@@ -21,11 +19,9 @@ from pipelines.report.page import render
 from pipelines.report.sections import sections
 from pipelines.runs.files import REPORT
 from pipelines.runs.folder import RunFolder
-from pipelines.tracking.tracker import Tracker, local_folder
+from pipelines.tracking.saved_page import add_to_page, unreachable
 
 log = logging.getLogger(__name__)
-
-_MLFLOW_TIMEOUT_S = 20.0
 
 
 def report(raw: DictConfig, _overrides: Sequence[str]) -> Path:
@@ -53,37 +49,13 @@ def log_page(runs: Sequence[ReportRun], path: Path) -> None:
     """
     away: set[str] = set()
     for run in runs:
-        problem = _unreachable(run)
+        problem = unreachable(run.tracking_uri, run.mlflow_run_id)
         if problem is not None:
             log.warning("run %s: the page is not in MLflow: %s", run.key, problem)
-        elif run.tracking_uri not in away:
-            tracker = Tracker(
-                run.tracking_uri,
-                "",
-                "",
-                0.0,
-                run.mlflow_run_id,
-                lambda _: None,
-                keeps_status=True,
-            )
-            tracker.start({}, {}, {})
-            tracker.finish(succeeded=True, artifacts=[path], timeout_s=_MLFLOW_TIMEOUT_S)
-            if tracker.is_behind:
-                away.add(run.tracking_uri)
-
-
-def _unreachable(run: ReportRun) -> str | None:
-    """Why there is nothing to log to, as far as that is known without asking."""
-    if run.mlflow_run_id is None:
-        return "the search never reached its server"
-    if MASK in run.tracking_uri:
-        return "the password of its server is not saved"
-    if (
-        local_folder(run.tracking_uri) is not None
-        and not Path(str(make_url(run.tracking_uri).database)).is_file()
-    ):
-        return "its database is not there any more"
-    return None
+        elif run.tracking_uri not in away and not add_to_page(
+            run.tracking_uri, run.mlflow_run_id, artifacts=[path]
+        ):
+            away.add(run.tracking_uri)
 
 
 def _titles(runs: Sequence[ReportRun]) -> tuple[str, str]:

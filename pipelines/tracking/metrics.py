@@ -18,6 +18,7 @@ SECONDS = "prune/seconds"
 RESULT_RATIO = "result/ratio"
 PARENT = "mlflow.parentRunId"
 DATASET_CONTEXT = "mlflow.data.context"
+MODEL_VERSIONS = "mlflow.modelVersions"
 NOTE = "mlflow.note.content"
 """What the page of a run says of it."""
 SHARED_VIEW = "mlflow.sharedViewState"
@@ -127,6 +128,17 @@ def result_metrics(summary: Mapping[str, Any]) -> Metrics:
         f"result/saved_{name}": cost["ratio"] for name, cost in summary.get("costs", {}).items()
     }
     return perplexities | sizes | saved | {RESULT_RATIO: summary["ratio"]}
+
+
+def metrics_of_set(metrics: Metrics, name: str) -> Metrics:
+    """Those of a search's result that were measured on one calibration set."""
+    wanted = f"result/{name}_perplexity"
+    return {each: value for each, value in metrics.items() if each in (wanted, f"{wanted}_dense")}
+
+
+def metrics_of_text(metrics: Metrics, name: str) -> Metrics:
+    """Those of an evaluation that were measured on one text."""
+    return {each: value for each, value in metrics.items() if each.split("/")[1:2] == [name]}
 
 
 def evaluation_metrics(report: Mapping[str, Any]) -> Metrics:
@@ -244,6 +256,20 @@ def recovery_metrics(line: Mapping[str, Any]) -> Metrics:
     nll = line["heldout_nll"]
     return {f"recover/{name}": line.get(name) for name in names} | {
         "recover/heldout_perplexity": None if nll is None else perplexity(nll)
+    }
+
+
+def recovered_metrics(found: Mapping[str, Any]) -> Metrics:
+    """What a recovery came to, beside the results of searches.
+
+    Args:
+        found: what `recovery.json` says.
+    """
+    perplexities = found["heldout_perplexity"]
+    return {
+        HELDOUT: perplexities["recovered"],
+        f"{HELDOUT}_dense": perplexities["dense"],
+        RESULT_RATIO: found["ratio"],
     }
 
 

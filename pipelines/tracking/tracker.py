@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 
 from pipelines.config.redaction import masked_url, without_secrets
 from pipelines.tracking.description import MAX_LENGTH, failed, with_pictures, with_section
+from pipelines.tracking.logged_model import PrunedModel, find_model, log_model, register_model
 from pipelines.tracking.metrics import DATASET_CONTEXT, NOTE, PARENT
 from pipelines.tracking.refusal import Refused, is_refusal
 from pipelines.tracking.sender import MAX_SAID, Call, Sender
@@ -86,6 +87,8 @@ class Tracker:
         self.is_behind = False
         """Whether the server did not take, and did not refuse, everything in time."""
         self._described = ""
+        self._model_id: str | None = None
+        self._last: Call | None = None
         self._sender = Sender(uri, lambda: self._connect())
 
     def start(
@@ -139,12 +142,34 @@ class Tracker:
             self.describe(failed(self._described, problem))
         self.finish(succeeded=False, artifacts=(), timeout_s=5)
 
+    def log_model(self, model: PrunedModel) -> None:
+        """The model that came out of the run, or what is new of it."""
+
+        def send(client: Any) -> None:
+            assert self.run_id is not None
+            self._model_id = log_model(client, self.run_id, self._experiment(client), model)
+
+        self._sender.put(send)
+        if model.register is not None:
+            self._last = lambda client: register_model(client, self.run_id, self._model_id, model)
+
     def log_metrics(
-        self, metrics: Mapping[str, float | int | None], *, step: int, timestamp: float
+        self,
+        metrics: Mapping[str, float | int | None],
+        *,
+        step: int,
+        timestamp: float,
+        of_model: bool = False,
+        dataset: tuple[str, str] | None = None,
     ) -> None:
-        """All metrics of one step in one call. The same point sent twice is stored once."""
+        """All metrics of one step in one call. The same point sent twice is stored once.
+
+        Args:
+            of_model: they are of the run's model, too, if it has one.
+            dataset: name and digest of the text that they were measured on.
+        """
         values = {name: float(value) for name, value in metrics.items() if value is not None}
-        self._sender.put(self._points(values, step, timestamp))
+        self._sender.put(self._points(values, step, timestamp, of_model, dataset))
 
     def finish(
         self, *, succeeded: bool, artifacts: Sequence[Path], timeout_s: float | None = None
@@ -159,6 +184,8 @@ class Tracker:
         if not self.keeps_status:
             status = "FINISHED" if succeeded else "FAILED"
             self._sender.put(lambda client: client.set_terminated(self.run_id, status))
+        if self._last is not None:  # another service, which must not keep the rest from there
+            self._sender.put(self._last)
         self.is_behind = not self._sender.finish(
             FINISH_TIMEOUT_S if timeout_s is None else timeout_s
         )
@@ -238,6 +265,10 @@ class Tracker:
         )
         return str(run.info.run_id)
 
+    def _experiment(self, client: Any) -> str:
+        """The id of the run's own: a point that goes on may be in another than is asked for now."""
+        return str(client.get_run(self.run_id).info.experiment_id)
+
     def _set_view(self, client: Any) -> None:
         assert self.run_id is not None
         view = view_of_sweep(self.run_name, self.run_id, self._view)
@@ -305,12 +336,26 @@ class Tracker:
                 break
         return {} if self.parent.run_id is None else {PARENT: self.parent.run_id}
 
-    def _points(self, values: Mapping[str, float], step: int, timestamp: float) -> Call:
+    def _points(
+        self,
+        values: Mapping[str, float],
+        step: int,
+        timestamp: float,
+        of_model: bool,
+        dataset: tuple[str, str] | None,
+    ) -> Call:
         def send(client: Any) -> None:
             from mlflow.entities import Metric
 
+            assert self.run_id is not None
+            if of_model and self._model_id is None:
+                self._model_id = find_model(client, self.run_id, self._experiment(client))
+            model_id = self._model_id if of_model else None
             milliseconds = int(timestamp * 1000)
-            points = [Metric(name, value, milliseconds, step) for name, value in values.items()]
+            points = [
+                Metric(name, value, milliseconds, step, model_id, *(dataset or (None, None)))
+                for name, value in values.items()
+            ]
             client.log_batch(self.run_id, metrics=points)
 
         return send
