@@ -97,11 +97,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest chain first, or one worker has nothing to do at the end."""
-    if hasattr(config, "workerinput"):
-        from tests.one_ray import starts_ray
+    """Those with tokens of their own before any Ray is started; and of several workers' tests the
+    longest chain first, or one has nothing to do at the end.
+    """
+    from tests.one_ray import has_own_token, starts_ray
 
+    if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not starts_ray(item.path))
+    items.sort(key=lambda item: not has_own_token(item.path))
 
 
 @pytest.fixture(scope="session")

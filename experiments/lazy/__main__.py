@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from experiments.heldout.__main__ import heldout, nll
+from experiments.heldout.judging import heldout, nll
 from pipelines.plan.estimate import trajectory_flops
 from pipelines.runs.candidates import search_in_words
 from pipelines.runs.saved_run import PastRun, read_run

@@ -265,7 +265,7 @@ def test_evaluators_have_the_memory_that_the_longest_sequences_take(
 ) -> None:
     opened: list[Any] = []
 
-    def stop(*arguments: Any) -> Any:
+    def stop(*arguments: Any, run: str) -> Any:
         opened.append(arguments)
         raise KeyboardInterrupt
 
