@@ -80,15 +80,16 @@ def test_a_ray_of_our_own_is_for_this_user_on_this_machine(mode: str | None) -> 
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
     } | ({"RAY_AUTH_MODE": mode} if mode else {})
     facts = drive(OWN_RAY, environment=environment)
-    [[*_, memory_bytes, _]] = facts["nodes"]
+    [[*_, memory_bytes, _, labels]] = facts["nodes"]
     assert memory_bytes > 0
+    assert "ray.io/node-id" in labels
     assert facts == {
         "listening": ["127.0.0.1", "::ffff:127.0.0.1"],
         "outcomes": ["denied", "answered"],
         "mode": "0o700",
         "logs": True,
         "text": "2 GPU and 1 CPU on 1 node",
-        "nodes": [["127.0.0.1", 1, 2, memory_bytes, True]],
+        "nodes": [["127.0.0.1", 1, 2, memory_bytes, True, labels]],
         "left": [False, [], 0],
     }
 
