@@ -20,6 +20,18 @@ SETTINGS = {
 }
 """All three stages: about ten steps in a second."""
 
+LONG = ("search.target_ratio=0.4", "search.mlp_group_channels=8")
+"""Changes of them for more steps."""
+
+LAZY = (
+    "search.selection=lazy",
+    "search.lazy.wave_size=1",
+    "search.lazy.tolerance=0",
+    "search.lazy.rescore_every=20",
+    "search.lazy.near_layers=0",
+)
+"""So lazy that with `LONG` most steps of the tiny model leave something out."""
+
 
 def tiny_search(checkpoint: Path, token_file: Path, *changes: str) -> list[str]:
     """`changes` take the place of the options with the same name."""

@@ -14,11 +14,9 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean
 
-import torch
-
-from experiments.heldout.judging import heldout, nll
+from experiments.heldout.judging import arguments, difference, heldout, nll
 from pipelines.runs.files import ALLOCATION
 from pipelines.runs.saved_run import PastRun, read_run
 from pruning.errors import InputError
@@ -30,14 +28,8 @@ from pruning.shape import ModelShape
 def main() -> int:
     """Prints a table for each run. Returns the exit status: 2 when the input is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--windows", type=int, default=64, help="at most, of each text")
     parser.add_argument("--text", action="append", default=[], metavar="FILE")
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    if given.windows < 2:
-        parser.error(f"--windows: {given.windows}; a standard error takes 2")
-    torch.set_num_threads(given.threads)
+    given = arguments(parser)
     try:
         for folder in given.runs:
             judge(read_run(folder), given.text, given.windows)
@@ -86,9 +78,8 @@ def shapes(run: PastRun) -> Iterator[tuple[str, ChannelOrder, ModelShape]]:
 
 def print_difference(text: str, mine: Sequence[float], theirs: Sequence[float]) -> None:
     """Of an allocation from its uniform start, over the windows of a text."""
-    apart = [one - other for one, other in zip(mine, theirs, strict=True)]
-    stderr = stdev(apart) / math.sqrt(len(apart))
-    print(f"  allocation less uniform, {text}: {fmean(apart):+.4f} +- {stderr:.4f} nats per token")
+    mean, stderr = difference(mine, theirs)
+    print(f"  allocation less uniform, {text}: {mean:+.4f} +- {stderr:.4f} nats per token")
 
 
 if __name__ == "__main__":

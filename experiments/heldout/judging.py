@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 from omegaconf import OmegaConf
@@ -24,6 +27,20 @@ from pruning.scoring.nll import sequence_nll
 from pruning.shape import ModelShape
 
 BATCH_TOKENS = 2048
+
+
+def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line of a program that judges runs, with what they all take; torch has its
+    threads then.
+    """
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--windows", type=int, default=64, help="at most, of each text")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    if given.windows < 2:
+        parser.error(f"--windows: {given.windows}; a standard error takes 2")
+    torch.set_num_threads(given.threads)
+    return given
 
 
 def heldout(run: PastRun, files: Sequence[str], num_windows: int) -> dict[str, Tokens]:
@@ -76,3 +93,9 @@ def nll(run: PastRun, order: ChannelOrder, shape: ModelShape, windows: Tokens) -
         sums = torch.cat([sequence_nll(loaded.model, batch) for batch in batches])
     each: list[float] = (sums / (length - 1)).tolist()
     return each
+
+
+def difference(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Mean over windows and its paired standard error, nats per token."""
+    apart = [one - other for one, other in zip(mine, theirs, strict=True)]
+    return fmean(apart), stdev(apart) / math.sqrt(len(apart))

@@ -9,16 +9,13 @@ difference from the first run's.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-import torch
-
-from experiments.heldout.judging import heldout, nll
+from experiments.heldout.judging import arguments, difference, heldout, nll
 from pipelines.plan.estimate import trajectory_flops
 from pipelines.runs.candidates import search_in_words
 from pipelines.runs.saved_run import PastRun, read_run
@@ -27,14 +24,7 @@ from pruning.errors import InputError
 
 def main() -> int:
     """Prints a line for each run. Returns the exit status: 2 when the input is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--windows", type=int, default=64, help="of held-out text, at most")
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    if given.windows < 2:
-        parser.error(f"--windows: {given.windows}; a standard error takes 2")
-    torch.set_num_threads(given.threads)
+    given = arguments(argparse.ArgumentParser(description=__doc__))
     try:
         runs = [read_run(folder) for folder in given.runs]
         require_alike(runs)
@@ -102,12 +92,6 @@ def in_common(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, A
     """Steps from the first one on that removed the same."""
     pairs = zip(mine, theirs, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0]["removed"] == pair[1]["removed"], pairs))
-
-
-def difference(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Mean over windows and its paired standard error, nats per token."""
-    apart = [one - other for one, other in zip(mine, theirs, strict=True)]
-    return fmean(apart), stdev(apart) / math.sqrt(len(apart))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lazy.__main__ import difference, in_common, main
+from experiments.heldout.judging import difference
+from experiments.lazy.__main__ import in_common, main
 from tests.pipelines.command import Outcome, run_command, searched
-from tests.tiny_search import places, tiny_search
-
-LONG = ("search.target_ratio=0.4", "search.mlp_group_channels=8")
-LAZY = (
-    "search.selection=lazy",
-    "search.lazy.wave_size=1",
-    "search.lazy.tolerance=0",
-    "search.lazy.rescore_every=20",
-    "search.lazy.near_layers=0",
-)
+from tests.tiny_search import LAZY, LONG, places, tiny_search
 
 
 @pytest.fixture(scope="module")

@@ -21,20 +21,12 @@ import yaml
 from tests.conftest import ROOT
 from tests.pipelines.command import Outcome, searched, without_times
 from tests.pipelines.conftest import Cli, Search
-from tests.tiny_search import tiny_search
+from tests.tiny_search import LAZY as LAZY_SELECTION
+from tests.tiny_search import LONG, tiny_search
 from workers.cluster.machine import LocalMachine
 from workers.pool.ray_pool import RayPool
 
-LONG = ("search.target_ratio=0.4", "search.mlp_group_channels=8")
-LAZY = (
-    *LONG,
-    "search.selection=lazy",
-    "search.lazy.wave_size=1",
-    "search.lazy.tolerance=0",
-    "search.lazy.rescore_every=20",
-    "search.lazy.near_layers=0",
-)
-"""So lazy that most steps of the tiny model leave something out."""
+LAZY = (*LONG, *LAZY_SELECTION)
 
 
 @pytest.fixture(scope="module")
