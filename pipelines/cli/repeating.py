@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,14 @@ these.
 """
 
 
-def repeating(command: str, saved: DictConfig, names: Sequence[str] = DECIDES) -> str:
+def repeating(
+    command: str,
+    saved: DictConfig,
+    names: Sequence[str] = DECIDES,
+    *,
+    choices: Sequence[str] = (),
+    without: Collection[str] = (),
+) -> str:
     """What to type for a run with these settings in another folder; a shell takes it as it is.
 
     Inside `launch`, which has Hydra set up.
@@ -26,20 +33,26 @@ def repeating(command: str, saved: DictConfig, names: Sequence[str] = DECIDES) -
     Args:
         saved: every setting of the run, as it is saved.
         names: its groups and options that decide the result.
+        choices: words that choose files of groups, to begin with.
+        without: options that the command does not take.
     """
-    default, plain = _defaults(command), _plain(saved)
+    default, plain = _defaults(command, tuple(choices)), _plain(saved)
     words = [
-        f"{name}={_written(value)}"
-        for group in names
-        if group in plain  # else it has its defaults
-        for name, value in _differing(plain[group], default[group], group)
+        *choices,
+        *(
+            f"{name}={_written(value)}"
+            for group in names
+            if group in plain  # else it has its defaults
+            for name, value in _differing(plain[group], default[group], group)
+            if name not in without
+        ),
     ]
     return command_line(command, *words)
 
 
 @cache
-def _defaults(command: str) -> dict[str, Any]:
-    return _plain(composed(command, []))
+def _defaults(command: str, choices: tuple[str, ...]) -> dict[str, Any]:
+    return _plain(composed(command, choices))
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class EvaluateConfig:
     def problems(self, given: Sequence[str]) -> list[str]:
         groups = (self.evaluation, self.cluster, self.tracking, self.store)
         found = [problem for group in groups for problem in group.problems()]
+        if "tracking.register" in given:
+            found.append(
+                "tracking.register: has no effect on evaluate; give it to prune, sweep or recover"
+            )
         if self.model.path.strip():
             found += self.model.problems()
         sources = {

@@ -23,7 +23,7 @@ from pipelines.evaluate.results import as_csv, table
 from pipelines.runs.files import EVALUATION, EVALUATION_TABLE, RUN
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
-from pipelines.runs.resume import saved_url
+from pipelines.runs.resume import make_absolute, saved_url
 from pipelines.store.scores import ScoreStore
 from pipelines.tracking.description import MEASURED, evaluation_description
 from pipelines.tracking.metrics import (
@@ -190,7 +190,9 @@ def _log_metrics(tracker: Tracker, report: Mapping[str, Any], *, step: int) -> N
 
 def _command(job: EvaluationJob) -> str:
     names = ("run", "model", "checkpoint", "shape", "importance", "evaluation")
-    return repeating("evaluate", OmegaConf.structured(job.config), names)
+    config = OmegaConf.structured(job.config)
+    make_absolute(config, ("run", "model.path", "checkpoint", "shape", "evaluation.data_dir"))
+    return repeating("evaluate", config, names)
 
 
 def _params(job: EvaluationJob) -> dict[str, Any]:

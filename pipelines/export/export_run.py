@@ -72,7 +72,11 @@ def export_run(
 
 
 def _log_export(run: PastRun, format_name: str, target: Path, uri: str) -> None:
-    """The model of the run in MLflow says where its checkpoint is."""
+    """The model of the run in MLflow says where its checkpoint is. A search that has not come to
+    its target has none yet, and what is exported of it is not what it will be.
+    """
+    if run.recovery is None and (run.summary or {}).get("status") != "target reached":
+        return
     run_id = run.record.get("mlflow_run_id")
     problem = unreachable(uri, run_id)
     if problem is not None:

@@ -128,6 +128,7 @@ class SearchTracking(SearchObserver):
         self, job: PruneJob, folder: RunFolder, record: Mapping[str, Any], parent: Tracker | None
     ) -> None:
         self.job, self.folder, self.begun = job, folder, float(record["started"])
+        self._goes_on = False
         config = job.config
         self.tracker = Tracker(
             uri=config.tracking.uri,
@@ -150,7 +151,9 @@ class SearchTracking(SearchObserver):
         self.tracker.start(self._params(), self._tags(), self._datasets())
         config, command = self.job.config, self._command()
         self.tracker.describe(
-            started_description(display_name(config.model.path), self.job.strategy.label, command)
+            started_description(
+                display_name(config.model.path), f"strategy {self.job.strategy.label}", command
+            )
         )
         try:
             yield
@@ -162,6 +165,7 @@ class SearchTracking(SearchObserver):
         """The dense model is step 0. Past steps are sent again: MLflow stores a point once however
         often it comes.
         """
+        self._goes_on = bool(lines)
         accounting = self.job.accounting
         zero = dense_metrics(
             nll=dense["block"],
@@ -189,7 +193,9 @@ class SearchTracking(SearchObserver):
         ended = lines[-1]["timestamp"] if lines else self.begun
         self._finish_model(summary, step=len(lines), timestamp=ended)
         self.tracker.log_metrics(
-            time_metrics(lines, summary["seconds"]), step=len(lines), timestamp=ended
+            time_metrics(lines, None if self._goes_on else summary["seconds"]),
+            step=len(lines),
+            timestamp=ended,
         )
         shape = ModelShape.parse(summary["shape"])
         for index, metrics in enumerate(layer_metrics(shape, self.job.accounting.dense)):

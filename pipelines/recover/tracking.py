@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipelines.cli.repeating import repeating
+from pipelines.config.recover import RECOVERY_OPTIONS
 from pipelines.recover.job import RecoverJob
 from pipelines.runs.files import ADAPTERS, RECOVERY, RUN
 from pipelines.runs.folder import RunFolder
@@ -30,7 +31,7 @@ from pipelines.tracking.tracker import TokenDataset, Tracker
 from pruning.calibration.token_sets import TokenSet
 from pruning.recovery.journal import JOURNAL, Line
 
-_DECIDES = ("model", "run", "shape", "importance", "recovery", "calibration")
+_DECIDES = ("model", "run", "shape", "importance", "recovery", "calibration", "output_dir")
 
 
 class RecoveryTracking:
@@ -66,7 +67,9 @@ class RecoveryTracking:
         }
         self.tracker.start(recovery_params(self._job.identity(), self._job.source), tags, datasets)
         self.tracker.describe(
-            started_description(self._job.pruned.model_name, "recovery", self._command())
+            started_description(
+                self._job.pruned.model_name, f"a recovery of {self._whose}", self._command()
+            )
         )
         try:
             yield
@@ -115,7 +118,15 @@ class RecoveryTracking:
         """Of what is where it is: a recovery of another search or shape is another."""
         config = OmegaConf.structured(self._job.config)
         make_absolute(config, self._job.config.path_options)
-        return repeating("recover", config, _DECIDES)
+        # only a shape file's recovery must be told where to go
+        config.output_dir = None if config.run else str(self._folder.path)
+        choice = f"calibration={config.calibration.source}"
+        return repeating("recover", config, _DECIDES, choices=[choice], without=RECOVERY_OPTIONS)
+
+    @property
+    def _whose(self) -> str:
+        [(kind, place)] = self._job.source.items()
+        return f"the {'search' if kind == 'run' else 'shape'} in {place}"
 
     def _dataset(self, tokens: TokenSet) -> TokenDataset:
         calibration = self._job.config.calibration

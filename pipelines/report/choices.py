@@ -127,13 +127,17 @@ def _preference(preference: Preference) -> tuple[str, str, str]:
 
 def _left_out(runs: Runs) -> str:
     """What margins do not see, of searches that left candidates out."""
-    lazy = [run.key for run in runs if any(step.unscored for step in run.steps)]
+    lazy = [run for run in runs if any(step.unscored for step in run.steps)]
     if not lazy:
         return ""
+    counts = "; ".join(
+        f"{run.key}: {sum(bool(step.unscored) for step in run.steps)} of {len(run.steps)} steps "
+        "left candidates out"
+        for run in lazy
+    )
     return (
-        f" {', '.join(lazy)}: most candidates of most steps were not scored "
-        "(search.selection=lazy), and none of those is counted here: the second best is that among "
-        "the scored ones."
+        f" {counts} (search.selection=lazy), and none of those is counted here: the second best is "
+        "that among the scored ones."
     )
 
 

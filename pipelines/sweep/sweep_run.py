@@ -37,7 +37,7 @@ from pipelines.sweep.outcomes import outcome_of
 from pipelines.sweep.point_jobs import PointJob, largest, same_evaluators, spec_of
 from pipelines.sweep.sweep_file import SweepFile
 from pipelines.sweep.table import table
-from pipelines.tracking.description import failed, sweep_description
+from pipelines.tracking.description import sweep_description
 from pipelines.tracking.metrics import sweep_metrics, sweep_params, sweep_tags
 from pipelines.tracking.tracker import Tracker
 from pruning.errors import ExportError, InputError, ScoringError
@@ -130,8 +130,10 @@ class SweepRun:
         described = sweep_description(report, command)
         if self.file.problems:
             said = (f"point {name}: {why}" for name, why in self.file.problems.items())
-            described = failed(described, "\n".join(said))
-        self.tracker.describe(described, [SWEEP_PICTURE])
+            secrets = [self.config.store.url]
+            self.tracker.describe_failed(described, "\n".join(said), secrets, [SWEEP_PICTURE])
+        else:
+            self.tracker.describe(described, [SWEEP_PICTURE])
         return self.tracker.finish(
             succeeded=not self.file.problems,
             artifacts=[self.folder.path / SWEEP, self.folder.path / SWEEP_PICTURE],

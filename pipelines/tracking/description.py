@@ -48,9 +48,13 @@ def search_description(summary: Mapping[str, Any], command: str) -> str:
     )
 
 
-def started_description(model: str, strategy: str, command: str) -> str:
-    """A search that has only begun."""
-    return _joined(f"**{_plain(model)}**, strategy {_plain(strategy)}", _again(command))
+def started_description(model: str, what: str, command: str) -> str:
+    """Of what has only begun.
+
+    Args:
+        what: is done with the model, in words.
+    """
+    return _joined(f"**{_plain(model)}**, {_plain(what)}", _again(command))
 
 
 def evaluation_description(report: Mapping[str, Any], command: str) -> str:
@@ -117,6 +121,12 @@ def failed(described: str, problem: str) -> str:
 def with_section(described: str, heading: str, text: str) -> str:
     """The same with a last section, in the place of what was below that heading."""
     return _joined(described.partition(heading)[0].rstrip(), heading, text)
+
+
+def with_section_of(said: str, heading: str, described: str) -> str:
+    """The same with the last section that was there before under that heading."""
+    _, found, text = said.partition(heading)
+    return with_section(described, heading, text.strip()) if found else described
 
 
 def with_pictures(described: str, run_id: str, names: Iterable[str]) -> str:

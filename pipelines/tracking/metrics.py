@@ -77,18 +77,21 @@ def layer_metrics(shape: ModelShape, dense: ModelShape) -> list[Metrics]:
     ]
 
 
-def time_metrics(lines: Sequence[Mapping[str, Any]], seconds: float) -> Metrics:
+def time_metrics(lines: Sequence[Mapping[str, Any]], seconds: float | None) -> Metrics:
     """Where the time of a search went.
 
     Args:
         lines: of the whole trajectory.
-        seconds: of its last process; what no step took is something else, where one process took
-            all of them.
+        seconds: of the process that took all of them; what no step took is something else. None:
+            several did, so that this is not known.
     """
     found = {
         name: sum(line["seconds"] for line in lines if line["stage"] == stage)
         for stage, name in TIMES.items()
+        if stage != "other"
     }
+    if seconds is None:
+        return found
     return found | {TIMES["other"]: max(0.0, seconds - sum(found.values()))}
 
 
@@ -138,7 +141,8 @@ def metrics_of_set(metrics: Metrics, name: str) -> Metrics:
 
 def metrics_of_text(metrics: Metrics, name: str) -> Metrics:
     """Those of an evaluation that were measured on one text."""
-    return {each: value for each, value in metrics.items() if each.split("/")[1:2] == [name]}
+    wanted = [f"{section}/{name}/token_perplexity" for section in ("eval", "eval_dense")]
+    return {each: value for each, value in metrics.items() if each in wanted}
 
 
 def evaluation_metrics(report: Mapping[str, Any]) -> Metrics:

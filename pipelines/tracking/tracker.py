@@ -17,7 +17,14 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from pipelines.config.redaction import masked_url, without_secrets
-from pipelines.tracking.description import MAX_LENGTH, failed, with_pictures, with_section
+from pipelines.tracking.description import (
+    MAX_LENGTH,
+    MEASURED,
+    failed,
+    with_pictures,
+    with_section,
+    with_section_of,
+)
 from pipelines.tracking.logged_model import PrunedModel, find_model, log_model, register_model
 from pipelines.tracking.metrics import DATASET_CONTEXT, NOTE, PARENT
 from pipelines.tracking.refusal import Refused, is_refusal
@@ -111,7 +118,8 @@ class Tracker:
         self._sender.put(self._tags_and_inputs(tags, datasets))
 
     def describe(self, markdown: str, pictures: Sequence[str] = ()) -> None:
-        """What the run's page says of it, in the place of what it said before.
+        """What the run's page says of it, in the place of what it said before, but for what was
+        measured of it.
 
         Args:
             pictures: names of artifacts to show below.
@@ -135,12 +143,25 @@ class Tracker:
         Args:
             secrets: addresses whose passwords the message must not hold, besides the server's.
         """
-        problem = str(error) or type(error).__name__
+        if not self.keeps_status:
+            self.describe_failed(self._described, str(error) or type(error).__name__, secrets)
+        self.finish(succeeded=False, artifacts=(), timeout_s=5)
+
+    def describe_failed(
+        self,
+        markdown: str,
+        problem: str,
+        secrets: Sequence[str] = (),
+        pictures: Sequence[str] = (),
+    ) -> None:
+        """The same of a run that failed, with the problem and without passwords in it.
+
+        Args:
+            secrets: see `fail`.
+        """
         for address in (self.uri, *secrets):
             problem = without_secrets(problem, address)
-        if not self.keeps_status:
-            self.describe(failed(self._described, problem))
-        self.finish(succeeded=False, artifacts=(), timeout_s=5)
+        self.describe(failed(markdown, problem), pictures)
 
     def log_model(self, model: PrunedModel) -> None:
         """The model that came out of the run, or what is new of it."""
@@ -322,7 +343,8 @@ class Tracker:
     def _note(self, markdown: str, pictures: Sequence[str]) -> Call:
         def send(client: Any) -> None:
             assert self.run_id is not None
-            note = with_pictures(markdown, self.run_id, pictures)
+            said = client.get_run(self.run_id).data.tags.get(NOTE, "")
+            note = with_section_of(said, MEASURED, with_pictures(markdown, self.run_id, pictures))
             client.set_tag(self.run_id, NOTE, note[:MAX_LENGTH])
 
         return send

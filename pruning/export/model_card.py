@@ -95,7 +95,7 @@ def _choice(settings: Mapping[str, Any]) -> str:
         else ""
     )
     partly = (
-        " Most of its steps scored those candidates only that the steps before made likely."
+        " Its steps may have scored only those candidates that the steps before made likely."
         if settings.get("search.selection", "exhaustive") != "exhaustive"
         else ""
     )

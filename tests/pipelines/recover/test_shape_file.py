@@ -17,6 +17,7 @@ from tests.conftest import tokens
 from tests.pipelines.command import Outcome, without_times
 from tests.pipelines.conftest import Cli, Search
 from tests.pipelines.recover.conftest import QUICK, Recover
+from tests.pipelines.tracking.test_description import NOTE, command_in, page
 
 WORDS = ("model.dtype=float32", "calibration=tokens", *QUICK)
 
@@ -68,6 +69,28 @@ def test_the_shape_of_a_search_is_recovered_as_the_search_is(
         weights.append((exported.folder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     assert "trajectory" not in manifest, "no search is known"
+
+
+@pytest.mark.parametrize("of", ["run", "shape"])
+def test_the_command_on_its_page_makes_the_same(
+    of: str, ended: Outcome, cli: Cli, checkpoint_folder: Path, text: str
+) -> None:
+    source = {
+        "run": (f"run={ended.folder}",),
+        "shape": (f"shape={ended.folder}/shape.json", f"model.path={checkpoint_folder}"),
+    }[of]
+    uri = f"tracking.uri=sqlite:///{ended.folder.parent}/mlflow.db"
+    words = [word for word in WORDS if of == "shape" or not word.startswith("model.")]
+    first = cli("recover", *source, text, uri, *words, folder="first")
+    assert first.status == 0, first.output
+    program, name, *again = command_in(page(first).data.tags[NOTE])
+    assert (program, name) == ("multipruner", "recover")
+    named = [word for word in again if word.startswith("output_dir=")]
+    assert named == ([] if of == "run" else [f"output_dir={first.folder}"])
+    repeated = cli("recover", *(word for word in again if word not in named), uri, folder="again")
+    assert repeated.status == 0, repeated.output
+    curves = [without_times(run.folder / "recovery.jsonl") for run in (first, repeated)]
+    assert curves[0] == curves[1]
 
 
 def test_a_solved_shape_is_recovered_and_needs_the_model_only(

@@ -16,6 +16,7 @@ from pipelines.tracking.description import (
     search_description,
     sweep_description,
     with_section,
+    with_section_of,
 )
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli, Search
@@ -117,3 +118,10 @@ def test_names_are_text(ended: Outcome) -> None:
     assert r"\<b\>\*a\|b\*\</b\>" in text
     assert r"**a \# stage \[has\] none left**" in text
     assert "    line\n    <b>" in failed("", "line\n<b>")
+
+
+def test_what_was_measured_stays_when_a_search_describes_itself_again() -> None:
+    said = with_section("old", "## Measured", "| a table |")
+    again = with_section_of(said, "## Measured", "new")
+    assert again == with_section("new", "## Measured", "| a table |")
+    assert with_section_of("old", "## Measured", "new") == "new"
