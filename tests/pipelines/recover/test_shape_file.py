@@ -75,13 +75,11 @@ def test_the_shape_of_a_search_is_recovered_as_the_search_is(
 def test_the_command_on_its_page_makes_the_same(
     of: str, ended: Outcome, cli: Cli, checkpoint_folder: Path, text: str
 ) -> None:
-    source = {
-        "run": (f"run={ended.folder}",),
-        "shape": (f"shape={ended.folder}/shape.json", f"model.path={checkpoint_folder}"),
-    }[of]
+    """Of a search on more of its text, whose sizes a recovery does not take."""
+    shape = (f"shape={ended.folder}/shape.json", f"model.path={checkpoint_folder}", text)
+    given = (*shape, *WORDS) if of == "shape" else (f"run={ended.folder}", *QUICK)
     uri = f"tracking.uri=sqlite:///{ended.folder.parent}/mlflow.db"
-    words = [word for word in WORDS if of == "shape" or not word.startswith("model.")]
-    first = cli("recover", *source, text, uri, *words, folder="first")
+    first = cli("recover", *given, uri, folder="first")
     assert first.status == 0, first.output
     program, name, *again = command_in(page(first).data.tags[NOTE])
     assert (program, name) == ("multipruner", "recover")
