@@ -172,7 +172,8 @@ class ClusterConfig:
             f"cluster.label_selector: {name}: {value}; Ray takes NAME: VALUE, !VALUE, in(A,B) or "
             "!in(A,B), of letters, digits, _, - and . (with a prefix, PREFIX/NAME)"
             for name, value in selector.items()
-            if not _LABEL.fullmatch(str(name)) or not _SELECTED.fullmatch(str(value))
+            if not (isinstance(value, str) and _LABEL.fullmatch(str(name)))
+            or not _SELECTED.fullmatch(value)
         ]
 
     def _ignored(self, *names: str, only: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 from collections.abc import Iterator
@@ -13,8 +12,6 @@ from pipelines.cli.plain import Parser
 from pipelines.errors import Failed
 from pruning.errors import InputError
 from workers.cluster.jobs import Job, Jobs, JobsError
-
-log = logging.getLogger(__name__)
 
 VARIABLE = "RAY_API_SERVER_ADDRESS"
 """Where Ray's own `ray job` finds the address, too."""
@@ -46,14 +43,7 @@ def connected(address: str | None) -> Iterator[Jobs]:
             f"chosen otherwise), or set {VARIABLE}"
         )
     try:
-        jobs = Jobs(place)
-        if jobs.is_unencrypted and not jobs.is_open:
-            log.warning(
-                "%s: the token travels unencrypted; on a network that others use, reach the "
-                "dashboard through ssh -L or https",
-                jobs.url,
-            )
-        yield jobs
+        yield Jobs(place)
     except JobsError as error:
         raise Failed(str(error)) from error
 

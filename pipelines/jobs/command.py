@@ -68,7 +68,12 @@ def _show_logs(arguments: argparse.Namespace) -> None:
             return
         jobs.follow(arguments.job, _write)
         job = jobs.find(arguments.job)
-    if job.is_over and job.status != "SUCCEEDED":
+    if not job.is_over:
+        raise Failed(
+            f"{job.submission_id}: it goes on, but the connection ended; to follow it again: "
+            + asking("logs", job.submission_id, arguments.address, "--follow")
+        )
+    if job.status != "SUCCEEDED":
         raise Failed(_ended(job, arguments.address))
 
 

@@ -43,7 +43,7 @@ def _submit(arguments: argparse.Namespace) -> None:
             "--yes"
         )
     with connected(arguments.address) as jobs:
-        _check(jobs, request)
+        _check(jobs, request, arguments.address)
         _show(jobs, request)
         if not arguments.yes and not _confirmed():
             raise Failed("not submitted")
@@ -61,7 +61,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     print_line(f"  to go on, should it or its cluster die: {again}")
 
 
-def _check(jobs: Jobs, request: Request) -> None:
+def _check(jobs: Jobs, request: Request, address: str | None) -> None:
     """Whether this cluster should run it.
 
     Raises:
@@ -79,7 +79,7 @@ def _check(jobs: Jobs, request: Request) -> None:
         if not job.is_over and job.metadata.get(OUTPUT_DIR) == request.folder:
             raise InputError(
                 f"output_dir: the job {job.submission_id} is at work in {request.folder}; wait for "
-                f"it, or end it with multipruner stop {job.submission_id}"
+                f"it, or end it with {asking('stop', job.submission_id, address)}"
             )
 
 

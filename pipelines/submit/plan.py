@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,9 @@ from pipelines.plan.command import plan_table, planned
 from pipelines.submit.request import PLANNED, Request
 from pruning.errors import InputError, first_line
 from pruning.models.find import configured_folder
+
+_ONE = ("recover", "latency")
+"""Commands of one process."""
 
 _ELSEWHERE = ("output_dir", "resume", "accept_other_arithmetic")
 """Options that a plan has, too, but that are about the folder on the cluster; `store` and
@@ -33,7 +37,7 @@ def show_plan(request: Request) -> None:
         return
     found = call("plan", lambda: _planned, _words_of_plan(request), as_grid)
     if isinstance(found, str):
-        print_line(f"no plan, since the model is not here: {found}")
+        print_line(f"no plan, since {found}")
     else:
         console.print(plan_table(found))
 
@@ -43,7 +47,7 @@ def evaluators_in_words(request: Request) -> str:
     cluster: Any = OmegaConf.select(request.config, "cluster")
     if cluster is None or cluster.kind == "inline":
         return ""
-    count = cluster.num_evaluators
+    count = 1 if request.command in _ONE else cluster.num_evaluators
     many = f"{count} evaluator{'s' if count > 1 else ''}" if count else "as many as fit"
     gpus = cluster.num_gpus_per_evaluator
     parts = [] if gpus is None else [f"{gpus} GPU"]
@@ -62,11 +66,14 @@ def _words_of_plan(request: Request) -> list[str]:
 
 
 def _planned(raw: DictConfig, overrides: Sequence[str]) -> Mapping[str, Any] | str:
-    """The plan, or why there is none: the model may be on the cluster alone."""
+    """The plan, or why there is none: model and table may be on the cluster alone."""
     paths = raw.grid.get("model.path", [raw.model.path])
     try:
         for path in paths:
             configured_folder(path, raw.model.revision)
     except InputError as error:
-        return f"{first_line(error)}"
+        return f"the model is not here: {first_line(error)}"
+    for table in raw.grid.get("latency", [raw.get("latency")]):
+        if table and not Path(table).expanduser().exists():
+            return f"the table is not here: latency: {table}"
     return planned(raw, overrides)

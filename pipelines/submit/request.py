@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import posixpath
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from pipelines.cli.commands import COMMANDS, command_line
 from pipelines.cli.launch import call
@@ -97,13 +100,15 @@ class Request:
     @property
     def folder(self) -> str:
         """Where it writes, as the cluster sees it."""
-        output_dir = self._value("output_dir")
-        return str(output_dir or self._value("run"))
+        within = {"recover": "recovery", "export": str(self._value("format"))}
+        run = posixpath.join(str(self._value("run")), within.get(self.command, ""))
+        return posixpath.normpath(self._value("output_dir") or run)
 
     @property
     def name(self) -> str:
         """What its jobs are called, without their number."""
-        folder = re.sub(r"[^\w-]+", "-", PurePosixPath(self.folder).name, flags=re.ASCII)
+        place = posixpath.normpath(self._value("output_dir") or self._value("run"))
+        folder = re.sub(r"[^\w-]+", "-", PurePosixPath(place).name, flags=re.ASCII)
         return f"{folder.strip('-') or 'run'}-{self.command}"
 
     @property
@@ -128,7 +133,11 @@ class Request:
         found += [
             f"{name}: {path}, which is relative to wherever the job runs; give an absolute path on "
             "storage that outlives the cluster's nodes"
-            for name, path in (("run", run), ("output_dir", output_dir))
+            for name, path in (
+                ("run", run),
+                ("output_dir", output_dir),
+                ("shape", self._value("shape")),
+            )
             if path is not None and not PurePosixPath(path).is_absolute()
         ]
         url = str(self._value("store.url") or "")
@@ -179,4 +188,9 @@ def _secrets(words: Sequence[str]) -> list[str]:
 
 
 def _is_relative_file(url: str) -> bool:
-    return url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_absolute()
+    try:
+        parts = make_url(url)
+    except ArgumentError:  # of a variable, or none
+        return False
+    is_file = parts.get_backend_name() == "sqlite" and bool(parts.database)
+    return is_file and not PurePosixPath(str(parts.database)).is_absolute()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from workers.cluster.authentication import GIVEN_BY, ray_environment
 from workers.cluster.probe import wait_for_listener
 
 logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
+
+log = logging.getLogger(__name__)
 
 PORT = 8265
 """Of a dashboard, where the address names none."""
@@ -110,9 +113,17 @@ class Jobs:
         _wait_for(self.url)
         self.is_open = _is_open(self.url)
         """It asks nobody for a token."""
+        if self.is_unencrypted and not self.is_open:
+            log.warning(
+                "%s: the token travels unencrypted; on a network that others use, reach the "
+                "dashboard through ssh -L or https",
+                self.url,
+            )
         mode = AuthenticationMode.DISABLED if self.is_open else AuthenticationMode.TOKEN
         with _explained(self.url), ray_environment(mode, _ELSEWHERE):
-            self._client = _Client(self.url)
+            # of `logs --follow` too, where nothing else reads that variable
+            certificates = os.environ.get("REQUESTS_CA_BUNDLE") or True
+            self._client = _Client(self.url, verify=certificates)
 
     @property
     def ray_version(self) -> str:

@@ -147,29 +147,43 @@ def test_what_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("words", "sent"),
+    ("words", "sent", "folder"),
     [
-        (["export", "run=/runs/a", "format=gguf"], "multipruner export run=/runs/a format=gguf"),
-        (["solve", "run=/runs/a", "output_dir=/b"], "multipruner solve run=/runs/a output_dir=/b"),
+        (
+            ["export", "run=/runs/a", "format=gguf"],
+            "multipruner export run=/runs/a format=gguf",
+            "/runs/a/gguf",
+        ),
+        (
+            ["solve", "run=/runs/a", "output_dir=/b//c/"],
+            "multipruner solve run=/runs/a output_dir=/b//c/",
+            "/b/c",
+        ),
         (
             ["evaluate", "run=/runs/a", STORE, "cluster=local"],
             f"multipruner evaluate run=/runs/a {STORE} cluster=local",
+            "/runs/a",
         ),
-        (["recover", "run=/runs/a"], "multipruner recover run=/runs/a cluster=ray"),
+        (
+            ["recover", "run=/runs/a"],
+            "multipruner recover run=/runs/a cluster=ray",
+            "/runs/a/recovery",
+        ),
         (
             ["prune", "resume=true", "output_dir=/runs/a"],  # which knows its store
             "multipruner prune resume=true output_dir=/runs/a cluster=ray",
+            "/runs/a",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_evaluators_are_on_the_cluster_unless_told_otherwise(
-    submit: Submit, board: Dashboard, words: list[str], sent: str
+    submit: Submit, board: Dashboard, words: list[str], sent: str, folder: str
 ) -> None:
     outcome = submit(*words)
     assert outcome.status == 0, outcome.output
     assert board.submitted[0]["entrypoint"] == sent
-    assert board.submitted[0]["metadata"]["output_dir"] in ("/runs/a", "/b")
+    assert board.submitted[0]["metadata"]["output_dir"] == folder
 
 
 def test_nobody_can_be_asked(cli: Cli, board: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +247,7 @@ def test_two_jobs_in_one_folder(submit: Submit, board: Dashboard) -> None:
     assert refused.status == 2
     assert refused.errors == [
         "error: output_dir: the job mine-prune-3 is at work in /shared/runs/mine; wait for it, or "
-        "end it with multipruner stop mine-prune-3"
+        f"end it with multipruner stop mine-prune-3 --address {board.address}"
     ]
     board.add("mine-prune-3", "FAILED", "multipruner prune", output_dir="/shared/runs/mine")
     assert submit(*words).status == 0
@@ -275,3 +289,25 @@ def test_a_cluster_that_is_not_there(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert outcome.status == 2
     [line] = outcome.errors
     assert line.startswith("error: --address: nothing answers at http://127.0.0.1:1 within 0.3 s")
+
+
+def test_what_is_on_the_cluster_alone_only_costs_the_plan(
+    submit: Submit, checkpoint_folder: Path
+) -> None:
+    table = "latency=/shared/latency.json"
+    target = ("search=allocation", "search.target={latency: 0.8}", table)
+    outcome = submit("prune", f"model.path={checkpoint_folder}", *target, OUTPUT, STORE)
+    assert outcome.status == 0, outcome.output
+    assert "no plan, since the table is not here: latency: /shared/latency.json" in outcome.output
+
+
+def test_one_process_recovers(submit: Submit) -> None:
+    said = submit("recover", "run=/runs/a").output
+    assert "evaluators: 1 evaluator, 1 GPU and 1 CPU each" in said
+
+
+@pytest.mark.parametrize("url", ["sqlite+pysqlite:///scores.db", "sqlite:///scores.db"])
+def test_a_relative_store_is_refused_in_every_spelling(submit: Submit, url: str) -> None:
+    outcome = submit("prune", "model.path=/shared/m", OUTPUT, f"store.url={url}")
+    assert outcome.status == 2
+    assert outcome.errors[0].startswith(f"error: store.url: {url}, which is relative")

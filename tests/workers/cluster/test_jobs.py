@@ -180,7 +180,7 @@ def test_a_cluster_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_else_can_read_what_is_sent(
     address: str, unencrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_wait_for", lambda _: None)
+    monkeypatch.setattr(client, "_wait_for", lambda *_, **__: None)
     monkeypatch.setattr(client, "_is_open", lambda _: True)
-    monkeypatch.setattr(client, "_Client", lambda _: None)
+    monkeypatch.setattr(client, "_Client", lambda *_, **__: None)
     assert Jobs(address).is_unencrypted is unencrypted

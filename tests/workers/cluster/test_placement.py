@@ -184,7 +184,7 @@ H100 = {"ray.io/accelerator-type": "H100", "zone": "a"}
     ids=str,
 )
 def test_nodes_are_chosen_by_their_labels(selector: dict[str, str], fits: bool) -> None:
-    """As Ray chooses them: those counted here are where it puts evaluators."""
+    """As Ray's documentation says that it chooses them."""
     placement = Placement(None, 1, label_selector=selector)
     node = Node("id", "10.0.0.1", 8, 4, 10**9, True, H100)
     assert placement.wanted([node]) == (4 if fits else 0)
