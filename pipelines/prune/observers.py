@@ -38,7 +38,8 @@ from pipelines.tracking.metrics import (
     step_metrics,
     time_metrics,
 )
-from pipelines.tracking.tracker import TokenDataset, Tracker
+from pipelines.tracking.token_dataset import TokenDataset
+from pipelines.tracking.tracker import Tracker
 from pruning.calibration.token_sets import SetName
 from pruning.models.display_name import display_name
 from pruning.scoring.score import perplexity

@@ -27,7 +27,8 @@ from pipelines.tracking.metrics import (
     recovery_params,
     recovery_tags,
 )
-from pipelines.tracking.tracker import TokenDataset, Tracker
+from pipelines.tracking.token_dataset import TokenDataset
+from pipelines.tracking.tracker import Tracker
 from pruning.calibration.token_sets import TokenSet
 from pruning.recovery.journal import JOURNAL, Line
 

@@ -5,11 +5,9 @@ A server that is slow or away costs a search nothing: what could not be sent is 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,10 @@ from pipelines.tracking.description import (
     with_section_of,
 )
 from pipelines.tracking.logged_model import PrunedModel, find_model, log_model, register_model
-from pipelines.tracking.metrics import DATASET_CONTEXT, NOTE, PARENT
+from pipelines.tracking.metrics import NOTE, PARENT
 from pipelines.tracking.refusal import Refused, is_refusal
 from pipelines.tracking.sender import MAX_SAID, Call, Sender
+from pipelines.tracking.token_dataset import TokenDataset, dataset_inputs
 from pipelines.tracking.view import VIEW, charts_link, preset_view, view_of_sweep
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -45,17 +44,6 @@ FINISH_TIMEOUT_S = 60.0
 
 _MAX_PARAMS = 100
 """In one call, by MLflow's own limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenDataset:
-    """What MLflow shows as a dataset input of a run."""
-
-    name: str
-    digest: str
-    source: Mapping[str, Any]
-    num_sequences: int
-    sequence_length: int
 
 
 class Tracker:
@@ -336,7 +324,7 @@ class Tracker:
             sent = [RunTag(name, value) for name, value in {**tags, **self._parent_tag()}.items()]
             client.log_batch(self.run_id, tags=sent)
             if datasets:
-                client.log_inputs(self.run_id, _dataset_inputs(datasets))
+                client.log_inputs(self.run_id, dataset_inputs(datasets))
 
         return send
 
@@ -384,26 +372,6 @@ class Tracker:
 
     def _artifact(self, path: Path) -> Call:
         return lambda client: client.log_artifact(self.run_id, str(path))
-
-
-def _dataset_inputs(datasets: Mapping[str, TokenDataset]) -> list[Any]:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    found = []
-    for context, dataset in datasets.items():
-        sizes = {
-            "num_sequences": dataset.num_sequences,
-            "sequence_length": dataset.sequence_length,
-        }
-        shown = Dataset(
-            name=dataset.name,
-            digest=dataset.digest,
-            source_type="local",
-            source=json.dumps(dict(dataset.source)),
-            profile=json.dumps(sizes),
-        )
-        found.append(DatasetInput(shown, tags=[InputTag(DATASET_CONTEXT, context)]))
-    return found
 
 
 def local_folder(uri: str) -> Path | None:

@@ -30,7 +30,8 @@ from pipelines.runs.journal import Journal
 from pipelines.status.status_file import Heartbeat
 from pipelines.store.scores import Context, ScoreStore
 from pipelines.tracking.metrics import step_metrics
-from pipelines.tracking.tracker import TokenDataset, Tracker
+from pipelines.tracking.token_dataset import TokenDataset
+from pipelines.tracking.tracker import Tracker
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder

@@ -35,6 +35,7 @@ from tests.conftest import ROOT, tokens
 from tests.pipelines.command import Outcome, without_times
 from tests.pipelines.conftest import Cli
 from tests.pipelines.recover.conftest import QUICK, Recover
+from tests.pipelines.tracking.test_description import command_in
 from tests.pruning.recovery.recoveries import TOLERANCE, logits
 from workers.training import trainer
 
@@ -79,7 +80,8 @@ def test_a_recovery_says_what_it_is(recover: Recover, ended: Outcome) -> None:
     note = page.data.tags["mlflow.note.content"]
     before, after = (found["heldout_perplexity"][name] for name in ("pruned", "recovered"))
     assert f"| perplexity, held-out text | {before:,.4g} | {after:,.4g} |" in note
-    assert f"multipruner recover run={ended.folder}" in note
+    command = ["multipruner", "recover", "calibration=tokens", f"run={ended.folder}"]
+    assert command_in(note)[: len(command)] == command
     assert "recovery.steps=12" in note
 
 

@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.config.redaction import masked_url, without_secrets
-from pipelines.tracking.tracker import TokenDataset, Tracker
+from pipelines.tracking.token_dataset import TokenDataset
+from pipelines.tracking.tracker import Tracker
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Search
 
