@@ -47,8 +47,9 @@ def prune(checkpoint: Checkpoint, text: Path, ratio: float) -> tuple[GreedySearc
                 assert isinstance(result, ScoreResult)
                 for candidate, nll in zip(task.candidates, result.nll, strict=True):
                     scores[candidate, task.batch] = BatchScore(nll, result.num_tokens)
-            mean = {c: ShapeScore.of(scores[c, i] for i in batches).nll for c in candidates}
-            search.observe(mean)
+            search.observe(
+                {c: ShapeScore.of(scores[c, i] for i in batches).nll for c in candidates}
+            )
     return search, order
 
 
