@@ -100,6 +100,11 @@ class EvaluateConfig:
             found.append(f"importance: {self.importance}, which has no effect without shape=")
         else:
             found += importance_problems(self.importance)
+        if self.checkpoint is not None and self.evaluation.cost_engines:
+            found.append(
+                "evaluation.cost_engines: has no effect with checkpoint=, which is of one format; "
+                "give run=OUTPUT_DIR of its search, or model.path=MODEL with shape=FILE"
+            )
         if not self.evaluation.wanted:
             found.append(
                 "evaluation: nothing to measure; give evaluation.tasks, evaluation.texts or "

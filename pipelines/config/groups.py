@@ -18,6 +18,8 @@ from pruning.errors import InputError
 from pruning.models.dtypes import DTYPES
 
 CLUSTERS = ("local", "ray", "inline")
+ENGINES = ("llama.cpp",)
+"""Besides transformers."""
 
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL = re.compile(rf"(?:{_WORD}/)?{_WORD}")
@@ -271,11 +273,12 @@ class EvaluationConfig:
     cost_prompt_tokens: int = MISSING
     cost_new_tokens: int = MISSING
     cost_rounds: int = MISSING
+    cost_engines: list[str] = MISSING
 
     @property
     def wanted(self) -> bool:
         """Whether there is anything to measure."""
-        return bool(self.tasks or self.texts or self.cost)
+        return bool(self.tasks or self.texts or self.cost or self.cost_engines)
 
     def problems(self) -> list[str]:
         found = at_least(
@@ -292,7 +295,12 @@ class EvaluationConfig:
             cost_new_tokens=1,
             cost_rounds=1,
         )
-        for name in ("tasks", "texts"):
+        found += [
+            f"evaluation.cost_engines: {name!r}; one of {', '.join(ENGINES)}"
+            for name in self.cost_engines
+            if name not in ENGINES
+        ]
+        for name in ("tasks", "texts", "cost_engines"):
             words = list(getattr(self, name))
             found += [
                 f"evaluation.{name}: {word} is there twice"

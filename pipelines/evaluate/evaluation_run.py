@@ -17,6 +17,7 @@ from pipelines.cli.console import WorkProgress, show_result
 from pipelines.cli.repeating import repeating
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.redaction import masked_url
+from pipelines.evaluate.engines import speed_in_engines
 from pipelines.evaluate.measurement import EvaluationJob, Measured, ModelMeasurement, open_job
 from pipelines.evaluate.models import ModelRole, ModelsUnderTest
 from pipelines.evaluate.results import as_csv, table
@@ -66,7 +67,8 @@ def run_evaluation(job: EvaluationJob, folder: RunFolder) -> dict[str, Any]:
             measurement = ModelMeasurement(job, store, progress)
             measured = {model.role: measurement.measure(model) for model in job.models.evaluated}
             cost = measurement.cost() if config.evaluation.cost else None
-        report = _report(job, measured, cost, time.time() - started)
+        engines = speed_in_engines(config, job.models, folder.path)
+        report = _report(job, measured, cost, time.time() - started) | {"engines": engines}
         folder.write(EVALUATION, dump_json(report))
         folder.write(EVALUATION_TABLE, as_csv(report))
         _log_metrics(tracker, report, step=len(job.models.run.lines) if job.models.run else 0)

@@ -17,16 +17,18 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.groups import EvaluationConfig
 from pipelines.evaluate.answers import CachedRequests, progress_size
 from pipelines.evaluate.benchmarks import Benchmarks, average, open_benchmarks
+from pipelines.evaluate.engines import problems_of_engines, tokenizer_of
 from pipelines.evaluate.models import (
     WINDOW_TOKENS,
     EvaluatedModel,
     ModelsUnderTest,
+    cost_roles,
     find_models,
     window_length,
 )
 from pipelines.evaluators import find_placement, local_session, open_pool
 from pipelines.store.scores import AnswerContext, ScoreStore
-from pruning.costs.measured import Role, SpeedComparison
+from pruning.costs.measured import SpeedComparison
 from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
@@ -120,6 +122,9 @@ def open_job(
     models = models or find_models(config, on_gpu=on_gpu)
     batch_size = evaluation.batch_size or (_GPU_BATCH_SIZE if on_gpu else 1)
     problems = problems_of_cost(evaluation, models.evaluated)
+    problems += problems_of_engines(
+        evaluation, models.main.checkpoint, tokenizer_of(config, models)
+    )
     length, placement = WINDOW_TOKENS, None
     try:
         length = window_length(evaluation.sequence_length, models.evaluated)
@@ -152,11 +157,6 @@ def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[EvaluatedMod
             f"this model's context of {min(contexts)} tokens; lower one"
         )
     ]
-
-
-def _cost_roles(models: Sequence[EvaluatedModel]) -> dict[Role, EvaluatedModel]:
-    """A recovered model costs what it did before: it is measured as the pruned one."""
-    return {"pruned" if model.role == "recovered" else model.role: model for model in models}
 
 
 def _needed_bytes(models: ModelsUnderTest, batch_size: int, window_tokens: int) -> int:
@@ -254,7 +254,7 @@ class ModelMeasurement:
     def cost(self) -> dict[str, Any]:
         """What the models cost, measured side by side on one evaluator that does nothing else."""
         job, evaluation = self.job, self.job.config.evaluation
-        models = _cost_roles(job.models.evaluated)
+        models = cost_roles(job.models.evaluated)
         specs = {
             role: model.spec(
                 batch_size=1, max_length=None, num_threads=job.config.cluster.num_cpus_per_evaluator

@@ -252,6 +252,11 @@ def _dense_model(config: EvaluateConfig, *, on_gpu: bool) -> EvaluatedModel:
     return EvaluatedModel("dense", checkpoint, checkpoint.fingerprint(), dtype, num_values)
 
 
+def cost_roles(models: Sequence[EvaluatedModel]) -> dict[Role, EvaluatedModel]:
+    """A recovered model costs what it did before: it is measured as the pruned one."""
+    return {"pruned" if model.role == "recovered" else model.role: model for model in models}
+
+
 def window_length(wanted: int | None, models: Sequence[EvaluatedModel]) -> int:
     """Tokens of a window of text: what was asked for, else `WINDOW_TOKENS`, or the context if that
     is smaller.

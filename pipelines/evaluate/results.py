@@ -119,9 +119,7 @@ def table(report: Mapping[str, Any]) -> Table:
     cost = report["cost"] or {}
     if cost:
         shown.add_section()
-        for name, label in (
-            _SIZES | {name: name.replace("_per_s", "/s").replace("_", " ") for name in _SPEEDS}
-        ).items():
+        for name, label in (_SIZES | {name: _speed_label(name) for name in _SPEEDS}).items():
             roles = ("dense", "pruned") if pruned else ("dense",)
             shown_costs = [(cost.get(role) or {}).get(name) for role in roles]
             cells = [_count(each) for each in shown_costs]
@@ -133,7 +131,28 @@ def table(report: Mapping[str, Any]) -> Table:
                 "",
                 _ratio((cost.get("ratio") or {}).get(name), *shown_costs),
             )
+    _add_engines(shown, report, pruned=pruned, between=bool(between))
     return shown
+
+
+def _add_engines(shown: Table, report: Mapping[str, Any], *, pruned: bool, between: bool) -> None:
+    for engine, found in (report.get("engines") or {}).items():
+        shown.add_section()
+        for name in _SPEEDS:
+            roles = ("dense", "pruned") if pruned else ("dense",)
+            speeds = [(found.get(role) or {}).get(name) for role in roles]
+            shown.add_row(
+                f"in {engine}" if name == _SPEEDS[0] else "",
+                _speed_label(name),
+                *map(_count, speeds),
+                *([""] if between else []),
+                "",
+                _ratio((found.get("ratio") or {}).get(name), *speeds),
+            )
+
+
+def _speed_label(name: str) -> str:
+    return name.replace("_per_s", "/s").replace("_", " ")
 
 
 def as_csv(report: Mapping[str, Any]) -> str:

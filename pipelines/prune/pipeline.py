@@ -12,6 +12,7 @@ from pipelines.config.export import ExportConfig
 from pipelines.config.groups import ModelConfig
 from pipelines.config.overrides import as_override
 from pipelines.evaluate.benchmarks import open_benchmarks
+from pipelines.evaluate.engines import problems_of_engines
 from pipelines.evaluate.evaluation_run import evaluate_run
 from pipelines.evaluate.measurement import problems_of_cost
 from pipelines.evaluate.models import EvaluatedModel, models_of_run, window_length
@@ -24,6 +25,7 @@ from pipelines.runs.saved_run import PastRun, read_saved_run
 from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.export.folder import format_problems
+from pruning.models.gguf_source import gguf_source
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,9 @@ def validate_post_steps(job: PruneJob) -> None:
             )
         ]
         problems = problems_of_cost(config.evaluation, dense)
+        problems += problems_of_engines(
+            config.evaluation, job.checkpoint, gguf_source(config.model.path)
+        )
         if problems:
             raise InputError("\n".join(problems))
         with open_benchmarks(

@@ -155,10 +155,15 @@ def evaluation_metrics(report: Mapping[str, Any]) -> Metrics:
     found = _quality("eval", report)
     if report["shape"] is not None and report["dense"] is not None:
         found |= _quality("eval_dense", report["dense"])
-    cost = report["cost"] or {}
+    sections = [("", report["cost"] or {})]
+    sections += [(f"/{engine}", each) for engine, each in (report.get("engines") or {}).items()]
     for section, values in (
-        ("eval_cost", cost.get("pruned") or cost.get("dense")),
-        ("eval_cost_ratio", cost.get("ratio")),
+        each
+        for suffix, cost in sections
+        for each in (
+            (f"eval_cost{suffix}", cost.get("pruned") or cost.get("dense")),
+            (f"eval_cost_ratio{suffix}", cost.get("ratio")),
+        )
     ):
         for name, value in (values or {}).items():
             number = value["median"] if isinstance(value, Mapping) else value

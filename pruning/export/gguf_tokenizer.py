@@ -164,6 +164,8 @@ def _byte_level(data: Mapping[str, Any], folder: Path) -> list[Field]:
     merges = [
         merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]
     ]
+    if not merges:
+        raise _refused(folder, "it has no merges, and a GGUF holds no empty list")
     return [
         Field(Keys.Tokenizer.MODEL, "gpt2", GGUFValueType.STRING),
         Field(Keys.Tokenizer.PRE, pre, GGUFValueType.STRING),

@@ -69,8 +69,10 @@ def test_search_evaluation_export(
             "evaluation={cost:true,cost_prompt_tokens:9999}",
             "evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: 9999 + 32",
         ),
+        ("evaluation.cost_engines=[onnx]", "evaluation.cost_engines: 'onnx'; one of llama.cpp"),
+        ("evaluation.cost_engines=[llama.cpp]", "it has no merges"),
     ],
-    ids=["task", "format", "data", "window", "cost"],
+    ids=["task", "format", "data", "window", "cost", "engine", "model of an engine"],
 )
 def test_what_would_fail_after_the_search_fails_before_it(
     search: Search, whole: list[str], override: str, message: str

@@ -113,6 +113,7 @@ def test_names_of_a_sweep_and_of_an_evaluation() -> None:
         "average": None,
         "dense": measured | {"average": 0.7},
         "cost": {"pruned": {"disk_bytes": 5}, "ratio": {"decode_tokens_per_s": {"median": 1.2}}},
+        "engines": {"llama.cpp": {"ratio": {"decode_tokens_per_s": {"median": 1.1}}}},
     }
     assert metrics.evaluation_metrics(report) == {
         "eval/wikitext2/token_perplexity": 9.0,
@@ -122,6 +123,7 @@ def test_names_of_a_sweep_and_of_an_evaluation() -> None:
         "eval_dense/average": 0.7,
         "eval_cost/disk_bytes": 5.0,
         "eval_cost_ratio/decode_tokens_per_s": 1.2,
+        "eval_cost_ratio/llama.cpp/decode_tokens_per_s": 1.1,
     }
     params = metrics.evaluation_params({"limit": 3}, model="m", source="/m", shape=None)
     assert params == {"evaluation.limit": 3, "model": "m", "source": "/m", "shape": None}

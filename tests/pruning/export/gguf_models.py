@@ -62,13 +62,13 @@ def source_of(
 
 
 def byte_level(
-    pre_tokenizer: pre_tokenizers.PreTokenizer, *, ignore_merges: bool = False
+    pre_tokenizer: pre_tokenizers.PreTokenizer, *, ignore_merges: bool = False, merges: bool = True
 ) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 4,
+        vocab_size=VOCAB - 4 if merges else 0,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["<s>", "</s>"],
         show_progress=False,

@@ -167,9 +167,13 @@ def _normalized() -> PreTrainedTokenizerFast:
             ),
             "WordLevel",
         ),
+        (
+            lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), merges=False),
+            "it has no merges",
+        ),
         (None, "cannot open it"),
     ],
-    ids=["cuts", "prefix", "normalizes", "words", "none"],
+    ids=["cuts", "prefix", "normalizes", "words", "no merges", "none"],
 )
 def test_unknown_tokenizers_are_refused(tokenizer, reason: str, tmp_path: Path) -> None:
     if tokenizer is not None:

@@ -1,0 +1,115 @@
+"""How fast the models are in other engines than transformers, as `multipruner export` writes
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.groups import EvaluationConfig
+from pipelines.evaluate.models import ModelsUnderTest, cost_roles
+from pruning.costs.accounting import Accounting
+from pruning.costs.llama_cpp_speed import llama_cpp_speed
+from pruning.costs.measured import Role
+from pruning.costs.speed import SpeedSettings
+from pruning.errors import ScoringError
+from pruning.export import gguf
+from pruning.export.source import ExportSource
+from pruning.export.verify_gguf import KNOWN, PACKAGE, has_llama_cpp
+from pruning.models.checkpoint import Checkpoint
+from pruning.models.gguf_source import gguf_source
+from pruning.models.loaded_model import LoadedModel
+
+log = logging.getLogger(__name__)
+
+_OPTION = "evaluation.cost_engines"
+
+
+def problems_of_engines(
+    evaluation: EvaluationConfig, checkpoint: Checkpoint, tokenizer_gguf: Path | None
+) -> list[str]:
+    """Why the speed of a dense model and its shapes cannot be measured in the engines that are
+    asked for.
+    """
+    if not evaluation.cost_engines:
+        return []
+    found = []
+    if not has_llama_cpp():
+        found.append(
+            f"{_OPTION}: llama.cpp is not installed here: pip install '{PACKAGE}=={KNOWN}*'"
+        )
+    if evaluation.cost_batch_size != 1:
+        found.append(
+            f"evaluation.cost_batch_size: {evaluation.cost_batch_size}; llama.cpp is measured with "
+            "one sequence at a time: give 1"
+        )
+    config, accounting = checkpoint.config(), Accounting(checkpoint.config())
+    geometry = accounting.geometry
+    unfit = gguf.problems(config, accounting.family, geometry, geometry.dense)
+    unfit += gguf.tokenizer_problems(checkpoint.folder, config, tokenizer_gguf)
+    return found + [f"{_OPTION}: as with export format=gguf: {problem}" for problem in unfit]
+
+
+def speed_in_engines(
+    config: EvaluateConfig, models: ModelsUnderTest, folder: Path
+) -> dict[str, Any]:
+    """Writes the models as GGUF files into `folder` for the time of the measurement, in the type
+    that the dense weights are stored in, and measures them in turns on this machine.
+
+    Returns:
+        By engine, what evaluation.json says.
+
+    Raises:
+        ScoringError: the engine cannot run a file.
+    """
+    evaluation, found = config.evaluation, dict[str, Any]()
+    settings = SpeedSettings(
+        1, evaluation.cost_prompt_tokens, evaluation.cost_new_tokens, evaluation.cost_rounds
+    )
+    for engine in evaluation.cost_engines:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".engine-") as scratch:
+            log.info("measuring speed in %s: writing the models", engine)
+            files = _write(models, tokenizer_of(config, models), Path(scratch))
+            log.info("measuring speed in %s: %d rounds", engine, settings.rounds)
+            try:
+                compared = llama_cpp_speed(
+                    files,
+                    settings,
+                    vocab_size=models.main.checkpoint.config().vocab_size,
+                    num_threads=config.cluster.num_cpus_per_evaluator,
+                )
+            except RuntimeError as error:
+                raise ScoringError(str(error)) from error
+        found[engine] = compared.to_json() | {"dtype": models.main.checkpoint.stored_dtype()}
+    return found
+
+
+def _write(models: ModelsUnderTest, tokenizer: Path | None, folder: Path) -> dict[Role, Path]:
+    """A file of each shape. Weights as they are stored, neither sorted nor compensated: other
+    values in the same sizes take the same time.
+    """
+    checkpoint = models.main.checkpoint
+    stored = checkpoint.stored_dtype()
+    dtype: torch.dtype = getattr(torch, stored)
+    dense = LoadedModel.of(checkpoint.load(dtype=stored))
+    files = {}
+    for role, model in cost_roles(models.evaluated).items():
+        target = folder / role
+        target.mkdir()
+        shape = model.shape or dense.geometry.dense
+        gguf.write(
+            target, ExportSource(dense, shape, checkpoint.folder, dtype), tokenizer_gguf=tokenizer
+        )
+        files[role] = target / gguf.file_name(dtype)
+    return files
+
+
+def tokenizer_of(config: EvaluateConfig, models: ModelsUnderTest) -> Path | None:
+    """The GGUF that the dense model came from."""
+    return gguf_source(config.model.path if models.run is None else models.run.config.model.path)

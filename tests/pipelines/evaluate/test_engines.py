@@ -1,0 +1,99 @@
+"""Speed in llama.cpp, as a part of an evaluation."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pipelines.evaluate import engines
+from pruning.export import gguf
+from tests.conftest import tokens
+from tests.documents import save_reader
+from tests.pipelines.command import searched as a_search
+from tests.pipelines.evaluate.conftest import Evaluate
+from tests.pruning.export.llama_cpp import needs_llama_cpp
+from tests.tiny_search import tiny_search
+
+ENGINE = ("evaluation=none", "evaluation.cost_engines=[llama.cpp]", "evaluation.cost_rounds=1")
+
+
+@pytest.fixture
+def with_merges(reader: Path, tmp_path: Path) -> Path:
+    """The tiny reader, whose tokenizer merges two letters in the place of a byte that no text
+    has.
+    """
+    folder = Path(shutil.copytree(reader, tmp_path / "reader"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["th"] = vocab.pop(list(vocab)[-1])
+    tokenizer["model"]["merges"] = [["t", "h"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@needs_llama_cpp
+def test_dense_and_pruned_side_by_side_in_files_that_are_gone_afterwards(
+    run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"input_ids": tokens(24, 32).numpy().astype(np.int64)}, tmp_path / "t.safetensors")
+    searched = a_search(tmp_path, *tiny_search(with_merges, tmp_path / "t.safetensors")).folder
+    written, write = [], gguf.write
+
+    def seen(folder: Path, source: gguf.ExportSource, **options: Path | None) -> int:
+        written.append((folder.name, source.shape.text))
+        return write(folder, source, **options)
+
+    monkeypatch.setattr(engines.gguf, "write", seen)
+    before = sorted(path.name for path in searched.iterdir())
+    outcome = run(f"run={searched}", *ENGINE)
+    assert outcome.status == 0, outcome.output
+    report = outcome.evaluation
+    assert report["cost"] is None
+    (engine, found), *others = report["engines"].items()
+    assert (engine, others) == ("llama.cpp", [])
+    assert found["settings"] | {"seed": 0} == {
+        "batch_size": 1,
+        "prompt_tokens": 128,
+        "new_tokens": 32,
+        "rounds": 1,
+        "seed": 0,
+    }
+    for role in ("dense", "pruned", "ratio"):
+        for name in ("prefill_tokens_per_s", "decode_tokens_per_s"):
+            assert 0 < found[role][name]["lowest"] <= found[role][name]["median"]
+    assert found["ratio"]["decode_tokens_per_s"]["median"] == pytest.approx(
+        found["pruned"]["decode_tokens_per_s"]["median"]
+        / found["dense"]["decode_tokens_per_s"]["median"]
+    )
+    assert written == [("dense", written[0][1]), ("pruned", report["shape"])]
+    assert written[0][1] != report["shape"]
+    assert re.search(r"in llama\.cpp +│ prefill tokens/s +│ +[\d,.]+ │ +[\d,.]+ │", outcome.output)
+    left = {path.name for path in outcome.folder.iterdir() if path.name.startswith(".engine")}
+    assert not left
+    assert sorted(path.name for path in searched.iterdir()) == before
+
+
+def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
+    run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "has_llama_cpp", lambda: False)
+    outcome = run(f"model.path={with_merges}", *ENGINE, "evaluation.cost_batch_size=2")
+    assert outcome.status == 2, outcome.output
+    assert [line.split(":")[1].strip() for line in outcome.errors] == [
+        "evaluation.cost_engines",
+        "evaluation.cost_batch_size",
+    ]
+    assert "llama.cpp is not installed here: pip install 'cyllama==0.2.*'" in outcome.errors[0]
+    monkeypatch.undo()
+
+    other = save_reader(tmp_path / "other", "phi")
+    outcome = run(f"model.path={other}", *ENGINE, folder="other")
+    assert outcome.status == 2, outcome.output
+    assert "evaluation.cost_engines: as with export format=gguf: " in outcome.output
+    assert "'phi'" in outcome.output
