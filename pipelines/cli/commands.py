@@ -62,9 +62,10 @@ COMMANDS: dict[str, Command] = {
         Command(
             "plan",
             "what a search or a sweep would take",
-            "Steps, evaluations, FLOPs and memory of a search, and with a known rate its hours, "
-            "from the model's configuration alone: a folder with config.json is enough. Takes the "
-            "options of prune, and lists of values as sweep does.",
+            "Steps, evaluations, FLOPs, memory and time of a search, from the configuration of the "
+            "model alone: a folder with config.json is enough. The rate of an evaluator is "
+            "measured for five seconds where none is given. Takes the options of prune, and lists "
+            "of values as sweep does.",
             (
                 ("model.path=MODEL search.target_ratio=0.22", "one search"),
                 (
