@@ -119,7 +119,7 @@ def test_what_no_path_reaches_is_not_submitted(
             ["prune"],
             ["output_dir: missing; give an abs", "store.url: sqlite:///outputs/scores.db, which"],
         ),
-        (["solve", "run=/runs/a"], ["output_dir: missing"]),
+        (["solve", "run=/runs/a", "search.target_ratio=0.2"], ["output_dir: missing"]),
         (["prune", "output_dir=runs/a", STORE], ["output_dir: runs/a, which is relative"]),
         (["prune", "output_dir=~/a", STORE], ["output_dir: ~/a, which is relative"]),
         (["export", "run=runs/a"], ["run: runs/a, which is relative to wherever the job runs"]),
@@ -155,8 +155,8 @@ def test_what_is_refused(
             "/runs/a/gguf",
         ),
         (
-            ["solve", "run=/runs/a", "output_dir=/b//c/"],
-            "multipruner solve run=/runs/a output_dir=/b//c/",
+            ["solve", "run=/runs/a", "output_dir=/b//c/", "search.target_ratio=0.2"],
+            "multipruner solve run=/runs/a output_dir=/b//c/ search.target_ratio=0.2",
             "/b/c",
         ),
         (
