@@ -148,6 +148,7 @@ COMMANDS: dict[str, Command] = {
             "given again.",
             (
                 ("run=DIR", "on more of the text that the search saw, in DIR/recovery"),
+                ("run=DIR plan=true", "what that would take, without starting it"),
                 (
                     "run=DIR calibration=alpaca recovery.steps=1000 output_dir=RECOVERED",
                     "on another text, for longer",
