@@ -49,7 +49,6 @@ def problems_of_options(command: str, raw: DictConfig, overrides: Sequence[str])
 
 def _of_points(raw: DictConfig, overrides: Sequence[str]) -> None:
     """As `pipelines.sweep`."""
-    SweepConfig.of_grid(_known(raw))
     points, given = _points(raw, overrides)
     names, configs = [option_of(override) for override in given], list[PruneConfig]()
     problems = PointProblems(points)
