@@ -62,9 +62,10 @@ COMMANDS: dict[str, Command] = {
         Command(
             "plan",
             "what a search or a sweep would take",
-            "Steps, evaluations, FLOPs and memory of a search, and with a known rate its hours, "
-            "from the model's configuration alone: a folder with config.json is enough. Takes the "
-            "options of prune, and lists of values as sweep does.",
+            "Steps, evaluations, FLOPs, memory and time of a search, from the configuration of the "
+            "model alone: a folder with config.json is enough. The rate of an evaluator is "
+            "measured for five seconds where none is given. Takes the options of prune, and lists "
+            "of values as sweep does.",
             (
                 ("model.path=MODEL search.target_ratio=0.22", "one search"),
                 (
@@ -143,8 +144,8 @@ COMMANDS: dict[str, Command] = {
             "Trains low-rank adapters on the pruned model of a search that has ended, or of a "
             "shape file, by default to say what the dense model says, and stops when held-out text "
             "gains nothing any more. The folder that it writes is taken by evaluate and export as "
-            "that of a search is. A recovery that was stopped goes on when the same command is "
-            "given again.",
+            "that of a search is. With plan=true it says what that would take. A recovery that was "
+            "stopped goes on when the same command is given again.",
             (
                 ("run=DIR", "on more of the text that the search saw, in DIR/recovery"),
                 (

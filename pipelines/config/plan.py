@@ -20,6 +20,7 @@ class PlanConfig(PruneConfig):
     grid: dict[str, Any] = field(default_factory=dict)
     tflops_per_evaluator: float | None = MISSING
     rate_of: str | None = MISSING
+    measure_rate: bool = MISSING
 
     def problems_of_memory(self, given: Sequence[str]) -> list[str]:
         """None: what a model takes at a load is in every plan."""

@@ -44,6 +44,7 @@ class RecoverConfig:
     shape: str | None = MISSING
     importance: str | None = MISSING
     output_dir: str | None = MISSING
+    plan: bool = MISSING
 
     @classmethod
     def of(cls, config: DictConfig, given: Sequence[str]) -> Self:

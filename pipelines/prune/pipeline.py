@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from pipelines.cli.commands import command_line
-from pipelines.cli.console import log_to, print_line
+from pipelines.cli.console import console, log_to, print_line
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.groups import ModelConfig
@@ -17,9 +17,11 @@ from pipelines.evaluate.evaluation_run import evaluate_run
 from pipelines.evaluate.measurement import problems_of_cost
 from pipelines.evaluate.models import EvaluatedModel, models_of_run, window_length
 from pipelines.export.export_run import export_run, is_exported
+from pipelines.plan.report import search_report
+from pipelines.plan.tables import plan_table
 from pipelines.prune.job import PruneJob
 from pipelines.prune.search_run import SearchRun
-from pipelines.runs.files import CHANNEL_ORDER, PRUNE_LOG
+from pipelines.runs.files import CHANNEL_ORDER, PRUNE_LOG, TRAJECTORY
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.saved_run import PastRun, read_saved_run
 from pipelines.store.scores import ScoreStore
@@ -40,6 +42,8 @@ def run_job(job: PruneJob) -> dict[str, Any]:
         try:
             record = folder.claim(job.identity())
             log_to(folder.path / PRUNE_LOG)
+            if console.is_terminal and not (folder.path / TRAJECTORY).exists():
+                _show_plan(job)
             summary = SearchRun(job, store, folder, record).go()
             run_post_steps(job, folder)
             for step in next_steps(job, folder):
@@ -47,6 +51,19 @@ def run_job(job: PruneJob) -> dict[str, Any]:
             return summary
         finally:
             log_to(None)
+
+
+def _show_plan(job: PruneJob) -> None:
+    """For a person who waits for the evaluators: how many steps and how much memory. Time is on the
+    bar, once they compute.
+    """
+    hidden_size = job.checkpoint.config().hidden_size
+    try:
+        found = search_report(job.config, job.accounting, job.settings, hidden_size=hidden_size)
+    except InputError as error:  # what can be reached is searched for, and kept
+        log.warning("%s", error)
+    else:
+        console.print(plan_table(found.report))
 
 
 def next_steps(job: PruneJob, folder: RunFolder) -> list[str]:

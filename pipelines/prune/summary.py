@@ -31,7 +31,7 @@ from pipelines.runs.pictures import shape_figure, trajectory_figure
 from pipelines.runs.provenance import git_revision, versions
 from pruning.calibration.token_sets import heldout_sources
 from pruning.canonical_json import dump_json
-from pruning.costs.accounting import NOT_KNOWN, Accounting
+from pruning.costs.accounting import NOT_KNOWN, Accounting, shown_count
 from pruning.costs.latency import PHASES
 from pruning.costs.memory import shown_bytes
 from pruning.errors import TargetNotReached
@@ -235,9 +235,7 @@ def table(summary: Mapping[str, Any]) -> Table:
         pair = summary["perplexity"].get(name)
         if pair:
             rows.add_row(label, *_cells(pair, lambda value: f"{value:.2f}"))
-    rows.add_row(
-        "parameters", *_cells(summary["num_parameters"], lambda value: f"{value / 1e6:,.2f} M")
-    )
+    rows.add_row("parameters", *_cells(summary["num_parameters"], shown_count))
     rows.add_row(
         f"FLOPs per token at {summary['context_length']} tokens",
         *_cells(summary["flops_per_token"], lambda value: f"{value / 1e6:,.1f} M", NOT_KNOWN),

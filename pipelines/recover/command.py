@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.cli.console import log_to
+from pipelines.cli.console import console, log_to
 from pipelines.config.overrides import option_of
 from pipelines.config.recover import RecoverConfig
 from pipelines.errors import Failed
 from pipelines.evaluators import joined
 from pipelines.recover.job import RecoverJob
+from pipelines.recover.plan import plan_table, recovery_plan
 from pipelines.recover.recovery_run import run_recovery
 from pipelines.runs.files import CONFIG, RECOVER_LOG
 from pipelines.runs.folder import RunFolder
@@ -23,7 +24,8 @@ from workers.training.trainer import TrainingFailed
 
 
 def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Runs one recovery, or goes on with one; returns what recovery.json says.
+    """Runs one recovery, or goes on with one; returns what recovery.json says. With `plan=true` it
+    says what one would take, and writes nothing.
 
     Raises:
         InputError: invalid input, found before any weight is loaded.
@@ -34,6 +36,10 @@ def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     # An experiment says what text it is about; else it is that of the search.
     groups = ("tracking",) if "experiment" in given else ("calibration", "tracking")
     config = RecoverConfig.of(with_settings_of_run(raw, given, groups), given)
+    if config.plan:
+        found = recovery_plan(RecoverJob.of(config))
+        console.print(plan_table(found))
+        return found
     with joined(config.cluster):
         job = RecoverJob.of(config)
         with RunFolder(config.output_dir or f"{config.run}/recovery") as folder:

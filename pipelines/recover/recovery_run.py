@@ -18,13 +18,13 @@ from pipelines.cli.console import WorkProgress, duration, show_result
 from pipelines.config.overrides import as_override
 from pipelines.errors import Failed
 from pipelines.recover.job import RecoverJob
+from pipelines.recover.plan import plan_in_words, recovery_plan
 from pipelines.recover.status import RecoveryStatus
 from pipelines.recover.tracking import RecoveryTracking
 from pipelines.runs.files import ADAPTERS, RECOVERY
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import git_revision, versions
 from pruning.canonical_json import dump_json
-from pruning.costs.accounting import NOT_KNOWN
 from pruning.recovery.adapters import adapter_fingerprint, write_adapters
 from pruning.recovery.journal import (
     CHECKPOINTS,
@@ -89,7 +89,7 @@ def _train(
         settings.loss,
         settings.rank,
     )
-    log.info("at most %s", _what_it_takes(job))
+    log.info("at most %s", plan_in_words(recovery_plan(job)))
     with WorkProgress("updates") as bar:
         shown = _Shown(settings.steps, bar)
 
@@ -119,19 +119,6 @@ def _train(
     found = _description(job, folder, files, stopped_by)
     folder.write(RECOVERY, dump_json(found))
     return found
-
-
-def _what_it_takes(job: RecoverJob) -> str:
-    """Tokens, memory, FLOPs and time of all updates, in words; said before anything is loaded."""
-    settings, flops, rate = job.settings, job.flops(), job.tflops_of_search
-    tokens = settings.steps * settings.batch_size * job.text.sequence_length
-    said = f"{tokens:,} tokens, {job.needed_bytes / 1e9:.1f} GB of memory"
-    if flops is None:
-        return f"{said}; FLOPs and time are {NOT_KNOWN} of this architecture"
-    said += f", {flops:.2e} FLOPs"
-    if not rate:
-        return f"{said}; the time left is said with each checkpoint"
-    return f"{said}, {duration(flops / (rate * 1e12))} at the rate of an evaluator of the search"
 
 
 class _Shown:

@@ -13,7 +13,8 @@ from pipelines.cli.launch import call
 from pipelines.config.grid import as_grid
 from pipelines.config.options import options_of
 from pipelines.config.overrides import option_of
-from pipelines.plan.command import plan_table, planned
+from pipelines.plan.command import planned
+from pipelines.plan.tables import plan_table
 from pipelines.submit.request import PLANNED, Request
 from pruning.errors import InputError, first_line
 from pruning.models.find import configured_folder
@@ -57,12 +58,13 @@ def evaluators_in_words(request: Request) -> str:
 def _words_of_plan(request: Request) -> list[str]:
     known = {option.name for option in options_of("plan")}
     only = {option.name for option in options_of(request.command)} - known
-    return [
+    words = [
         word
         for word in (*request.words, *request.for_plan)
         if option_of(word) not in (*_ELSEWHERE, *only)
         and option_of(word).partition(".")[0] not in ("store", "tracking")
     ]
+    return [*words, "measure_rate=false"]  # of another machine
 
 
 def _planned(raw: DictConfig, overrides: Sequence[str]) -> Mapping[str, Any] | str:

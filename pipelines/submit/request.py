@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipelines.config.groups import URLS
 from pipelines.config.options import options_of
 from pipelines.config.overrides import option_of
 from pipelines.config.redaction import masked_url, without_secrets
+from pipelines.submit.checks import problems_of_options
 from pruning.errors import InputError
 
 SUBMITTED: dict[str, Callable[[Sequence[str]], list[str]]] = {
@@ -80,9 +82,9 @@ class Request:
         options = {option.group for option in options_of(command)}
         if "cluster" in options and not any(option_of(word) == "cluster" for word in kept):
             kept.append("cluster=ray")
-        config = call(command, lambda: lambda raw, _: raw, kept, SUBMITTED[command])
+        config, found = call(command, lambda: partial(_checked, command), kept, SUBMITTED[command])
         request = cls(command, tuple(kept), for_plan, config)
-        problems = request._problems()
+        problems = dict.fromkeys([*request._problems(), *found])
         if problems:
             raise InputError("\n".join(problems))
         return request
@@ -155,6 +157,13 @@ class Request:
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
+
+
+def _checked(
+    command: str, raw: DictConfig, overrides: Sequence[str]
+) -> tuple[DictConfig, list[str]]:
+    """The configuration, and what is wrong with it."""
+    return raw, problems_of_options(command, raw, overrides)
 
 
 def _command(given: Sequence[str]) -> tuple[str, list[str]]:

@@ -15,6 +15,11 @@ NOT_KNOWN = "not known"
 """What people read in the place of a number that is None."""
 
 
+def shown_count(count: float) -> str:
+    """Parameters in words, three digits of them: 0.26 M, 135 M, 6.74 G."""
+    return f"{count / 1e6:.3g} M" if count < 999.5e6 else f"{count / 1e9:,.3g} G"
+
+
 class Accounting:
     """What a shape of one model costs.
 

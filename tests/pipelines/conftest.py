@@ -95,7 +95,7 @@ Cli = Callable[..., Outcome]
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """`cli("export", "run=DIR", folder="a")` is `python -m pipelines.export run=DIR` in this
-    process, with `output_dir` in the folder of the test.
+    process, with `output_dir` in the folder of the test. A plan measures no rate unless told to.
 
     Args:
         folder: the command's name by default; None for no `output_dir`.
@@ -105,7 +105,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     def run(command: str, *words: object, folder: str | None = "") -> Outcome:
         given = folder is None or any(str(word).startswith("output_dir=") for word in words)
         place = [] if given else [f"output_dir={tmp_path / (folder or command)}"]
-        return run_command(command, *place, *effective(list(map(str, words))))
+        quick = ["measure_rate=false"] if command == "plan" else []
+        return run_command(command, *place, *quick, *effective(list(map(str, words))))
 
     return run
 

@@ -66,7 +66,8 @@ def test_a_recovery_says_what_it_is(recover: Recover, ended: Outcome) -> None:
     assert nll["recovered"] == min(measured.values()) == measured[found["best_step"]]
     assert "update 12 of 12: mean loss " in outcome.output
     said = (
-        r"at most 1,536 tokens, 0\.6 GB of memory, \d\.\d\de\+\d\d FLOPs, \d+ s at the rate of an "
+        r"at most 1,536 tokens, 6\d\d\.?\d? MB of memory, \d\.\d\de\+\d\d FLOPs, \d+ s at the rate "
+        "of an evaluator of the search"
     )
     assert re.search(said, outcome.output.partition("update 4 of 12")[0])
     assert f"multipruner evaluate run={outcome.folder}" in outcome.output

@@ -62,7 +62,7 @@ def test_the_plan_is_shown_and_the_words_arrive_as_they_are(
     assert request["submission_id"] == "it-s-a-b-c-HOME-prune-1"
     assert request["metadata"]["output_dir"] == '/shared/runs/it\'s a=b "c" $HOME'
     said = " ".join(outcome.output.split())
-    assert "tiny-llama, 0.00 G parameters, to ratio 0.25" in said
+    assert "tiny-llama, 0.068 M parameters, to ratio 0.25" in said
     assert "│ block │ 1 to 1 │ 8 to 8 │" in said
     assert "memory of an evaluator (" in said
     assert "time on 2 evaluators │ │ 27 s │" in said
@@ -119,7 +119,7 @@ def test_what_no_path_reaches_is_not_submitted(
             ["prune"],
             ["output_dir: missing; give an abs", "store.url: sqlite:///outputs/scores.db, which"],
         ),
-        (["solve", "run=/runs/a"], ["output_dir: missing"]),
+        (["solve", "run=/runs/a", "search.target_ratio=0.2"], ["output_dir: missing"]),
         (["prune", "output_dir=runs/a", STORE], ["output_dir: runs/a, which is relative"]),
         (["prune", "output_dir=~/a", STORE], ["output_dir: ~/a, which is relative"]),
         (["export", "run=runs/a"], ["run: runs/a, which is relative to wherever the job runs"]),
@@ -155,8 +155,8 @@ def test_what_is_refused(
             "/runs/a/gguf",
         ),
         (
-            ["solve", "run=/runs/a", "output_dir=/b//c/"],
-            "multipruner solve run=/runs/a output_dir=/b//c/",
+            ["solve", "run=/runs/a", "output_dir=/b//c/", "search.target_ratio=0.2"],
+            "multipruner solve run=/runs/a output_dir=/b//c/ search.target_ratio=0.2",
             "/b/c",
         ),
         (

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from pruning.costs.accounting import Accounting
+from pruning.costs.accounting import Accounting, shown_count
 from pruning.export.authors_config import read_authors_config
 from pruning.models.families import FAMILIES
 from pruning.models.loaded_model import LoadedModel
@@ -91,3 +91,19 @@ def test_seventy_billion_are_never_allocated() -> None:
     accounting = Accounting(config)
     assert accounting.num_dense_parameters == 68_976_648_192
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 300e6
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (68_000, "0.068 M"),
+        (260_032, "0.26 M"),
+        (134_515_008, "135 M"),
+        (999_400_000, "999 M"),
+        (999_600_000, "1 G"),
+        (6_738_415_616, "6.74 G"),
+        (68_976_648_192, "69 G"),
+    ],
+)
+def test_a_count_in_words(count: int, words: str) -> None:
+    assert shown_count(count) == words
