@@ -5,6 +5,7 @@ any more.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines.config.target import in_words
+from pipelines.evaluate.benchmarks import average_stderr
 from pipelines.evaluate.results import conditions, metrics_of, stderr_name
-from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
+from pipelines.report.data import (
+    SIZES,
+    Evaluation,
+    Pair,
+    ReportRun,
+    ReportStep,
+    Sample,
+    Score,
+    TaskScore,
+)
 from pipelines.runs.candidates import search_in_words
 from pipelines.runs.files import (
     ALLOCATION,
@@ -30,8 +41,10 @@ from pipelines.runs.files import (
 from pipelines.runs.journal import set_of
 from pipelines.runs.saved_run import SavedRecovery, SavedRun, read_recovery, read_saved_run
 from pruning.calibration.token_sets import heldout_sources
-from pruning.costs.latency import LatencyTable
+from pruning.costs.latency import PHASES, LatencyTable
+from pruning.costs.target import TIMED
 from pruning.errors import InputError
+from pruning.scoring.score import ShapeScore
 from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
 
@@ -152,6 +165,8 @@ def _recovered(run: ReportRun, recovery: SavedRecovery) -> ReportRun:
         f"{recovered} on held-out text, where the dense model has {dense}",
         heldout=Pair(None, None),
         heldout_sources={},
+        heldout_nll={},
+        samples=(),
         mlflow_run_id=recovery.record.get("mlflow_run_id"),
     )
 
@@ -193,6 +208,13 @@ def _run_of(
         },
         heldout=heldout,
         heldout_text=_heldout_text(identity["model"], texts.get("heldout", {}), heldout),
+        heldout_nll={
+            _heldout_text(identity["model"], texts[set_name], perplexity[set_name]): (
+                _sequences(nll["dense"]),
+                _sequences(nll["pruned"]),
+            )
+            for set_name, nll in summary.get("nll_per_sequence", {}).items()
+        },
         heldout_sources={
             source: (
                 perplexity[set_name],
@@ -205,6 +227,11 @@ def _run_of(
         evaluation=evaluation,
         allocation=allocation,
         latency=latency,
+        milliseconds=_milliseconds(summary, identity),
+        samples=tuple(
+            Sample(str(each["prompt"]), str(each["dense"]), str(each["pruned"]))
+            for each in summary.get("samples", ())
+        ),
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )
@@ -254,6 +281,33 @@ def _step(line: Mapping[str, Any]) -> ReportStep:
     )
 
 
+def _sequences(nll: Sequence[float | None]) -> ShapeScore:
+    """As scores of one token each, since these are per token already."""
+    return ShapeScore(tuple(math.nan if each is None else float(each) for each in nll), 1)
+
+
+def _milliseconds(
+    summary: Mapping[str, Any], identity: Mapping[str, str]
+) -> tuple[str, Pair] | None:
+    """Of the first target in time: by the clock where both models were timed, else by the table."""
+    name = next((each for each in TIMED if each in summary.get("costs", {})), None)
+    if name is None:
+        return None
+    of, measured = "" if name == "latency" else f"{name} of ", summary["latency"].get("measured")
+    table = f"table {identity['latency'][:8]}" if "latency" in identity else "the table"
+    if measured is not None:
+        phases = [measured[phase] for phase in PHASES if name in ("latency", phase)]
+        dense, pruned = (
+            1e3 * sum(float(phase[f"{role}_seconds"]) for phase in phases)
+            for role in ("dense", "pruned")
+        )
+        how = f"measured on {measured['device']} as {table} says"
+        return f"{of}a batch, {how}", Pair(dense, pruned)
+    cost = summary["costs"][name]
+    times = Pair(*(1e-6 * float(cost[role]) for role in ("dense", "pruned")))
+    return f"{of}a batch, by {table}", times
+
+
 def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
     evaluations = summary["evaluations"]
     return {
@@ -297,6 +351,7 @@ def _evaluation(report: Mapping[str, Any]) -> Evaluation:
         },
         tasks=tuple(tasks),
         average=Pair(_number(theirs["average"]), _number(report["average"])),
+        average_stderr=Pair(average_stderr(theirs["tasks"]), average_stderr(report["tasks"])),
         conditions=conditions(report),
     )
 
