@@ -18,7 +18,8 @@ _SAME_TIME = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The run with the best value among those that are as small as any that it competes with.
+    """The run with the best value among those of about the same size, and any that is smaller and
+    better still.
 
     Args:
         point: None where no two runs are of about the same size and none beats all others.
@@ -38,7 +39,7 @@ def best_of(group: ParetoGroup) -> Best:
         value = f"{group.metric} {number_of(group, point.value)} at {_sizes(group, [point])}"
         return Best(None, (), f"{_name(point)}: {value}{_of_dense(group)}.")
     peers = _peers(group)
-    rivals = _as_small(group, peers)
+    rivals = [*peers, *_better_and_smaller(group, peers)]
     best = min(rivals, key=lambda point: _signed(group, point.value))
     if len(peers) == 1:
         rivals = list(group.runs)
@@ -76,13 +77,15 @@ def _why(
         )
     else:
         said.append(_next(group, best, others[0]))
+    control = next((point for point in others if point.run and point.run.is_control), None)
     if best.run is not None and best.run.is_control:
         said.append(f"{best.run.key} looked at no score: nothing here is better than a control.")
-    control = next((point for point in others if point.run and point.run.is_control), None)
-    if control is not None and control not in near and (near or control is not others[0]):
+    elif control is not None and control in near:
+        said.append(f"{_name(control)} is a control, which looked at no score.")
+    elif control is not None and not near and control is others[0]:
+        said.append("That is a control, which looked at no score.")
+    elif control is not None:
         said.append(_next(group, best, control, what="The best control"))
-    elif control is not None and control not in near:
-        said.append(f"{control.run.key} is a control.")
     return " ".join(said)
 
 
@@ -132,10 +135,17 @@ def _peers(group: ParetoGroup) -> list[ParetoPoint]:
     )
 
 
-def _as_small(group: ParetoGroup, peers: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """All runs that are as small as the peers or smaller."""
+def _better_and_smaller(group: ParetoGroup, peers: Sequence[ParetoPoint]) -> list[ParetoPoint]:
+    """Runs that beat all of these; one that is smaller and worse is another trade."""
     least = min(_smallness(group, point) for point in peers)
-    return [point for point in group.runs if _smallness(group, point) >= least]
+    best = min(_signed(group, point.value) for point in peers)
+    return [
+        point
+        for point in group.runs
+        if point not in peers
+        and _smallness(group, point) > least
+        and _signed(group, point.value) < best
+    ]
 
 
 def _smallness(group: ParetoGroup, point: ParetoPoint) -> float:

@@ -5,7 +5,6 @@ any more.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,16 @@ from pipelines.report.data import (
     Pair,
     ReportRun,
     ReportStep,
-    Sample,
     Score,
     TaskScore,
 )
-from pipelines.runs.candidates import search_in_words
+from pipelines.report.summaries import (
+    costs,
+    heldout_text,
+    milliseconds,
+    nll_per_sequence,
+    samples,
+)
 from pipelines.runs.files import (
     ALLOCATION,
     EVALUATION,
@@ -41,10 +45,8 @@ from pipelines.runs.files import (
 from pipelines.runs.journal import set_of
 from pipelines.runs.saved_run import SavedRecovery, SavedRun, read_recovery, read_saved_run
 from pruning.calibration.token_sets import heldout_sources
-from pruning.costs.latency import PHASES, LatencyTable
-from pruning.costs.target import TIMED
+from pruning.costs.latency import LatencyTable
 from pruning.errors import InputError
-from pruning.scoring.score import ShapeScore
 from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
 
@@ -207,31 +209,25 @@ def _run_of(
             if pair.dense is not None and set_name not in sources
         },
         heldout=heldout,
-        heldout_text=_heldout_text(identity["model"], texts.get("heldout", {}), heldout),
+        heldout_text=heldout_text(identity["model"], texts.get("heldout", {}), heldout),
         heldout_nll={
-            _heldout_text(identity["model"], texts[set_name], perplexity[set_name]): (
-                _sequences(nll["dense"]),
-                _sequences(nll["pruned"]),
-            )
-            for set_name, nll in summary.get("nll_per_sequence", {}).items()
+            heldout_text(identity["model"], texts[set_name], perplexity[set_name]): found
+            for set_name, found in nll_per_sequence(summary).items()
         },
         heldout_sources={
             source: (
                 perplexity[set_name],
-                _heldout_text(identity["model"], texts[set_name], perplexity[set_name]),
+                heldout_text(identity["model"], texts[set_name], perplexity[set_name]),
             )
             for set_name, source in sources.items()
         },
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
-        costs=_costs(summary) if summary else {},
+        costs=costs(summary) if summary else {},
         evaluation=evaluation,
         allocation=allocation,
         latency=latency,
-        milliseconds=_milliseconds(summary, identity),
-        samples=tuple(
-            Sample(str(each["prompt"]), str(each["dense"]), str(each["pruned"]))
-            for each in summary.get("samples", ())
-        ),
+        milliseconds=milliseconds(summary, identity),
+        samples=samples(summary),
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )
@@ -246,16 +242,6 @@ def _asked(search: DictConfig) -> str:
     return in_words(
         None, targets | {name: value for name, value in others.items() if value is not None}
     )
-
-
-def _heldout_text(model: str, text: Mapping[str, Any], perplexity: Pair) -> str:
-    """Equal for what compares: the same tokens, for the same model."""
-    of_old_folders = (
-        text.get("num_sequences"),
-        text.get("sequence_length"),
-        f"{perplexity.dense or 0:.3g}",
-    )
-    return str((model, text.get("fingerprint") or of_old_folders))
 
 
 def _step(line: Mapping[str, Any]) -> ReportStep:
@@ -279,49 +265,6 @@ def _step(line: Mapping[str, Any]) -> ReportStep:
         if (left_out := line.get("unscored")) is None
         else {Removal.from_json(each): float(each["change"]) for each in left_out},
     )
-
-
-def _sequences(nll: Sequence[float | None]) -> ShapeScore:
-    """As scores of one token each, since these are per token already."""
-    return ShapeScore(tuple(math.nan if each is None else float(each) for each in nll), 1)
-
-
-def _milliseconds(
-    summary: Mapping[str, Any], identity: Mapping[str, str]
-) -> tuple[str, Pair] | None:
-    """Of the first target in time: by the clock where both models were timed, else by the table."""
-    name = next((each for each in TIMED if each in summary.get("costs", {})), None)
-    if name is None:
-        return None
-    of, measured = "" if name == "latency" else f"{name} of ", summary["latency"].get("measured")
-    table = f"table {identity['latency'][:8]}" if "latency" in identity else "the table"
-    if measured is not None:
-        phases = [measured[phase] for phase in PHASES if name in ("latency", phase)]
-        dense, pruned = (
-            1e3 * sum(float(phase[f"{role}_seconds"]) for phase in phases)
-            for role in ("dense", "pruned")
-        )
-        how = f"measured on {measured['device']} as {table} says"
-        return f"{of}a batch, {how}", Pair(dense, pruned)
-    cost = summary["costs"][name]
-    times = Pair(*(1e-6 * float(cost[role]) for role in ("dense", "pruned")))
-    return f"{of}a batch, by {table}", times
-
-
-def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
-    evaluations = summary["evaluations"]
-    return {
-        "candidates": search_in_words(evaluations),
-        "scored": int(evaluations["scored"]),
-        "reused": int(evaluations["reused"]),
-        "num_evaluators": int(summary["num_evaluators"]),
-        "faults": {str(name): int(count) for name, count in summary["faults"].items()},
-        "lost_evaluations": int(summary["lost_evaluations"]),
-        # of folders from before these were counted it is not known
-        "halved": evaluations.get("halved"),
-        "other_arithmetic": evaluations.get("other_arithmetic"),
-        "seconds": float(summary["seconds"]),
-    }
 
 
 def _evaluation(report: Mapping[str, Any]) -> Evaluation:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from pipelines.report.best import Best
-from pipelines.report.chart_style import color_of, legend_label, log_if_wide, marker, new_figure
+from pipelines.report.chart_style import color_of, legend_label, marker, new_figure
 from pipelines.report.data import ReportRun
 from pipelines.report.fronts import ACCURACY, ParetoGroup, ParetoPoint
 
 _BEST = "#009E73"
+_LOG_FROM = 5.0
+"""Where the highest value of a front is this many times the lowest, its axis is logarithmic."""
+_LOG_TICKS = [first * 10**power for power in range(16) for first in (1, 2, 5)]
 
 
 def pareto(group: ParetoGroup, runs: Sequence[ReportRun], best: Best | None = None) -> go.Figure:
@@ -41,7 +45,7 @@ def pareto(group: ParetoGroup, runs: Sequence[ReportRun], best: Best | None = No
             hoverinfo="skip",
             marker={"symbol": "circle-open", "size": 22, "color": _BEST, "line": {"width": 3}},
         )
-    unit = "ms" if group.time else "% removed"
+    unit, order = "ms" if group.time else "% removed", _ranks(group)
     for point in group.points:
         figure.add_scatter(
             x=[scale * point.size],
@@ -54,14 +58,34 @@ def pareto(group: ParetoGroup, runs: Sequence[ReportRun], best: Best | None = No
             },
             mode="markers+text",
             text=[_key(point, best)],
-            textposition=_position(group, point, best),
+            textposition=_position(group, point, best, order[point]),
             cliponaxis=False,
             name=legend_label(point.run) if point.run else "dense model",
             marker=_marker(point, runs),
             hovertemplate=f"%{{x:.4g}} {unit}: %{{y:.4g}}",
         )
     figure.update_layout(showlegend=False)
-    return log_if_wide(figure, [in_percent * point.value for point in group.points])
+    return _with_room(figure, group, in_percent)
+
+
+def _ranks(group: ParetoGroup) -> dict[ParetoPoint, int]:
+    """By value: neighbours have their keys on different sides."""
+    ordered = sorted(group.points, key=lambda point: point.value)
+    return {point: rank for rank, point in enumerate(ordered)}
+
+
+def _with_room(figure: go.Figure, group: ParetoGroup, scale: float) -> go.Figure:
+    """With error bars whole, and the label of the best run between the points and the axis."""
+    values = [point.value for point in group.points]
+    bars = [(point.value, point.stderr or 0.0) for point in group.points]
+    low = min(value - bar if value > bar else value for value, bar in bars)
+    high = max(value + bar for value, bar in bars)
+    is_log = max(values) > _LOG_FROM * min(values) > 0
+    start, end = (math.log10(scale * each) if is_log else scale * each for each in (low, high))
+    span = (end - start) or 0.1
+    below, above = (0.25, 0.08) if group.lower_is_better else (0.08, 0.25)
+    figure.update_yaxes(range=[start - below * span, end + above * span])
+    return figure.update_yaxes(type="log", tickvals=_LOG_TICKS) if is_log else figure
 
 
 def _key(point: ParetoPoint, best: Best | None) -> str:
@@ -69,20 +93,16 @@ def _key(point: ParetoPoint, best: Best | None) -> str:
     if point.run is None:
         return "dense"
     if best is None or best.point is not point:
-        return f"{point.run.key}  "
+        return f"  {point.run.key}  "
     return f"<br><b>{point.run.key}, {'leads' if best.near else 'best'}</b><br>"
 
 
-def _position(group: ParetoGroup, point: ParetoPoint, best: Best | None) -> str:
-    """Off the line from the dense model to the best one."""
-    sides = (
-        ("top center", "bottom center")
-        if group.lower_is_better
-        else ("bottom center", "top center")
-    )
-    if point.run is None:
-        return sides[0]
-    return sides[1] if best is not None and best.point is point else "middle left"
+def _position(group: ParetoGroup, point: ParetoPoint, best: Best | None, rank: int) -> str:
+    """Of the dense and the best one off the line between them."""
+    off = ("top center", "bottom center")
+    if point.run is None or (best is not None and best.point is point):
+        return off[group.lower_is_better == (point.run is not None)]
+    return ("middle left", "middle right")[rank % 2]
 
 
 def _marker(point: ParetoPoint, runs: Sequence[ReportRun]) -> dict[str, Any]:

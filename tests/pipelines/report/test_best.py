@@ -142,6 +142,19 @@ def test_a_smaller_model_that_is_better_beats_its_elders(tmp_path: Path) -> None
     assert keys(judged(runs)[1]) == ("C", [])
 
 
+def test_a_smaller_model_that_is_worse_is_another_trade(tmp_path: Path) -> None:
+    runs = read(
+        tmp_path,
+        ([A1], {"heldout": (10.0, 12.0)}),
+        ([A2], {"heldout": (10.0, 13.0)}),
+        ([A1, M3, WIDTH], {"heldout": (10.0, 40.0), "settings": {"search.strategy": "random"}}),
+    )
+    _, best = judged(runs)
+    assert keys(best) == ("A", [])
+    assert best.why.startswith("Of the 2 runs at 5.0 % removed, A (run0) has the lowest")
+    assert "C" not in best.why
+
+
 def test_one_run_is_described(tmp_path: Path) -> None:
     _, best = judged(read(tmp_path, ([A1], {"heldout": (10.0, 12.0)})))
     assert (best.point, best.why) == (
