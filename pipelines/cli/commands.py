@@ -193,18 +193,18 @@ COMMANDS: dict[str, Command] = {
         Command(
             "report",
             "compare searches on one page",
-            "Writes report.html, which opens from disk without a network: curves, what remains of "
-            "every layer, near-ties, how far the searches agree. Reads the folders of searches and "
-            "sweeps only, and needs neither model nor GPU.",
+            "Writes report.html, which opens from disk without a network: which run is the best "
+            "and why, then curves, what remains of every layer, near-ties, how far the searches "
+            "agree. Reads the folders of searches and sweeps only; needs neither model nor GPU.",
             (
-                ("outputs/first outputs/second output_dir=DIR", "two searches"),
+                ("outputs/first outputs/second --open", "two searches, shown in the browser"),
                 ("outputs/my-sweep output_dir=DIR", "all points of a sweep"),
                 (
                     "outputs/first outputs/second log_to_mlflow=false output_dir=DIR",
                     "without adding the page to the runs in MLflow",
                 ),
             ),
-            usage="RUN ... [NAME=VALUE ...]",
+            usage="RUN ... [--open] [NAME=VALUE ...]",
         ),
         Command(
             "reproduce",

@@ -15,6 +15,7 @@ class ReportConfig:
     """Everything that `pipelines.report` takes."""
 
     runs: list[str] = MISSING
+    open: bool = MISSING
     log_to_mlflow: bool = MISSING
     output_dir: str | None = MISSING
 

@@ -19,7 +19,6 @@ from pipelines.prune.job import PruneJob
 from pipelines.prune.measured_latency import is_measured, measured_latency
 from pipelines.prune.observers import (
     Observers,
-    Scores,
     SearchProgress,
     SearchStatus,
     SearchTracking,
@@ -50,6 +49,7 @@ from pruning.calibration.token_sets import part_name
 from pruning.errors import TargetNotReached
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.display_name import display_name
+from pruning.scoring.score import ShapeScore
 from pruning.search.allocation_path import AllocationStrategy
 from pruning.search.strategy import Measured, Search
 from pruning.shape import ModelShape
@@ -165,7 +165,11 @@ class SearchRun:
             if job.strategy.needs:
                 self._begin(self._dense_measured(pool, order, scorer, observers))
             dense = self._score_all(scorer, job.accounting.dense)
-            observers.started(self.search, dense, self.journal.lines)
+            observers.started(
+                self.search,
+                {name: score.nll for name, score in dense.items()},
+                self.journal.lines,
+            )
             problem = self._search(scorer, observers)
             if job.timing is not None:
                 job.timing.warn_of(self.search.shape)  # later rounds go on to other sizes
@@ -242,15 +246,14 @@ class SearchRun:
             return error
         return None
 
-    def _score_all(self, scorer: Scorer, shape: ModelShape) -> Scores:
+    def _score_all(self, scorer: Scorer, shape: ModelShape) -> dict[str, ShapeScore]:
         """Of a mixture, also on the held-out text of each source apart."""
-        found: dict[str, float] = {}
+        found: dict[str, ShapeScore] = {}
         for name, tokens in self.job.calibration.sets().items():
-            score = scorer.score_shape(name, shape)
-            found[name] = score.nll
+            found[name] = score = scorer.score_shape(name, shape)
             if name == "heldout":
                 found |= {
-                    part_name(name, source): score.of_sequences(sequences).nll
+                    part_name(name, source): score.of_sequences(sequences)
                     for source, sequences in tokens.positions().items()
                 }
         return found

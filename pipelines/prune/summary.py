@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -37,7 +38,7 @@ from pruning.costs.memory import shown_bytes
 from pruning.errors import TargetNotReached
 from pruning.export.authors_config import write_authors_config
 from pruning.models.display_name import display_name
-from pruning.scoring.score import perplexity
+from pruning.scoring.score import ShapeScore, perplexity
 from pruning.search.allocation_path import AllocationPath
 from pruning.search.stages import StageName
 from pruning.search.strategy import Search
@@ -76,8 +77,8 @@ def search_summary(
     scorer: Scorer,
     lines: Sequence[Mapping[str, Any]],
     *,
-    dense: Mapping[str, float],
-    pruned: Mapping[str, float],
+    dense: Mapping[str, ShapeScore],
+    pruned: Mapping[str, ShapeScore],
     seconds: float,
     problem: TargetNotReached | None,
     output_dir: str,
@@ -87,8 +88,7 @@ def search_summary(
 
     Args:
         lines: of the whole trajectory.
-        dense, pruned: mean NLL on each calibration set, and on each source's part of the held-out
-            one, nats per token.
+        dense, pruned: on each calibration set, and on each source's part of the held-out one.
         seconds: of this process.
         problem: why the target was not met; None if it was.
     """
@@ -103,8 +103,13 @@ def search_summary(
         "steps": [step.stage for step in search.steps],
         "near_ties": counted(lines),
         "perplexity": {
-            name: {"dense": perplexity(dense[name]), "pruned": perplexity(pruned[name])}
+            name: {"dense": perplexity(dense[name].nll), "pruned": perplexity(pruned[name].nll)}
             for name in sorted(dense)
+        },
+        "nll_per_sequence": {
+            name: {"dense": _per_sequence(dense[name]), "pruned": _per_sequence(pruned[name])}
+            for name in sorted(dense)
+            if name == "heldout" or name in heldout_sources(dense)
         },
         **costs(job.accounting, search.shape, context_length=context_length, dtype=job.dtype),
         "context_length": context_length,
@@ -126,6 +131,12 @@ def search_summary(
         "versions": versions(),
         "git_revision": git_revision(),
     }
+
+
+def _per_sequence(score: ShapeScore) -> list[float | None]:
+    """Nats per token of each sequence, with which standard errors of differences can be had."""
+    found = (nll / score.num_tokens for nll in score.nll_per_sequence)
+    return [nll if math.isfinite(nll) else None for nll in found]
 
 
 def _unscored(search: Search) -> dict[str, int]:

@@ -1,6 +1,4 @@
-"""What several trajectories say together: where two part and why, which blocks all agree on, which
-results no other beats.
-"""
+"""What several trajectories say together: where two part and why, which blocks all agree on."""
 
 from __future__ import annotations
 
@@ -9,9 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from pipelines.evaluate.benchmarks import FIVE_TASKS
-from pipelines.evaluate.pareto import pareto_front
-from pipelines.report.data import Pair, ReportRun, ReportStep
+from pipelines.report.data import ReportRun, ReportStep
 from pipelines.runs.near_ties import NEAR_TIE_STDERRS, num_stderrs
 from pruning.scoring.score import perplexity
 from pruning.shape import Removal
@@ -267,87 +263,3 @@ def overlaps(runs: Sequence[ReportRun]) -> tuple[Overlap, ...]:
 def jaccard(first: set[Block], second: set[Block]) -> float | None:
     """Size of the intersection / size of the union; None where both are empty."""
     return len(first & second) / len(first | second) if first | second else None
-
-
-@dataclass(frozen=True, slots=True)
-class ParetoPoint:
-    """One model: a run's pruned one, or the dense one, which has no run."""
-
-    run: ReportRun | None
-    ratio: float
-    value: float
-    on_front: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ParetoGroup:
-    """Results that compare: the same model, measured in the same dtype on the same text, or on the
-    same documents by the same harness.
-
-    Args:
-        metric: what was measured.
-    """
-
-    metric: str
-    lower_is_better: bool
-    points: tuple[ParetoPoint, ...]
-
-
-def pareto_groups(runs: Sequence[ReportRun]) -> tuple[ParetoGroup, ...]:
-    """Every result of every run, with the ones that it compares to."""
-    found: dict[tuple[str, bool, str], list[tuple[ReportRun, float, Pair]]] = {}
-    sources = {
-        text: source for run in runs[::-1] for source, (_, text) in run.heldout_sources.items()
-    }
-    for run in runs:
-        texts = {run.heldout_text: run.heldout}
-        texts |= {text: pair for pair, text in run.heldout_sources.values()}
-        for text, pair in texts.items():
-            of_source = f", {sources[text]}" if text in sources else ""
-            key = (
-                f"held-out perplexity{of_source}",
-                True,
-                f"{text} {run.identity.get('model.dtype')}",
-            )
-            found.setdefault(key, []).append((run, run.ratio, pair))
-    for run in runs:
-        if run.evaluation is not None:
-            for name, (pair, text) in run.evaluation.texts.items():
-                same = f"{run.fingerprint} {text} {run.evaluation.conditions['dtype']}"
-                found.setdefault((f"perplexity on {name}", True, same), []).append(
-                    (run, run.evaluation.ratio, pair)
-                )
-    for run in runs:
-        if run.evaluation is not None:
-            # the average is over the five tasks, whatever else was measured
-            others = {f"documents of {each.task}" for each in run.evaluation.tasks} - {
-                f"documents of {name}" for name in FIVE_TASKS
-            }
-            where = {k: v for k, v in run.evaluation.conditions.items() if k not in others}
-            key = ("average accuracy", False, f"{run.fingerprint} {sorted(where.items())}")
-            found.setdefault(key, []).append((run, run.evaluation.ratio, run.evaluation.average))
-    groups = [
-        _pareto_group(metric, lower, results) for (metric, lower, _), results in found.items()
-    ]
-    return tuple(group for group in groups if group is not None)
-
-
-def _pareto_group(
-    metric: str, lower_is_better: bool, results: Sequence[tuple[ReportRun, float, Pair]]
-) -> ParetoGroup | None:
-    points: list[tuple[ReportRun | None, float, float]] = [
-        (run, ratio, pair.pruned) for run, ratio, pair in results if pair.pruned is not None
-    ]
-    if not points:
-        return None
-    dense = next((pair.dense for _, _, pair in results if pair.dense is not None), None)
-    if dense is not None:
-        points.insert(0, (None, 0.0, dense))
-    front = pareto_front(
-        [(ratio, value) for _, ratio, value in points], lower_is_better=lower_is_better
-    )
-    return ParetoGroup(
-        metric,
-        lower_is_better,
-        tuple(ParetoPoint(*point, on_front) for point, on_front in zip(points, front, strict=True)),
-    )

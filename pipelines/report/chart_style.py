@@ -76,8 +76,7 @@ def log_if_wide(figure: go.Figure, values: Sequence[float]) -> go.Figure:
 
 def legend_label(run: ReportRun) -> str:
     """For legends. Plotly reads tags in its texts, so a name that looks like one is escaped."""
-    short = run.name if len(run.name) <= 26 else f"{run.name[:12]}…{run.name[-12:]}"
-    return f"{run.key} {escape(short)}"
+    return f"{run.key} {escape(run.short_name)}"
 
 
 def line(index: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ It reads their folders, and no model.
 from __future__ import annotations
 
 import logging
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def report(raw: DictConfig, _overrides: Sequence[str]) -> Path:
     with RunFolder(config.output_dir) as folder:
         path = folder.write(REPORT, page)
     print_line(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {path}")
+    if config.open and not webbrowser.open(path.resolve().as_uri()):
+        print_line("open: no browser was found on this machine")
     if config.log_to_mlflow:
         log_page(runs, path)
     return path

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.runs.near_ties import NEAR_TIE_STDERRS, distances, num_stderrs
 from pruning.costs.latency import LatencyTable
+from pruning.scoring.score import ShapeScore
 from pruning.search.allocation_result import Allocation
 from pruning.shape import ModelShape, Removal
 
@@ -111,7 +112,17 @@ class Evaluation:
     texts: Mapping[str, tuple[Pair, str]]
     tasks: tuple[TaskScore, ...]
     average: Pair
+    average_stderr: Pair
     conditions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the dense and the pruned model made of a prompt."""
+
+    prompt: str
+    dense: str
+    pruned: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,12 +136,17 @@ class ReportRun:
         target: what it was asked for, in words.
         dense: perplexity of the dense model on each calibration set, as far as it is known.
         heldout_text: what tells held-out texts apart.
+        heldout_nll: by held-out text, of each sequence, dense and pruned; without those of folders
+            that do not have it.
         heldout_sources: of a mixture, by source: held-out perplexity, and what tells its text from
             others.
         settings: options by name, with what the search resolved them to.
         allocation: of `search=allocation`, what its sizes were chosen from.
         latency: of a target in time, the table that it is by.
+        milliseconds: of a target in time, of what they are and how they are known, which compares
+            where it is equal, and the time.
         costs: numbers of `summary.json`; empty if the search has not ended.
+        samples: text that the dense and the pruned model wrote.
     """
 
     key: str
@@ -147,12 +163,15 @@ class ReportRun:
     dense: Mapping[str, float]
     heldout: Pair
     heldout_text: str
+    heldout_nll: Mapping[str, tuple[ShapeScore, ShapeScore]]
     heldout_sources: Mapping[str, tuple[Pair, str]]
     sizes: Mapping[str, Pair]
     costs: Mapping[str, Any]
     evaluation: Evaluation | None
     allocation: Allocation | None
     latency: LatencyTable | None
+    milliseconds: tuple[str, Pair] | None
+    samples: tuple[Sample, ...]
     tracking_uri: str
     mlflow_run_id: str | None
 
@@ -163,6 +182,21 @@ class ReportRun:
         Runs that share it prune the same model, and can be compared step by step.
         """
         return self.identity["model"]
+
+    @property
+    def short_name(self) -> str:
+        """For where there is no room for a long one."""
+        return self.name if len(self.name) <= 26 else f"{self.name[:12]}…{self.name[-12:]}"
+
+    @property
+    def method(self) -> str:
+        """`search.strategy`, which folders from before it was an option lack."""
+        return self.settings.get("search.strategy", "greedy")
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it looked at no score of the model, and is there to be beaten."""
+        return self.method in ("random", "uniform")
 
     @property
     def ratio(self) -> float:

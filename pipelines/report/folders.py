@@ -13,9 +13,24 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines.config.target import in_words
+from pipelines.evaluate.benchmarks import average_stderr
 from pipelines.evaluate.results import conditions, metrics_of, stderr_name
-from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, ReportStep, Score, TaskScore
-from pipelines.runs.candidates import search_in_words
+from pipelines.report.data import (
+    SIZES,
+    Evaluation,
+    Pair,
+    ReportRun,
+    ReportStep,
+    Score,
+    TaskScore,
+)
+from pipelines.report.summaries import (
+    costs,
+    heldout_text,
+    milliseconds,
+    nll_per_sequence,
+    samples,
+)
 from pipelines.runs.files import (
     ALLOCATION,
     EVALUATION,
@@ -152,6 +167,8 @@ def _recovered(run: ReportRun, recovery: SavedRecovery) -> ReportRun:
         f"{recovered} on held-out text, where the dense model has {dense}",
         heldout=Pair(None, None),
         heldout_sources={},
+        heldout_nll={},
+        samples=(),
         mlflow_run_id=recovery.record.get("mlflow_run_id"),
     )
 
@@ -192,19 +209,25 @@ def _run_of(
             if pair.dense is not None and set_name not in sources
         },
         heldout=heldout,
-        heldout_text=_heldout_text(identity["model"], texts.get("heldout", {}), heldout),
+        heldout_text=heldout_text(identity["model"], texts.get("heldout", {}), heldout),
+        heldout_nll={
+            heldout_text(identity["model"], texts[set_name], perplexity[set_name]): found
+            for set_name, found in nll_per_sequence(summary).items()
+        },
         heldout_sources={
             source: (
                 perplexity[set_name],
-                _heldout_text(identity["model"], texts[set_name], perplexity[set_name]),
+                heldout_text(identity["model"], texts[set_name], perplexity[set_name]),
             )
             for set_name, source in sources.items()
         },
         sizes={size: _pair(summary[size]) for size in SIZES if size in summary},
-        costs=_costs(summary) if summary else {},
+        costs=costs(summary) if summary else {},
         evaluation=evaluation,
         allocation=allocation,
         latency=latency,
+        milliseconds=milliseconds(summary, identity),
+        samples=samples(summary),
         tracking_uri=str(saved.config.tracking.uri),
         mlflow_run_id=saved.record.get("mlflow_run_id"),
     )
@@ -219,16 +242,6 @@ def _asked(search: DictConfig) -> str:
     return in_words(
         None, targets | {name: value for name, value in others.items() if value is not None}
     )
-
-
-def _heldout_text(model: str, text: Mapping[str, Any], perplexity: Pair) -> str:
-    """Equal for what compares: the same tokens, for the same model."""
-    of_old_folders = (
-        text.get("num_sequences"),
-        text.get("sequence_length"),
-        f"{perplexity.dense or 0:.3g}",
-    )
-    return str((model, text.get("fingerprint") or of_old_folders))
 
 
 def _step(line: Mapping[str, Any]) -> ReportStep:
@@ -252,22 +265,6 @@ def _step(line: Mapping[str, Any]) -> ReportStep:
         if (left_out := line.get("unscored")) is None
         else {Removal.from_json(each): float(each["change"]) for each in left_out},
     )
-
-
-def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
-    evaluations = summary["evaluations"]
-    return {
-        "candidates": search_in_words(evaluations),
-        "scored": int(evaluations["scored"]),
-        "reused": int(evaluations["reused"]),
-        "num_evaluators": int(summary["num_evaluators"]),
-        "faults": {str(name): int(count) for name, count in summary["faults"].items()},
-        "lost_evaluations": int(summary["lost_evaluations"]),
-        # of folders from before these were counted it is not known
-        "halved": evaluations.get("halved"),
-        "other_arithmetic": evaluations.get("other_arithmetic"),
-        "seconds": float(summary["seconds"]),
-    }
 
 
 def _evaluation(report: Mapping[str, Any]) -> Evaluation:
@@ -297,6 +294,7 @@ def _evaluation(report: Mapping[str, Any]) -> Evaluation:
         },
         tasks=tuple(tasks),
         average=Pair(_number(theirs["average"]), _number(report["average"])),
+        average_stderr=Pair(average_stderr(theirs["tasks"]), average_stderr(report["tasks"])),
         conditions=conditions(report),
     )
 

@@ -40,11 +40,13 @@ class Table:
     Args:
         align: one letter a column: `l`, `r`, `t` for sentences, or `w` for what may break anywhere,
             such as paths.
+        is_result: the numbers of the first screen, which a narrow one has room for.
     """
 
     columns: tuple[str, ...]
     align: str
     rows: tuple[tuple[Cell, ...], ...]
+    is_result: bool = False
     kind: str = field(default="table", init=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,22 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer, above everything else."""
+
+    text: str
+    kind: str = field(default="verdict", init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Texts as they are, which compare: (title, text) each."""
+
+    texts: tuple[tuple[str, str], ...]
+    kind: str = field(default="side_by_side", init=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Heading:
     """What follows is about one run, or one thing."""
 
@@ -97,12 +115,12 @@ class Folded:
     kind: str = field(default="folded", init=False)
 
 
-Part = Table | Chart | Text | Heading | Folded
+Part = Table | Chart | Text | Verdict | SideBySide | Heading | Folded
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One entry of the table of contents."""
+    """The first one of a page is open, and the others fold."""
 
     id: str
     title: str

@@ -88,18 +88,21 @@ def _path(set_name: str, what: str, run: ReportRun, runs: Runs) -> tuple[Cell, .
 
 
 def stability(runs: Runs) -> Section | None:
-    """Which blocks all runs of a model agree on."""
+    """Which blocks all runs of a model by one method agree on."""
     parts: list[Part] = []
     for index, group in enumerate(_groups(runs)):
         found = block_votes(group)
         if len(group) > 1 and found:
+            method = group[0].method.replace("_", " ")
+            parts.append(Heading(f"{group[0].model_name}, {method}"))
             parts += [*_votes(index, group, found), *_overlaps(index, group, runs)]
             early = [run.key for run in group if not run.ended and run.steps[-1].stage == "block"]
             if early:
                 parts.append(Text(f"{', '.join(early)} did not reach the end of the block stage."))
     intro = Text(
-        "Runs of the same model with other calibration texts, seeds or settings: a block that "
-        "all of them remove does not hang on any one of those."
+        "Runs of the same model by the same method with other calibration texts, seeds or "
+        "settings: a block that all of them remove does not hang on any one of those. What "
+        "runs at random have in common is chance."
     )
     return Section("stability", "Stability", (intro, *parts)) if parts else None
 
@@ -111,7 +114,7 @@ def _votes(index: int, group: Runs, found: Sequence[BlockVotes]) -> tuple[Part, 
         f"{len(agreed)} of {len(found)} blocks that any run removed were removed by all "
         f"{len(group)} runs ({', '.join(run.key for run in group)})."
     )
-    title = f"{group[0].model_name}: how many runs removed each block"
+    title = "How many runs removed each block"
     figure = votes(found, len(group[0].dense_shape.layers), len(group))
     rows = [
         (
@@ -140,7 +143,7 @@ def _overlaps(index: int, group: Runs, runs: Runs) -> list[Part]:
         text = (
             "Removed by both / removed by either, of the blocks removed whole: 1 is the same set."
         )
-        title = f"{group[0].model_name}: overlap of the removed blocks (Jaccard)"
+        title = "Overlap of the removed blocks (Jaccard)"
         figure, height = overlap_matrix(agreement, group), min(620, 150 + 42 * len(group))
         parts.append(Chart(f"overlap-{index}", title, text, plain(figure), height))
     columns = (
@@ -233,8 +236,8 @@ def _steps(run: ReportRun) -> Table:
 
 
 def _groups(runs: Runs) -> list[list[ReportRun]]:
-    """Runs of the same model together."""
-    found: dict[str, list[ReportRun]] = {}
+    """Runs of the same model by the same method together."""
+    found: dict[tuple[str, str], list[ReportRun]] = {}
     for run in runs:
-        found.setdefault(run.fingerprint, []).append(run)
+        found.setdefault((run.fingerprint, run.method), []).append(run)
     return list(found.values())

@@ -1,5 +1,5 @@
-"""What a report says of the models that came out: Pareto fronts, cost, benchmarks; and which
-settings they came from.
+"""What a report says of the models that came out: other fronts, cost, benchmarks, what they write;
+and which settings they came from.
 """
 
 from __future__ import annotations
@@ -7,71 +7,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.cli.console import duration
-from pipelines.report.analysis import ParetoGroup, pareto_groups
+from pipelines.report.best import best_of, number_of
 from pipelines.report.cells import NONE, Runs, label, number, plain, relative
 from pipelines.report.data import SIZES, Evaluation, Pair, ReportRun, TaskScore
-from pipelines.report.page import Cell, Chart, Folded, Heading, Part, Section, Table, Text
+from pipelines.report.first_screen import front_title
+from pipelines.report.fronts import ParetoGroup, first_group, pareto_groups
+from pipelines.report.page import (
+    Cell,
+    Chart,
+    Folded,
+    Heading,
+    Part,
+    Section,
+    SideBySide,
+    Table,
+    Text,
+)
 from pipelines.report.result_charts import accuracies, pareto
 from pruning.costs.accounting import NOT_KNOWN
 
 
-def front(runs: Runs) -> Section | None:
-    """Perplexity and accuracy against ratio."""
-    parts: list[Part] = []
+def fronts(runs: Runs) -> Section | None:
+    """What else was measured, against ratio or time; the first screen has the first front."""
     groups = pareto_groups(runs)
-    for index, group in enumerate(groups):
-        parts += _pareto(index, group, runs, wide=len(groups) == 1)
-    if not parts:
+    shown = [group for group in groups if group is not first_group(groups)]
+    if not shown:
         return None
     said = (
-        "What pruning costs at which ratio. Ringed and joined are the models that no other "
-        "beats: none that is smaller is as good, and none as small is "
-        "better. Only results in the same dtype on the same text, or on the same documents by the "
-        "same harness, share a chart."
+        "Joined are the models that no other beats: none that is smaller is as good, and none as "
+        "small is better. Only results in the same dtype on the same text, or on the same "
+        "documents by the same harness, share a chart."
     )
     differing = _differing_conditions(runs)
+    charts, tables = list[Part](), list[Part]()
+    for index, group in enumerate(shown):
+        chart, table = _front(index, group, runs, wide=len(shown) == 1)
+        charts.append(chart)
+        tables.append(table)
     intro = Text(f"{said} {differing}" if differing else said)
-    charts, tables = (
-        [part for part in parts if isinstance(part, Chart)],
-        [part for part in parts if not isinstance(part, Chart)],
-    )
-    return Section("pareto", "Pareto front", (intro, *charts, *tables))
+    return Section("fronts", "Other fronts", (intro, *charts, *tables))
 
 
-def _pareto(index: int, group: ParetoGroup, runs: Runs, *, wide: bool) -> tuple[Part, ...]:
-    keys = [point.run.key for point in group.points if point.run is not None]
-    best = [point.run.key for point in group.points if point.run is not None and point.on_front]
-    accuracy = not group.lower_is_better
-    y_title = (
-        "average accuracy (share)"
-        if accuracy
-        else group.metric.replace("held-out perplexity", "perplexity, held-out text")
-    )
+def _front(index: int, group: ParetoGroup, runs: Runs, *, wide: bool) -> tuple[Chart, Table]:
+    best = best_of(group)
     rows: list[tuple[Cell, ...]] = [
         (
             label(point.run, runs, name=True) if point.run else "dense model",
             group.metric,
-            f"{point.ratio:.2%}",
-            number(point.value, 4 if accuracy else 3),
+            f"{point.size:.4g} ms" if group.time else f"{point.size:.2%}",
+            number_of(group, point.value),
             "yes" if point.on_front else "no",
         )
-        for point in sorted(group.points, key=lambda point: point.ratio)
+        for point in sorted(group.points, key=lambda point: point.size)
     ]
-    title = f"{group.metric.capitalize()} against ratio: {', '.join(keys)}"
-    text = (
-        f"{'Higher' if accuracy else 'Lower'} and further right is better. Not beaten: "
-        f"{', '.join(best) or 'none but the dense model'}."
-    )
+    columns = ("model", "measured", "time" if group.time else "removed", "value", "not beaten")
+    figure = plain(pareto(group, runs, best))
     return (
-        Chart(
-            f"pareto-{index}",
-            title,
-            text,
-            plain(pareto(group.points, runs, y_title)),
-            380,
-            wide=wide,
-        ),
-        Table(("model", "measured", "removed", "value", "not beaten"), "llrrl", tuple(rows)),
+        Chart(f"front-{index}", front_title(group), best.why, figure, 330, wide=wide),
+        Table(columns, "llrrl", tuple(rows)),
     )
 
 
@@ -239,6 +232,18 @@ def _shown_metrics(evaluations: Sequence[Evaluation]) -> dict[str, str]:
             if name == "acc_norm" or (name == "acc" and each.task not in chosen):
                 chosen[each.task] = each.metric
     return chosen
+
+
+def samples(runs: Runs) -> Section | None:
+    """What the dense and the pruned model wrote, beside each other."""
+    parts: list[Part] = []
+    for run in runs:
+        if run.samples:
+            parts.append(Heading(run.name, label(run, runs)))
+        for each in run.samples:
+            parts.append(Text(each.prompt))
+            parts.append(SideBySide((("dense", each.dense), (f"{run.key}, pruned", each.pruned))))
+    return Section("samples", "Samples", tuple(parts)) if parts else None
 
 
 def settings(runs: Runs) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_the_heldout_perplexity_of_each_source_is_told_apart(
         mean = (logs["heldout_first"] + 3 * logs["heldout_other"]) / 4
         assert logs["heldout"] == pytest.approx(mean)
         assert logs["heldout_first"] != pytest.approx(logs["heldout_other"], rel=1e-3)
+
+
+def test_the_nll_of_each_heldout_sequence_is_kept(found: Outcome) -> None:
+    """Standard errors of differences between runs are made of it."""
+    sequences, perplexity = found.summary["nll_per_sequence"], found.summary["perplexity"]
+    assert {name: len(nll["pruned"]) for name, nll in sequences.items()} == {
+        "heldout": 4,
+        "heldout_first": 1,
+        "heldout_other": 3,
+    }
+    for name, nll in sequences.items():
+        for side in ("dense", "pruned"):
+            assert math.exp(statistics.fmean(nll[side])) == pytest.approx(perplexity[name][side])
 
 
 def test_people_and_mlflow_see_each_source(found: Outcome, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def write_run(
     sources: Mapping[str, tuple[float, float]] | None = None,
     settings: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    summary: Mapping[str, Any] | None = None,
     fields: Sequence[str] = ("stderr", "margin_stderr"),
 ) -> Path:
     """A search of a model with four layers, two KV heads and eight channels each.
@@ -55,6 +56,7 @@ def write_run(
         text: fingerprint of both calibration sets.
         heldout: perplexity, dense and pruned.
         sources: the same of each source of a mixture, whose text is called after it.
+        summary: what else `summary.json` has.
         fields: of `stderr` and `margin_stderr`, those that the folder has; old ones have neither.
     """
     folder.mkdir(parents=True)
@@ -83,7 +85,8 @@ def write_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if ended:
-        (folder / "summary.json").write_text(json.dumps(a_summary(lines, heldout, sources or {})))
+        made = a_summary(lines, heldout, sources or {}) | dict(summary or {})
+        (folder / "summary.json").write_text(json.dumps(made))
     if evaluation is not None:
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -156,6 +159,16 @@ def a_summary(
         "seconds": 75.0,
         "versions": {"torch": "2.0"},
         "git_revision": None,
+    }
+
+
+def heldout_nll(*pruned: float, dense: Sequence[float] = (2.0, 2.2, 2.4, 2.6)) -> dict[str, Any]:
+    """What a summary has of held-out sequences, nats per token of each, with the perplexities."""
+    found = {"dense": list(dense), "pruned": list(pruned)}
+    perplexity = {role: math.exp(sum(nll) / len(nll)) for role, nll in found.items()}
+    return {
+        "nll_per_sequence": {"heldout": found},
+        "perplexity": {"block": {"dense": 9.0, "pruned": 11.0}, "heldout": perplexity},
     }
 
 

@@ -16,10 +16,10 @@ from pipelines.report.analysis import (
     divergences,
     jaccard,
     overlaps,
-    pareto_groups,
 )
 from pipelines.report.folders import read_runs
-from pipelines.report.results import benchmarks, front
+from pipelines.report.fronts import pareto_groups
+from pipelines.report.results import benchmarks, fronts
 from pipelines.runs.near_ties import num_stderrs
 from tests.pipelines.report.reports import (
     A1,
@@ -331,7 +331,7 @@ def test_accuracies_that_were_measured_differently_share_no_front(
     ]
     texts = [group for group in pareto_groups(runs) if group.metric == "perplexity on wikitext2"]
     assert len(texts) == (2 if "dtype" in changes.get("settings", {}) else 1)
-    for section in (str(front(runs)), str(benchmarks(runs))):
+    for section in (str(fronts(runs)), str(benchmarks(runs))):
         assert "Scores do not compare across runs that were measured differently" in section
         assert differs in section
 
@@ -344,7 +344,7 @@ def test_another_task_beside_the_five_does_not_part_their_averages(tmp_path: Pat
     runs = read_runs([str(one), str(two)])
     groups = [group for group in pareto_groups(runs) if group.metric == "average accuracy"]
     assert [len(group.points) for group in groups] == [3]
-    assert "measured differently" not in f"{front(runs)} {benchmarks(runs)}"
+    assert "measured differently" not in f"{fronts(runs)} {benchmarks(runs)}"
 
 
 def test_perplexities_in_other_dtypes_come_with_a_word_where_no_chart_is(tmp_path: Path) -> None:

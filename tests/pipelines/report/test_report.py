@@ -84,25 +84,11 @@ def test_the_page_says_what_it_should(command: Command, tmp_path: Path) -> None:
     check_figures(figures(outcome.folder / "report.html"))
 
 
-def test_each_source_of_a_mixture_is_on_the_first_screen(command: Command, tmp_path: Path) -> None:
-    sources = {"pydoc": (10.0, 12.0), "my": (20.0, 19.0)}
-    paths = [write_run(tmp_path / "mix", [A1], sources=sources), write_run(tmp_path / "one", [A1])]
-    outcome = command(*paths, "log_to_mlflow=false")
-    assert outcome.status == 0, outcome.output
-    page = (outcome.folder / "report.html").read_text()
-    first = page[page.index('id="runs"') : page.index('id="trajectories"')]
-    text = " ".join(re.sub(r"<[^>]+>", " ", first).split())
-    assert "A pydoc 10.00 12.00 +20.0% A my 20.00 19.00 -5.0%" in text
-    assert "perplexity, held-out text, my" in page
-    alone = command(paths[1], "log_to_mlflow=false", folder="alone")
-    assert "of a mixture" not in (alone.folder / "report.html").read_text()
-
-
 def check_figures(shown: dict[str, dict[str, Any]]) -> None:
     """Of the three runs above."""
     names = ["trajectory-block", "trajectory-width", "fragility", "votes-0", "overlap-0"]
     names += [f"{name}-{run}" for name in ("margin", "left") for run in "ABC"]
-    assert set(shown) == {*names, "pareto-0", "pareto-1", "pareto-2", "accuracy"}
+    assert set(shown) == {*names, "front", "front-0", "front-1", "accuracy"}
     blocks = shown["trajectory-block"]["data"]
     assert [trace["name"] for trace in blocks] == ["A one", "B two", "C three"]
     assert blocks[0]["x"] == pytest.approx([0, 5, 25])
@@ -385,13 +371,14 @@ def test_every_run_is_on_the_page(command: Command, tmp_path: Path) -> None:
         assert [trace["name"] for trace in shown[chart]["data"]] == labels, chart
     for key in keys:
         assert {f"margin-{key}", f"left-{key}"} <= set(shown)
-    fronts = [trace["name"] for trace in shown["pareto-2"]["data"]]
-    assert set(labels) <= set(fronts)
+    front = [trace["name"] for trace in shown["front"]["data"]]
+    assert set(labels) <= set(front)
     accuracies = {trace["name"] for trace in shown["accuracy"]["data"]}
     assert {f"{label}, pruned" for label in labels} <= accuracies
     assert shown["overlap-0"]["data"][0]["x"] == list(keys)
     text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
-    for section in text.split("<section")[1:]:
+    assert text.count("<section") == 1
+    for section in text.split('<details class="fold"')[1:]:
         title = re.search(r"<h2[^>]*>(.*?)</h2>", section)
         assert title
         missing = [key for key in keys if not re.search(rf">\s*{key}\s*<|\b{key}\b", section)]
