@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +13,29 @@ from multipruner.words import of_search, run_command
 from pruning.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from pipelines.cli.launch import Job
 
 
 def prune(
-    model: str | Path | None = None,
+    model: str | Path | PreTrainedModel | None = None,
     /,
     *,
     target: float | Mapping[str, float] | None = None,
     text: str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **options: Any,
 ) -> Run:
     """Prunes a model, as `multipruner prune`, or goes on with a search that was stopped.
 
     Args:
-        model: a folder with safetensors, a hub id, or a `.gguf`; `model=` of the command.
+        model: a folder with safetensors, a hub id, or a `.gguf`; `model=` of the command. Or a
+            loaded model, of which a copy is written first: `dense_model/NAME` in the output folder.
         target: removed / all parameters, 0..1, `search.target_ratio` of the command; or shares of
             several costs, `{"flops": 0.1, "kv_cache": 0.25}` for `search.target.flops` and so on.
         text: a file of text to calibrate on; `calibration=text calibration.path=FILE`.
+        tokenizer: of a loaded model, where something is to read text.
         options: the other options of the command: `search="allocation"`, `output_dir="DIR"`,
             `resume=True`; those with a dot in a mapping of their group, `model={"dtype":
             "float32"}`, or as `**{"model.dtype": "float32"}`.
@@ -45,9 +51,19 @@ def prune(
     def load() -> Job:
         from pipelines.prune.command import prune
 
-        return prune
+        return partial(prune, dense=dense)
 
-    summary = run_command("prune", load, of_search(model, target, text), options)
+    dense, of_model = None, model
+    if not isinstance(model, str | Path | None):
+        from pipelines.prune.loaded import DenseModel
+
+        dense = DenseModel.of(model, tokenizer, options.get("output_dir"))
+        of_model, options = dense.copy, options | {"output_dir": dense.output_dir}
+    elif tokenizer is not None:
+        raise InputError(
+            "tokenizer: given without a loaded model; that of model.path is read from there"
+        )
+    summary = run_command("prune", load, of_search(of_model, target, text), options)
     return Run(Path(summary["output_dir"]))
 
 

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from pruning.shape import ModelShape
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Picture:
     """A picture of a run; a notebook shows it."""
 
     path: Path
+
+    def __repr__(self) -> str:
+        """By its name alone: notebooks are passed on, and keep it."""
+        return f"Picture({self.path.name})"
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()

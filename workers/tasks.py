@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
-
-from pruning.calibration.token_sets import Tokens
+from pruning.calibration.token_sets import Tokens, TokenSet
 from pruning.compensation.statistics import LayerOrder, LayerStatistics
 from pruning.costs.block_times import Levels
 from pruning.costs.latency import BlockTimes
@@ -123,9 +121,7 @@ class ScoreTask:
         return len(self.candidates)
 
     def __str__(self) -> str:
-        names = ", ".join(
-            str(candidate) if candidate else "base" for candidate in self.candidates[:3]
-        )
+        names = ", ".join(str(each) if each else "base" for each in self.candidates[:3])
         more = f" and {len(self.candidates) - 3} more" if len(self.candidates) > 3 else ""
         return f"{self.set_name} batch {self.batch}: {names}{more}"
 
@@ -137,14 +133,11 @@ class OrderTask:
     importance: Importance
     set_name: str = "width"
     size: ClassVar[int] = 1
+    num_evaluations: ClassVar[int] = 0
 
     @property
     def kind(self) -> str:
         return f"order by {self.importance} of {self.set_name}"
-
-    @property
-    def num_evaluations(self) -> int:
-        return 0
 
     def __str__(self) -> str:
         return f"channel order by {self.importance}"
@@ -157,14 +150,11 @@ class StatisticsTask:
     layers: tuple[int, ...]
     set_name: str = "width"
     kind: ClassVar[str] = "statistics"
+    num_evaluations: ClassVar[int] = 0
 
     @property
     def size(self) -> int:
         return len(self.layers)
-
-    @property
-    def num_evaluations(self) -> int:
-        return 0
 
     def __str__(self) -> str:
         return f"statistics of layers {self.layers[0]} to {self.layers[-1]}"
@@ -172,10 +162,7 @@ class StatisticsTask:
 
 @dataclass(frozen=True, slots=True)
 class StatisticsResult:
-    """Those of the task's layers, and the tokens that they were summed over.
-
-    `orders` is the order `activation` of each of them.
-    """
+    """Those of the task's layers, the order `activation` of each, and the tokens summed over."""
 
     layers: Mapping[int, LayerStatistics]
     orders: Mapping[int, LayerOrder]
@@ -197,14 +184,41 @@ class InfluenceTask:
     set_name: str = "block"
     kind: ClassVar[str] = "influence"
     size: ClassVar[int] = 1
-
-    @property
-    def num_evaluations(self) -> int:
-        return 0
+    num_evaluations: ClassVar[int] = 0
 
     def __str__(self) -> str:
         return f"block influence on {self.set_name} batch {self.batch}"
 
+
+@dataclass(frozen=True, slots=True)
+class GenerationTask:
+    """How the model in a shape goes on with some texts, by greedy decoding: a pure function of its
+    fields.
+
+    Args:
+        shape: canonical text.
+        order: fingerprint of the channel order that it refers to.
+        prompts: tokens of each text.
+        num_tokens: to add to each.
+    """
+
+    shape: str
+    order: str
+    prompts: tuple[tuple[int, ...], ...]
+    num_tokens: int
+    kind: ClassVar[str] = "generation"
+    num_evaluations: ClassVar[int] = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts) * self.num_tokens
+
+    def __str__(self) -> str:
+        return f"{len(self.prompts)} x {self.num_tokens} tokens of {self.shape}"
+
+
+Continuations = tuple[tuple[int, ...], ...]
+"""What a `GenerationTask` is answered with: the tokens that were added to each of its prompts."""
 
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 REQUEST_KINDS: tuple[str, ...] = get_args(RequestKind)
@@ -242,10 +256,8 @@ class RequestTask:
     @property
     def size(self) -> int:
         """What its time grows with: characters."""
-        return (
-            sum(len(part) for request in self.requests for part in request if isinstance(part, str))
-            + 1
-        )
+        texts = (part for request in self.requests for part in request if isinstance(part, str))
+        return sum(map(len, texts)) + 1
 
     def __str__(self) -> str:
         return f"{len(self.requests)} requests ({self.kind}) of {self.label or self.digest[:8]}"
@@ -262,19 +274,11 @@ class WindowTask:
     digest: str
     input_ids: Tokens = field(repr=False, compare=False)
     label: str = field(default="", compare=False)
+    kind: ClassVar[Literal["windows"]] = "windows"
 
     @classmethod
     def of(cls, input_ids: Tokens, label: str = "") -> WindowTask:
-        data = np.ascontiguousarray(input_ids, dtype="<i8")
-        return cls(
-            hashlib.sha256(str(data.shape).encode() + data.tobytes()).hexdigest()[:32],
-            input_ids,
-            label,
-        )
-
-    @property
-    def kind(self) -> Literal["windows"]:
-        return "windows"
+        return cls(TokenSet(input_ids).fingerprint, input_ids, label)
 
     @property
     def num_evaluations(self) -> int:
@@ -301,10 +305,7 @@ class SpeedTask:
     disk_bytes: tuple[tuple[Role, int], ...]
     kind: ClassVar[str] = "speed"
     size: ClassVar[int] = 1
-
-    @property
-    def num_evaluations(self) -> int:
-        return 0
+    num_evaluations: ClassVar[int] = 0
 
     def __str__(self) -> str:
         return "speed"
@@ -318,10 +319,7 @@ class LatencyTask:
     levels: Levels
     kind: ClassVar[str] = "latency"
     size: ClassVar[int] = 1
-
-    @property
-    def num_evaluations(self) -> int:
-        return 0
+    num_evaluations: ClassVar[int] = 0
 
     def __str__(self) -> str:
         return "latency of blocks"
@@ -330,7 +328,8 @@ class LatencyTask:
 AnswerTask = RequestTask | WindowTask
 ClockedTask = SpeedTask | LatencyTask
 """Is measured with a clock: a second one beside it would slow it down."""
-WholeTask = OrderTask | StatisticsTask | InfluenceTask | AnswerTask | ClockedTask
+DenseTask = OrderTask | StatisticsTask | InfluenceTask
+WholeTask = DenseTask | GenerationTask | AnswerTask | ClockedTask
 """Is never split. Its time is expected to grow with its `size`, among tasks of its `kind`."""
 Task = ScoreTask | WholeTask
 
@@ -376,9 +375,8 @@ class AnswerResult:
 
 
 ClockedResult = SpeedComparison | BlockTimes
-Result = (
-    ScoreResult | ChannelOrder | StatisticsResult | LayerSimilarity | AnswerResult | ClockedResult
-)
+DenseResult = ChannelOrder | StatisticsResult | LayerSimilarity
+Result = ScoreResult | DenseResult | Continuations | AnswerResult | ClockedResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,6 +315,22 @@ class EvaluationConfig:
         return found
 
 
+@dataclass
+class SamplesConfig:
+    """What both models write after a few words, at the end of a search.
+
+    Args:
+        num_prompts: Texts that they go on with. 0: none.
+        num_tokens: That each adds to each text, by greedy decoding.
+    """
+
+    num_prompts: int = MISSING
+    num_tokens: int = MISSING
+
+    def problems(self) -> list[str]:
+        return at_least(self, "samples.", num_prompts=0, num_tokens=1)
+
+
 def is_sqlalchemy_url(url: str) -> bool:
     """Whether SQLAlchemy would take it; the driver's package may still be missing."""
     if url.startswith("sqlite:///"):

@@ -14,6 +14,7 @@ from pipelines.config.groups import (
     ClusterConfig,
     EvaluationConfig,
     ModelConfig,
+    SamplesConfig,
     StoreConfig,
     TrackingConfig,
     checked,
@@ -41,6 +42,7 @@ class PruneConfig:
     latency: str | None = MISSING
     measure_latency: bool | None = MISSING
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     output_dir: str | None = MISSING
     resume: bool = MISSING
     accept_other_arithmetic: bool = MISSING
@@ -109,7 +111,8 @@ class PruneConfig:
 
     def problems_outside_axes(self) -> list[str]:
         """Those of options that no point of a grid sets."""
-        groups = (self.cluster, self.tracking, self.store, self.evaluation, self.memory)
+        places = (self.cluster, self.tracking, self.store)
+        groups = (*places, self.evaluation, self.memory, self.samples)
         found = [problem for group in groups for problem in group.problems()]
         found += not_allowed(self)
         found += self.expected.problems() if self.expected is not None else []

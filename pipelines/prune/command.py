@@ -17,13 +17,19 @@ from pipelines.config.overrides import option_of
 from pipelines.config.prune import PruneConfig
 from pipelines.evaluators import joined
 from pipelines.prune.job import make_job
+from pipelines.prune.loaded import DenseModel
 from pipelines.prune.pipeline import run_job
 from pipelines.runs.files import RUN
 from pipelines.runs.resume import resumed
 
 
-def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def prune(
+    raw: DictConfig, overrides: Sequence[str], dense: DenseModel | None = None
+) -> dict[str, Any]:
     """Runs one search, or goes on with one; returns its summary.
+
+    Args:
+        dense: a loaded model, whose copy is `model.path`.
 
     Raises:
         InputError: invalid input, found before anything expensive starts.
@@ -35,5 +41,7 @@ def prune(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         config = PruneConfig.of(raw)
     else:
         config = PruneConfig.of_new(raw, [option_of(override) for override in overrides])
+    if dense is not None:
+        dense.write(config)
     with joined(config.cluster):
         return run_job(make_job(config))

@@ -23,8 +23,9 @@ from pipelines.prune.observers import (
     SearchStatus,
     SearchTracking,
 )
+from pipelines.prune.samples import samples
 from pipelines.prune.scorer import Scorer
-from pipelines.prune.summary import search_summary, table, write_results
+from pipelines.prune.summary import result_tables, search_summary, write_results
 from pipelines.runs.arithmetic import ARITHMETIC, claim_arithmetic
 from pipelines.runs.files import (
     ALLOCATION,
@@ -123,7 +124,7 @@ class SearchRun:
                     summary, self.journal.lines, [self.folder.path / name for name in written]
                 )
             show_result(
-                table(summary),
+                result_tables(summary),
                 f"everything is in {self.folder.path}: {', '.join(written)}",
                 *((self.tracking.tracker.link(),) if tracked else ()),
                 *self.tracking.tracker.left_out(),
@@ -174,6 +175,9 @@ class SearchRun:
             if job.timing is not None:
                 job.timing.warn_of(self.search.shape)  # later rounds go on to other sizes
             pruned = self._score_all(scorer, self.search.shape)
+            texts = samples(
+                job, pool, order, self.search.shape, self.folder, lambda: observers.waiting(pool)
+            )
             observers.measured(pool)
             summary = search_summary(
                 job,
@@ -187,6 +191,7 @@ class SearchRun:
                 output_dir=str(self.folder.path),
                 mlflow_run_id=self.tracking.tracker.run_id,
             )
+        summary |= texts
         summary[ARITHMETIC] = spans
         summary |= plan_vs_actual(
             job.config, job.accounting, job.settings, self.journal.lines, summary

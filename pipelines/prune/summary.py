@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
-from pipelines.cli.console import duration
+from pipelines.cli.console import console, duration
 from pipelines.config.redaction import masked_url
 from pipelines.config.target import in_words, load_in_words, targets_json
 from pipelines.plan.against_actual import plan_vs_actual_row
 from pipelines.prune.job import PruneJob
+from pipelines.prune.samples import SAMPLE_FIELDS
 from pipelines.prune.scorer import Scorer
 from pipelines.runs.arithmetic import ARITHMETIC
 from pipelines.runs.candidates import search_in_words
@@ -213,6 +216,26 @@ def write_results(
     trajectory = trajectory_figure(lines, dense, title, prices)
     folder.write_with(TRAJECTORY_PICTURE, trajectory.savefig)
     folder.write_with(SHAPE_PICTURE, shape_figure(search.shape, geometry, lines, title).savefig)
+
+
+def result_tables(summary: Mapping[str, Any]) -> Group:
+    """What a person reads at the end: dense against pruned, in numbers and in text."""
+    tables = [table(summary)]
+    if summary.get("samples"):
+        tables.append(_samples_table(summary["samples"]))
+    return Group(*tables)
+
+
+def _samples_table(samples: Sequence[Mapping[str, str]]) -> Table:
+    rows = Table(title="what they write", title_justify="left", show_lines=True)
+    for name in SAMPLE_FIELDS:
+        rows.add_column("after" if name == "prompt" else name, overflow="fold", ratio=1)
+    for sample in samples:
+        # as text, for it may hold markup; and what the terminal cannot show would be an error
+        cells = [" ".join(sample[name].split()) for name in SAMPLE_FIELDS]
+        shown = [each.encode(console.encoding, "replace") for each in cells]
+        rows.add_row(*(Text(each.decode(console.encoding)) for each in shown))
+    return rows
 
 
 _TIMES = {

@@ -20,6 +20,7 @@ from pruning.shape import ModelShape
 
 RUN = "run.json"
 CONFIG = "config.yaml"
+DENSE = "dense_model"
 TRAJECTORY, TRAJECTORY_PICTURE = "trajectory.jsonl", "trajectory.png"
 SHAPE, SHAPE_PICTURE, AUTHORS_CONFIG = "shape.json", "shape.png", "pruning_config.json"
 SUMMARY, PRUNE_LOG = "summary.json", "prune.log"

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from pipelines.runs.files import LOCK, PRUNE_LOG, RUN, damaged, read_json_if_there
+from pipelines.runs.files import DENSE, LOCK, PRUNE_LOG, RUN, damaged, read_json_if_there
 from pruning import disk
 from pruning.canonical_json import dump_json
 from pruning.errors import InputError
@@ -38,7 +38,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | None) -> None:
-        self.path = Path(path).expanduser().absolute() if path else _dated_folder()
+        self.path = Path(path).expanduser().absolute() if path else dated_folder()
         self._remembering = threading.Lock()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -96,16 +96,7 @@ class RunFolder:
         """
         record = self.read(RUN)
         if record is None:
-            foreign = sorted(
-                entry.name
-                for entry in self.path.iterdir()
-                if not entry.name.startswith(".") and entry.name != PRUNE_LOG
-            )
-            if foreign:
-                raise InputError(
-                    f"output_dir: {self.path} is not empty and not a run's folder (it has "
-                    f"{', '.join(foreign[:4])}); give another folder"
-                )
+            self.require_own()
             return None
         if not isinstance(record.get("identity"), dict):
             raise damaged(self.path / RUN, KeyError("identity"), option="output_dir")
@@ -123,6 +114,24 @@ class RunFolder:
                 + "\nGive another output_dir; scores that both need are shared"
             )
         return record
+
+    def require_own(self) -> None:
+        """Whether nothing is in the folder that no run has put there.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        before_the_record = {PRUNE_LOG, DENSE}
+        foreign = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if not entry.name.startswith(".") and entry.name not in before_the_record
+        )
+        if foreign and not (self.path / RUN).exists():
+            raise InputError(
+                f"output_dir: {self.path} is not empty and not a run's folder (it has "
+                f"{', '.join(foreign[:4])}); give another folder"
+            )
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder; None if it is not there.
@@ -217,7 +226,8 @@ def is_held(folder: Path) -> bool | None:
     )
 
 
-def _dated_folder() -> Path:
+def dated_folder() -> Path:
+    """A new one under `outputs/`, which is not made yet."""
     stem = (
         ROOT / datetime.now().strftime("%Y-%m-%d") / datetime.now().strftime("%H-%M-%S")
     ).absolute()

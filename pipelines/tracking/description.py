@@ -44,6 +44,7 @@ def search_description(summary: Mapping[str, Any], command: str) -> str:
         "" if reached else f"**{_plain(summary['status'])}**",
         _table("dense", "pruned", _of_search(summary)),
         _path(summary),
+        _samples(summary.get("samples") or ()),
         _again(command),
     )
 
@@ -189,6 +190,16 @@ def _path(summary: Mapping[str, Any]) -> str:
     )
     number = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
     return f"{number}: {said}{near}." if steps else ""
+
+
+def _samples(samples: Iterable[Mapping[str, str]]) -> str:
+    """What both models wrote, side by side."""
+    rows = [
+        " | ".join(_plain(" ".join(sample[name].split())) for name in ("prompt", "dense", "pruned"))
+        for sample in samples
+    ]
+    lines = ["| after | dense writes | pruned writes |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {row} |" for row in rows]) if rows else ""
 
 
 def _table(before: str, after: str, rows: Iterable[Row]) -> str:

@@ -19,6 +19,7 @@ from pruning.errors import InputError
 from pruning.importance.block_influence import LayerSimilarity, layer_similarity
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.loaded_model import LoadedModel
+from pruning.scoring.generation import continuations
 from pruning.scoring.kl import DenseOutputs, dense_outputs, divergence
 from pruning.scoring.nll import Prefix, run_prefix, score_candidates
 from pruning.scoring.out_of_memory import is_out_of_memory
@@ -27,8 +28,10 @@ from pruning.scoring.residual import require_plain_residual
 from pruning.shape import ModelShape
 from workers.evaluators.device import Device
 from workers.tasks import (
+    Continuations,
     EvaluatorInfo,
     EvaluatorSpec,
+    GenerationTask,
     InfluenceTask,
     OrderTask,
     Result,
@@ -102,6 +105,8 @@ class Evaluator:
                 return self._find_statistics(task)
             case InfluenceTask():
                 return self._find_influence(task)
+            case GenerationTask():
+                return self._generate(task)
         raise TypeError(f"an evaluator of shapes cannot do {task}")
 
     # Scores.
@@ -213,6 +218,12 @@ class Evaluator:
     def _find_influence(self, task: InfluenceTask) -> LayerSimilarity:
         self._check_order(task.order)
         return layer_similarity(self.dense, self._batch(task.set_name, task.batch))
+
+    def _generate(self, task: GenerationTask) -> Continuations:
+        self._check_order(task.order)
+        prompts = [torch.tensor([prompt], device=self._device.torch) for prompt in task.prompts]
+        shape = ModelShape.parse(task.shape)
+        return continuations(self.dense, shape, prompts, num_tokens=task.num_tokens)
 
     def _sort_as_stored(self) -> None:
         """Undoes what a search before this one sorted: sums over channels in another order have

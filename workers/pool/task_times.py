@@ -11,6 +11,7 @@ from workers.tasks import (
     AnswerResult,
     ClockedTask,
     EvaluatorSpec,
+    GenerationTask,
     OrderTask,
     ScoreResult,
     ScoreTask,
@@ -116,8 +117,10 @@ class TaskTimeModel:
         return max(first_s, self.slowest_s(task)) * _UNKNOWN_GROWTH**num_failures
 
     def slowest_s(self, task: Task) -> float:
-        """What a slow device takes for a task that reads a whole text; 0 for others."""
-        reads = isinstance(task, StatisticsTask) or (
+        """What a slow device takes for a task that reads a whole text, and at most for one that
+        writes a short one; 0 for others.
+        """
+        reads = isinstance(task, StatisticsTask | GenerationTask) or (
             isinstance(task, OrderTask) and task.importance == "activation"
         )
         return self.slowest_text_s if reads else 0.0
