@@ -19,6 +19,7 @@ from pipelines.config.groups import (
     StoreConfig,
     TrackingConfig,
     checked,
+    no_system_metrics,
 )
 from pipelines.config.prune import PruneConfig
 
@@ -68,6 +69,7 @@ class EvaluateConfig:
             found.append(
                 "tracking.register: has no effect on evaluate; give it to prune, sweep or recover"
             )
+        found += no_system_metrics(given)
         if self.model.path.strip():
             found += self.model.problems()
         sources = {

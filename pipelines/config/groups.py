@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -196,6 +196,7 @@ class TrackingConfig:
     uri: str = MISSING
     experiment: str = MISSING
     register: str | None = MISSING
+    system_metrics: bool = MISSING
 
     def problems(self) -> list[str]:
         return self._problems_of_uri() + self._problems_of_name()
@@ -329,6 +330,12 @@ class SamplesConfig:
 
     def problems(self) -> list[str]:
         return at_least(self, "samples.", num_prompts=0, num_tokens=1)
+
+
+def no_system_metrics(given: Sequence[str]) -> list[str]:
+    """What is wrong with asking a command for them that is no search."""
+    name = "tracking.system_metrics"
+    return [f"{name}: is of searches; give it to prune or sweep"] if name in given else []
 
 
 def is_sqlalchemy_url(url: str) -> bool:

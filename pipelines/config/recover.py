@@ -10,7 +10,13 @@ from omegaconf import MISSING, DictConfig
 
 from pipelines.config.calibration import CalibrationConfig
 from pipelines.config.export import source_problems
-from pipelines.config.groups import ClusterConfig, ModelConfig, TrackingConfig, checked
+from pipelines.config.groups import (
+    ClusterConfig,
+    ModelConfig,
+    TrackingConfig,
+    checked,
+    no_system_metrics,
+)
 from pipelines.config.recovery import RecoveryConfig
 from pruning.calibration.spec import CalibrationSpec, MixtureSpec
 
@@ -52,7 +58,7 @@ class RecoverConfig:
         return checked(cls, config, lambda typed: typed.problems(given))
 
     def problems(self, given: Sequence[str]) -> list[str]:
-        found = source_problems(self, given)
+        found = source_problems(self, given) + no_system_metrics(given)
         of_shape = self.run is None and self.shape is not None
         if of_shape and not {"calibration", "experiment"} & set(given):
             found.append(

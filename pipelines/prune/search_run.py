@@ -26,6 +26,7 @@ from pipelines.prune.observers import (
 from pipelines.prune.samples import samples
 from pipelines.prune.scorer import Scorer
 from pipelines.prune.summary import result_tables, search_summary, write_results
+from pipelines.prune.system_metrics import system_metrics
 from pipelines.runs.arithmetic import ARITHMETIC, claim_arithmetic
 from pipelines.runs.files import (
     ALLOCATION,
@@ -149,6 +150,7 @@ class SearchRun:
                 self.tracking,
                 SearchProgress(bar),
                 SearchStatus(self.heartbeat, bar, self.tracking.tracker),
+                *system_metrics(self.tracking),
             )
             for _ in pool.wait():
                 observers.waiting(pool)
