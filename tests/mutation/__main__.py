@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -27,17 +28,8 @@ def main() -> int:
     arguments = _arguments()
     tests: dict[str, list[str]] = yaml.safe_load((HERE / "modules.yaml").read_text())
     explained: dict[str, dict[str, str]] = yaml.safe_load((HERE / "survivors.yaml").read_text())
-    everything = [
-        mutant
-        for module in sorted(tests)
-        for mutant in mutants(module, (ROOT / module).read_text(encoding="utf-8"))
-    ]
-    stale = sorted(
-        f"{module}: {name}"
-        for module, names in explained.items()
-        for name in names
-        if not any(each.module == module and each.name == name for each in everything)
-    )
+    everything = [mutant for module in sorted(tests) for mutant in of_module(module)]
+    stale = stale_reasons(explained)
     chosen = _sample(
         [each for each in everything if each.module.startswith(arguments.only)],
         arguments.sample,
@@ -46,19 +38,38 @@ def main() -> int:
     )
     print(f"{len(chosen)} of {len(everything)} mutants in {len(tests)} modules", flush=True)
     verdicts, num_unfit = _run(chosen, tests, arguments)
-    missing = sorted(
-        name
-        for path in (ROOT / "pruning").rglob("*.py")
-        if (name := str(path.relative_to(ROOT))) not in tests and "export" not in path.parts
-        if mutants(name, path.read_text(encoding="utf-8"))
-    )
-    if missing:
+    if missing := unlisted(tests):
         print("\nnot in modules.yaml:", *missing, sep="\n  ")
     status = _report(verdicts, explained, stale) or bool(missing)
     num_late = len(chosen) - len(verdicts) - num_unfit
     if num_late or num_unfit:
         print(f"\nnot run: {num_late} for time, {num_unfit} whose tests fail without a mutant")
     return int(status or num_late or num_unfit)
+
+
+def of_module(module: str) -> list[Mutant]:
+    """Its mutants; none of a file that is gone."""
+    path = ROOT / module
+    return mutants(module, path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def unlisted(tests: Mapping[str, Sequence[str]]) -> list[str]:
+    """Modules of `pruning`, without export, that have mutants and no tests in `modules.yaml`."""
+    names = (str(path.relative_to(ROOT)) for path in (ROOT / "pruning").rglob("*.py"))
+    return sorted(
+        name
+        for name in names
+        if name not in tests and "export" not in Path(name).parts and of_module(name)
+    )
+
+
+def stale_reasons(explained: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Reasons in `survivors.yaml` of mutants that are no more."""
+    return sorted(
+        f"{module}: {name}"
+        for module, names in explained.items()
+        for name in set(names) - {each.name for each in of_module(module)}
+    )
 
 
 def _arguments() -> argparse.Namespace:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.mutation.__main__ import stale_reasons, unlisted
 from tests.mutation.mutants import mutants, mutated
 
 SOURCE = '''"""Docstring."""
@@ -208,6 +209,16 @@ def test_modules_and_their_tests_are_there() -> None:
     listed = yaml.safe_load((ROOT / "tests/mutation/modules.yaml").read_text())
     files = {test.partition("::")[0] for tests in listed.values() for test in tests}
     assert [name for name in [*files, *listed] if not (ROOT / name).is_file()] == []
+
+
+def test_every_module_is_listed_and_every_reason_is_of_a_mutant() -> None:
+    """Or `make mutants` fails for what has nothing to do with what it ran."""
+    listed, explained = (
+        yaml.safe_load((ROOT / f"tests/mutation/{name}.yaml").read_text())
+        for name in ("modules", "survivors")
+    )
+    assert unlisted(listed) == []
+    assert stale_reasons(explained) == []
 
 
 def test_modules_without_tests_are_named(project: Path) -> None:
