@@ -160,6 +160,12 @@ class Run:
             Failed: training gained nothing.
         """
 
+        if options.get("plan"):
+            raise InputError(
+                "plan: a recovery that is planned leaves nothing to open; use the command: "
+                f"multipruner recover run={self.folder} plan=true"
+            )
+
         def load() -> Job:
             from pipelines.recover.command import recover
 

@@ -109,7 +109,7 @@ class EvaluateConfig:
             )
         if not self.evaluation.wanted:
             found.append(
-                "evaluation: nothing to measure; give evaluation.tasks, evaluation.texts or "
-                "evaluation.cost=true"
+                "evaluation: nothing to measure; give evaluation.tasks, evaluation.texts, "
+                "evaluation.cost=true or evaluation.cost_engines"
             )
         return found

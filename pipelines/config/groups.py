@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -281,6 +281,10 @@ class EvaluationConfig:
         """Whether there is anything to measure."""
         return bool(self.tasks or self.texts or self.cost or self.cost_engines)
 
+    def nothing(self) -> Self:
+        """The same with nothing to measure."""
+        return replace(self, tasks=[], texts=[], cost=False, cost_engines=[])
+
     def problems(self) -> list[str]:
         found = at_least(
             self,
@@ -308,7 +312,8 @@ class EvaluationConfig:
                 for word in dict.fromkeys(words)
                 if words.count(word) > 1
             ]
-        if self.data_dir is not None and self.cost and not (self.tasks or self.texts):
+        costs = self.cost or self.cost_engines
+        if self.data_dir is not None and costs and not (self.tasks or self.texts):
             found.append(
                 f"evaluation.data_dir: {self.data_dir}, which has no effect without "
                 "evaluation.tasks"

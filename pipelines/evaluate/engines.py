@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pruning.costs.accounting import Accounting
 from pruning.costs.llama_cpp_speed import llama_cpp_speed
 from pruning.costs.measured import Role
 from pruning.costs.speed import SpeedSettings
-from pruning.errors import ScoringError
+from pruning.errors import first_line
 from pruning.export import gguf
 from pruning.export.source import ExportSource
 from pruning.export.verify_gguf import KNOWN, PACKAGE, has_llama_cpp
@@ -29,6 +30,7 @@ from pruning.models.loaded_model import LoadedModel
 log = logging.getLogger(__name__)
 
 _OPTION = "evaluation.cost_engines"
+_SCRATCH = ".engine-"
 
 
 def problems_of_engines(
@@ -63,31 +65,39 @@ def speed_in_engines(
     that the dense weights are stored in, and measures them in turns on this machine.
 
     Returns:
-        By engine, what evaluation.json says.
-
-    Raises:
-        ScoringError: the engine cannot run a file.
+        By engine, what evaluation.json says. What goes wrong is said there: hours of answers may
+        be behind it.
     """
-    evaluation, found = config.evaluation, dict[str, Any]()
+    found: dict[str, Any] = {}
+    for left in folder.glob(f"{_SCRATCH}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    for engine in config.evaluation.cost_engines:
+        try:
+            found[engine] = _speed_in(engine, config, models, folder)
+        except Exception as error:  # noqa: BLE001 - see above
+            log.warning("the speed in %s is not known: %s", engine, first_line(error))
+            found[engine] = {"problem": first_line(error)}
+    return found
+
+
+def _speed_in(
+    engine: str, config: EvaluateConfig, models: ModelsUnderTest, folder: Path
+) -> dict[str, Any]:
+    evaluation = config.evaluation
     settings = SpeedSettings(
         1, evaluation.cost_prompt_tokens, evaluation.cost_new_tokens, evaluation.cost_rounds
     )
-    for engine in evaluation.cost_engines:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".engine-") as scratch:
-            log.info("measuring speed in %s: writing the models", engine)
-            files = _write(models, tokenizer_of(config, models), Path(scratch))
-            log.info("measuring speed in %s: %d rounds", engine, settings.rounds)
-            try:
-                compared = llama_cpp_speed(
-                    files,
-                    settings,
-                    vocab_size=models.main.checkpoint.config().vocab_size,
-                    num_threads=config.cluster.num_cpus_per_evaluator,
-                )
-            except RuntimeError as error:
-                raise ScoringError(str(error)) from error
-        found[engine] = compared.to_json() | {"dtype": models.main.checkpoint.stored_dtype()}
-    return found
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+        log.info("measuring speed in %s: writing the models", engine)
+        files = _write(models, tokenizer_of(config, models), Path(scratch))
+        log.info("measuring speed in %s: %d rounds", engine, settings.rounds)
+        compared = llama_cpp_speed(
+            files,
+            settings,
+            vocab_size=models.main.checkpoint.config().vocab_size,
+            num_threads=config.cluster.num_cpus_per_evaluator,
+        )
+    return compared.to_json() | {"dtype": models.main.checkpoint.stored_dtype()}
 
 
 def _write(models: ModelsUnderTest, tokenizer: Path | None, folder: Path) -> dict[Role, Path]:

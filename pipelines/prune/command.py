@@ -41,7 +41,12 @@ def prune(
         config = PruneConfig.of(raw)
     else:
         config = PruneConfig.of_new(raw, [option_of(override) for override in overrides])
-    if dense is not None:
-        dense.write(config)
+    is_new = dense is not None and dense.write(config)
     with joined(config.cluster):
-        return run_job(make_job(config))
+        try:
+            job = make_job(config)
+        except BaseException:
+            if dense is not None and is_new:
+                dense.discard()
+            raise
+        return run_job(job)

@@ -5,17 +5,20 @@ evaluators, a resumed run, evaluation and export find it like any other.
 from __future__ import annotations
 
 import filecmp
+import json
 import logging
 import re
+import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipelines.config.prune import PruneConfig
-from pipelines.runs.files import DENSE, RUN
+from pipelines.runs.files import DENSE, LOCK, RUN
 from pipelines.runs.folder import RunFolder, dated_folder
 from pruning import disk
 from pruning.calibration.spec import MixtureSpec
@@ -68,8 +71,11 @@ class DenseModel:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", origin).strip(".")
         return self.output_dir / DENSE / (name or self.model.config.model_type)
 
-    def write(self, config: PruneConfig) -> None:
+    def write(self, config: PruneConfig) -> bool:
         """Writes the copy, whole or not at all; one that is there is compared instead.
+
+        Returns:
+            Whether it was written now.
 
         Raises:
             InputError: the search needs a tokenizer and none is given, or the folder has another
@@ -93,25 +99,57 @@ class DenseModel:
                 log.info("writing a copy of the loaded model: %s", self.copy)
                 save_copy(self.model, self.tokenizer, written)
                 if there:
-                    _require_same(written, self.copy)
+                    self._require_same(written)
                 else:
                     self.copy.parent.mkdir(exist_ok=True)
                     disk.rename(written, self.copy)
+        return not there
+
+    def discard(self) -> None:
+        """Takes back a copy of which no search was begun, and the folder if that was all in it."""
+        if (self.output_dir / RUN).exists():
+            return
+        shutil.rmtree(self.output_dir / DENSE, ignore_errors=True)
+        (self.output_dir / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            self.output_dir.rmdir()
+
+    def _require_same(self, written: Path) -> None:
+        """Whether what was written now is the copy: its weights to the byte, its configuration but
+        for the version that wrote it, and the tokens. What else a tokenizer's files say changes as
+        it is used.
+        """
+        weights = sorted(path.name for path in written.glob("*.safetensors"))
+        differing = [
+            name
+            for name in weights
+            if not (self.copy / name).exists()
+            or not filecmp.cmp(written / name, self.copy / name, shallow=False)
+        ]
+        if _configuration(written) != _configuration(self.copy):
+            differing.append("config.json")
+        if self.tokenizer is not None and _tokens(self.copy) != self.tokenizer.get_vocab():
+            differing.append("the tokenizer")
+        if differing:
+            raise InputError(
+                f"output_dir: {self.copy} is a copy of another model than the one that was given "
+                f"(different: {', '.join(differing)}); give another output_dir, or that model"
+            )
 
 
-def _require_same(written: Path, there: Path) -> None:
-    """Whether every file that was written now is there with the same bytes."""
-    differing = [
-        path.name
-        for path in sorted(written.iterdir())
-        if not (there / path.name).exists()
-        or not filecmp.cmp(path, there / path.name, shallow=False)
-    ]
-    if differing:
-        raise InputError(
-            f"output_dir: {there} is a copy of another model than the one that was given "
-            f"(different: {', '.join(differing)}); give another output_dir, or that model"
-        )
+def _configuration(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in found.items() if name != "transformers_version"}
+
+
+def _tokens(folder: Path) -> dict[str, int] | None:
+    """The tokens of a copy by text; None if it has no tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    found: dict[str, int] = tokenizer.get_vocab()
+    return found
 
 
 def _use_of_text(config: PruneConfig) -> str | None:

@@ -5,8 +5,10 @@ not a measurement.
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pipelines.prune.job import PruneJob
 from pipelines.runs.files import SUMMARY, read_json_if_there
 from pipelines.runs.folder import RunFolder
+from pruning.calibration.token_sets import TokenSet
 from pruning.errors import InputError, first_line
 from pruning.importance.channel_order import ChannelOrder
 from pruning.shape import ModelShape
@@ -112,12 +115,22 @@ def _prompts(
             "has no room for so many"
         )
     if heldout is not None:
-        apart = max(1, heldout.num_sequences // config.num_prompts)
-        rows = heldout.input_ids[::apart, :_PROMPT_TOKENS].tolist()
+        rows = heldout.input_ids[_spread(heldout, config.num_prompts), :_PROMPT_TOKENS].tolist()
     else:
         rows = [tokenizer(sentence)["input_ids"] for sentence in _SENTENCES]
     ids = [tuple(row[:room]) for row in rows[: config.num_prompts]]
     return [(text, row) for row in ids if (text := _text(tokenizer, row)).strip()]
+
+
+def _spread(heldout: TokenSet, count: int) -> list[int]:
+    """Numbers of so many sequences: of each source in turns, far apart."""
+    sources = [list(each) for each in heldout.positions().values()] or [
+        list(range(heldout.num_sequences))
+    ]
+    per_source = -(-count // len(sources))
+    turns = [each[:: max(1, len(each) // per_source)] for each in sources]
+    found = [each for turn in zip_longest(*turns) for each in turn if each is not None]
+    return found[:count]
 
 
 def _known(
@@ -163,4 +176,13 @@ def _added(
 def _text(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...] | list[int]) -> str:
     """Without control characters, which a terminal or a page would obey."""
     text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
-    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+    return "".join("\ufffd" if _is_control(each) else each for each in text.replace("\r\n", "\n"))
+
+
+def _is_control(character: str) -> bool:
+    """Not so are the spaces of many scripts, and what joins letters or keeps them apart."""
+    return not (
+        character.isprintable()
+        or character in "\n\t\u200c\u200d"
+        or unicodedata.category(character) == "Zs"
+    )

@@ -160,6 +160,8 @@ def _distance(best: ParetoPoint, other: ParetoPoint) -> float | None:
     """In standard errors: paired over the sequences of a text; of accuracies, whose documents are
     not known apart, as if these were others for each.
     """
+    if best.value == other.value:
+        return 0.0
     if best.nll is not None and other.nll is not None:
         if len(best.nll.nll_per_sequence) != len(other.nll.nll_per_sequence):
             return None

@@ -27,6 +27,7 @@ def first_screen(runs: Runs) -> Section:
     if group is not None and best is not None:
         figure, title = plain(pareto(group, runs, best)), front_title(group)
         parts += [Verdict(best.why), Chart("front", title, _legend(group), figure, 330)]
+        parts += _others(runs, group)
     parts += [_numbers(runs, group, best), *_sources(runs)]
     stopped = [run.key for run in runs if not run.ended]
     if stopped:
@@ -39,9 +40,24 @@ def first_screen(runs: Runs) -> Section:
     return Section("result", "Result", tuple(parts))
 
 
+def _others(runs: Runs, group: ParetoGroup) -> list[Part]:
+    """Whose numbers in the table do not compare with those on the front."""
+    shown = [point.run.key for point in group.runs if point.run is not None]
+    others = [run.key for run in runs if run.ended and run.key not in shown]
+    if not others:
+        return []
+    said = (
+        f"Sentence and chart are of {', '.join(shown)}. What was measured of {', '.join(others)} "
+        "is of another model, text, documents or type: do not compare it with the others' numbers."
+    )
+    return [Text(said)]
+
+
 def front_title(group: ParetoGroup) -> str:
     """What is over what."""
-    return f"{group.metric.capitalize()} against {'time' if group.time else 'ratio'}"
+    return (
+        f"{group.metric[0].upper()}{group.metric[1:]} against {'time' if group.time else 'ratio'}"
+    )
 
 
 def _legend(group: ParetoGroup) -> str:
@@ -69,14 +85,14 @@ def _numbers(runs: Runs, group: ParetoGroup | None, best: Best | None) -> Table:
         HELDOUT: _heldout,
         "change": lambda run, role: NONE if role == "dense" else relative(run.heldout),
         "ms": _milliseconds,
-        **{text: partial(_text, text) for text in texts},
+        **{f"perplexity on {text}": partial(_text, text) for text in texts},
         ACCURACY: _accuracy,
     }
     cells = {
         name: [[cell(run, role) for run in runs] for role in ("dense", "pruned")]
         for name, cell in columns.items()
     }
-    first = [] if group is None else ["ms" if group.time else "removed", _column(group)]
+    first = [] if group is None else ["ms" if group.time else "removed", group.metric]
     measured = [name for name, (_, pruned) in cells.items() if set(pruned) != {NONE}]
     shown = sorted(measured, key=lambda name: first.index(name) if name in first else len(first))
     rows: list[tuple[Cell, ...]] = []
@@ -91,16 +107,13 @@ def _numbers(runs: Runs, group: ParetoGroup | None, best: Best | None) -> Table:
     return Table(("run", *shown, "method", ""), f"l{'r' * len(shown)}ll", tuple(rows), True)
 
 
-def _column(group: ParetoGroup) -> str:
-    """That of its metric."""
-    return group.metric.removeprefix("perplexity on ")
-
-
 def _heldout(run: ReportRun, role: Role) -> str:
     """With the standard error of its difference from dense, paired over the sequences."""
     value, nll = getattr(run.heldout, role), run.heldout_nll.get(run.heldout_text)
     stderr = nll[1].stderr_of_difference(nll[0]) if nll and role == "pruned" else None
-    return number(value) + ("" if stderr is None else f" ± {number(value * stderr)}")
+    return number(value) + (
+        "" if stderr is None or value is None else f" ± {number(value * stderr)}"
+    )
 
 
 def _milliseconds(run: ReportRun, role: Role) -> str:

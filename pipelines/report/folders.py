@@ -131,7 +131,9 @@ def _key(index: int) -> str:
 def _read_run(name: str, folder: Path) -> ReportRun:
     recovery = read_recovery(str(folder), option="runs")
     saved = read_saved_run(str(folder), option="runs")
-    measured = read_json_if_there(folder / EVALUATION, option="runs")
+    measured = _of_final_shape(
+        read_json_if_there(folder / EVALUATION, option="runs"), saved, folder / EVALUATION
+    )
     path = saved.folder / TRAJECTORY
     steps = read_with(lambda _: tuple(map(_step, saved.lines)), path, option="runs")
     evaluation = (
@@ -149,6 +151,17 @@ def _read_run(name: str, folder: Path) -> ReportRun:
         option="runs",
     )
     return run if recovery is None else _recovered(run, recovery)
+
+
+def _of_final_shape(
+    measured: dict[str, Any] | None, saved: SavedRun, path: Path
+) -> dict[str, Any] | None:
+    """An evaluation of an earlier shape says nothing of the one that the search came to."""
+    final = saved.lines[-1]["shape"] if saved.lines else None
+    if measured is not None and measured.get("shape") not in (final, None):
+        log.warning("%s is of an earlier shape: it is left out; evaluate the run again", path)
+        return None
+    return measured
 
 
 def _recovered(run: ReportRun, recovery: SavedRecovery) -> ReportRun:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cli.console import console, print_line
 from pipelines.cli.launch import call
@@ -36,7 +37,10 @@ def show_plan(request: Request) -> None:
     """
     if request.command not in PLANNED or request.config.get("resume"):
         return
-    found = call("plan", lambda: _planned, _words_of_plan(request), as_grid)
+    try:
+        found = call("plan", lambda: _planned, _words_of_plan(request), as_grid)
+    except OmegaConfBaseException as error:
+        found = f"an option is known on the cluster alone: {first_line(error)}"
     if isinstance(found, str):
         print_line(f"no plan, since {found}")
     else:

@@ -142,6 +142,8 @@ class Request:
             )
             if path is not None and not PurePosixPath(path).is_absolute()
         ]
+        if self._value("plan"):
+            found.append("plan: true; a plan is no job: give it to multipruner recover on a node")
         url = str(self._value("store.url") or "")
         if _is_relative_file(url) and not self._value("resume"):
             found.append(

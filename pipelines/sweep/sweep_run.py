@@ -14,7 +14,6 @@ from pipelines.cli.console import log_to, show_result
 from pipelines.config.grid import written
 from pipelines.config.groups import EvaluationConfig
 from pipelines.config.overrides import option_of
-from pipelines.config.prune import PruneConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import Failed
 from pipelines.evaluators import local_session, open_pool
@@ -223,7 +222,8 @@ class SweepRun:
         try:
             with self._folder_of(each) as folder:
                 if _is_evaluated(folder, job.config.evaluation):
-                    job = replace(job, config=_without_evaluation(job.config))
+                    nothing = job.config.evaluation.nothing()
+                    job = replace(job, config=replace(job.config, evaluation=nothing))
                 log.info("after the search of point %s", each.point.name)
                 run_post_steps(job, folder)
         except _OF_ONE_POINT as error:
@@ -243,8 +243,8 @@ class SweepRun:
             folder.release()
 
 
-def _without_evaluation(config: PruneConfig) -> PruneConfig:
-    return replace(config, evaluation=replace(config.evaluation, tasks=[], texts=[], cost=False))
+_SINCE: dict[str, Any] = {"cost_engines": []}
+"""Settings of an evaluation that an earlier version did not have, as it did without them."""
 
 
 def _is_evaluated(folder: RunFolder, evaluation: EvaluationConfig) -> bool:
@@ -254,7 +254,7 @@ def _is_evaluated(folder: RunFolder, evaluation: EvaluationConfig) -> bool:
     """
     settings = (folder.read(EVALUATION) or {}).get("settings", {})
     return bool(settings) and all(
-        settings.get(name) == value
+        settings.get(name, _SINCE.get(name)) == value
         for name, value in asdict(evaluation).items()
         if value is not None
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from pipelines.config.target import in_words
@@ -16,6 +17,8 @@ MEASURED = "## Measured"
 
 _WIDTH = 100
 _MAX_ROWS = 40
+_MAX_SAMPLES, _SAMPLE_WIDTH = 4, 240
+"""A page holds so many characters, and the command comes after them."""
 """Of a table of points."""
 
 _SIZES = {
@@ -195,11 +198,18 @@ def _path(summary: Mapping[str, Any]) -> str:
 def _samples(samples: Iterable[Mapping[str, str]]) -> str:
     """What both models wrote, side by side."""
     rows = [
-        " | ".join(_plain(" ".join(sample[name].split())) for name in ("prompt", "dense", "pruned"))
-        for sample in samples
+        " | ".join(
+            _plain(_shortened(" ".join(sample[name].split())))
+            for name in ("prompt", "dense", "pruned")
+        )
+        for sample in islice(samples, _MAX_SAMPLES)
     ]
     lines = ["| after | dense writes | pruned writes |", "|---|---|---|"]
     return "\n".join(lines + [f"| {row} |" for row in rows]) if rows else ""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SAMPLE_WIDTH else f"{text[:_SAMPLE_WIDTH]} ..."
 
 
 def _table(before: str, after: str, rows: Iterable[Row]) -> str:
@@ -228,7 +238,7 @@ def _number(value: float | None) -> str:
 
 def _plain(text: str) -> str:
     """As text, whatever Markdown or HTML it looks like."""
-    return "".join(f"\\{each}" if each in "\\`*_{}[]<>()#|!" else each for each in text)
+    return "".join(f"\\{each}" if each in "\\`*_{}[]<>()#|!~&" else each for each in text)
 
 
 def _joined(*parts: str) -> str:

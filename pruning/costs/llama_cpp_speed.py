@@ -75,7 +75,8 @@ def llama_cpp_speed(
         "num_threads": num_threads,
     }
     done = subprocess.run(
-        [sys.executable, "-I", str(Path(__file__).with_name("llama_cpp_program.py").resolve())],
+        # not "-I", which sees no packages that a user has installed for himself
+        [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp_program.py").resolve())],
         input=json.dumps(question),
         capture_output=True,
         text=True,

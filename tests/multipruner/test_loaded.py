@@ -110,6 +110,34 @@ def test_a_stopped_search_goes_on_with_the_copy(prune: Prune, loaded: Loaded) ->
     assert [path.name for path in (run.folder / "dense_model").iterdir()] == ["reader"]
 
 
+def test_a_tokenizer_that_was_used_is_the_same(prune: Prune, loaded: Loaded) -> None:
+    """Padding and truncation stay in the files of a tokenizer."""
+    model, tokenizer = loaded
+    run = prune(model, tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer(["the old house", "the"], padding=True, truncation=True, max_length=2)
+    assert prune(model, tokenizer) == run
+    tokenizer.add_tokens(["<another>"])
+    with pytest.raises(InputError, match=r"\(different: the tokenizer\)"):
+        prune(model, tokenizer)
+
+
+def test_a_search_that_cannot_begin_leaves_no_copy(
+    prune: Prune, loaded: Loaded, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="calibration"):
+        prune(*loaded, calibration={"num_heldout_samples": 100_000, "sequence_length": 300})
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError):
+        prune(*loaded, calibration={"sequence_length": 100_000})
+    assert not (tmp_path / "run" / "dense_model").exists()
+    run = prune(*loaded)
+    with pytest.raises(InputError):
+        prune(*loaded, calibration={"sequence_length": 100_000})
+    assert (run.folder / "dense_model" / "reader" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_another_model_is_refused(prune: Prune, loaded: Loaded, resume: bool) -> None:
     model, tokenizer = loaded

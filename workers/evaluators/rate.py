@@ -72,6 +72,7 @@ def measure_rate(
     num_layers, threads = accounting.geometry.num_layers, torch.get_num_threads()
     index, layers = num_layers // 2, (num_layers + 1) / 2
     device = Device(num_threads, num_gpus)
+    run = None
     try:
         run = _Runs(one_layer_model(config, index, dtype, device.torch), device.torch, clock)
         parts = list(parts_of(batch_size, sequence_length))
@@ -86,6 +87,7 @@ def measure_rate(
         taken = clock() - started
     finally:
         torch.set_num_threads(threads)
+        run = None  # or its memory is not free
         device.free_memory()
     num_sequences, length = parts[number]
     flops = accounting.layer_flops(index, accounting.dense.layers[index], context_length=length)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pipelines.config.groups import EvaluationConfig
 from pipelines.evaluate import engines
+from pipelines.runs.files import EVALUATION
+from pipelines.runs.folder import RunFolder
+from pipelines.sweep.sweep_run import _is_evaluated
+from pruning.canonical_json import dump_json
 from pruning.export import gguf
 from tests.conftest import tokens
 from tests.documents import save_reader
@@ -35,6 +41,43 @@ def with_merges(reader: Path, tmp_path: Path) -> Path:
     tokenizer["model"]["merges"] = [["t", "h"]]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
+
+
+EVERYTHING = EvaluationConfig(
+    tasks=["piqa"],
+    num_fewshot=None,
+    limit=3,
+    data_dir=None,
+    texts=["wikitext2"],
+    max_windows=None,
+    sequence_length=None,
+    batch_size=1,
+    max_length=None,
+    dense=True,
+    cost=True,
+    cost_batch_size=1,
+    cost_prompt_tokens=128,
+    cost_new_tokens=32,
+    cost_rounds=10,
+    cost_engines=["llama.cpp"],
+)
+
+
+def test_nothing_to_measure_is_without_engines_too() -> None:
+    assert EVERYTHING.wanted
+    assert not EVERYTHING.nothing().wanted
+    assert EVERYTHING.nothing().limit == 3
+
+
+def test_a_point_of_an_earlier_version_is_measured_unless_an_engine_is_wanted(
+    tmp_path: Path,
+) -> None:
+    settings = asdict(EVERYTHING)
+    del settings["cost_engines"]
+    with RunFolder(str(tmp_path)) as folder:
+        folder.write(EVALUATION, dump_json({"settings": settings}))
+        assert _is_evaluated(folder, replace(EVERYTHING, cost_engines=[]))
+        assert not _is_evaluated(folder, EVERYTHING)
 
 
 @needs_llama_cpp
@@ -77,6 +120,25 @@ def test_dense_and_pruned_side_by_side_in_files_that_are_gone_afterwards(
     left = {path.name for path in outcome.folder.iterdir() if path.name.startswith(".engine")}
     assert not left
     assert sorted(path.name for path in searched.iterdir()) == before
+
+
+def test_an_engine_that_fails_spoils_nothing_else(
+    run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashed(*_: object, **__: object) -> None:
+        raise RuntimeError("llama.cpp cannot run model-f32.gguf (it ended with -11): nothing")
+
+    monkeypatch.setattr(engines, "llama_cpp_speed", crashed)
+    monkeypatch.setattr(engines, "has_llama_cpp", lambda: True)
+    (tmp_path / "evaluation/.engine-killed").mkdir(parents=True)
+    words = ("evaluation.tasks=[piqa]", *ENGINE[1:], "evaluation.cost=false")
+    outcome = run(f"model.path={with_merges}", *words)
+    assert outcome.status == 0, outcome.output
+    assert set(outcome.evaluation["tasks"]) == {"piqa"}
+    [found] = outcome.evaluation["engines"].values()
+    assert found["problem"].startswith("llama.cpp cannot run model-f32.gguf")
+    assert "the speed in llama.cpp is not known: llama.cpp cannot run" in outcome.output
+    assert not list(outcome.folder.glob(".engine-*")), "nor what an earlier process left"
 
 
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(

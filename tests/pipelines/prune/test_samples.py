@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import multipruner
 from pipelines.cli.console import console
+from pipelines.prune.samples import _is_control, _spread
 from pipelines.prune.summary import result_tables
+from pruning.calibration.token_sets import TokenSet
 from pruning.errors import InputError
 from pruning.models.checkpoint import Checkpoint
 from tests.documents import save_reader
@@ -189,6 +191,22 @@ def test_without_held_out_text_sentences_begin(read: Search) -> None:
     outcome = read("calibration.num_heldout_samples=0", SHORT)
     prompts = [sample["prompt"] for sample in outcome.summary["samples"]]
     assert prompts[0].replace(" ", "").startswith("TheĠhouseĠat"), prompts
+
+
+def test_prompts_are_of_every_source_and_far_apart() -> None:
+    rows = torch.arange(6)[:, None].expand(6, 4)
+    mixed = TokenSet(rows, ("a", "b", "a", "b", "a", "b"))
+    assert _spread(mixed, 2) == [0, 1]
+    assert _spread(mixed, 4) == [0, 1, 4, 5]
+    assert _spread(mixed, 1) == [0]
+    assert _spread(TokenSet(rows), 2) == [0, 3]
+    assert _spread(TokenSet(rows), 9) == [0, 1, 2, 3, 4, 5]
+
+
+def test_spaces_and_joiners_of_scripts_stay_and_controls_do_not() -> None:
+    kept = "\u4f60\u597d\u3000\u4e16\u754c a\u00a0b \u0645\u06cc\u200c\u062e\n\t"
+    assert [each for each in kept if _is_control(each)] == []
+    assert all(map(_is_control, "\x1b\x07\u202e\u2066\x9b\r\ufeff"))
 
 
 @pytest.mark.ray

@@ -87,6 +87,15 @@ def test_without_standard_errors_chance_is_not_known(tmp_path: Path) -> None:
     )
 
 
+def test_equal_runs_are_none_of_them_the_best(tmp_path: Path) -> None:
+    """Where no standard error is known, too."""
+    equal = {"perplexity": {"heldout": [10.0, 12.0]}}
+    runs = read(tmp_path, ([A1], {"summary": equal}), ([A2], {"summary": equal}))
+    _, best = judged(runs)
+    assert keys(best) == ("A", ["B"])
+    assert "Chance may have decided: B (run1) is less than 2 standard errors away." in best.why
+
+
 def test_a_control_is_named_and_may_win(tmp_path: Path) -> None:
     random = {"settings": {"search.strategy": "random"}}
     runs = read(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
-from tests.pipelines.report.reports import A1, A2, figures, heldout_nll, write_run
+from tests.pipelines.report.reports import A1, A2, an_evaluation, figures, heldout_nll, write_run
 
 Command = Callable[..., Outcome]
 
@@ -61,6 +61,41 @@ def test_the_first_screen_has_the_numbers_of_every_run(command: Command, tmp_pat
     assert shown["A good"]["error_y"]["array"] == pytest.approx([0.09], abs=0.001)
     assert "<b>A, best</b>" in shown["A good"]["text"][0]
     assert shown["dense model"]["x"] == [0]
+
+
+def test_what_does_not_compare_is_said(command: Command, tmp_path: Path) -> None:
+    """Of another model; a text that is called like a column; a model that is called like a verdict;
+    and a perplexity that is out of range.
+    """
+    other = an_evaluation(0.05, 25.0, 0.5)
+    other["perplexity"] = {"change": 25.0}
+    other["dense"]["perplexity"] = {"change": 20.0}
+    other["fingerprints"] = {"texts": {"change": "c"}}
+    lost = heldout_nll(2.1, 2.3, 2.52, 2.68) | {"perplexity": {"heldout": [9.97, None]}}
+    paths = [
+        write_run(tmp_path / "a", [A1], summary=heldout_nll(2.1, 2.3, 2.52, 2.68)),
+        write_run(tmp_path / "best", [A2], summary=lost),
+        write_run(tmp_path / "c", [A1], evaluation=other),
+    ]
+    outcome = command(*paths, "log_to_mlflow=false")
+    assert outcome.status == 0, outcome.output
+    page = (outcome.folder / "report.html").read_text()
+    first = page[page.index('id="result"') : page.index('id="runs"')]
+    text = " ".join(re.sub(r"<[^>]+>", " ", first).split())
+    assert "Sentence and chart are of A" in text
+    assert "do not compare it with the others" in text
+    assert " change " in text
+    assert "perplexity on change" in text
+    assert "Held-out perplexity against ratio" in text
+
+
+def test_an_evaluation_of_an_earlier_shape_is_left_out(command: Command, tmp_path: Path) -> None:
+    early = an_evaluation(0.01, 33.25, 0.5) | {"shape": "9x9*3"}
+    path = write_run(tmp_path / "a", [A1], evaluation=early)
+    outcome = command(path, "log_to_mlflow=false")
+    assert outcome.status == 0, outcome.output
+    assert "is of an earlier shape: it is left out; evaluate the run again" in outcome.output
+    assert "33.25" not in (outcome.folder / "report.html").read_text()
 
 
 def test_samples_stand_side_by_side_as_they_are(command: Command, tmp_path: Path) -> None:

@@ -4,10 +4,14 @@ cluster knows is not looked at.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from pipelines.submit.plan import show_plan
 from pipelines.submit.request import Request
 from pruning.errors import InputError
+from tests.conftest import tiny_config, tiny_model
 
 MODEL = "model.path=/shared/models/big"
 PRUNE = ("prune", MODEL, "output_dir=/runs/a", "store=postgresql")
@@ -59,6 +63,7 @@ def _laptop(monkeypatch: pytest.MonkeyPatch) -> None:
             ["evaluation.batch_size: 0"],
         ),
         (("export", "run=/runs/a", "format=tar"), ["format: 'tar'; one of"]),
+        (("recover", "run=/runs/a", "plan=true"), ["plan: true; a plan is no job"]),
     ],
     ids=lambda value: " ".join(value)[-60:],
 )
@@ -98,6 +103,15 @@ def test_with_what_the_request_says_itself() -> None:
 def test_what_only_the_cluster_has(words: tuple[str, ...]) -> None:
     """Variables, files, runs and cores of it; and the settings of a run that goes on."""
     assert Request.of(words).command == words[0]
+
+
+def test_a_variable_of_the_cluster_leaves_the_plan_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model(tiny_config("llama")).save_pretrained(tmp_path)
+    words = ("calibration=text", "calibration.path=${oc.env:SCRATCH}/text.txt")
+    show_plan(Request.of(("prune", f"model.path={tmp_path}", *PRUNE[2:], *words)))
+    assert "no plan, since an option is known on the cluster alone: " in capsys.readouterr().out
 
 
 def test_every_submitted_command_is_checked() -> None:
