@@ -37,10 +37,7 @@ def show_plan(request: Request) -> None:
     """
     if request.command not in PLANNED or request.config.get("resume"):
         return
-    try:
-        found = call("plan", lambda: _planned, _words_of_plan(request), as_grid)
-    except OmegaConfBaseException as error:
-        found = f"an option is known on the cluster alone: {first_line(error)}"
+    found = call("plan", lambda: _planned, _words_of_plan(request), as_grid)
     if isinstance(found, str):
         print_line(f"no plan, since {found}")
     else:
@@ -72,7 +69,14 @@ def _words_of_plan(request: Request) -> list[str]:
 
 
 def _planned(raw: DictConfig, overrides: Sequence[str]) -> Mapping[str, Any] | str:
-    """The plan, or why there is none: model and table may be on the cluster alone."""
+    """The plan, or why there is none: model, table and variables may be on the cluster alone."""
+    try:
+        return _of_what_is_here(raw, overrides)
+    except OmegaConfBaseException as error:
+        return f"an option is known on the cluster alone: {first_line(error)}"
+
+
+def _of_what_is_here(raw: DictConfig, overrides: Sequence[str]) -> Mapping[str, Any] | str:
     paths = raw.grid.get("model.path", [raw.model.path])
     try:
         for path in paths:

@@ -26,7 +26,12 @@ from tests.pipelines.evaluate.conftest import Evaluate
 from tests.pruning.export.llama_cpp import needs_llama_cpp
 from tests.tiny_search import tiny_search
 
-ENGINE = ("evaluation=none", "evaluation.cost_engines=[llama.cpp]", "evaluation.cost_rounds=1")
+ENGINE = (
+    "evaluation=none",
+    "evaluation.cost_engines=[llama.cpp]",
+    "evaluation.cost_rounds=1",
+    "evaluation.data_dir=null",
+)
 
 
 @pytest.fixture
@@ -131,7 +136,7 @@ def test_an_engine_that_fails_spoils_nothing_else(
     monkeypatch.setattr(engines, "llama_cpp_speed", crashed)
     monkeypatch.setattr(engines, "has_llama_cpp", lambda: True)
     (tmp_path / "evaluation/.engine-killed").mkdir(parents=True)
-    words = ("evaluation.tasks=[piqa]", *ENGINE[1:], "evaluation.cost=false")
+    words = ("evaluation.tasks=[piqa]", *ENGINE[1:3], "evaluation.cost=false")
     outcome = run(f"model.path={with_merges}", *words)
     assert outcome.status == 0, outcome.output
     assert set(outcome.evaluation["tasks"]) == {"piqa"}

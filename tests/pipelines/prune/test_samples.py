@@ -194,13 +194,15 @@ def test_without_held_out_text_sentences_begin(read: Search) -> None:
 
 
 def test_prompts_are_of_every_source_and_far_apart() -> None:
-    rows = torch.arange(6)[:, None].expand(6, 4)
-    mixed = TokenSet(rows, ("a", "b", "a", "b", "a", "b"))
-    assert _spread(mixed, 2) == [0, 1]
-    assert _spread(mixed, 4) == [0, 1, 4, 5]
+    rows = torch.arange(12)[:, None].expand(12, 4)
+    mixed = TokenSet(rows, ("a", "b") * 6)
     assert _spread(mixed, 1) == [0]
-    assert _spread(TokenSet(rows), 2) == [0, 3]
-    assert _spread(TokenSet(rows), 9) == [0, 1, 2, 3, 4, 5]
+    assert _spread(mixed, 2) == [0, 1]
+    assert _spread(mixed, 4) == [0, 1, 6, 7]
+    uneven = TokenSet(rows, ("a",) * 11 + ("b",))
+    assert _spread(uneven, 4) == [0, 11, 5, 10]
+    assert _spread(TokenSet(rows), 2) == [0, 6]
+    assert _spread(TokenSet(rows), 15) == list(range(12))
 
 
 def test_spaces_and_joiners_of_scripts_stay_and_controls_do_not() -> None:

@@ -89,7 +89,8 @@ def test_without_standard_errors_chance_is_not_known(tmp_path: Path) -> None:
 
 def test_equal_runs_are_none_of_them_the_best(tmp_path: Path) -> None:
     """Where no standard error is known, too."""
-    equal = {"perplexity": {"heldout": [10.0, 12.0]}}
+    heldout = {"dense": 10.0, "pruned": 12.0}
+    equal = {"perplexity": {"block": {"dense": 9.0, "pruned": 11.0}, "heldout": heldout}}
     runs = read(tmp_path, ([A1], {"summary": equal}), ([A2], {"summary": equal}))
     _, best = judged(runs)
     assert keys(best) == ("A", ["B"])

@@ -64,14 +64,13 @@ def test_the_first_screen_has_the_numbers_of_every_run(command: Command, tmp_pat
 
 
 def test_what_does_not_compare_is_said(command: Command, tmp_path: Path) -> None:
-    """Of another model; a text that is called like a column; a model that is called like a verdict;
-    and a perplexity that is out of range.
-    """
+    """Of another text; a text that is called like a column; a perplexity that is out of range."""
     other = an_evaluation(0.05, 25.0, 0.5)
-    other["perplexity"] = {"change": 25.0}
-    other["dense"]["perplexity"] = {"change": 20.0}
-    other["fingerprints"] = {"texts": {"change": "c"}}
-    lost = heldout_nll(2.1, 2.3, 2.52, 2.68) | {"perplexity": {"heldout": [9.97, None]}}
+    other["perplexity"] = {"change": 25.0, "MyNotes": 24.0}
+    other["dense"]["perplexity"] = {"change": 20.0, "MyNotes": 20.0}
+    other["fingerprints"] = {"texts": {"change": "c", "MyNotes": "m"}}
+    lost = heldout_nll(2.1, 2.3, 2.52, 2.68)
+    lost["perplexity"]["heldout"] = {"dense": 9.97, "pruned": None}
     paths = [
         write_run(tmp_path / "a", [A1], summary=heldout_nll(2.1, 2.3, 2.52, 2.68)),
         write_run(tmp_path / "best", [A2], summary=lost),
@@ -82,11 +81,11 @@ def test_what_does_not_compare_is_said(command: Command, tmp_path: Path) -> None
     page = (outcome.folder / "report.html").read_text()
     first = page[page.index('id="result"') : page.index('id="runs"')]
     text = " ".join(re.sub(r"<[^>]+>", " ", first).split())
-    assert "Sentence and chart are of A" in text
+    assert "Sentence and chart are of C. What was measured of A, B is of another" in text
     assert "do not compare it with the others" in text
     assert " change " in text
     assert "perplexity on change" in text
-    assert "Held-out perplexity against ratio" in text
+    assert "Perplexity on MyNotes against ratio" in page
 
 
 def test_an_evaluation_of_an_earlier_shape_is_left_out(command: Command, tmp_path: Path) -> None:
