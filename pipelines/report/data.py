@@ -11,6 +11,7 @@ from pipelines.runs.near_ties import NEAR_TIE_STDERRS, distances, num_stderrs
 from pruning.costs.latency import LatencyTable
 from pruning.scoring.score import ShapeScore
 from pruning.search.allocation_result import Allocation
+from pruning.search.strategies import STRATEGIES
 from pruning.shape import ModelShape, Removal
 
 SIZES = ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
@@ -196,7 +197,8 @@ class ReportRun:
     @property
     def is_control(self) -> bool:
         """Whether it looked at no score of the model, and is there to be beaten."""
-        return self.method in ("random", "uniform")
+        strategy = STRATEGIES.get(self.method)
+        return strategy is not None and strategy.is_control
 
     @property
     def ratio(self) -> float:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pruning.costs import llama_cpp_program
 from pruning.costs.measured import ROLES, Role
 from pruning.costs.speed import SpeedSettings, Spread
 
@@ -76,7 +77,7 @@ def llama_cpp_speed(
     }
     done = subprocess.run(
         # not "-I", which sees no packages that a user has installed for himself
-        [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp_program.py").resolve())],
+        [sys.executable, "-P", llama_cpp_program.__file__],
         input=json.dumps(question),
         capture_output=True,
         text=True,

@@ -115,6 +115,7 @@ class RandomStrategy(Strategy):
     method = "lot: blocks in a random order, a baseline"
     options = ("seed",)
     blocks_only = True
+    is_control = True
 
     def search(self, accounting: Accounting, measured: Measured) -> FixedSearch:
         path = random_path(accounting.dense, self.settings.seed)

@@ -94,6 +94,8 @@ class Strategy(ABC):
     """Whether the two blocks of a layer go together."""
     by_divergence: ClassVar[bool] = False
     """Whether shapes are scored by KL from the dense model, too."""
+    is_control: ClassVar[bool] = False
+    """Whether it looks at no score of the model, and is there to be beaten."""
     any_cost: ClassVar[bool] = False
     """Whether it takes targets in other costs than parameters."""
     compares_candidates: ClassVar[bool] = False

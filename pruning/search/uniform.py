@@ -25,6 +25,7 @@ class UniformStrategy(Strategy):
     name = "uniform"
     method = "one rule for all: nearly every layer keeps the same number of MLP channels"
     channels_only = True
+    is_control = True
     constraints = ("none", "deployable", "one_width")
     any_cost = True
 
