@@ -4,7 +4,7 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,17 +18,20 @@ from pipelines.runs.near_ties import NEAR_TIE_STDERRS
 
 Role = Literal["dense", "pruned"]
 
+_MILLISECONDS = "ms"
+_DIFFERENCES = "model, text, documents or type"
+
 
 def first_screen(runs: Runs) -> Section:
     """Without a chart where nothing was measured yet."""
-    group = first_group(pareto_groups(runs))
+    groups = pareto_groups(runs)
+    group = first_group(groups)
     best = None if group is None else best_of(group)
     parts: list[Part] = []
     if group is not None and best is not None:
         figure, title = plain(pareto(group, runs, best)), front_title(group)
         parts += [Verdict(best.why), Chart("front", title, _legend(group), figure, 330)]
-        parts += _others(runs, group)
-    parts += [_numbers(runs, group, best), *_sources(runs)]
+    parts += [*_apart(runs, groups), _numbers(runs, group, best), *_sources(runs)]
     stopped = [run.key for run in runs if not run.ended]
     if stopped:
         parts.append(
@@ -40,24 +43,34 @@ def first_screen(runs: Runs) -> Section:
     return Section("result", "Result", tuple(parts))
 
 
-def _others(runs: Runs, group: ParetoGroup) -> list[Part]:
-    """Whose numbers in the table do not compare with those on the front."""
-    shown = [point.run.key for point in group.runs if point.run is not None]
-    others = [run.key for run in runs if run.ended and run.key not in shown]
-    if not others:
-        return []
-    said = (
-        f"Sentence and chart are of {', '.join(shown)}. What was measured of {', '.join(others)} "
-        "is of another model, text, documents or type: do not compare it with the others' numbers."
-    )
-    return [Text(said)]
+def _apart(runs: Runs, groups: Sequence[ParetoGroup]) -> list[Part]:
+    """Which numbers of one column do not compare."""
+    within: dict[str, list[str]] = {}
+    for group in groups:
+        keys = ", ".join(point.run.key for point in group.runs if point.run is not None)
+        within.setdefault(group.metric, []).append(keys)
+    times: dict[str, list[str]] = {}
+    for run in runs:
+        if run.milliseconds is not None:
+            times.setdefault(run.milliseconds[0], []).append(run.key)
+    within[_MILLISECONDS] = [", ".join(keys) for keys in times.values()]
+    return [
+        Text(
+            f"{_capital(name)}: compare only within {' and within '.join(keys)}, which differ in "
+            f"{'what was timed, or by which table' if name == _MILLISECONDS else _DIFFERENCES}."
+        )
+        for name, keys in within.items()
+        if len(keys) > 1
+    ]
+
+
+def _capital(name: str) -> str:
+    return name[0].upper() + name[1:]
 
 
 def front_title(group: ParetoGroup) -> str:
     """What is over what."""
-    return (
-        f"{group.metric[0].upper()}{group.metric[1:]} against {'time' if group.time else 'ratio'}"
-    )
+    return f"{_capital(group.metric)} against {'time' if group.time else 'ratio'}"
 
 
 def _legend(group: ParetoGroup) -> str:
@@ -84,7 +97,7 @@ def _numbers(runs: Runs, group: ParetoGroup | None, best: Best | None) -> Table:
         "removed": lambda run, role: "0.00%" if role == "dense" else f"{run.ratio:.2%}",
         HELDOUT: _heldout,
         "change": lambda run, role: NONE if role == "dense" else relative(run.heldout),
-        "ms": _milliseconds,
+        _MILLISECONDS: _milliseconds,
         **{f"perplexity on {text}": partial(_text, text) for text in texts},
         ACCURACY: _accuracy,
     }
@@ -92,7 +105,7 @@ def _numbers(runs: Runs, group: ParetoGroup | None, best: Best | None) -> Table:
         name: [[cell(run, role) for run in runs] for role in ("dense", "pruned")]
         for name, cell in columns.items()
     }
-    first = [] if group is None else ["ms" if group.time else "removed", group.metric]
+    first = [] if group is None else [_MILLISECONDS if group.time else "removed", group.metric]
     measured = [name for name, (_, pruned) in cells.items() if set(pruned) != {NONE}]
     shown = sorted(measured, key=lambda name: first.index(name) if name in first else len(first))
     rows: list[tuple[Cell, ...]] = []
@@ -111,9 +124,8 @@ def _heldout(run: ReportRun, role: Role) -> str:
     """With the standard error of its difference from dense, paired over the sequences."""
     value, nll = getattr(run.heldout, role), run.heldout_nll.get(run.heldout_text)
     stderr = nll[1].stderr_of_difference(nll[0]) if nll and role == "pruned" else None
-    return number(value) + (
-        "" if stderr is None or value is None else f" ± {number(value * stderr)}"
-    )
+    known = value is not None and stderr is not None
+    return number(value) + (f" ± {number(value * stderr)}" if known else "")
 
 
 def _milliseconds(run: ReportRun, role: Role) -> str:

@@ -21,14 +21,18 @@ def command(cli: Cli) -> Command:
     return partial(cli, "report")
 
 
-def test_each_source_of_a_mixture_is_on_the_first_screen(command: Command, tmp_path: Path) -> None:
-    sources = {"pydoc": (10.0, 12.0), "my": (20.0, 19.0)}
-    paths = [write_run(tmp_path / "mix", [A1], sources=sources), write_run(tmp_path / "one", [A1])]
-    outcome = command(*paths, "log_to_mlflow=false")
+def first_screen(outcome: Outcome) -> tuple[str, str]:
+    """The whole page, and the words that come before the first fold."""
     assert outcome.status == 0, outcome.output
     page = (outcome.folder / "report.html").read_text()
     first = page[page.index('id="result"') : page.index('id="runs"')]
-    text = " ".join(re.sub(r"<[^>]+>", " ", first).split())
+    return page, " ".join(re.sub(r"<[^>]+>", " ", first).split())
+
+
+def test_each_source_of_a_mixture_is_on_the_first_screen(command: Command, tmp_path: Path) -> None:
+    sources = {"pydoc": (10.0, 12.0), "my": (20.0, 19.0)}
+    paths = [write_run(tmp_path / "mix", [A1], sources=sources), write_run(tmp_path / "one", [A1])]
+    page, text = first_screen(command(*paths, "log_to_mlflow=false"))
     assert "A pydoc 10.00 12.00 +20.0% A my 20.00 19.00 -5.0%" in text
     assert "held-out perplexity, my" in page
     alone = command(paths[1], "log_to_mlflow=false", folder="alone")
@@ -44,16 +48,13 @@ def test_the_first_screen_has_the_numbers_of_every_run(command: Command, tmp_pat
         write_run(tmp_path / "stopped", [A1], ended=False),
     ]
     outcome = command(*paths, "log_to_mlflow=false")
-    assert outcome.status == 0, outcome.output
-    page = (outcome.folder / "report.html").read_text()
-    first = page[page.index('id="result"') : page.index('id="runs"')]
-    text = " ".join(re.sub(r"<[^>]+>", " ", first).split())
+    page, text = first_screen(outcome)
     assert "Of the 2 runs at 5.0 % removed, A (good) has the lowest held-out perplexity" in text
     assert "run removed held-out perplexity change method dense model 0.00% 9.97 - " in text
     assert "A good 5.00% 11.02 ± 0.09 +10.5% greedy best" in text
     assert "B bad 5.00% 16.49 ± 0.04 +65.3% random, a control" in text
     assert "C stopped 5.00% - - greedy not ended" in text
-    assert first.count('<tr class="best">') == 1
+    assert page.count('<tr class="best">') == 1
     shown = {
         trace["name"]: trace for trace in figures(outcome.folder / "report.html")["front"]["data"]
     }
@@ -64,28 +65,32 @@ def test_the_first_screen_has_the_numbers_of_every_run(command: Command, tmp_pat
 
 
 def test_what_does_not_compare_is_said(command: Command, tmp_path: Path) -> None:
-    """Of another text; a text that is called like a column; a perplexity that is out of range."""
-    other = an_evaluation(0.05, 25.0, 0.5)
-    other["perplexity"] = {"change": 25.0, "MyNotes": 24.0}
-    other["dense"]["perplexity"] = {"change": 20.0, "MyNotes": 20.0}
-    other["fingerprints"] = {"texts": {"change": "c", "MyNotes": "m"}}
+    """Of one held-out text and of two; a text that is called like a column; a perplexity that is
+    out of range.
+    """
+    evaluated = an_evaluation(0.05, 25.0, 0.5)
+    evaluated["perplexity"] = {"change": 25.0, "MyNotes": 24.0}
+    evaluated["dense"]["perplexity"] = {"change": 20.0, "MyNotes": 20.0}
+    evaluated["fingerprints"] = {"texts": {"change": "c", "MyNotes": "m"}}
+    nll = heldout_nll(2.1, 2.3, 2.52, 2.68)
     lost = heldout_nll(2.1, 2.3, 2.52, 2.68)
-    lost["perplexity"]["heldout"] = {"dense": 9.97, "pruned": None}
-    paths = [
-        write_run(tmp_path / "a", [A1], summary=heldout_nll(2.1, 2.3, 2.52, 2.68)),
-        write_run(tmp_path / "best", [A2], summary=lost),
-        write_run(tmp_path / "c", [A1], evaluation=other),
+    lost["perplexity"]["heldout"]["pruned"] = None
+    same = [
+        write_run(tmp_path / "a", [A1], summary=nll),
+        write_run(tmp_path / "lost", [A2], summary=lost),
+        write_run(tmp_path / "c", [A1], summary=nll, evaluation=evaluated),
     ]
-    outcome = command(*paths, "log_to_mlflow=false")
-    assert outcome.status == 0, outcome.output
-    page = (outcome.folder / "report.html").read_text()
-    first = page[page.index('id="result"') : page.index('id="runs"')]
-    text = " ".join(re.sub(r"<[^>]+>", " ", first).split())
-    assert "Sentence and chart are of C. What was measured of A, B is of another" in text
-    assert "do not compare it with the others" in text
-    assert " change " in text
-    assert "perplexity on change" in text
+    page, first = first_screen(command(*same, "log_to_mlflow=false"))
+    assert "compare only within" not in first, "what was not measured is of no other text"
+    assert " change " in first
+    assert "perplexity on change" in first
     assert "Perplexity on MyNotes against ratio" in page
+    other = write_run(tmp_path / "d", [A1], model="n", summary=nll)
+    _, first = first_screen(command(*same, other, "log_to_mlflow=false", folder="other"))
+    assert (
+        "Held-out perplexity: compare only within A, C and within D, which differ in model, text, "
+        "documents or type."
+    ) in first
 
 
 def test_an_evaluation_of_an_earlier_shape_is_left_out(command: Command, tmp_path: Path) -> None:
