@@ -53,51 +53,36 @@ def samples(
     Args:
         on_wait: called about every second.
     """
+    num_tokens = job.config.samples.num_tokens
     if not job.config.samples.num_prompts:
         return {}
     try:
-        return _samples(job, pool, order, shape, folder, on_wait)
-    except Exception as error:  # noqa: BLE001 - hours of search are behind it
-        log.warning("samples: no text was generated: %s", first_line(error))
-        return {}
-
-
-def _samples(
-    job: PruneJob,
-    pool: Pool,
-    order: ChannelOrder,
-    shape: ModelShape,
-    folder: RunFolder,
-    on_wait: Callable[[], None],
-) -> dict[str, Any]:
-    try:
         tokenizer = job.checkpoint.tokenizer()
+        prompts = _prompts(job, tokenizer)
+        found = _known(folder, shape, [text for text, _ in prompts], num_tokens)
+        if found is None:
+            tasks = {
+                role: GenerationTask(
+                    each.text, order.fingerprint, tuple(ids for _, ids in prompts), num_tokens
+                )
+                for role, each in (("dense", job.accounting.dense), ("pruned", shape))
+            }
+            added = _continued(pool, list(dict.fromkeys(tasks.values())), on_wait)
+            found = [
+                {"prompt": prompt}
+                | {
+                    role: _added(tokenizer, ids, added[task.shape][number])
+                    for role, task in tasks.items()
+                }
+                for number, (prompt, ids) in enumerate(prompts)
+            ]
     except InputError as error:
         log.info("samples: no text is generated: %s", first_line(error))
         return {}
-    num_tokens, prompts = job.config.samples.num_tokens, _prompts(job, tokenizer)
-    if not prompts:
-        log.info("samples: no text is generated: the tokenizer gives no text to begin with")
+    except Exception as error:  # noqa: BLE001 - hours of search are behind it
+        log.warning("samples: no text was generated: %s", first_line(error))
         return {}
-    known = _known(folder, shape, [text for text, _ in prompts], num_tokens)
-    if known is None:
-        shapes = {"dense": job.accounting.dense.text, "pruned": shape.text}
-        found = _continued(
-            pool,
-            [
-                GenerationTask(
-                    text, order.fingerprint, tuple(ids for _, ids in prompts), num_tokens
-                )
-                for text in dict.fromkeys(shapes.values())
-            ],
-            on_wait,
-        )
-        known = [
-            {"prompt": prompt}
-            | {name: _added(tokenizer, ids, found[text][number]) for name, text in shapes.items()}
-            for number, (prompt, ids) in enumerate(prompts)
-        ]
-    return {"samples": known, "num_sample_tokens": num_tokens}
+    return {"samples": found, "num_sample_tokens": num_tokens}
 
 
 def _prompts(
@@ -119,7 +104,10 @@ def _prompts(
     else:
         rows = [tokenizer(sentence)["input_ids"] for sentence in _SENTENCES]
     ids = [tuple(row[:room]) for row in rows[: config.num_prompts]]
-    return [(text, row) for row in ids if (text := _text(tokenizer, row)).strip()]
+    found = [(text, row) for row in ids if (text := _text(tokenizer, row)).strip()]
+    if not found:
+        raise InputError("the tokenizer gives no text to begin with")
+    return found
 
 
 def _spread(heldout: TokenSet, count: int) -> list[int]:
