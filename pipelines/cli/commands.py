@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.config.overrides import as_override
 
@@ -317,6 +321,19 @@ COMMANDS: dict[str, Command] = {
 def command_line(command: str, *words: str) -> str:
     """What to type to run a command, for messages; a shell takes it as it is."""
     return shlex.join([PROGRAM, command, *words])
+
+
+def not_on_path() -> str:
+    """Where the commands are that a message names, for a shell that does not find them; "" if it
+    does.
+    """
+    folder = Path(sys.executable).parent
+    if shutil.which(PROGRAM) is not None or not (folder / PROGRAM).exists():
+        return ""
+    activate = os.path.relpath(folder / "activate")
+    if (folder / "activate").exists():
+        return f"first, for this shell to find the commands: . {shlex.quote(activate)}"
+    return f"the commands are in {folder}"
 
 
 def resuming(command: str, folder: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipelines.cli.commands import command_line
+from pipelines.cli.commands import command_line, not_on_path
 from pipelines.cli.console import console, log_to, print_line
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
@@ -76,7 +76,8 @@ def next_steps(job: PruneJob, folder: RunFolder) -> list[str]:
         else ("export", run, "format=transformers"),
         "to read of it on a page": ("report", str(folder.path)),
     }
-    return [f"{what}: {command_line(*words)}" for what, words in steps.items() if words]
+    lines = [f"{what}: {command_line(*words)}" for what, words in steps.items() if words]
+    return [*filter(None, [not_on_path()]), *lines]
 
 
 def validate_post_steps(job: PruneJob) -> None:

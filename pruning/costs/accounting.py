@@ -16,8 +16,10 @@ NOT_KNOWN = "not known"
 
 
 def shown_count(count: float) -> str:
-    """Parameters in words, three digits of them: 0.26 M, 135 M, 6.74 G."""
-    return f"{count / 1e6:.3g} M" if count < 999.5e6 else f"{count / 1e9:,.3g} G"
+    """Parameters in words: 260,032, 134.52 M, 6.74 G."""
+    if count < 1e6:
+        return f"{count:,.0f}"
+    return f"{count / 1e6:.2f} M" if count < 1e9 else f"{count / 1e9:,.2f} G"
 
 
 class Accounting:

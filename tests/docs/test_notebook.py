@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.documents import save_reader
+from tests.wheel import build_wheel, install
 
 PATH = ROOT / "docs/examples/pruning.ipynb"
 CELLS: list[dict[str, Any]] = json.loads(PATH.read_text())["cells"]
@@ -53,17 +54,25 @@ def test_it_is_small_and_says_nothing_of_the_machine_that_made_it() -> None:
 
 
 @pytest.mark.slow
-def test_its_cells_run(tmp_path: Path) -> None:
-    """With a model and a text of seconds; each shows as much as the committed one."""
+def test_its_cells_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """From what `pip install` puts there, with a model and a text of seconds; each shows as much as
+    the committed one.
+    """
     import nbformat
     from nbclient import NotebookClient
 
+    tmp_path, site = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("site")
+    variables = install(build_wheel(tmp_path_factory.mktemp("wheel")), site)
     save_reader(tmp_path / "reader")
     book = nbformat.read(PATH, as_version=4)
     [parameters] = [cell for cell in book.cells if cell["id"] == "parameters"]
-    parameters.source = TINY
+    parameters.source = (
+        TINY + f"import multipruner\nassert multipruner.__file__.startswith({str(site)!r})\n"
+    )
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
+    NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute(
+        env=os.environ | variables
+    )
     for before, cell in zip(CELLS, book.cells, strict=True):
         kinds = [each["output_type"] for each in before.get("outputs", [])]
         assert [each["output_type"] for each in cell.get("outputs", [])] == kinds, cell["id"]

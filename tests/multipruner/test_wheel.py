@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.documents import save_reader
-from tests.source_tree import tracked
+from tests.wheel import INSTALLED, build_wheel, install
 
 SCRIPT = """
 import multipruner
@@ -40,25 +39,9 @@ print("RESULT", json.dumps({
 """
 
 
-def pip(*words: object) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, words)]
-    subprocess.run(command, check=True, capture_output=True, text=True, cwd="/")
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the tracked files, so that nothing is left in the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for path in tracked(ROOT):
-        if path.parts[0] in {"README.md", "LICENSE", "pyproject.toml", *INSTALLED}:
-            (folder / "source" / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, folder / "source" / path)
-    pip("wheel", folder / "source", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
-    [found] = folder.glob("*.whl")
-    return found
-
-
-INSTALLED = ("conf", "multipruner", "pipelines", "pruning", "workers")
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.mark.slow
@@ -76,11 +59,9 @@ def test_five_names_are_installed_which_the_page_gives(wheel: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_script_runs_from_what_is_installed(wheel: Path, tmp_path: Path) -> None:
-    """The dependencies are those of this environment. No line of the script is guarded by
-    `__name__`: evaluators do not import it.
-    """
+    """No line of the script is guarded by `__name__`: evaluators do not import it."""
     site = tmp_path / "site"
-    pip("install", "--no-deps", "--target", site, wheel)
+    variables = install(wheel, site)
     work = tmp_path / "work"
     save_reader(work / "reader")
     (work / "text.txt").write_text("the cat sees the old red bird under a tree\n\n" * 200)
@@ -88,7 +69,7 @@ def test_a_script_runs_from_what_is_installed(wheel: Path, tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=work,
-        env=os.environ | {"PYTHONPATH": str(site)},
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         check=False,

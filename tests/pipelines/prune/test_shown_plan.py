@@ -8,7 +8,7 @@ from rich.console import Console
 from pipelines.prune import pipeline
 from tests.pipelines.conftest import Search
 
-TITLE = "tiny-llama, 0.068 M parameters, to ratio 0.25"
+TITLE = "tiny-llama, 68,016 parameters, to ratio 0.25"
 
 
 @pytest.fixture

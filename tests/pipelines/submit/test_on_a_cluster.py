@@ -135,7 +135,7 @@ def test_a_search_goes_on_after_it_was_stopped_and_after_its_cluster_died(
     start_head(nodes, laptop)
 
     said = laptop.run(*command)
-    assert "tiny-llama, 0.068 M parameters, to ratio 0.25" in said
+    assert "tiny-llama, 68,016 parameters, to ratio 0.25" in said
     assert "submitted as my-run-prune-1" in said
     refused = laptop.run(*command, status=2)
     assert "the job my-run-prune-1 is at work in" in refused

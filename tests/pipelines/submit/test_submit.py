@@ -62,7 +62,7 @@ def test_the_plan_is_shown_and_the_words_arrive_as_they_are(
     assert request["submission_id"] == "it-s-a-b-c-HOME-prune-1"
     assert request["metadata"]["output_dir"] == '/shared/runs/it\'s a=b "c" $HOME'
     said = " ".join(outcome.output.split())
-    assert "tiny-llama, 0.068 M parameters, to ratio 0.25" in said
+    assert "tiny-llama, 68,016 parameters, to ratio 0.25" in said
     assert "│ block │ 1 to 1 │ 8 to 8 │" in said
     assert "memory of an evaluator (" in said
     assert "time on 2 evaluators │ │ 27 s │" in said
