@@ -67,10 +67,14 @@ class SystemMetrics(SearchObserver):
         if self._monitors is None:
             self._monitors = _monitors()
         found: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            found |= monitor.aggregate_metrics()
-            monitor.clear_metrics()
+        for monitor in list(self._monitors):
+            try:
+                monitor.collect_metrics()
+                found |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            except Exception as error:  # noqa: BLE001 - no reason to end a search
+                log.warning("system metrics without %s: %s", type(monitor).__name__, error)
+                self._monitors.remove(monitor)
         return found
 
     def _of_processes(self, pool: Pool) -> dict[str, float]:
@@ -105,6 +109,6 @@ def _monitors() -> list[Any]:
     found: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     try:
         found.append(GPUMonitor())
-    except (ImportError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever its library says
         log.info("system metrics without GPUs: %s", error)
     return found

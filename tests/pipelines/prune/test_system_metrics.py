@@ -73,6 +73,24 @@ def test_samples_are_ten_seconds_apart() -> None:
     assert counts == [1, 1, 1, 2, 2, 3]
 
 
+def test_a_monitor_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def collect_metrics(self) -> None:
+            raise OSError("lost the device")
+
+    sent, clock = Sent(), iter([0.0, 20.0])
+    observer = system_metrics.SystemMetrics(sent, 0.0, clock=lambda: next(clock))
+    observer._monitors = [Broken(), *system_metrics._monitors()]
+    with caplog.at_level("WARNING"):
+        observer.waiting(NoEvaluators())
+        observer.waiting(NoEvaluators())
+    assert [each for each in caplog.messages if "lost" in each] == [
+        "system metrics without Broken: lost the device"
+    ]
+    assert len(sent.steps) == 2
+    assert min(sent.steps) > 5, "the others are there"
+
+
 def test_none_unless_asked_for(search: Search, tmp_path: Path) -> None:
     assert search().status == 0
     assert samples(tmp_path) == {}
