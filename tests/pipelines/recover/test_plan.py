@@ -26,7 +26,7 @@ def test_a_plan_has_the_numbers_of_the_line_before_the_start(
     planned = recover("plan=true", folder="planned")
     assert not planned.folder.exists()
     assert sorted(ended.folder.rglob("*")) == before
-    assert "tiny-llama, 0.0496 M parameters, 27.1% removed: at most" in planned.output
+    assert "recovery of tiny-llama, 49,584 parameters, 27.1% removed: at most" in planned.output
     found = cells(planned)
     assert (found["updates"], found["tokens"]) == ("12", "1,536")
     outcome = recover()
