@@ -91,11 +91,13 @@ ScoreKind = Literal["nll", "kl"]
 Candidate = Removal | Resize | None
 """What a candidate changes of the current shape; None is that shape itself."""
 
+PrefixKey = tuple[str, int, str]
+"""What a prefix depends on: calibration set, batch, and canonical text of the base."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Scores of some candidates on one batch: a pure function of its fields, safe to repeat
-    anywhere.
+    """Scores of some candidates on one batch: a pure function of its fields.
 
     Args:
         set_name: of `EvaluatorSpec.token_sets`.
@@ -112,8 +114,8 @@ class ScoreTask:
     kind: ScoreKind = "nll"
 
     @property
-    def prefix_key(self) -> tuple[str, int, str]:
-        """What the prefix depends on: tasks that agree on it run it once on the same evaluator."""
+    def prefix_key(self) -> PrefixKey:
+        """Tasks that agree on it run the prefix once on the same evaluator."""
         return (self.set_name, self.batch, self.base)
 
     @property
@@ -341,7 +343,7 @@ class ScoreResult:
 
     Args:
         seconds: that the evaluator took.
-        ran_prefix: false if it had the prefix from the task before.
+        prefix_layers: that it ran; the others it had from the task before.
         oom_split: the batch was too large for the device's memory and was run in two halves, which
             can change the last digits.
         arithmetic: of the evaluator; None where that does not matter.
@@ -350,7 +352,7 @@ class ScoreResult:
     nll: tuple[tuple[float, ...], ...]
     num_tokens: int
     seconds: float
-    ran_prefix: bool = True
+    prefix_layers: int = 0
     oom_split: bool = False
     arithmetic: Arithmetic | None = field(default=None, repr=False)
 

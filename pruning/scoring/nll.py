@@ -83,12 +83,21 @@ class Prefix:
 
 
 @torch.inference_mode()
-def run_prefix(loaded: LoadedModel, base: ModelShape, input_ids_BT: torch.Tensor) -> Prefix:
+def run_prefix(
+    loaded: LoadedModel,
+    base: ModelShape,
+    input_ids_BT: torch.Tensor,
+    known_outputs: Sequence[Any] = (),
+) -> Prefix:
     """Runs the current shape once, and keeps what each layer returned, for all candidates that are
     one removal away from it.
+
+    Args:
+        known_outputs: what its lowest layers return on this batch, which do not run then: of the
+            step before, whose base differs in a layer above.
     """
     outputs: list[Any] = []
-    with masked(loaded, base), ExitStack() as hooks:
+    with masked(loaded, base), replayed(loaded.layers, known_outputs), ExitStack() as hooks:
         for layer in loaded.layers:
             hooks.callback(
                 layer.register_forward_hook(

@@ -34,6 +34,7 @@ from workers.tasks import (
     GenerationTask,
     InfluenceTask,
     OrderTask,
+    PrefixKey,
     Result,
     ScoreResult,
     ScoreTask,
@@ -69,7 +70,7 @@ class Evaluator:
         self._device = Device(spec.num_threads, num_gpus)
         self.dense = LoadedModel.of(self._device.load(spec.checkpoint, spec.dtype))
         self._order: ChannelOrder | None = None
-        self._prefix: tuple[object, Prefix] | None = None
+        self._prefix: tuple[PrefixKey, Prefix] | None = None
         self._dense_outputs: tuple[torch.Tensor, DenseOutputs] | None = None
         require_plain_residual(self.dense)
         require_prefix_reuse(self.dense, self._batch(next(iter(spec.token_sets)), 0)[:1, :8])
@@ -116,7 +117,7 @@ class Evaluator:
         started = time.perf_counter()
         base = ModelShape.parse(task.base)
         candidates = [base.changed(candidate) for candidate in task.candidates]
-        ran_prefix = self._prefix is None or self._prefix[0] != task.prefix_key
+        prefix_layers = len(base.layers) - self._num_known_layers(task, base)
         try:
             # No name for the prefix here: this frame would hold it while the halves are scored.
             nll, oom_split = self._scores(task, self._prefix_of(task, base), candidates), False
@@ -129,7 +130,7 @@ class Evaluator:
             tuple(tuple(row) for row in nll.tolist()),
             num_tokens=len(self.spec.token_sets[task.set_name][0]) - 1,
             seconds=time.perf_counter() - started,
-            ran_prefix=ran_prefix or oom_split,
+            prefix_layers=len(base.layers) if oom_split else prefix_layers,
             oom_split=oom_split,
             arithmetic=self._info.arithmetic,
         )
@@ -184,10 +185,18 @@ class Evaluator:
 
     def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
         if self._prefix is None or self._prefix[0] != task.prefix_key:
-            self._prefix = None  # the old one goes before the new one comes
+            num_known = self._num_known_layers(task, base)
+            known = self._prefix[1].layer_outputs[:num_known] if self._prefix else ()
+            self._prefix = None  # what nobody needs of the old one goes before the new one comes
             tokens_BT = self._batch(task.set_name, task.batch)
-            self._prefix = (task.prefix_key, run_prefix(self.dense, base, tokens_BT))
+            self._prefix = (task.prefix_key, run_prefix(self.dense, base, tokens_BT, known))
         return self._prefix[1]
+
+    def _num_known_layers(self, task: ScoreTask, base: ModelShape) -> int:
+        """The lowest ones, whose outputs the prefix of the task before has."""
+        if self._prefix is None or self._prefix[0][:2] != task.prefix_key[:2]:
+            return 0
+        return self._prefix[1].base.first_difference(base)
 
     def _dense_outputs_of(self, prefix: Prefix) -> DenseOutputs:
         key = prefix.input_ids_BT

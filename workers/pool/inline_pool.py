@@ -18,7 +18,7 @@ from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec
 from workers.pool.running import prefix_key
 from workers.pool.schedule import Schedule
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import EvaluatorInfo, ScoreResult, Task
+from workers.tasks import EvaluatorInfo, PrefixKey, ScoreResult, Task
 
 
 class InlinePool:
@@ -44,6 +44,7 @@ class InlinePool:
         self.faults = FaultLog()
         self._busy_s = 0.0
         self._num_tasks = 0
+        self._held: PrefixKey | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -56,8 +57,7 @@ class InlinePool:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[list[Answer]]:
         schedule = Schedule(tasks, self.task_times)
-        held = None
-        while (running := schedule.next(0, 1, held, time.monotonic())) is not None:
+        while (running := schedule.next(0, 1, self._held, time.monotonic())) is not None:
             started = time.monotonic()
             result = self.evaluator.run(running.task)
             now = time.monotonic()
@@ -65,7 +65,7 @@ class InlinePool:
             self._num_tasks += 1
             self.faults.num_oom_splits += isinstance(result, ScoreResult) and result.oom_split
             schedule.done(0, running, result, now)
-            held = prefix_key(running.task)
+            self._held = prefix_key(running.task)
             yield [(running.task, result)]
 
     def wait(self) -> Iterator[None]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.pool.protocol import EvaluatorState, State
-from workers.pool.running import PrefixKey, Running, prefix_key
+from workers.pool.running import Running, prefix_key
 from workers.pool.schedule import Schedule
-from workers.tasks import EvaluatorInfo
+from workers.tasks import EvaluatorInfo, PrefixKey
 
 
 @dataclass(eq=False)

@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import ScoreTask, Task
-
-PrefixKey = tuple[str, int, str]
+from workers.tasks import PrefixKey, ScoreTask, Task
 
 
 def prefix_key(task: Task) -> PrefixKey | None:
     """The prefix that an evaluator holds after a task."""
     return task.prefix_key if isinstance(task, ScoreTask) else None
-
-
-def needs_prefix(task: Task, held: PrefixKey | None) -> bool:
-    """Whether an evaluator that holds a prefix, or none, must run another one for a task."""
-    return held is None or prefix_key(task) != held
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +19,12 @@ class Holder:
 
     Args:
         since: when it was handed out, in seconds on the pool's clock.
-        with_prefix: it must run the prefix too.
+        held: the prefix that it had from its last task.
         expected_s: what it should take; None: nobody knew then.
     """
 
     since: float
-    with_prefix: bool
+    held: PrefixKey | None
     expected_s: float | None
 
 
@@ -48,17 +41,16 @@ class Running:
         self, evaluator: int, held: PrefixKey | None, now: float, times: TaskTimeModel
     ) -> None:
         """An evaluator begins, which has the prefix `held` from its last task."""
-        with_prefix, expected_s = needs_prefix(self.task, held), None
-        if times.knows(self.task):
-            expected_s = times.expected_s(evaluator, self.task, with_prefix=with_prefix)
-        self.holders[evaluator] = Holder(now, with_prefix, expected_s)
+        known = times.knows(self.task)
+        expected_s = times.expected_s(evaluator, self.task, held) if known else None
+        self.holders[evaluator] = Holder(now, held, expected_s)
 
     def expected_s(self, evaluator: int, times: TaskTimeModel) -> float:
         """What a holder should take: as was known when it began, else as is known now."""
         holder = self.holders[evaluator]
         if holder.expected_s is not None:
             return holder.expected_s
-        return times.expected_s(evaluator, self.task, with_prefix=holder.with_prefix)
+        return times.expected_s(evaluator, self.task, holder.held)
 
     def since(self) -> float:
         """When the first of its holders began."""

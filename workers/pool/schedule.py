@@ -9,9 +9,9 @@ from collections import Counter, deque
 from collections.abc import Hashable, Sequence
 
 from workers.pool.batch import Batch
-from workers.pool.running import PrefixKey, Running, needs_prefix
-from workers.pool.task_times import TaskTimeModel, work
-from workers.tasks import Candidate, ScoreTask, Task, WholeTask
+from workers.pool.running import Running
+from workers.pool.task_times import TaskTimeModel, prefix_layers, work
+from workers.tasks import Candidate, PrefixKey, ScoreTask, Task, WholeTask
 
 MAX_TASK_S = 10.0
 """No task is longer than this, if it has more than one candidate: so much work is lost with an
@@ -42,9 +42,10 @@ _UNMEASURED_CANDIDATES = 2
 class Schedule:
     """Hands out the candidates of some tasks in chunks, each to one evaluator at a time.
 
-    An evaluator stays with the batch whose prefix it has. Chunks are sized by expected seconds,
-    longest candidates first. When nothing is left, an idle evaluator runs a late task a second
-    time (speculative execution): both answers are equal, the first one counts.
+    An evaluator stays with the batch whose prefix it has, that of the step before, too: the bases
+    of two steps differ in one layer, and those below need not run again. Chunks are sized by
+    expected seconds, longest candidates first. When nothing is left, an idle evaluator runs a late
+    task a second time (speculative execution): both answers are equal, the first one counts.
 
     Args:
         tasks: one for each batch, with all candidates to be scored on it; other kinds of task are
@@ -64,11 +65,15 @@ class Schedule:
             sorted(whole, key=lambda task: task.size, reverse=True)
         )
         self._batches: dict[PrefixKey, Batch] = {}
+        # by calibration set and number of the batch: one, unless whole shapes are scored
+        self._of_text: dict[tuple[str, int], list[Batch]] = {}
         for task in tasks:
             if isinstance(task, ScoreTask) and task.candidates:
                 if task.prefix_key in self._batches:
                     raise ValueError(f"two tasks for {task.prefix_key}; give one for each batch")
-                self._batches[task.prefix_key] = Batch(task, task_times)
+                batch = Batch(task, task_times)
+                self._batches[task.prefix_key] = batch
+                self._of_text.setdefault(task.prefix_key[:2], []).append(batch)
         works = [work(batch.whole, task_times.num_layers) for batch in self._batches.values()]
         self._whole_work = (sum(each[0] for each in works), sum(each[1] for each in works))
         self._running: list[Running] = []
@@ -116,7 +121,7 @@ class Schedule:
 
     def continues(self, held: PrefixKey | None) -> bool:
         """Whether there is more to do on the batch whose prefix an evaluator has."""
-        return held in self._batches and bool(self._batches[held].left)
+        return self._own(held) is not None
 
     def done(self, evaluator: int, running: Running, result: object, now: float) -> bool:
         """Takes an answer; false if another evaluator had given it already."""
@@ -192,8 +197,7 @@ class Schedule:
         if not self._is_straggler(evaluator):
             return False
         mine = batch.candidate_s(batch.left[0])
-        if held != batch.whole.prefix_key:
-            mine += self.task_times.prefix_s()
+        mine += self._prefix_s(batch, held)
         all_s = sum(batch.left_s for batch in self._batches.values()) / num_evaluators
         return mine * self.task_times.straggler_factor(evaluator) > all_s
 
@@ -201,8 +205,8 @@ class Schedule:
         """The batch whose prefix is there; else the one that will take longest, if another pair of
         hands would begin before the others are done.
         """
-        own = self._batches.get(held) if held else None
-        if own and own.left:
+        own = self._own(held)
+        if own is not None:
             return own
         waiting = self._waiting()
         if not waiting:
@@ -211,6 +215,23 @@ class Schedule:
         longest = max(waiting, key=lambda batch: done_s[id(batch)])
         mine = self.task_times.prefix_s() + longest.candidate_s(longest.left[0])
         return longest if mine < done_s[id(longest)] else None
+
+    def _own(self, held: PrefixKey | None) -> Batch | None:
+        """What is left on the batch of which an evaluator holds a prefix: of the base that has most
+        of its layers in common with that.
+        """
+        if held is None:
+            return None
+        same = self._batches.get(held)
+        if same is not None and same.left:
+            return same
+        left = [batch for batch in self._of_text.get(held[:2], ()) if batch.left]
+        return min(left, key=lambda batch: self._prefix_s(batch, held), default=None)
+
+    def _prefix_s(self, batch: Batch, held: PrefixKey | None) -> float:
+        """What an average evaluator that holds a prefix needs to have that of a batch."""
+        num_layers = self.task_times.num_layers
+        return self.task_times.work_s(prefix_layers(batch.whole, held, num_layers), 0)
 
     def _chunk(self, batch: Batch, evaluator: int, num_evaluators: int) -> Sequence[Candidate]:
         """What an evaluator gets of a batch."""
@@ -237,9 +258,7 @@ class Schedule:
         known = [running for running in alone if self.task_times.knows(running.task)]
         late = max(known, key=lambda running: self._remaining_s(running, now), default=None)
         if late is not None:
-            mine_s = self.task_times.expected_s(
-                evaluator, late.task, with_prefix=needs_prefix(late.task, held)
-            )
+            mine_s = self.task_times.expected_s(evaluator, late.task, held)
             if self._remaining_s(late, now) < 1.5 * mine_s + MIN_TASK_S:
                 late = None
         if late is None:

@@ -20,8 +20,8 @@ from pruning.importance.channel_order import ChannelOrder
 from pruning.scoring.arithmetic import Arithmetic
 from workers.cluster.placement import Placement
 from workers.pool.actor import ActorLauncher, Reply
-from workers.pool.task_times import work
-from workers.tasks import EvaluatorInfo, Result, ScoreResult, ScoreTask, Task
+from workers.pool.task_times import prefix_layers, work
+from workers.tasks import EvaluatorInfo, PrefixKey, Result, ScoreResult, ScoreTask, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class SimulatedEvaluator:
     def __init__(self, number: int, num_layers: int, pace: Pace) -> None:
         self.number, self.num_layers, self.pace = number, num_layers, pace
         self.busy_s = 0.0
-        self._held: object = None
+        self._held: PrefixKey | None = None
         self._dense_batch: int | None = None
 
     def describe(self) -> EvaluatorInfo:
@@ -57,9 +57,10 @@ class SimulatedEvaluator:
     def run(self, task: Task) -> Result:
         assert isinstance(task, ScoreTask)
         started = time.perf_counter()
-        ran_prefix = self._held != task.prefix_key
+        num_run = prefix_layers(task, self._held, self.num_layers)
         self._held = task.prefix_key
-        layers, heads = work(task, self.num_layers, with_prefix=ran_prefix)
+        layers, heads = work(task, self.num_layers)
+        layers += num_run
         if task.kind == "kl" and task.batch != self._dense_batch:
             self._dense_batch = task.batch  # what the dense model says of it is kept
             layers, heads = layers + self.num_layers, heads + 1
@@ -70,7 +71,7 @@ class SimulatedEvaluator:
             (1 + zlib.crc32(f"{task.base} {task.batch} {candidate}".encode()) / 2**32,)
             for candidate in task.candidates
         )
-        return ScoreResult(nll, 1, seconds, ran_prefix)
+        return ScoreResult(nll, 1, seconds, num_run)
 
 
 class _Host:

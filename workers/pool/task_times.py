@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pruning.costs.accounting import Accounting
+from pruning.shape import ModelShape
 from workers.cluster.placement import Placement
 from workers.tasks import (
     AnswerResult,
@@ -13,6 +15,7 @@ from workers.tasks import (
     EvaluatorSpec,
     GenerationTask,
     OrderTask,
+    PrefixKey,
     ScoreResult,
     ScoreTask,
     StatisticsTask,
@@ -90,15 +93,18 @@ class TaskTimeModel:
         """So many layers and heads, on an average evaluator."""
         return num_layers * self._layer_s + num_heads * self._head_s
 
-    def task_s(self, task: Task, *, with_prefix: bool = True) -> float:
-        """A whole task, on an average evaluator; 0 for a kind that was never seen."""
+    def task_s(self, task: Task, held: PrefixKey | None = None) -> float:
+        """A whole task, on an average evaluator that holds a prefix; 0 for a kind that was never
+        seen.
+        """
         if isinstance(task, ScoreTask):
-            return self.work_s(*work(task, self.num_layers, with_prefix=with_prefix))
+            layers, heads = work(task, self.num_layers)
+            return self.work_s(layers + prefix_layers(task, held, self.num_layers), heads)
         seconds, size = self._sizes.get(task.kind, (0.0, 1.0))
         return seconds / size * task.size
 
-    def expected_s(self, evaluator: int, task: Task, *, with_prefix: bool = True) -> float:
-        return self.task_s(task, with_prefix=with_prefix) * self.straggler_factor(evaluator)
+    def expected_s(self, evaluator: int, task: Task, held: PrefixKey | None = None) -> float:
+        return self.task_s(task, held) * self.straggler_factor(evaluator)
 
     def limit_s(self, evaluator: int, task: Task, *, num_failures: int) -> float:
         """After so long without an answer, an evaluator is taken to hang.
@@ -157,7 +163,7 @@ class TaskTimeModel:
         if not isinstance(task, ScoreTask):
             self._observe_size(evaluator, task, seconds)
         elif isinstance(result, ScoreResult):
-            self._observe_work(evaluator, task, seconds, with_prefix=result.ran_prefix)
+            self._observe_work(evaluator, task, seconds, prefix_layers=result.prefix_layers)
 
     def _observe_size(self, evaluator: int, task: WholeTask, seconds: float) -> None:
         self._compare(evaluator, seconds, self.task_s(task))
@@ -165,9 +171,10 @@ class TaskTimeModel:
         self._sizes[task.kind] = (_MEMORY * known_s + seconds, _MEMORY * size + task.size)
 
     def _observe_work(
-        self, evaluator: int, task: ScoreTask, seconds: float, *, with_prefix: bool
+        self, evaluator: int, task: ScoreTask, seconds: float, *, prefix_layers: int
     ) -> None:
-        layers, heads = work(task, self.num_layers, with_prefix=with_prefix)
+        layers, heads = work(task, self.num_layers)
+        layers += prefix_layers
         if self.measured:
             self._compare(evaluator, seconds, self.work_s(layers, heads))
         products = (
@@ -202,10 +209,25 @@ class TaskTimeModel:
         self.measured = True
 
 
-def work(task: ScoreTask, num_layers: int, *, with_prefix: bool = False) -> tuple[float, float]:
-    """Layers and heads that a task runs. A task that scores its own base runs the head only."""
+def work(task: ScoreTask, num_layers: int) -> tuple[float, float]:
+    """Layers and heads that a task runs above its prefix: of its own base the head only."""
     layers = sum(num_layers - candidate.layer for candidate in task.candidates if candidate)
-    return float(layers + (num_layers if with_prefix else 0)), float(len(task.candidates))
+    return float(layers), float(len(task.candidates))
+
+
+def prefix_layers(task: ScoreTask, held: PrefixKey | None, num_layers: int) -> int:
+    """Layers of the prefix of a task that an evaluator still has to run, which holds that of
+    another task, or none: from the first on in which the two bases differ.
+    """
+    if held is None or held[:2] != task.prefix_key[:2]:
+        return num_layers
+    return num_layers - _same_layers(held[2], task.base) if held[2] != task.base else 0
+
+
+@lru_cache(maxsize=4096)
+def _same_layers(one: str, other: str) -> int:
+    """The lowest layers in which two shapes agree, by their canonical texts."""
+    return ModelShape.parse(one).first_difference(ModelShape.parse(other))
 
 
 def slowest_text_s(spec: EvaluatorSpec, placement: Placement) -> float:

@@ -26,7 +26,7 @@ from pruning.shape import ModelShape, Removal
 from tests.conftest import tiny_config, tiny_model, tokens
 from workers.evaluators import shapes as module
 from workers.evaluators.shapes import Evaluator
-from workers.tasks import EvaluatorSpec, OrderTask, ScoreResult, ScoreTask
+from workers.tasks import EvaluatorSpec, OrderTask, ScoreKind, ScoreResult, ScoreTask
 
 DENSE = ModelShape.dense(4, 3, 48)
 CANDIDATES = (
@@ -224,6 +224,41 @@ def test_a_model_over_two_gpus(wide: EvaluatorSpec) -> None:
     assert score(evaluator).nll == [
         pytest.approx(row, rel=1e-3) for row in score(Evaluator(wide)).nll
     ]
+
+
+@pytest.mark.parametrize("kind", ["nll", "kl"])
+def test_layers_below_a_change_of_the_base_do_not_run_again(
+    spec: EvaluatorSpec, kind: ScoreKind
+) -> None:
+    """With the bits of an evaluator that runs them all; on another batch or text they do run."""
+    removals = (Removal("mlp_channels", 1, 8), Removal("attention", 3, 0), None)
+    bases = [
+        DENSE,
+        DENSE.without(Removal("mlp_channels", 2, 8)),
+        DENSE.without(Removal("attention", 1, 0)),
+        DENSE.without(Removal("attention", 0, 0)),
+    ]
+    order = ChannelOrder.as_stored(Evaluator(spec).dense.geometry)
+
+    def asked(evaluator: Evaluator, base: ModelShape, text: str, batch: int) -> ScoreResult:
+        evaluator.set_order(order)
+        task = ScoreTask(text, batch, base.text, removals, order.fingerprint, kind)
+        result = evaluator.run(task)
+        assert isinstance(result, ScoreResult)
+        return result
+
+    used, run = Evaluator(spec), list[int]()
+    for base, text, batch in (
+        *((base, "block", 0) for base in (*bases, bases[3])),
+        (bases[3], "block", 1),
+        (bases[3], "width", 1),
+        (bases[0], "width", 1),
+    ):
+        result = asked(used, base, text, batch)
+        assert result.nll == asked(Evaluator(spec), base, text, batch).nll
+        run.append(result.prefix_layers)
+    # dense; from layer 2 on, from 1, from 0; the same again; another batch; another text; from 0
+    assert run == [4, 2, 3, 4, 0, 4, 4, 4]
 
 
 def test_a_task_for_another_order_is_refused(spec: EvaluatorSpec) -> None:

@@ -17,6 +17,7 @@ from tests.workers.pool.virtual_cluster import (
     LAYERS,
     WIDTH,
     Simulation,
+    base,
     step,
     whole_search,
 )
@@ -59,9 +60,37 @@ def test_tasks_are_long_enough_for_a_driver_that_hands_out_one_after_another() -
     assert simulation.useful_s / (seconds * 1024) > 0.45
 
 
+def test_the_prefix_of_the_step_before_is_kept() -> None:
+    """Bases of two steps differ in one layer; above it are half of all layers on average. The first
+    steps are those of an evaluator for each batch, which keeps it.
+    """
+    simulation, run = Simulation(8), list[int]()
+    for number in range(40):
+        simulation.run(step(WIDTH, base=base(number)))
+        run.append(simulation.num_prefix_layers)
+    assert run[0] >= 8 * LAYERS
+    assert (run[-1] - run[0]) / 39 < 0.6 * 8 * LAYERS
+
+
+def test_whole_shapes_go_to_who_holds_most_of_their_layers() -> None:
+    """A path of shapes, each of its own base: an evaluator goes up it, whatever the order in which
+    they are asked for.
+    """
+    tasks = [ScoreTask("block", 0, base(number), (None,), "o") for number in (3, 1, 2, 0)]
+    schedule, held = Schedule(tasks, TaskTimeModel(LAYERS)), ("block", 0, base(0))
+    taken = []
+    while (running := schedule.next(0, 1, held, 0.0)) is not None:
+        assert isinstance(running.task, ScoreTask)
+        assert schedule.done(0, running, ScoreResult((), 1, 1.0), 1.0)
+        held = running.task.prefix_key
+        taken.append(held[2])
+    # 0 differs from 1 in layer 0; 1 from 2 in layer 13; 2 from 3 in layer 26
+    assert taken == [base(number) for number in (0, 3, 2, 1)]
+
+
 def test_a_slow_evaluator_does_not_hold_the_step_up() -> None:
     even, slow = Simulation(8), Simulation(8, straggler_factors={3: 10.0})
-    assert whole_search(slow) < 1.35 * whole_search(even)
+    assert whole_search(slow) < 1.4 * whole_search(even)
 
 
 def test_a_stuck_evaluator_costs_its_share_only() -> None:
@@ -80,7 +109,7 @@ def test_an_evaluator_that_was_slow_once_gets_work_again() -> None:
     simulation = Simulation(2)
 
     def seconds(number: int) -> float:
-        return simulation.run(step(WIDTH, 1, base=f"step {number}"))
+        return simulation.run(step(WIDTH, 1, base=base(number)))
 
     usual = [seconds(number) for number in range(5)][-1]
     simulation.straggler_factors = {1: 30.0}
@@ -218,7 +247,7 @@ def test_costs_are_learnt_from_noisy_tasks() -> None:
         task_times.observe(
             number % 7,
             ScoreTask("block", 0, "base", candidates, "o"),
-            ScoreResult((), 1, seconds),
+            ScoreResult((), 1, seconds, LAYERS),
             seconds,
         )
     assert task_times.work_s(1, 1) == pytest.approx(LAYER_S + HEAD_S, rel=0.3)

@@ -12,13 +12,14 @@ from pruning.shape import Removal
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.pool.ray_pool import RayPool
-from workers.pool.task_times import TaskTimeModel, work
+from workers.pool.task_times import TaskTimeModel, prefix_layers, work
 from workers.tasks import (
     Candidate,
     EvaluatorSpec,
     InfluenceTask,
     LatencyTask,
     OrderTask,
+    PrefixKey,
     ScoreResult,
     ScoreTask,
     StatisticsTask,
@@ -30,10 +31,28 @@ def task(*candidates: Candidate) -> ScoreTask:
 
 
 def test_layers_and_heads_that_a_task_runs() -> None:
-    """Of 8 layers a candidate in layer 5 runs 3; the prefix is all 8; the base runs the head."""
+    """Of 8 layers a candidate in layer 5 runs 3; the base runs the head alone."""
     candidates = (Removal("mlp", 5, 0), Removal("attention", 7, 0), None)
-    assert work(task(*candidates), 8, with_prefix=False) == (3 + 1, 3)
-    assert work(task(*candidates), 8, with_prefix=True) == (3 + 1 + 8, 3)
+    assert work(task(*candidates), 8) == (3 + 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("held", "layers"),
+    [
+        (None, 8),
+        (("block", 0, "2x64*8"), 0),
+        (("block", 0, "2x64*5 2x32*3"), 3),
+        (("block", 0, "1x64 2x64*7"), 8),
+        (("block", 1, "2x64*8"), 8),
+        (("width", 0, "2x64*8"), 8),
+    ],
+)
+def test_layers_of_a_prefix_that_are_missing(held: PrefixKey | None, layers: int) -> None:
+    """From the first on in which the bases differ, if they are of the same text."""
+    asked = ScoreTask("block", 0, "2x64*8", (None,), "o")
+    assert prefix_layers(asked, held, 8) == layers
+    times = TaskTimeModel(8)
+    assert times.task_s(asked, held) == layers + 1
 
 
 def test_nothing_is_expected_of_a_measurement_of_latencies() -> None:
@@ -48,10 +67,10 @@ def test_seconds_of_a_layer_and_a_head_from_two_tasks() -> None:
     """10 layers and 1 head in 12 s, 10 layers and 4 heads in 18 s: 1 s a layer, 2 s a head."""
     times = TaskTimeModel(10)
     for heads, seconds in ((1, 12.0), (4, 18.0)):
-        times.observe(0, task(*[None] * heads), ScoreResult((), 1, seconds), 99.0)
+        times.observe(0, task(*[None] * heads), ScoreResult((), 1, seconds, 10), 99.0)
     assert times.work_s(1, 0) == pytest.approx(1)
     assert times.work_s(0, 1) == pytest.approx(2)
-    assert times.task_s(task(Removal("mlp", 6, 0)), with_prefix=False) == pytest.approx(4 + 2)
+    assert times.task_s(task(Removal("mlp", 6, 0))) == pytest.approx(10 + 4 + 2)
     assert times.prefix_s() == pytest.approx(10)
 
 
@@ -69,7 +88,7 @@ def test_seconds_of_a_whole_task_grow_with_its_size() -> None:
 def test_equal_tasks_still_give_a_usable_cost() -> None:
     times, one = TaskTimeModel(32), task(Removal("attention", 0, 0))
     for _ in range(5):
-        times.observe(0, one, ScoreResult((), 1, 6.5), 7.0)
+        times.observe(0, one, ScoreResult((), 1, 6.5, 32), 7.0)
     assert times.task_s(one) == pytest.approx(6.5)
 
 
@@ -78,7 +97,7 @@ def test_of_tasks_that_are_all_alike_layers_and_heads_cost_the_same() -> None:
     times = TaskTimeModel(32)
     step = task(*(Removal("mlp", layer, 0) for layer in range(32)), *[None] * 33)
     for number in range(60):
-        times.observe(0, step, ScoreResult((), 1, 6.0 + number % 3), 99.0)
+        times.observe(0, step, ScoreResult((), 1, 6.0 + number % 3, 32), 99.0)
         assert times.work_s(1, 0) == times.work_s(0, 1) > 0
 
 
@@ -86,7 +105,7 @@ def test_a_head_may_cost_nothing() -> None:
     """As of a small vocabulary: 4 layers in 4 s, 1 layer in 1 s."""
     times = TaskTimeModel(10)
     for layer, seconds in ((6, 4.0), (9, 1.0)):
-        times.observe(0, task(Removal("mlp", layer, 0)), ScoreResult((), 1, seconds, False), 99.0)
+        times.observe(0, task(Removal("mlp", layer, 0)), ScoreResult((), 1, seconds), 99.0)
     assert times.work_s(1, 0) == pytest.approx(1)
     assert times.work_s(0, 1) == 0
 

@@ -6,7 +6,7 @@ import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pruning.shape import Removal
+from pruning.shape import LayerShape, ModelShape, Removal
 from workers.pool.running import PrefixKey, Running
 from workers.pool.schedule import Schedule
 from workers.pool.task_times import TaskTimeModel
@@ -21,9 +21,19 @@ BLOCK = tuple(Removal("attention", layer, 0) for layer in range(LAYERS)) + tuple
 WIDTH = tuple(Removal("mlp_channels", layer, 7) for layer in range(LAYERS))
 
 
+def base(number: int) -> str:
+    """Of a step: differs from that of the step before in one layer, at any height."""
+    layers = [LayerShape(8, 64)] * LAYERS
+    for each in range(number):
+        layer = 13 * each % LAYERS
+        layers[layer] = LayerShape(8, layers[layer].mlp_channels - 1)
+    return ModelShape(tuple(layers)).text
+
+
 def step(
     candidates: tuple[Removal, ...], num_batches: int = 8, base: str = "base"
 ) -> list[ScoreTask]:
+    """Of one base, on all batches."""
     return [ScoreTask("block", batch, base, candidates, "o") for batch in range(num_batches)]
 
 
@@ -40,6 +50,7 @@ class Simulation:
     now: float = 0.0
     busy_s: float = 0.0
     useful_s: float = 0.0
+    num_prefix_layers: int = 0
     answered: Counter[tuple[int, Removal | None]] = field(default_factory=Counter)
     num_tasks: int = 0
     longest_s: float = 0.0
@@ -69,6 +80,16 @@ class Simulation:
             self._hand_out(schedule)
         return self.now - started
 
+    def prefix_layers(self, evaluator: int, task: ScoreTask) -> int:
+        """That an evaluator runs, from what it holds."""
+        text, batch, held = self.held.get(evaluator, ("", -1, ""))
+        if (text, batch) != (task.set_name, task.batch):
+            return LAYERS
+        if held == task.base:
+            return 0
+        mine, asked = (ModelShape.parse(each).layers for each in (held, task.base))
+        return LAYERS - next(n for n in range(LAYERS) if mine[n] != asked[n])
+
     def _hand_out(self, schedule: Schedule) -> None:
         exhausted = False
         for evaluator in sorted(
@@ -85,16 +106,17 @@ class Simulation:
             self.now += self.handout_s
             task = running.task
             assert isinstance(task, ScoreTask)
-            ran_prefix = self.held.get(evaluator) != task.prefix_key
+            num_run = self.prefix_layers(evaluator, task)
             layers = sum(LAYERS - candidate.layer for candidate in task.candidates if candidate)
-            seconds = (layers + LAYERS * ran_prefix) * LAYER_S + len(task.candidates) * HEAD_S
+            self.num_prefix_layers += num_run
+            seconds = (layers + num_run) * LAYER_S + len(task.candidates) * HEAD_S
             self.useful_s += layers * LAYER_S + len(task.candidates) * HEAD_S
             seconds *= self.straggler_factors.get(evaluator, 1.0)
             self.longest_s = max(self.longest_s, seconds)
             self.busy_s += seconds
             self.num_tasks += 1
             self.held[evaluator] = task.prefix_key
-            result = ScoreResult((), 1, seconds, ran_prefix)
+            result = ScoreResult((), 1, seconds, num_run)
             self._working.add(evaluator)
             if evaluator not in self.stuck:
                 heapq.heappush(
@@ -109,7 +131,7 @@ def whole_search(simulation: Simulation, block_steps: int = 4, width_steps: int 
     for number in range(block_steps + width_steps):
         candidates = BLOCK[number:] if number < block_steps else WIDTH
         simulation.answered.clear()
-        seconds += simulation.run(step(candidates, base=f"step {number}"))
+        seconds += simulation.run(step(candidates, base=base(number)))
         assert simulation.answered == {
             (batch, candidate): 1 for batch in range(8) for candidate in candidates
         }
