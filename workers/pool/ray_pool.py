@@ -92,7 +92,7 @@ class RayPool:
         self._order_ref: Any = None
         self._failed_starts = 0
         self._num_started = 0
-        self._next_fill = 0.0
+        self._next_fill = self._next_check = 0.0
         self._back_off_until = 0.0
         self._stall = StallWatch(placement)
         self._arithmetic: Arithmetic | None = None
@@ -291,8 +291,10 @@ class RayPool:
                 self._failed(worker, error)
                 continue
             answers += self._advance(worker, reply)
-        for reference in waiting.keys() - set(done):
-            self._check_time(waiting[reference])
+        if time.monotonic() >= self._next_check:  # not with each answer: there may be hundreds
+            self._next_check = time.monotonic() + _POLL_S
+            for reference in waiting.keys() - set(done):
+                self._check_time(waiting[reference])
         self._stall.check(self._workers)
         return answers
 
