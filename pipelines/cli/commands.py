@@ -58,8 +58,8 @@ COMMANDS: dict[str, Command] = {
                     "a model of your own, on the text of the paper",
                 ),
                 (
-                    "model.path=MODEL evaluation=zero_shot export=transformers output_dir=DIR",
-                    "search, then measure the pruned model, then write it as a checkpoint",
+                    "model.path=MODEL recovery=lora evaluation=zero_shot export=gguf output_dir=DIR",
+                    "search, train what is left, measure it, and write it as a checkpoint",
                 ),
             ),
         ),

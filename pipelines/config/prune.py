@@ -21,6 +21,7 @@ from pipelines.config.groups import (
     not_allowed,
     one_of,
 )
+from pipelines.config.recovery import RecoveryConfig
 from pipelines.config.search import SearchConfig
 from pipelines.config.target import MemoryConfig, table_problems
 from pruning.costs.memory import MemoryLoad
@@ -38,6 +39,7 @@ class PruneConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     export: str | None = one_of(FORMAT_NAMES)
     latency: str | None = MISSING
     measure_latency: bool | None = MISSING
@@ -69,6 +71,7 @@ class PruneConfig:
                 typed.problems()
                 + typed.search.problems_of_new(given, common)
                 + typed.problems_of_memory([*given, *common])
+                + typed.problems_of_recovery(given)
             ),
         )
 
@@ -91,6 +94,13 @@ class PruneConfig:
             return None
         return self.memory.load(self.calibration.sequence_length)
 
+    def problems_of_recovery(self, given: Sequence[str]) -> list[str]:
+        """Options of a training that is not asked for."""
+        names = [name for name in given if name.startswith("recovery.")]
+        if not names or self.recovery.wanted:
+            return []
+        return [f"{', '.join(names)}: no effect without recovery=lora; give that, or leave out"]
+
     def problems_of_memory(self, given: Sequence[str]) -> list[str]:
         """Options of a load that nothing is counted at."""
         names = [name for name in given if name.startswith("memory.")]
@@ -112,7 +122,7 @@ class PruneConfig:
     def problems_outside_axes(self) -> list[str]:
         """Those of options that no point of a grid sets."""
         places = (self.cluster, self.tracking, self.store)
-        groups = (*places, self.evaluation, self.memory, self.samples)
+        groups = (*places, self.evaluation, self.recovery, self.memory, self.samples)
         found = [problem for group in groups for problem in group.problems()]
         found += not_allowed(self)
         found += self.expected.problems() if self.expected is not None else []

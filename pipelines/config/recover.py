@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from omegaconf import MISSING, DictConfig
 
@@ -14,11 +14,15 @@ from pipelines.config.groups import (
     ClusterConfig,
     ModelConfig,
     TrackingConfig,
+    at_least,
     checked,
     no_system_metrics,
 )
 from pipelines.config.recovery import RecoveryConfig
 from pruning.calibration.spec import CalibrationSpec, MixtureSpec
+
+if TYPE_CHECKING:
+    from pipelines.config.prune import PruneConfig
 
 RECOVERY_OPTIONS = {
     "calibration.num_block_samples": "recovery.num_sequences",
@@ -57,6 +61,22 @@ class RecoverConfig:
         """See `checked`; `given` are the names of the options that the command gives."""
         return checked(cls, config, lambda typed: typed.problems(given))
 
+    @classmethod
+    def after(cls, config: PruneConfig, run: str) -> Self:
+        """A recovery as a search asks for it, on the same text, machine and tracking."""
+        return cls(
+            model=ModelConfig("", None, "auto", trust_remote_code=False),
+            recovery=config.recovery,
+            calibration=config.calibration,
+            cluster=replace(config.cluster, num_evaluators=None),
+            tracking=config.tracking,
+            run=run,
+            shape=None,
+            importance=None,
+            output_dir=None,
+            plan=False,
+        )
+
     def problems(self, given: Sequence[str]) -> list[str]:
         found = source_problems(self, given) + no_system_metrics(given)
         of_shape = self.run is None and self.shape is not None
@@ -67,6 +87,7 @@ class RecoverConfig:
             )
         for group in (self.recovery, self.calibration, self.cluster, self.tracking):
             found += group.problems()
+        found += at_least(self.recovery, "recovery.", steps=1) if self.recovery.steps == 0 else []
         found += [
             f"{name}: has no effect on recover; give {RECOVERY_OPTIONS[name]}"
             for name in given

@@ -32,12 +32,17 @@ class RecoveryConfig:
     patience: int | None = MISSING
     seed: int = MISSING
 
+    @property
+    def wanted(self) -> bool:
+        """After a search: whether anything is trained."""
+        return self.steps != 0
+
     def problems(self) -> list[str]:
         found = not_allowed(self, "recovery.")
         found += at_least(
             self,
             "recovery.",
-            steps=1,
+            steps=0,
             batch_size=1,
             micro_batch_size=1,
             sequence_length=2,
@@ -54,7 +59,7 @@ class RecoveryConfig:
                 found.append(f"recovery.{name}: {getattr(self, name):g}; above 0")
         if not 0 <= self.dropout < 1:
             found.append(f"recovery.dropout: {self.dropout:g}; at least 0 and below 1")
-        if self.warmup_steps >= self.steps >= 1:
+        if self.warmup_steps >= self.steps > 0:
             found.append(
                 f"recovery.warmup_steps: {self.warmup_steps}, of {self.steps} recovery.steps; "
                 "give fewer"

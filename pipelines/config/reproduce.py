@@ -53,6 +53,10 @@ class ReproduceConfig(PruneConfig):
 
     def problems_of_comparing(self) -> list[str]:
         found = []
+        if self.recovery.wanted:
+            found.append(
+                f"recovery.steps: {self.recovery.steps}; reproduce compares searches; leave it out"
+            )
         if self.expected is None:
             found.append(
                 "expected: missing; give experiment=NAME with figures, such as "

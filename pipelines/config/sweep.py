@@ -30,6 +30,11 @@ class SweepConfig(PruneConfig):
                 "measure_latency: true, which a sweep does not do, since its evaluators are busy "
                 "until the end; measure a point with multipruner evaluate evaluation.cost=true"
             )
+        if self.recovery.wanted:
+            found.append(
+                f"recovery.steps: {self.recovery.steps}; a sweep trains nothing: recover a point, "
+                "with multipruner recover run=DIR/POINT"
+            )
         return found
 
     @classmethod

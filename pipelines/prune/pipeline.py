@@ -1,4 +1,4 @@
-"""A search, and what the configuration asks for after it: evaluation, then export."""
+"""A search, and what the configuration asks for after it: recovery, evaluation, export."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.export import ExportConfig
 from pipelines.config.groups import ModelConfig
 from pipelines.config.overrides import as_override
+from pipelines.config.recover import RecoverConfig
 from pipelines.evaluate.benchmarks import open_benchmarks
 from pipelines.evaluate.engines import problems_of_engines
 from pipelines.evaluate.evaluation_run import evaluate_run
@@ -21,13 +22,16 @@ from pipelines.plan.report import search_report
 from pipelines.plan.tables import plan_table
 from pipelines.prune.job import PruneJob
 from pipelines.prune.search_run import SearchRun
+from pipelines.recover.command import recover_in_folder
+from pipelines.recover.job import RecoverJob, problems_before_search
 from pipelines.runs.files import CHANNEL_ORDER, PRUNE_LOG, TRAJECTORY
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.saved_run import PastRun, read_saved_run
+from pipelines.runs.saved_run import PastRun, read_recovery, read_saved_run
 from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.export.folder import format_problems
 from pruning.models.gguf_source import gguf_source
+from pruning.shape import LayerShape
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +72,8 @@ def _show_plan(job: PruneJob) -> None:
 
 def next_steps(job: PruneJob, folder: RunFolder) -> list[str]:
     """What can be done with the run that its configuration did not ask for, as lines to print."""
-    run = as_override("run", folder.path)
+    result = folder.path / "recovery" if job.config.recovery.wanted else folder.path
+    run = as_override("run", result)
     steps = {
         "to measure it": () if job.config.evaluation.wanted else ("evaluate", run),
         "to write it as a checkpoint": ()
@@ -88,6 +93,16 @@ def validate_post_steps(job: PruneJob) -> None:
     """
     config, accounting = job.config, job.accounting
     _validate_formats(job)
+    if config.recovery.wanted:
+        problems = problems_before_search(
+            RecoverConfig.after(config, "RUN"),
+            job.checkpoint,
+            accounting,
+            _smallest(job),
+            job.dtype,
+        )
+        if problems:
+            raise InputError("\n".join(problems))
     if config.evaluation.wanted:
         dense = [
             EvaluatedModel(
@@ -108,12 +123,23 @@ def validate_post_steps(job: PruneJob) -> None:
             pass
 
 
+def _smallest(job: PruneJob) -> LayerShape:
+    """What the search may leave of blocks that stay."""
+    dense = job.accounting.dense.layers
+    if not job.accounting.family.mlp_cuts:
+        return dense[0]
+    return LayerShape(
+        1, min(job.settings.mlp_group_channels, *(each.mlp_channels for each in dense))
+    )
+
+
 def _validate_formats(job: PruneJob) -> None:
-    """An evaluation opens pruned models as `transformers` does. Where neither is asked for, what
-    they could not do later is said.
+    """A recovery and an evaluation open pruned models as `transformers` does. Where neither is
+    asked for, what they could not do later is said.
     """
     config, accounting = job.config, job.accounting
-    wanted = {"transformers"} if config.evaluation.wanted else set[str]()
+    opened = config.evaluation.wanted or config.recovery.wanted
+    wanted = {"transformers"} if opened else set[str]()
     if config.export is not None:
         wanted.add(config.export)
     problems = [
@@ -132,9 +158,22 @@ def _validate_formats(job: PruneJob) -> None:
 def run_post_steps(job: PruneJob, folder: RunFolder) -> None:
     """What the configuration asks for after the search in this folder, which the caller holds.
 
-    Evaluation comes first: its numbers are on the model card. Both get the model that the search
-    has in memory, so that its weights are not hashed again.
+    Evaluation comes before the export: its numbers are on the model card. After a recovery both are
+    of its model, and in its folder. All get the checkpoint that the search has, whose weights are
+    not hashed again.
     """
+    if job.config.recovery.wanted:
+        config = RecoverConfig.after(job.config, str(folder.path))
+        recover_in_folder(RecoverJob.of(config, _run_of(job, str(folder.path))))
+        log_to(folder.path / PRUNE_LOG)
+        with RunFolder(str(folder.path / "recovery")) as recovered:
+            _measure_and_write(job, recovered)
+    else:
+        _measure_and_write(job, folder)
+
+
+def _measure_and_write(job: PruneJob, folder: RunFolder) -> None:
+    """Evaluation and export of what is in a folder."""
     config, path = job.config, str(folder.path)
     if config.evaluation.wanted:
         evaluation = EvaluateConfig.like(
@@ -151,4 +190,5 @@ def run_post_steps(job: PruneJob, folder: RunFolder) -> None:
 
 def _run_of(job: PruneJob, path: str) -> PastRun:
     saved = read_saved_run(path, option="output_dir", needs=(CHANNEL_ORDER,))
-    return saved.with_model(job.checkpoint, job.accounting)
+    run, recovery = saved.with_model(job.checkpoint, job.accounting), read_recovery(path)
+    return run if recovery is None else run.recovered(recovery)

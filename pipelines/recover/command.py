@@ -41,18 +41,27 @@ def recover(raw: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         console.print(plan_table(found))
         return found
     with joined(config.cluster):
-        job = RecoverJob.of(config)
-        with RunFolder(config.output_dir or f"{config.run}/recovery") as folder:
-            try:
-                folder.claim(job.identity())
-                log_to(folder.path / RECOVER_LOG)
-                folder.write(CONFIG, OmegaConf.to_yaml(_saved_form(config)))
-                job.write_source(folder)
-                return run_recovery(job, folder)
-            except TrainingFailed as error:
-                raise Failed(f"cluster: {error}; the same command goes on") from error
-            finally:
-                log_to(None)
+        return recover_in_folder(RecoverJob.of(config))
+
+
+def recover_in_folder(job: RecoverJob) -> dict[str, Any]:
+    """The same for a job that is ready, in the folder that its configuration says.
+
+    Raises:
+        Failed: training came to nothing.
+    """
+    config = job.config
+    with RunFolder(config.output_dir or f"{config.run}/recovery") as folder:
+        try:
+            folder.claim(job.identity())
+            log_to(folder.path / RECOVER_LOG)
+            folder.write(CONFIG, OmegaConf.to_yaml(_saved_form(config)))
+            job.write_source(folder)
+            return run_recovery(job, folder)
+        except TrainingFailed as error:
+            raise Failed(f"cluster: {error}; the same command goes on") from error
+        finally:
+            log_to(None)
 
 
 def _saved_form(config: RecoverConfig) -> DictConfig:

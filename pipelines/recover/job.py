@@ -14,15 +14,18 @@ from pipelines.runs.saved_run import PastRun, read_run
 from pipelines.runs.shape_file import ShapeFile
 from pruning.calibration.build import make_calibration
 from pruning.calibration.token_sets import TokenSet
+from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.export import transformers
 from pruning.importance.channel_order import STATISTICS
+from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
 from pruning.recovery.flops import training_flops
 from pruning.recovery.journal import StoppedBy
 from pruning.recovery.settings import RecoverySettings
 from pruning.scoring.nll import HEAD_CHUNK_TOKENS
+from pruning.shape import LayerShape, ModelShape
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.memory import training_bytes
@@ -48,8 +51,11 @@ class RecoverJob:
     placement: Placement | None
 
     @classmethod
-    def of(cls, config: RecoverConfig) -> RecoverJob:
+    def of(cls, config: RecoverConfig, run: PastRun | None = None) -> RecoverJob:
         """Finds the pruned model and the text.
+
+        Args:
+            run: that of `config.run`, where the caller has it.
 
         Raises:
             InputError: with all problems that could be found together.
@@ -57,23 +63,28 @@ class RecoverJob:
         settings = config.recovery.settings()
         machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
         on_gpu = machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
-        pruned = _search(config.run) if config.run is not None else _shape_file(config)
+        pruned = run or (_search(config.run) if config.run is not None else _shape_file(config))
         dtype = (
             pruned.dtype
             if isinstance(pruned, PastRun)
             else resolve_dtype(config.model.dtype, on_gpu=on_gpu)
         )
-        needed = _needed_bytes(config, pruned, dtype, settings)
-        problems = _problems(config, pruned, settings)
+        model = (pruned.checkpoint, pruned.accounting, pruned.shape)
+        needed = _needed_bytes(config, *model, dtype)
+        accounting = pruned.accounting
+        problems = transformers.problems(
+            pruned.checkpoint.config(), accounting.family, accounting.geometry, pruned.shape
+        )
+        problems += _problems(config, *model)
         if config.cluster.kind != "ray" and not on_gpu:
-            problems += _memory_problems(config, settings, needed, machine)
+            problems += _memory_problems(config, needed, machine)
         placement = None
         try:
             placement = find_placement(config.cluster, machine, needed)
         except InputError as error:
             problems.append(str(error))
         try:
-            text, heldout = _text(config, pruned)
+            text, heldout = _text(config, pruned.checkpoint)
         except InputError as error:
             problems.append(str(error))
         if problems:
@@ -122,7 +133,10 @@ class RecoverJob:
     @property
     def needed_bytes(self) -> int:
         """Memory of the process that trains, estimated."""
-        return _needed_bytes(self.config, self.pruned, self.dtype, self.settings)
+        pruned = self.pruned
+        return _needed_bytes(
+            self.config, pruned.checkpoint, pruned.accounting, pruned.shape, self.dtype
+        )
 
     def flops(self) -> float | None:
         """Of the whole recovery, estimated; None: not known."""
@@ -176,6 +190,36 @@ class RecoverJob:
         )
 
 
+def problems_before_search(
+    config: RecoverConfig,
+    checkpoint: Checkpoint,
+    accounting: Accounting,
+    smallest: LayerShape,
+    dtype: str,
+) -> list[str]:
+    """What the recovery of a search that has not begun would be refused for, as far as that is
+    known before its shape.
+
+    Args:
+        smallest: what the search may leave of a layer whose blocks stay.
+    """
+    found = config.problems(())
+    if found:
+        return found
+    layers = (smallest,) * len(accounting.dense.layers)
+    found = _problems(config, checkpoint, accounting, ModelShape(layers))
+    machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
+    on_gpu = machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
+    if config.cluster.kind != "ray" and not on_gpu:
+        needed = _needed_bytes(config, checkpoint, accounting, accounting.dense, dtype)
+        found += _memory_problems(config, needed, machine)
+    try:
+        _text(config, checkpoint)
+    except InputError as error:
+        found.append(str(error))
+    return found
+
+
 def _search(folder: str) -> PastRun:
     """A search that has ended.
 
@@ -208,13 +252,10 @@ def _shape_file(config: RecoverConfig) -> ShapeFile:
 
 
 def _problems(
-    config: RecoverConfig, pruned: PastRun | ShapeFile, settings: RecoverySettings
+    config: RecoverConfig, checkpoint: Checkpoint, accounting: Accounting, shape: ModelShape
 ) -> list[str]:
-    """Of the options and the shape together."""
-    accounting, model_config = pruned.accounting, pruned.checkpoint.config()
-    found = transformers.problems(
-        model_config, accounting.family, accounting.geometry, pruned.shape
-    )
+    """Of the options and the sizes of a shape together."""
+    model_config, recovery, found = checkpoint.config(), config.recovery, list[str]()
     context = getattr(model_config, "max_position_embeddings", None)
     length = config.recovery.sequence_length
     if context and length > context:
@@ -222,34 +263,38 @@ def _problems(
             f"recovery.sequence_length: {length}, above this model's context of {context} tokens"
         )
     widths = {"hidden size": int(model_config.get_text_config().hidden_size)}
-    for number, layer in enumerate(pruned.shape.layers):
+    for number, layer in enumerate(shape.layers):
         if layer.kv_heads:
             heads = layer.kv_heads * accounting.geometry.head_dim
             widths[f"attention of layer {number}"] = heads
         if layer.mlp_channels:
             widths[f"MLP of layer {number}"] = layer.mlp_channels
     narrowest = min(widths, key=lambda name: widths[name])
-    if settings.rank > widths[narrowest]:
+    if recovery.rank > widths[narrowest]:
         found.append(
-            f"recovery.rank: {settings.rank}, above the narrowest matrix that is left "
+            f"recovery.rank: {recovery.rank}, above the narrowest matrix that is left "
             f"({narrowest}: {widths[narrowest]}); give at most {widths[narrowest]}"
         )
-    if config.recovery.sequences < settings.batch_size:
+    if recovery.sequences < recovery.batch_size:
         found.append(
-            f"recovery.num_sequences: {config.recovery.sequences}, below the "
-            f"{settings.batch_size} of recovery.batch_size; give more"
+            f"recovery.num_sequences: {recovery.sequences}, below the "
+            f"{recovery.batch_size} of recovery.batch_size; give more"
         )
     return found
 
 
 def _needed_bytes(
-    config: RecoverConfig, pruned: PastRun | ShapeFile, dtype: str, settings: RecoverySettings
+    config: RecoverConfig,
+    checkpoint: Checkpoint,
+    accounting: Accounting,
+    shape: ModelShape,
+    dtype: str,
 ) -> int:
-    text_config = pruned.checkpoint.config().get_text_config()
+    text_config, settings = checkpoint.config().get_text_config(), config.recovery.settings()
     batch_tokens = settings.micro_batch_size * config.recovery.sequence_length
     return training_bytes(
-        pruned.accounting,
-        pruned.shape,
+        accounting,
+        shape,
         dtype,
         batch_tokens=batch_tokens,
         hidden_size=int(text_config.hidden_size),
@@ -259,27 +304,24 @@ def _needed_bytes(
     )
 
 
-def _memory_problems(
-    config: RecoverConfig, settings: RecoverySettings, needed: int, machine: LocalMachine
-) -> list[str]:
+def _memory_problems(config: RecoverConfig, needed: int, machine: LocalMachine) -> list[str]:
     """Of a training on CPUs; what a GPU has left is known when it is used."""
     if needed <= machine.free_bytes:
         return []
     return [
-        f"recovery.micro_batch_size: {settings.micro_batch_size} sequences of "
+        f"recovery.micro_batch_size: {config.recovery.settings().micro_batch_size} sequences of "
         f"{config.recovery.sequence_length} tokens take about {needed / 1e9:.1f} GB of memory with "
         f"this model, {machine.free_bytes / 1e9:.1f} GB are free; give a smaller one, or a smaller "
         "recovery.sequence_length"
     ]
 
 
-def _text(config: RecoverConfig, pruned: PastRun | ShapeFile) -> tuple[TokenSet, TokenSet]:
+def _text(config: RecoverConfig, checkpoint: Checkpoint) -> tuple[TokenSet, TokenSet]:
     """The sequences that are trained on, and those that are not.
 
     Raises:
         InputError: there is too little text, or it is not for this model.
     """
-    checkpoint = pruned.checkpoint
     try:
         sets = make_calibration(
             config.text(), checkpoint.tokenizer, vocab_size=checkpoint.config().vocab_size

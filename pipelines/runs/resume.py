@@ -92,6 +92,8 @@ def saved_form(config: PruneConfig) -> DictConfig:
         del plain.latency, plain.measure_latency
     if config.load is None:
         del plain.memory
+    if not config.recovery.wanted:
+        del plain.recovery
     if not targets_json(config.search.asked):
         del plain.search.target  # of parameters alone `target_ratio` says everything
     return cast("DictConfig", plain)

@@ -158,7 +158,10 @@ def test_as_many_evaluators_as_the_search_starts(
         (["cluster.num_evaluators=5"], "5 evaluators share 4 batches"),
         (["cluster.num_evaluators=4"], ""),
         (["cluster.num_evaluators=64", "calibration.batch_size=1"], ""),
-        (["cluster.num_evaluators=64", "calibration.batch_size=16"], "64 evaluators share 1 batch,"),
+        (
+            ["cluster.num_evaluators=64", "calibration.batch_size=16"],
+            "64 evaluators share 1 batch,",
+        ),
     ],
 )
 def test_more_evaluators_than_batches_are_told_what_makes_more(

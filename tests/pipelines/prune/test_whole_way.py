@@ -5,6 +5,8 @@ says both.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ import pytest
 from pruning.export.manifest import check_folder
 from tests.conftest import tiny_config, tiny_model
 from tests.documents import save_reader, save_tasks
-from tests.pipelines.conftest import Search
+from tests.pipelines.conftest import Cli, Search
+from tests.pipelines.recover.conftest import QUICK
+
+TRAINED = ("recovery=lora", *QUICK, "recovery.loss=nll")
 
 
 @pytest.fixture
@@ -53,6 +58,94 @@ def test_search_evaluation_export(
         "computed": 0,
         "reused": sum(report["answers"].values()),
     }
+
+
+def test_search_recovery_evaluation_export(
+    search: Search, whole: list[str], hashed: list[Path], cli: Cli
+) -> None:
+    """What is measured and written is the trained model, as by the commands one after another."""
+    words = [*whole, *TRAINED]
+    outcome = search(*words)
+    assert outcome.status == 0, outcome.output
+    assert len(hashed) == 1, "all get the model that the search has"
+    folder = outcome.folder / "recovery"
+    assert not (outcome.folder / "evaluation.json").exists()
+    report = json.loads((folder / "evaluation.json").read_text())
+    recovery = json.loads((folder / "recovery.json").read_text())
+    assert {"dense", "pruned"} <= report.keys()
+    manifest = check_folder(folder / "transformers")
+    assert report["shape"] == manifest["shape"] == outcome.summary["shape"]
+    assert manifest["recovery"]["adapters"] == recovery["adapters"]
+    alone = cli("recover", f"run={outcome.folder}", *TRAINED[1:], folder="alone")
+    assert alone.status == 0, alone.output
+    assert alone.read("recovery.json")["adapters"] == recovery["adapters"]
+    lines = (outcome.folder / "prune.log").read_text().splitlines()
+    assert any("evaluation" in line or "writing" in line for line in lines), "its own log goes on"
+
+    before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*.safetensors"))}
+    again = search(*words)
+    assert again.status == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is trained again"
+
+
+def test_a_recovery_goes_on_where_the_command_was_stopped(
+    search: Search, whole: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*whole, *TRAINED]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "pipelines.prune.pipeline.recover_in_folder",
+            lambda _: os.kill(os.getpid(), signal.SIGINT),
+        )
+        stopped = search(*words)
+    assert stopped.status != 0
+    assert (stopped.folder / "summary.json").exists()
+    again = search(*words)
+    assert again.status == 0, again.output
+    manifest = check_folder(again.folder / "recovery" / "transformers")
+    assert manifest["recovery"]["settings"]["loss"] == "nll"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recovery.rank=40"], "recovery.rank: 40, above the narrowest matrix that is left"),
+        (["recovery.sequence_length=4096"], "recovery.sequence_length: 4096, above this model's"),
+        (["recovery.num_sequences=100000"], "recovery.num_sequences"),
+        (["recovery.loss=mse"], "recovery.loss: 'mse'; one of kl, nll"),
+        (["cluster.num_gpus_per_evaluator=2"], "cluster.num_gpus_per_evaluator: 2"),
+    ],
+)
+def test_what_a_recovery_would_refuse_is_refused_before_the_search(
+    search: Search, whole: list[str], words: list[str], message: str
+) -> None:
+    given = [each for each in QUICK if each.split("=")[0] not in str(words)]
+    outcome = search(*whole, "recovery=lora", *given, *words)
+    assert outcome.status == 2, outcome.output
+    assert message in outcome.output
+    assert not (outcome.folder / "trajectory.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("sweep", ("search.target_ratio=[0.1,0.2]",), "a sweep trains nothing: recover a point"),
+        ("reproduce", ("experiment=multipruner/llama2_7b_22",), "reproduce compares searches"),
+    ],
+)
+def test_commands_that_train_nothing_say_so(
+    cli: Cli, command: str, words: tuple[str, ...], message: str
+) -> None:
+    outcome = cli(command, *words, "recovery=lora")
+    assert outcome.status == 2
+    assert message in outcome.output
+
+
+def test_options_of_a_recovery_that_is_not_asked_for(search: Search, whole: list[str]) -> None:
+    outcome = search(*whole, "recovery.rank=8")
+    assert outcome.status == 2
+    said = "recovery.rank: no effect without recovery=lora; give that, or leave out"
+    assert said in outcome.output
 
 
 @pytest.mark.parametrize(
