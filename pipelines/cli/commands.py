@@ -58,7 +58,7 @@ COMMANDS: dict[str, Command] = {
                     "a model of your own, on the text of the paper",
                 ),
                 (
-                    "model.path=MODEL recovery=lora evaluation=zero_shot export=gguf output_dir=DIR",
+                    "model.path=MODEL recovery=lora evaluation=full export=gguf output_dir=DIR",
                     "search, train what is left, measure it, and write it as a checkpoint",
                 ),
             ),

@@ -152,29 +152,6 @@ def test_as_many_evaluators_as_the_search_starts(
         assert placement.num_evaluators == count
 
 
-@pytest.mark.parametrize(
-    ("words", "note"),
-    [
-        (["cluster.num_evaluators=5"], "5 evaluators share 4 batches"),
-        (["cluster.num_evaluators=4"], ""),
-        (["cluster.num_evaluators=64", "calibration.batch_size=1"], ""),
-        (
-            ["cluster.num_evaluators=64", "calibration.batch_size=16"],
-            "64 evaluators share 1 batch,",
-        ),
-    ],
-)
-def test_more_evaluators_than_batches_are_told_what_makes_more(
-    planning: Planning, words: list[str], note: str
-) -> None:
-    """Of 8 sequences for widths; with a batch for each of them there is nothing to gain."""
-    outcome = planning("search.target_ratio=0.2", "measure_rate=false", *words)
-    assert outcome.status == 0, outcome.output
-    said = " ".join(outcome.output.split())
-    assert note in said
-    assert ("calibration.batch_size makes up to 8 batches" in said) == bool(note)
-
-
 def test_a_sweep_is_planned_as_its_points_that_pay_for_their_trunk_once(planning: Planning) -> None:
     common = ("search.mlp_group_channels=1024", "tflops_per_evaluator=100")
     found = read(planning("search.target_ratio=[0.1,0.22]", "search.importance=[l1,none]", *common))
