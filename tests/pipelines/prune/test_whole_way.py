@@ -109,7 +109,7 @@ def test_a_recovery_goes_on_where_the_command_was_stopped(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["recovery.rank=40"], "recovery.rank: 40, above the narrowest matrix that is left"),
+        (["recovery.rank=17"], "recovery.rank: 17, above the narrowest matrix that is left"),
         (["recovery.sequence_length=4096"], "recovery.sequence_length: 4096, above this model's"),
         (["recovery.num_sequences=100000"], "recovery.num_sequences"),
         (["recovery.loss=mse"], "recovery.loss: 'mse'; one of kl, nll"),

@@ -248,6 +248,8 @@ def test_layers_below_a_change_of_the_base_do_not_run_again(
         return result
 
     used, run = Evaluator(spec), list[int]()
+    lowest = list[int]()
+    used.dense.layers[0].register_forward_hook(lambda *_: lowest.append(len(run)))
     for base, text, batch in (
         *((base, "block", 0) for base in (*bases, bases[3])),
         (bases[3], "block", 1),
@@ -259,6 +261,8 @@ def test_layers_below_a_change_of_the_base_do_not_run_again(
         run.append(result.prefix_layers)
     # dense; from layer 2 on, from 1, from 0; the same again; another batch; another text; from 0
     assert run == [4, 2, 3, 4, 0, 4, 4, 4]
+    assert {0, 3} <= set(lowest)
+    assert not {1, 2, 4} & set(lowest), "what is known does not run"
 
 
 def test_a_task_for_another_order_is_refused(spec: EvaluatorSpec) -> None:
