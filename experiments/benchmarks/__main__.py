@@ -15,6 +15,7 @@ from experiments.benchmarks import (
     importance_orders,
     latency,
     memory,
+    prefix_path,
     prefix_reuse,
     scaling,
     speedup,
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "prefix_reuse": lambda options: prefix_reuse.run(
         dtype=options.dtype, num_rounds=options.rounds
     ),
+    "prefix_path": lambda options: prefix_path.run(dtype=options.dtype, num_rounds=options.rounds),
     "memory": lambda options: memory.run(num_candidates=options.candidates),
     "export_memory": lambda _: export_memory.run(),
     "importance_orders": lambda options: importance_orders.run(

@@ -52,7 +52,7 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     text, tokens = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
     accounting = Accounting(checkpoint.config())
     candidates = block_candidates(accounting)
-    with _one_thread():
+    with one_thread():
         dense = LoadedModel.of(checkpoint.load(dtype=dtype))
         input_ids_BT = torch.from_numpy(tokens.input_ids)
         sequence_nll(dense.model, input_ids_BT)  # the first forward of a process is slower
@@ -74,12 +74,12 @@ def measure(
     """One round: the two ways are interleaved candidate by candidate, so that background load
     affects both equally.
     """
-    prefix, reused_s = _timed(partial(run_prefix, dense, dense.geometry.dense, input_ids_BT))
+    prefix, reused_s = timed(partial(run_prefix, dense, dense.geometry.dense, input_ids_BT))
     whole_s = 0.0
     for candidate in candidates:
-        reused, seconds = _timed(partial(score_candidates, dense, prefix, [candidate]))
+        reused, seconds = timed(partial(score_candidates, dense, prefix, [candidate]))
         reused_s += seconds
-        whole, seconds = _timed(partial(_score_whole, dense, candidate, input_ids_BT))
+        whole, seconds = timed(partial(_score_whole, dense, candidate, input_ids_BT))
         whole_s += seconds
         assert torch.equal(whole, reused[0]), (
             f"{candidate.text}: {whole.tolist()} from the embedding up, {reused[0].tolist()} "
@@ -172,14 +172,16 @@ def _score_whole(
         return sequence_nll(dense.model, input_ids_BT)
 
 
-def _timed(call: Callable[[], T]) -> tuple[T, float]:
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds that it took."""
     started = time.perf_counter()
     result = call()
     return result, time.perf_counter() - started
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """For the time of the context."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
