@@ -49,8 +49,8 @@ def _search_table(report: Mapping[str, Any]) -> Table:
             *(f"{each['min']:,} to {each['max']:,}" for each in (steps, evaluations)),
             f"{ratio['min']:.4f} to {ratio['max']:.4f}",
         )
-    notes = [LAZY_NOTE if report.get("at_most") else "", _batches_note(report)]
-    rows.caption, rows.caption_justify = "\n".join(filter(None, notes)), "left"
+    if report.get("at_most"):
+        rows.caption = LAZY_NOTE
     rows.add_section()
     if statistics := report.get("statistics"):
         rows.add_row(
@@ -72,19 +72,6 @@ def _search_table(report: Mapping[str, Any]) -> Table:
         for row in _time_rows(report):
             rows.add_row(*row)
     return rows
-
-
-def _batches_note(report: Mapping[str, Any]) -> str:
-    """Where evaluators have to share batches, and need not."""
-    count, batches = report["num_evaluators"], min(report["tasks_per_candidate"].values())
-    sequences = min(each["num_sequences"] for each in report["calibration"].values())
-    if count <= batches or batches == sequences:
-        return ""
-    return (
-        f"{count} evaluators share {batches} batch{'es' if batches > 1 else ''}, and each of them "
-        f"runs the layers below its candidates anew: a smaller calibration.batch_size makes up to "
-        f"{sequences} batches of this text"
-    )
 
 
 def _time_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
