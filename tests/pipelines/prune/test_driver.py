@@ -179,6 +179,22 @@ def test_the_whole_table_decides_each_step(tmp_path: Path) -> None:
         assert json.dumps(line) == json.dumps(expected)
 
 
+def test_the_disk_has_the_scores_of_a_step_before_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    append = Journal.append
+
+    def written(journal: Journal, line: dict[str, object]) -> None:
+        done.append("line")
+        append(journal, line)
+
+    monkeypatch.setattr(Journal, "append", written)
+    monkeypatch.setattr(ScoreStore, "sync", lambda _: done.append("scores"))
+    _, _, journal = drive(tmp_path, FakePool())
+    assert done == ["scores", "line"] * len(journal.lines)
+
+
 def test_each_step_says_what_it_saves_of_the_costs_that_are_asked_for(tmp_path: Path) -> None:
     accounting = Accounting(tiny_config("llama"))
     known = costs_of(accounting, context_length=9)

@@ -158,6 +158,18 @@ def test_paths_that_do_not_depend_on_scores_are_inside(
     assert not layers.dead_ends
 
 
+def test_a_path_that_ends_before_the_target_is_counted_to_its_end() -> None:
+    accounting = Accounting(tiny_config("llama"))
+    settings = settings_of(accounting, 0.9, (1, 0, 0), strategy="random")
+    search = FixedSearch(accounting, settings, random_path(accounting.dense, 3)[:3])
+    expected = []
+    for _ in range(3):
+        expected.append((search.expected_evaluations(), len(search.foreseen())))
+        if len(search.steps) < 2:
+            search.observe(dict.fromkeys(search.propose(), 1.0))
+    assert expected == [(3, 3), (2, 2), (1, 1)]
+
+
 def test_whole_layers_that_are_too_few() -> None:
     accounting = Accounting(tiny_config("llama"))
     assert (
