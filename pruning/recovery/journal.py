@@ -8,7 +8,6 @@ goes on: the updates are taken again. So no update is there twice.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,7 +91,6 @@ class TrainingFiles:
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)
-                os.fsync(file.fileno())
             disk.rename(temporary, self.path)
         self.lines = kept
 

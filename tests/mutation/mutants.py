@@ -155,7 +155,7 @@ def _of_node(node: ast.AST, parent: ast.AST) -> Iterator[_Change]:
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield _Change("boolean", node, node, "operand", ast.UnaryOp(ast.Not(), node.operand))
     elif isinstance(node, ast.If | ast.While | ast.IfExp):
-        if isinstance(node.test, ast.Name | ast.Attribute | ast.Call):
+        if isinstance(node.test, ast.Name | ast.Attribute | ast.Call) and not _is_for_types(node):
             new_test = ast.UnaryOp(ast.Not(), node.test)
             yield _Change("boolean", node.test, node, "test", new_test)
     elif isinstance(node, ast.Constant) and not _is_of_no_effect(parent):
@@ -175,6 +175,11 @@ def _is_of_no_effect(node: ast.AST) -> bool:
     default of Linux; `comment` is text that a database shows.
     """
     return isinstance(node, ast.keyword) and node.arg in ("strict", "encoding", "comment")
+
+
+def _is_for_types(node: ast.If | ast.While | ast.IfExp) -> bool:
+    """Imports that only annotations need, which nothing evaluates."""
+    return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _statements(node: ast.AST) -> Iterator[_Change]:

@@ -68,6 +68,7 @@ def test_equal_changes_of_one_function_are_numbered() -> None:
 def test_words_and_what_is_so_anyway_are_no_mutants() -> None:
     call = "zip(open(a, encoding='utf-8'), Column(comment='b'), strict=True)"
     assert mutants("m.py", f"def f(a, b):\n    return {call}\n") == []
+    assert mutants("m.py", "if TYPE_CHECKING:\n    from a import b\n") == []
 
 
 PROGRAM = """

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pruning.errors import InputError
 from pruning.export.authors_config import read_authors_config, write_authors_config
-from pruning.shape import LayerShape, ModelShape, Removal
+from pruning.shape import Kind, LayerShape, ModelShape, Removal, Resize
 
 DENSE = ModelShape.dense(4, 3, 48)
 shapes = st.lists(
@@ -39,6 +39,20 @@ def test_without_changes_one_layer() -> None:
     ]
     assert DENSE.first_difference(shape) == 1
     assert shape.first_difference(shape) == 4
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_a_removed_block_leaves_nothing(kind: Kind) -> None:
+    with pytest.raises(ValueError, match=f"^removing the {kind} block leaves 0, not 3$"):
+        Removal(kind, 1, 3)
+
+
+def test_a_change_is_none_a_removal_or_another_size() -> None:
+    shape = ModelShape.parse("3x48 1x16 3x0 3x48")
+    assert shape.changed(None) == shape
+    assert shape.changed(Removal("mlp", 3, 0)).text == "3x48 1x16 3x0*2"
+    assert shape.changed(Resize(1, "kv_heads", 2)).text == "3x48 2x16 3x0 3x48"
+    assert shape.changed(Resize(1, "mlp_channels", 8)).text == "3x48 1x8 3x0 3x48"
 
 
 def test_a_removal_must_take_something() -> None:

@@ -19,6 +19,7 @@ from pipelines.store.scores import Context, ScoreStore
 from pipelines.tracking.metrics import step_metrics
 from pruning.calibration.token_sets import Calibration, TokenSet
 from pruning.costs.accounting import Accounting
+from pruning.costs.target import Target, costs_of
 from pruning.errors import InputError
 from pruning.scoring.arithmetic import Arithmetic
 from pruning.scoring.score import ShapeScore
@@ -97,6 +98,7 @@ def drive(
     store: str = "scores.db",
     kind: type[GreedySearch] = GreedySearch,
     lazy: LazySettings | None = None,
+    targets: Sequence[Target] = (),
 ) -> tuple[GreedySearch, Scorer, Journal]:
     folder.mkdir(exist_ok=True)
     accounting = Accounting(tiny_config("llama"))
@@ -113,7 +115,13 @@ def drive(
     with ScoreStore(f"sqlite:///{folder}/{store}") as scores:
         scorer = Scorer(pool, scores, CALIBRATION, CONTEXT)  # type: ignore[arg-type]
         run_search(
-            search, scorer, journal, accounting=accounting, context_length=9, on_step=lambda _: None
+            search,
+            scorer,
+            journal,
+            accounting=accounting,
+            context_length=9,
+            on_step=lambda _: None,
+            targets=targets,
         )
     return search, scorer, journal
 
@@ -169,6 +177,38 @@ def test_the_whole_table_decides_each_step(tmp_path: Path) -> None:
             timestamp=line["timestamp"],
         )
         assert json.dumps(line) == json.dumps(expected)
+
+
+def test_the_disk_has_the_scores_of_a_step_before_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    append = Journal.append
+
+    def written(journal: Journal, line: dict[str, object]) -> None:
+        done.append("line")
+        append(journal, line)
+
+    monkeypatch.setattr(Journal, "append", written)
+    monkeypatch.setattr(ScoreStore, "sync", lambda _: done.append("scores"))
+    _, _, journal = drive(tmp_path, FakePool())
+    assert done == ["scores", "line"] * len(journal.lines)
+
+
+def test_each_step_says_what_it_saves_of_the_costs_that_are_asked_for(tmp_path: Path) -> None:
+    accounting = Accounting(tiny_config("llama"))
+    known = costs_of(accounting, context_length=9)
+    costs = known["flops"], known["kv_cache"]
+    targets = [Target(f"search.target.{each.name}", each, 0.4) for each in costs]
+    _, _, journal = drive(tmp_path, FakePool(), targets=targets)
+    dense = accounting.flops_per_token(accounting.dense, context_length=9)
+    assert dense is not None
+    for line in journal.lines:
+        heads = sum(layer.kv_heads for layer in ModelShape.parse(line["shape"]).layers)
+        assert line["saved"] == {
+            "flops": pytest.approx(1 - line["flops_per_token"] / dense),
+            "kv_cache": pytest.approx(1 - heads / 12),
+        }
 
 
 def test_a_selection_leaves_candidates_out(tmp_path: Path) -> None:

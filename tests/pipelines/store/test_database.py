@@ -89,6 +89,8 @@ def test_an_outage_is_said_once_and_when_it_is_over(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pipelines.store.database")
+    database.run_with_retry(Failing(), retry_s=9)
+    assert caplog.records == [], "there was none"
     errors = [
         sql.exc.OperationalError("select", {}, driver_error("08006", text))
         for text in ("first", "second")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from safetensors.numpy import save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import GemmaTokenizer, PreTrainedTokenizerFast
 
 from pruning.calibration.sources import wikitext_text
@@ -74,6 +75,10 @@ def test_each_sequence_of_gemma_begins_with_bos(tmp_path: Path) -> None:
     """
     words = ["<pad>", "<eos>", "<bos>", "<unk>", *"0123456789wordsftex\n", "▁"]
     gemma = GemmaTokenizer({word: index for index, word in enumerate(dict.fromkeys(words))}, [])
+    gemma.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
+    )
+    assert gemma("words")["input_ids"].count(2) == 1
     windows = text_windows(gemma, "words of text" * 5, 8)
     assert windows.shape == (9, 8)
     assert (windows[:, 0] == 2).all()

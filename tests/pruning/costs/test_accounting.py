@@ -75,6 +75,11 @@ def test_kv_cache_bytes() -> None:
     accounting = Accounting(tiny_config("llama"))
     assert accounting.kv_cache_bytes_per_token(SHAPES[0], bytes_per_value=2) == 2 * 4 * 3 * 8 * 2
     assert accounting.kv_cache_bytes_per_token(SHAPES[1], bytes_per_value=4) == 2 * 6 * 8 * 4
+    for family, kept in (("llama", 20), ("mistral", 8)):  # mistral has a window of 8
+        found = Accounting(tiny_config(family)).kv_cache_bytes(
+            SHAPES[1], context_length=20, bytes_per_value=4
+        )
+        assert found == kept * 2 * 6 * 8 * 4
 
 
 def test_seventy_billion_are_never_allocated() -> None:

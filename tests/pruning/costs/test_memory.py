@@ -16,7 +16,11 @@ from tests.conftest import tiny_config, tiny_model
 
 @pytest.mark.parametrize(
     ("size", "count"),
-    [("16GB", 16 * 10**9), ("1.5 GiB", 3 * 2**29), ("100MB", 10**8), (".5MiB", 2**19)],
+    [
+        ("16GB", 16 * 10**9), ("1.5 GiB", 3 * 2**29), ("100MB", 10**8), (".5MiB", 2**19),
+        ("7 B", 7), ("2kB", 2000), ("2 KB", 2000), ("2kiB", 2048), ("2KiB", 2048),
+        ("3TB", 3 * 10**12), ("3TiB", 3 * 2**40),
+    ],
 )  # fmt: skip
 def test_sizes(size: str, count: int) -> None:
     assert bytes_of(size) == count

@@ -7,7 +7,7 @@ from transformers import GPT2Config
 
 from pruning.costs.accounting import Accounting
 from pruning.costs.memory import MemoryLoad
-from pruning.costs.target import COST_NAMES, TIMED, costs_of
+from pruning.costs.target import COST_NAMES, TIMED, Target, costs_of
 from pruning.search.allocation import resized, size_of
 from pruning.shape import UNITS, ModelShape
 from tests.conftest import tiny_config
@@ -41,6 +41,14 @@ def test_ratios_by_hand() -> None:
         accounting.flops_per_token(each, context_length=64) for each in (accounting.dense, shape)
     ]
     assert costs["flops"].ratio(shape) == (flops[0] - flops[1]) / flops[0]
+
+
+def test_a_target_is_what_goes_or_what_is_left_at_most() -> None:
+    memory = costs_of(
+        Accounting(tiny_config("llama")), context_length=64, load=MemoryLoad(100, 2, "float16")
+    )["memory"]
+    assert Target("search.target.memory", memory, 0.25).most == 0.75 * memory.dense
+    assert Target("search.target.memory", memory, "100 kB").most == 100_000
 
 
 def test_costs_that_are_not_known_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning.costs.measured import weight_file_bytes
 from pruning.errors import InputError
-from pruning.models import dtypes, gguf_source
+from pruning.models import dtypes
 from pruning.models.cache import cache_folder
 from pruning.models.checkpoint import Checkpoint
 from pruning.models.dtypes import resolve_dtype
@@ -58,6 +59,16 @@ def test_fingerprint_is_of_the_content(folder: Path, checkpoint_folder: Path) ->
     data[-1] ^= 1
     weights.write_bytes(data)
     assert find_checkpoint(str(folder)).fingerprint() != before
+
+
+def test_a_fingerprint_stays_what_it_was(tmp_path: Path) -> None:
+    """Or no score that is stored is found again."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    weights = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    whole = hashlib.sha256(b"{}" + hashlib.sha256(weights).digest()).hexdigest()
+    assert Checkpoint(tmp_path).fingerprint() == whole[:32]
 
 
 def in_a_folder_below(folder: Path, name: str = "shards/part.safetensors") -> Path:
@@ -377,19 +388,3 @@ def test_code_of_a_trusted_model_is_part_of_its_fingerprint(
     (folder / "modeling_own.py").write_text("FACTOR = 2\n")
     assert plain.fingerprint() == before[0]
     assert trusted.fingerprint() != before[1]
-
-
-def test_a_gguf_is_converted_anew_by_another_converter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is refused today must not come from yesterday's cache."""
-    (tmp_path / "a.gguf").write_bytes(b"x")
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(gguf_source, "_convert_gguf", lambda *_: None)
-    folders = {gguf_source.converted_gguf(tmp_path / "a.gguf") for _ in range(2)}
-    assert len(folders) == 1
-    monkeypatch.setattr(gguf_source, "_CONVERTER", 0)
-    folders.add(gguf_source.converted_gguf(tmp_path / "a.gguf"))
-    monkeypatch.setattr(gguf_source, "version", lambda name: f"another {name}")
-    folders.add(gguf_source.converted_gguf(tmp_path / "a.gguf"))
-    assert len(folders) == 3

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
 from pruning.importance.channel_order import ChannelOrder, RecoverySource, channel_order
 from pruning.models.families import FAMILIES
 from pruning.models.loaded_model import LoadedModel
-from pruning.recovery.adapters import adapter_fingerprint, read_adapters
+from pruning.recovery.adapters import adapter_fingerprint, read_adapters, write_adapters
 from pruning.recovery.prepared import prepared
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
@@ -83,6 +84,22 @@ def test_models_of_other_architectures_are_trained_too(tmp_path: Path) -> None:
     assert_same(logits(pruned_model(dense, shape), ids), logits(recovery.model, ids))
 
 
+def test_adapters_are_kept_without_what_their_training_needs(tmp_path: Path) -> None:
+    checkpoint, kept = tmp_path / "checkpoint", tmp_path / "adapters"
+    recovery = recovery_of(dense_model())
+    recovery.update(1)
+    recovery.save(checkpoint, 1)
+    write_adapters(checkpoint, kept)
+    trained, found = read_adapters(checkpoint), read_adapters(kept)
+    assert (found.shape, found.scale) == (trained.shape, trained.scale) == (NARROW.text, 8 / 4)
+    with safe_open(kept, framework="pt") as file:
+        assert set(file.keys()) == set(recovery.parameters), "no moments"
+    for key, (lora_a, lora_b) in trained.pairs.items():
+        assert torch.equal(found.pairs[key][0], lora_a)
+        assert torch.equal(found.pairs[key][1], lora_b)
+        assert lora_b.any(), "an update was made"
+
+
 def test_another_file_of_adapters_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "adapters"
     recovery = recovery_of(dense_model())
@@ -91,8 +108,13 @@ def test_another_file_of_adapters_is_refused(tmp_path: Path) -> None:
     assert read_adapters(path, fingerprint=fingerprint).shape == NARROW.text
     changed(recovery)
     recovery.save(path, 0)
-    with pytest.raises(InputError, match=r"adapters has changed since the recovery ended"):
+    said = r"adapters has changed since the recovery ended"
+    with pytest.raises(InputError, match=said):
         read_adapters(path, fingerprint=fingerprint)
+    dense = dense_model()
+    order = replace(channel_order(dense, "l1"), recovery=RecoverySource(str(path), fingerprint))
+    with pytest.raises(InputError, match=said):
+        prepared(dense, order)
     path.unlink()
     with pytest.raises(InputError, match=r"adapters is not there; every machine"):
         read_adapters(path, fingerprint=fingerprint)

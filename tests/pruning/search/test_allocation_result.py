@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from pruning.costs.accounting import Accounting
@@ -32,3 +35,12 @@ def test_prices_are_of_the_smallest_step_down_in_the_last_round() -> None:
     allocation = Allocation(shape, shape, 1.0, 0.5, 7, (first, last))
     percent = 100 * 8 * (3 * 48 + 2) / accounting.num_dense_parameters
     assert allocation.prices(accounting) == {(1, "mlp_channels"): pytest.approx(0.2 / percent)}
+
+
+def test_a_file_says_what_the_allocation_says(tmp_path: Path) -> None:
+    shape, start = ModelShape.parse("3x40 3x32 2x40 3x40"), ModelShape.parse("3x40*4")
+    rounds = ({"base": "3x40*4", "changes": [change(0, "kv_heads", 2, None)], "solutions": []},)
+    allocation = Allocation(start, shape, 1.0, 0.5, 7, rounds)
+    for each in (allocation, replace(allocation, deviating={"halved batch": 2})):
+        each.save(tmp_path / "allocation.json")
+        assert Allocation.load(tmp_path / "allocation.json") == each

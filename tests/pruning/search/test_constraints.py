@@ -224,6 +224,7 @@ def test_deployable_shapes_keep_what_runtimes_want() -> None:
     """Attention in the first layer, an MLP in the last, widths in multiples of 256."""
     [deployable] = of_shape_constraint("deployable", 3)
     assert not deployable.allows((0, "kv_heads"), 0)
+    assert deployable.allows((0, "kv_heads"), 1)
     assert deployable.allows((1, "kv_heads"), 0)
     assert not deployable.allows((2, "mlp_channels"), 0)
     assert deployable.allows((0, "mlp_channels"), 0)

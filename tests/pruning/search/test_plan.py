@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pruning.export.authors_config import read_authors_config
 from pruning.importance.block_influence import BlockInfluence
 from pruning.search.fixed import FixedSearch, random_path
 from pruning.search.greedy import GreedySearch
-from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
+from pruning.search.plan import Range, SearchPlan, merged, planned_flops, step_flops
 from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
 from pruning.search.stages import StageName
 from pruning.search.strategies import strategy_of
@@ -157,6 +158,18 @@ def test_paths_that_do_not_depend_on_scores_are_inside(
     assert not layers.dead_ends
 
 
+def test_a_path_that_ends_before_the_target_is_counted_to_its_end() -> None:
+    accounting = Accounting(tiny_config("llama"))
+    settings = settings_of(accounting, 0.9, (1, 0, 0), strategy="random")
+    search = FixedSearch(accounting, settings, random_path(accounting.dense, 3)[:3])
+    expected = []
+    for _ in range(3):
+        expected.append((search.expected_evaluations(), len(search.foreseen())))
+        if len(search.steps) < 2:
+            search.observe(dict.fromkeys(search.propose(), 1.0))
+    assert expected == [(3, 3), (2, 2), (1, 1)]
+
+
 def test_whole_layers_that_are_too_few() -> None:
     accounting = Accounting(tiny_config("llama"))
     assert (
@@ -174,6 +187,27 @@ def test_a_target_that_no_path_reaches() -> None:
     assert plan.impossible == "mlp_channels"
     assert plan.dead_ends
     assert [stage.name for stage in plan.stages] == ["block"]
+
+
+def test_a_plan_of_close_targets_holds_what_each_plan_holds() -> None:
+    """One that no path reaches says only that there are dead ends."""
+    accounting = Accounting(tiny_config("qwen2", intermediate_size=1024, num_hidden_layers=6))
+    low, high, beyond = (
+        plan_of(accounting, settings_of(accounting, ratio, (50, 50, 0)))
+        for ratio in (0.2, 0.4, 0.95)
+    )
+    assert beyond.impossible is not None
+    assert merged([low]) == low
+    assert merged([beyond, low]) == replace(low, dead_ends=True)
+    found = merged([low, high])
+    assert [stage.name for stage in found.stages] == [stage.name for stage in low.stages]
+    first, second = low.stages[0], high.stages[0]
+    assert first.ratio[0] < second.ratio[0] <= first.ratio[1] < second.ratio[1]
+    assert found.stages[0].ratio == (first.ratio[0], second.ratio[1])
+    assert first.steps.min < second.steps.max
+    assert found.stages[0].steps == Range(first.steps.min, second.steps.max)
+    assert found.stages[0].evaluations == Range(first.evaluations.min, second.evaluations.max)
+    assert found.stages[0].target_ratio == pytest.approx(0.15)
 
 
 def test_a_target_that_some_paths_miss() -> None:
