@@ -202,6 +202,39 @@ def test_a_lost_evaluator_and_an_exception_are_counted_apart() -> None:
         assert schedule.failed(0, running, error=error) == count
 
 
+def test_a_failure_is_a_loss_unless_it_is_said_to_be_an_exception() -> None:
+    schedule = Schedule(step(BLOCK[:1], 1), TaskTimeModel(LAYERS))
+    for error, count in ((None, 1), (True, 1), (None, 2)):
+        running = schedule.next(0, 1, None, 0.0)
+        assert running is not None
+        given = {} if error is None else {"error": error}
+        assert schedule.failed(0, running, **given) == count
+
+
+def test_a_slow_evaluator_without_the_prefix_leaves_the_end_to_others() -> None:
+    """Twenty candidates of 32 ms are left for two. It needs 0.1 s for one, and 1.2 s with the
+    prefix, which the other does not need.
+    """
+    simulation = Simulation(2)
+    whole_search(simulation, 1, 0)
+    simulation.task_times._straggler_factors = {0: 1.0, 1: 3.0}
+    last = tuple(Removal("mlp_channels", LAYERS - 1, size) for size in range(40))
+    schedule, held = Schedule(step(last, 1), simulation.task_times), ("block", 0, "base")
+    assert schedule.next(0, 2, held, 0.0) is not None
+    assert schedule.next(1, 2, None, 0.0) is None
+    assert schedule.next(1, 2, held, 0.0) is not None
+
+
+def test_a_task_that_is_on_time_is_not_run_twice_whatever_the_clock_says() -> None:
+    simulation = Simulation(2)
+    whole_search(simulation, 1, 0)
+    schedule = Schedule(step(WIDTH[:1], 1), simulation.task_times)
+    first = schedule.next(0, 2, None, 1e5)
+    assert first is not None
+    assert schedule.next(1, 2, None, 1e5 + 0.1) is None
+    assert schedule.next(1, 2, None, 1e5 + 60) is first
+
+
 def test_a_machine_that_goes_blames_no_candidate() -> None:
     schedule = Schedule(step(BLOCK, 1), TaskTimeModel(LAYERS))
     for _ in range(10):
