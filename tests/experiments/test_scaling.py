@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.benchmarks.scaling import NUM_BATCHES, Outcome, Shares, missed, row
+from experiments.benchmarks.scaling import Outcome, Shares, missed, row
 from pipelines.prune.driver import run_search
 from pipelines.prune.scorer import Scorer
 from pipelines.runs.journal import Journal
@@ -58,7 +58,7 @@ def searched(folder: Path) -> tuple[GreedySearch, SimulatedEvaluator]:
     evaluator = SimulatedEvaluator(0, config.num_hidden_layers, PACE)
     spec = EvaluatorSpec(Checkpoint(folder / "model"), "float32", {}, batch_size=2)
     pool = InlinePool(spec, kind=lambda *_, **__: evaluator)
-    tokens = TokenSet(np.zeros((NUM_BATCHES * 2, 2), dtype=np.int64))
+    tokens = TokenSet(np.zeros((8 * 2, 2), dtype=np.int64))
     with ScoreStore(f"sqlite:///{folder}/scores.db") as store:
         context = Context(
             model="m",
@@ -75,30 +75,33 @@ def searched(folder: Path) -> tuple[GreedySearch, SimulatedEvaluator]:
     return search, evaluator
 
 
-def test_one_evaluator_runs_no_prefix_again(clock: SimpleNamespace, tmp_path: Path) -> None:
+def test_what_is_no_candidate_is_a_prefix(clock: SimpleNamespace, tmp_path: Path) -> None:
+    """2 s for each layer and 3 s for each head of a candidate, on every batch. Prefixes are whole
+    on all batches but the one that the evaluator holds from the step before.
+    """
     search, evaluator = searched(tmp_path)
     assert len({step.stage for step in search.steps}) == 3
-    assert evaluator.busy_s == clock.now > 0
-    alone = Shares.of(search, PACE, busy_s=evaluator.busy_s, total_s=2 * evaluator.busy_s)
-    assert alone.scoring > alone.prefixes > 0
-    assert alone.again == pytest.approx(0, abs=1e-12)
-    assert alone.busy == pytest.approx(0.5)
-
-    prefix_s = len(search.shape.layers) * PACE.layer_s
-    shared = Shares.of(search, PACE, busy_s=evaluator.busy_s + prefix_s, total_s=clock.now)
-    assert shared.again == pytest.approx(prefix_s / clock.now)
-    assert (shared.scoring, shared.prefixes) == (2 * alone.scoring, 2 * alone.prefixes)
+    busy_s, num_layers = evaluator.busy_s, len(search.shape.layers)
+    assert busy_s == clock.now > 0
+    shares = Shares.of(search, PACE, num_batches=8, busy_s=busy_s, total_s=2 * busy_s)
+    candidates = [each for step in search.steps for each, _ in step.candidates]
+    scoring_s = 8 * sum(2 * (num_layers - each.layer) + 3 for each in candidates)
+    assert shares.scoring == pytest.approx(scoring_s / (2 * busy_s))
+    assert shares.scoring + shares.prefixes == pytest.approx(0.5)
+    whole_s = len(search.steps) * num_layers * 2
+    assert 7 * whole_s < shares.prefixes * 2 * busy_s < 8 * whole_s
 
 
 def test_the_table_tells_scoring_from_prefixes() -> None:
-    shares = Shares(scoring=0.601, prefixes=0.02, again=0.297)
-    outcome = Outcome(64, 1.0, 94, 2960, 9000, 120.9, shares, 1.12, 0.2, 0.005)
+    shares = Shares(scoring=0.861, prefixes=0.052)
+    outcome = Outcome(64, 1, 1.0, 94, 2960, 9000, 120.9, shares, 0.9, 0.2, 0.005)
     cells = row(outcome)
-    names = ("scoring", "prefixes", "again", "waiting")
-    assert [cells[name] for name in names] == ["60.1%", "2.0%", "29.7%", "8.2%"]
+    names = ("batches", "scoring", "prefixes", "waiting")
+    assert [cells[name] for name in names] == ["16 of 1", "86.1%", "5.2%", "8.7%"]
     assert missed(outcome) == []
-    idle = replace(outcome, shares=replace(shares, again=0.2), driver_ms=3.5)
+    idle = replace(outcome, shares=replace(shares, scoring=0.7), driver_ms=3.5)
     assert missed(idle) == [
-        "64 evaluators are busy 82.1% of the time, below 90%",
-        "3.50 ms of the driver for a task, above 3",
+        "64 evaluators score 70.0% of the time, below 85%",
+        "3.50 ms of the driver for a task, above 1",
     ]
+    assert missed(replace(idle, batch_size=2, driver_ms=0.5)) == [], "the goal is for batches of 1"
