@@ -211,10 +211,10 @@ def test_the_summary_says_that_batches_were_halved(
     assert undisturbed.summary["oom_splits"] == 0
     run_prefix = evaluator.run_prefix
 
-    def short_of_memory(dense: Any, base: Any, input_ids_BT: torch.Tensor) -> Any:
+    def short_of_memory(dense: Any, base: Any, input_ids_BT: torch.Tensor, *known: Any) -> Any:
         if len(input_ids_BT) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run_prefix(dense, base, input_ids_BT)
+        return run_prefix(dense, base, input_ids_BT, *known)
 
     monkeypatch.setattr(evaluator, "run_prefix", short_of_memory)
     halved = search("store.url=sqlite:///halved.db", folder="halved")
