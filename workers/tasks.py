@@ -20,6 +20,7 @@ from pruning.importance.criteria import Importance
 from pruning.models.checkpoint import Checkpoint
 from pruning.scoring.arithmetic import Arithmetic
 from pruning.shape import Removal, Resize
+from workers.prefix import PrefixKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,11 @@ ScoreKind = Literal["nll", "kl"]
 Candidate = Removal | Resize | None
 """What a candidate changes of the current shape; None is that shape itself."""
 
-PrefixKey = tuple[str, int, str]
-"""What a prefix depends on: calibration set, batch, and canonical text of the base."""
-
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Scores of some candidates on one batch: a pure function of its fields.
+    """Scores of some candidates on one batch: a pure function of its fields, safe to repeat
+    anywhere.
 
     Args:
         set_name: of `EvaluatorSpec.token_sets`.

@@ -5,7 +5,6 @@ before, scored whole, as the solutions of an allocation are and the bases of a g
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -13,47 +12,32 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks import workload
-from experiments.benchmarks.prefix_reuse import one_thread, timed
-from experiments.benchmarks.report import Report
-from pruning.models.dtypes import resolve_dtype
+from experiments.benchmarks.prefix_reuse import one_batch, timed
+from experiments.benchmarks.report import Report, rounds_table
 from pruning.models.loaded_model import LoadedModel
-from pruning.scoring.nll import Prefix, run_prefix, score_candidates, sequence_nll
+from pruning.scoring.nll import Prefix, run_prefix, score_candidates
 from pruning.shape import LayerShape, ModelShape
 
-NUM_SEQUENCES, SEQUENCE_LENGTH = 2, 128
 NUM_SHAPES, CHANNELS, SEED = 30, 256, 42
 
 
 def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     """Scores every shape of a random path of SmolLM2 both ways, on one thread."""
-    checkpoint = workload.checkpoint()
-    dtype = resolve_dtype(dtype, on_gpu=False)
-    text, tokens = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
-    with one_thread():
-        dense = LoadedModel.of(checkpoint.load(dtype=dtype))
-        input_ids_BT = torch.from_numpy(tokens.input_ids)
-        sequence_nll(dense.model, input_ids_BT)  # the first forward of a process is slower
+    with one_batch(dtype) as (dense, input_ids_BT, settings):
         shapes = path(dense.geometry.dense)
         rounds = [measure(dense, shapes, input_ids_BT) for _ in range(num_rounds)]
     num_layers = len(shapes[0].layers)
     kept = sum(before.first_difference(shape) for before, shape in pairwise(shapes))
-    rows = [
-        (str(number), f"{whole:.1f} s", f"{above:.1f} s", f"{whole / above:.2f}")
-        for number, (whole, above) in enumerate(rounds, start=1)
-    ]
     return Report(
         "prefix_path",
         "Kept layers: a path of shapes",
-        {
-            "model": workload.MODEL,
-            "dtype, threads": f"{dtype}, 1",
-            "batch": f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text})",
+        settings
+        | {
             "path": f"{len(shapes)} shapes; each has {CHANNELS} channels less in one layer, drawn "
             f"with seed {SEED}",
         },
         ("round", "all layers", "those above the change", "times faster"),
-        (*rows, ("median", "", "", f"{statistics.median(a / b for a, b in rounds):.2f}")),
+        rounds_table(rounds),
         (
             f"Layers run: {len(shapes) * num_layers} against {len(shapes) * num_layers - kept}; "
             "the head runs for each shape both ways.",

@@ -4,11 +4,9 @@ from the embedding up.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -16,7 +14,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from experiments.benchmarks import workload
-from experiments.benchmarks.report import Report
+from experiments.benchmarks.report import Report, median_speedup, rounds_table
 from pruning.costs.accounting import Accounting
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.loaded_model import LoadedModel
@@ -33,46 +31,45 @@ BOUND = 0.9
 """The speed-up must be at least this share of what the FLOP count allows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Seconds for all candidates both ways."""
-
-    whole_s: float
-    reused_s: float
-
-    @property
-    def speedup(self) -> float:
-        return self.whole_s / self.reused_s
-
-
 def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     """Scores one block step of SmolLM2 both ways, on one thread."""
-    checkpoint = workload.checkpoint()
-    dtype = resolve_dtype(dtype, on_gpu=False)
-    text, tokens = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
-    accounting = Accounting(checkpoint.config())
-    candidates = block_candidates(accounting)
-    with one_thread():
-        dense = LoadedModel.of(checkpoint.load(dtype=dtype))
-        input_ids_BT = torch.from_numpy(tokens.input_ids)
-        sequence_nll(dense.model, input_ids_BT)  # the first forward of a process is slower
+    with one_batch(dtype) as (dense, input_ids_BT, settings):
+        accounting = Accounting(dense.model.config)
+        candidates = block_candidates(accounting)
         rounds = [measure(dense, candidates, input_ids_BT) for _ in range(num_rounds)]
-    settings = {
-        "model": workload.MODEL,
-        "dtype, threads": f"{dtype}, 1",
-        "batch": (
-            f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens ({text}, fingerprint {tokens.fingerprint})"
-        ),
+    settings |= {
         "candidates": f"{len(candidates)}, all of the first block step",
     }
     return _report(settings, rounds, allowed_speedup(accounting, candidates, SEQUENCE_LENGTH))
 
 
+@contextmanager
+def one_batch(dtype: str) -> Iterator[tuple[LoadedModel, torch.Tensor, dict[str, str]]]:
+    """SmolLM2 on one thread with a batch of text, and what a report says of them."""
+    checkpoint = workload.checkpoint()
+    dtype = resolve_dtype(dtype, on_gpu=False)
+    text, tokens = workload.calibration(checkpoint, NUM_SEQUENCES, SEQUENCE_LENGTH)
+    size = f"{NUM_SEQUENCES} x {SEQUENCE_LENGTH} tokens"
+    with _one_thread():
+        dense = LoadedModel.of(checkpoint.load(dtype=dtype))
+        input_ids_BT = torch.from_numpy(tokens.input_ids)
+        sequence_nll(dense.model, input_ids_BT)  # the first forward of a process is slower
+        yield (
+            dense,
+            input_ids_BT,
+            {
+                "model": workload.MODEL,
+                "dtype, threads": f"{dtype}, 1",
+                "batch": f"{size} ({text}, fingerprint {tokens.fingerprint})",
+            },
+        )
+
+
 def measure(
     dense: LoadedModel, candidates: Sequence[ModelShape], input_ids_BT: torch.Tensor
-) -> Round:
-    """One round: the two ways are interleaved candidate by candidate, so that background load
-    affects both equally.
+) -> tuple[float, float]:
+    """Seconds of one round for all candidates, from the embedding up and with the prefix reused, in
+    turns candidate by candidate, so that background load affects both equally.
     """
     prefix, reused_s = timed(partial(run_prefix, dense, dense.geometry.dense, input_ids_BT))
     whole_s = 0.0
@@ -85,7 +82,7 @@ def measure(
             f"{candidate.text}: {whole.tolist()} from the embedding up, {reused[0].tolist()} "
             "with the prefix reused"
         )
-    return Round(whole_s, reused_s)
+    return whole_s, reused_s
 
 
 def allowed_speedup(
@@ -132,23 +129,20 @@ def llama_2_7b() -> PretrainedConfig:
     )
 
 
-def _report(settings: dict[str, str], rounds: Sequence[Round], allowed: float) -> Report:
-    measured = statistics.median(each.speedup for each in rounds)
+def _report(
+    settings: dict[str, str], rounds: Sequence[tuple[float, float]], allowed: float
+) -> Report:
+    measured = median_speedup(rounds)
     llama = Accounting(llama_2_7b())
     llama_candidates = block_candidates(llama)
     llama_allowed = allowed_speedup(llama, llama_candidates, 2048)
-    rows = [
-        (str(number), f"{each.whole_s:.1f} s", f"{each.reused_s:.1f} s", f"{each.speedup:.3f}")
-        for number, each in enumerate(rounds, start=1)
-    ]
     return Report(
         "prefix_reuse",
         "Prefix reuse: one block step",
         settings,
         ("round", "from the embedding up", "prefix reused", "speed-up"),
         (
-            *rows,
-            ("median", "", "", f"{measured:.3f}"),
+            *rounds_table(rounds),
             ("FLOPs allow", "", "", f"{allowed:.3f}"),
             ("share of it", "", "", f"{measured / allowed:.3f}"),
         ),
@@ -180,8 +174,7 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """For the time of the context."""
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

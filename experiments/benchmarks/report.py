@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,22 @@ class Report:
         )
         path.write_text(dated.markdown(), encoding="utf-8")
         return path
+
+
+def rounds_table(rounds: Sequence[tuple[float, float]]) -> tuple[tuple[str, ...], ...]:
+    """A row for each round of seconds both ways, with how many times faster the second is, and the
+    median of that.
+    """
+    rows = [
+        (str(number), f"{first:.1f} s", f"{second:.1f} s", f"{first / second:.3f}")
+        for number, (first, second) in enumerate(rounds, start=1)
+    ]
+    return (*rows, ("median", "", "", f"{median_speedup(rounds):.3f}"))
+
+
+def median_speedup(rounds: Sequence[tuple[float, float]]) -> float:
+    """Of rounds of seconds both ways."""
+    return statistics.median(first / second for first, second in rounds)
 
 
 def machine() -> str:

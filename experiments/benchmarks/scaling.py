@@ -53,7 +53,7 @@ Below 1, evaluators are faster than they would be, which is harder on the pool, 
 """
 
 BOUNDS = {64: 0.85, 256: 0.60}
-"""Share of the evaluators' time that is scoring, where each sequence is a batch."""
+"""Share of the evaluators' time that is scoring."""
 
 MAX_TASK_MS, MAX_LOOKUP_MS = 1.0, 0.2
 PER_HOST = 64
@@ -187,7 +187,7 @@ def row(outcome: Outcome) -> dict[str, str]:
 def missed(outcome: Outcome) -> list[str]:
     """Bounds that do not hold, one sentence each."""
     found = []
-    bound = BOUNDS.get(outcome.num_evaluators, 0.0) if outcome.batch_size == 1 else 0.0
+    bound = BOUNDS.get(outcome.num_evaluators, 0.0)
     if outcome.shares.scoring < bound:
         found.append(
             f"{outcome.num_evaluators} evaluators score {outcome.shares.scoring:.1%} of the time, "

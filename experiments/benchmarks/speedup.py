@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 
 from experiments.benchmarks import workload
-from experiments.benchmarks.report import Report
+from experiments.benchmarks.report import Report, median_speedup, rounds_table
 from pruning.costs.accounting import Accounting
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.dtypes import resolve_dtype
@@ -44,11 +43,7 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
             pool.set_order(order)
             _seconds(pool, tasks[:1])  # the first forward of a process is slower
         rounds = [(_seconds(one, tasks), _seconds(two, tasks)) for _ in range(num_rounds)]
-    speedup = statistics.median(single / double for single, double in rounds)
-    rows = [
-        (str(number), f"{single:.1f} s", f"{double:.1f} s", f"{single / double:.3f}")
-        for number, (single, double) in enumerate(rounds, start=1)
-    ]
+    speedup = median_speedup(rounds)
     return Report(
         "speedup",
         "Two evaluators against one",
@@ -61,7 +56,7 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
             ),
         },
         ("round", "one evaluator", "two evaluators", "speed-up"),
-        (*rows, ("median", "", "", f"{speedup:.3f}")),
+        rounds_table(rounds),
         (
             "Both gave the same NLL for every candidate in every round, bit by bit. The driver "
             "and Ray's own processes run on the same cores.",

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from pipelines.config.prune import PruneConfig
+from pipelines.config.recovery import IN_SWEEPS
 
 
 @dataclass
@@ -32,4 +33,6 @@ class PlanConfig(PruneConfig):
             found.append(f"tflops_per_evaluator: {self.tflops_per_evaluator:g}; it is above 0")
         if self.tflops_per_evaluator is not None and self.rate_of is not None:
             found.append("tflops_per_evaluator, rate_of: both are given; give one of them")
+        if self.grid:
+            found += self.recovery.refused((), IN_SWEEPS)
         return found

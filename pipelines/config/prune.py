@@ -71,7 +71,7 @@ class PruneConfig:
                 typed.problems()
                 + typed.search.problems_of_new(given, common)
                 + typed.problems_of_memory([*given, *common])
-                + typed.problems_of_recovery(given)
+                + typed.problems_of_recovery([*given, *common])
             ),
         )
 
@@ -96,10 +96,11 @@ class PruneConfig:
 
     def problems_of_recovery(self, given: Sequence[str]) -> list[str]:
         """Options of a training that is not asked for."""
-        names = [name for name in given if name.startswith("recovery.")]
-        if not names or self.recovery.wanted:
+        if self.recovery.wanted:
             return []
-        return [f"{', '.join(names)}: no effect without recovery=lora; give that, or leave out"]
+        return self.recovery.refused(
+            given, "no effect without recovery=lora; give that, or leave out"
+        )
 
     def problems_of_memory(self, given: Sequence[str]) -> list[str]:
         """Options of a load that nothing is counted at."""

@@ -87,7 +87,8 @@ class RecoverConfig:
             )
         for group in (self.recovery, self.calibration, self.cluster, self.tracking):
             found += group.problems()
-        found += at_least(self.recovery, "recovery.", steps=1) if self.recovery.steps == 0 else []
+        if not self.recovery.wanted:
+            found += at_least(self.recovery, "recovery.", steps=1)
         found += [
             f"{name}: has no effect on recover; give {RECOVERY_OPTIONS[name]}"
             for name in given

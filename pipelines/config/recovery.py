@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import MISSING
 
 from pipelines.config.groups import at_least, chosen, not_allowed, one_of
 from pruning.recovery.settings import LOSSES, RecoverySettings
+
+IN_SWEEPS = "a sweep trains nothing; recover a point, with multipruner recover run=DIR/POINT"
 
 
 @dataclass
@@ -37,6 +40,17 @@ class RecoveryConfig:
         """After a search: whether anything is trained."""
         return self.steps != 0
 
+    def refused(self, given: Sequence[str], why: str) -> list[str]:
+        """Its options, where nothing is trained that is asked for, or nothing that they are of.
+
+        Args:
+            given: names of the options that the command gives.
+        """
+        names = [name for name in given if name.startswith("recovery.")]
+        if not names and not self.wanted:
+            return []
+        return [f"{', '.join(names) or 'recovery'}: {why}"]
+
     def problems(self) -> list[str]:
         found = not_allowed(self, "recovery.")
         found += at_least(
@@ -59,7 +73,7 @@ class RecoveryConfig:
                 found.append(f"recovery.{name}: {getattr(self, name):g}; above 0")
         if not 0 <= self.dropout < 1:
             found.append(f"recovery.dropout: {self.dropout:g}; at least 0 and below 1")
-        if self.warmup_steps >= self.steps > 0:
+        if self.warmup_steps >= self.steps >= 1:
             found.append(
                 f"recovery.warmup_steps: {self.warmup_steps}, of {self.steps} recovery.steps; "
                 "give fewer"

@@ -34,7 +34,7 @@ class ReproduceConfig(PruneConfig):
             return typed.problems() + (
                 typed.problems_of_recording(given)
                 if typed.record is not None
-                else typed.problems_of_comparing()
+                else typed.problems_of_comparing() + typed.problems_of_recovery(given)
             )
 
         return checked(cls, config, problems)
@@ -51,12 +51,11 @@ class ReproduceConfig(PruneConfig):
             **{field.name: getattr(self, field.name) for field in fields(PruneConfig)}
         )
 
+    def problems_of_recovery(self, given: Sequence[str]) -> list[str]:
+        return self.recovery.refused(given, "reproduce compares searches; leave out")
+
     def problems_of_comparing(self) -> list[str]:
         found = []
-        if self.recovery.wanted:
-            found.append(
-                f"recovery.steps: {self.recovery.steps}; reproduce compares searches; leave it out"
-            )
         if self.expected is None:
             found.append(
                 "expected: missing; give experiment=NAME with figures, such as "

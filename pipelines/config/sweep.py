@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig
 
 from pipelines.config.prune import PruneConfig
+from pipelines.config.recovery import IN_SWEEPS
 
 
 @dataclass
@@ -30,12 +31,10 @@ class SweepConfig(PruneConfig):
                 "measure_latency: true, which a sweep does not do, since its evaluators are busy "
                 "until the end; measure a point with multipruner evaluate evaluation.cost=true"
             )
-        if self.recovery.wanted:
-            found.append(
-                f"recovery.steps: {self.recovery.steps}; a sweep trains nothing: recover a point, "
-                "with multipruner recover run=DIR/POINT"
-            )
         return found
+
+    def problems_of_recovery(self, given: Sequence[str]) -> list[str]:
+        return self.recovery.refused(given, IN_SWEEPS)
 
     @classmethod
     def point(

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.recovery import RecoveryConfig
 from pipelines.runs.files import CONFIG, SUMMARY, TRAJECTORY, read_json, read_trajectory, read_yaml
 from pipelines.runs.journal import set_of
 from pruning.costs.accounting import Accounting
 from pruning.costs.known_sizes import sizes_of
 from pruning.errors import InputError
 from pruning.models.geometry import gram_bytes
+from pruning.recovery.flops import training_flops
 from pruning.search.plan import SearchPlan, merged, planned_flops, step_flops
 from pruning.search.settings import SearchSettings
 from pruning.search.strategies import strategy_of
@@ -147,6 +149,24 @@ def search_flops(
             for name, count in sequences.items()
         },
     )
+
+
+def planned_recovery(accounting: Accounting, config: RecoveryConfig) -> dict[str, Any]:
+    """`recovery`, where it is wanted: what the training after a search takes at most, as of the
+    dense model's size; how much of it is left is not known yet. FLOPs: None where they are not
+    known.
+    """
+    if not config.wanted:
+        return {}
+    flops = training_flops(
+        accounting,
+        accounting.dense,
+        config.settings(),
+        sequence_length=config.sequence_length,
+        num_heldout_sequences=config.num_heldout_sequences,
+    )
+    num_tokens = config.steps * config.batch_size * config.sequence_length
+    return {"recovery": {"steps": config.steps, "num_tokens": num_tokens, "flops": flops}}
 
 
 def planned_statistics(

@@ -11,6 +11,7 @@ from pipelines.config.target import targets_json
 from pipelines.plan.estimate import (
     TOKENS_PER_ROW,
     num_sequences,
+    planned_recovery,
     planned_statistics,
     search_flops,
     search_plan,
@@ -50,7 +51,12 @@ class SearchReport:
         flops, tflops = self.report["flops"], rate["tflops"]
         count = self.report["num_evaluators"]
         hours = None if flops is None or not tflops else flops / (tflops * 1e12 * count * 3600)
-        return {**self.report, "rate": dict(rate), "hours": hours}
+        found = {**self.report, "rate": dict(rate), "hours": hours}
+        if "recovery" in found:
+            flops = found["recovery"]["flops"]
+            hours = None if flops is None or not tflops else flops / (tflops * 1e12 * 3600)
+            found["recovery"] = found["recovery"] | {"hours": hours}
+        return found
 
 
 def search_report(
@@ -76,10 +82,9 @@ def search_report(
     }
     batches = {name: -(-count // calibration.batch_size) for name, count in sequences.items()}
     lengths = {"sequence_length": calibration.sequence_length, "batch_size": calibration.batch_size}
-    blocks = replace(found, stages=found.stages[:1])
     flops, block_flops = (
         search_flops(accounting, each, sequences, **lengths, num_evaluators=num_evaluators)
-        for each in (found, blocks)
+        for each in (found, replace(found, stages=found.stages[:1]))
     )
     statistics = None
     if config.search.compensation != "none":
@@ -110,6 +115,7 @@ def search_report(
         "peak_bytes_per_evaluator": peak_bytes,
         "memory": serving(accounting, config.memory.load(calibration.sequence_length)),
         **({"statistics": statistics} if statistics else {}),
+        **planned_recovery(accounting, config.recovery),
         "num_evaluators": num_evaluators,
     }
     return SearchReport(report, accounting, hidden_size, block_flops)

@@ -71,7 +71,19 @@ def _search_table(report: Mapping[str, Any]) -> Table:
     if "rate" in report:
         for row in _time_rows(report):
             rows.add_row(*row)
+    if recovery := report.get("recovery"):
+        rows.add_section()
+        rows.add_row(*_recovery_row(recovery))
     return rows
+
+
+def _recovery_row(recovery: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """The training after the search, which none of the other rows holds."""
+    said = [f"{recovery['steps']:,} updates", f"{recovery['num_tokens']:,} tokens"]
+    said.append(f"{_flops(recovery)} FLOPs")
+    if recovery.get("hours") is not None:
+        said.append(f"{duration(recovery['hours'] * 3600)} at that rate")
+    return "recovery after it, at most", "", ", ".join(said), ""
 
 
 def _time_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:

@@ -31,7 +31,6 @@ from pipelines.store.scores import ScoreStore
 from pruning.errors import InputError
 from pruning.export.folder import format_problems
 from pruning.models.gguf_source import gguf_source
-from pruning.shape import LayerShape
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +93,8 @@ def validate_post_steps(job: PruneJob) -> None:
     config, accounting = job.config, job.accounting
     _validate_formats(job)
     if config.recovery.wanted:
-        problems = problems_before_search(
-            RecoverConfig.after(config, "RUN"),
-            job.checkpoint,
-            accounting,
-            _smallest(job),
-            job.dtype,
-        )
+        recovery = RecoverConfig.after(config, "RUN")
+        problems = problems_before_search(recovery, job.checkpoint, accounting, job.dtype)
         if problems:
             raise InputError("\n".join(problems))
     if config.evaluation.wanted:
@@ -121,16 +115,6 @@ def validate_post_steps(job: PruneJob) -> None:
             window_length(config.evaluation.sequence_length, dense),
         ):
             pass
-
-
-def _smallest(job: PruneJob) -> LayerShape:
-    """What the search may leave of blocks that stay."""
-    dense = job.accounting.dense.layers
-    if not job.accounting.family.mlp_cuts:
-        return dense[0]
-    return LayerShape(
-        1, min(job.settings.mlp_group_channels, *(each.mlp_channels for each in dense))
-    )
 
 
 def _validate_formats(job: PruneJob) -> None:

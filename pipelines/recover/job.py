@@ -25,7 +25,7 @@ from pruning.recovery.flops import training_flops
 from pruning.recovery.journal import StoppedBy
 from pruning.recovery.settings import RecoverySettings
 from pruning.scoring.nll import HEAD_CHUNK_TOKENS
-from pruning.shape import LayerShape, ModelShape
+from pruning.shape import ModelShape
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.memory import training_bytes
@@ -194,20 +194,15 @@ def problems_before_search(
     config: RecoverConfig,
     checkpoint: Checkpoint,
     accounting: Accounting,
-    smallest: LayerShape,
     dtype: str,
 ) -> list[str]:
     """What the recovery of a search that has not begun would be refused for, as far as that is
     known before its shape.
-
-    Args:
-        smallest: what the search may leave of a layer whose blocks stay.
     """
     found = config.problems(())
     if found:
         return found
-    layers = (smallest,) * len(accounting.dense.layers)
-    found = _problems(config, checkpoint, accounting, ModelShape(layers))
+    found = _problems(config, checkpoint, accounting, accounting.dense)
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     on_gpu = machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
     if config.cluster.kind != "ray" and not on_gpu:

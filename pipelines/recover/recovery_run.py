@@ -111,8 +111,8 @@ def _train(
     if not best:
         raise Failed(
             f"recovery: {len(files.lines) - 1} updates gained nothing on held-out text "
-            f"({_ENDED_BY[stopped_by]}); what was pruned is as it was. Give another output_dir "
-            "with a lower recovery.learning_rate, or more text"
+            f"({_ENDED_BY[stopped_by]}); what was pruned is as it was. Give multipruner recover "
+            "another output_dir and a lower recovery.learning_rate, or more text"
         )
     path = files.checkpoint(best)
     folder.write_with(ADAPTERS, lambda target: write_adapters(path, target))

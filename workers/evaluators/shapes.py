@@ -27,6 +27,7 @@ from pruning.scoring.prefix_reuse import require_prefix_reuse
 from pruning.scoring.residual import require_plain_residual
 from pruning.shape import ModelShape
 from workers.evaluators.device import Device
+from workers.prefix import PrefixKey, missing_layers
 from workers.tasks import (
     Continuations,
     EvaluatorInfo,
@@ -34,7 +35,6 @@ from workers.tasks import (
     GenerationTask,
     InfluenceTask,
     OrderTask,
-    PrefixKey,
     Result,
     ScoreResult,
     ScoreTask,
@@ -117,7 +117,7 @@ class Evaluator:
         started = time.perf_counter()
         base = ModelShape.parse(task.base)
         candidates = [base.changed(candidate) for candidate in task.candidates]
-        prefix_layers = len(base.layers) - self._num_known_layers(task, base)
+        num_run = self._missing_layers(task, base)
         try:
             # No name for the prefix here: this frame would hold it while the halves are scored.
             nll, oom_split = self._scores(task, self._prefix_of(task, base), candidates), False
@@ -130,7 +130,7 @@ class Evaluator:
             tuple(tuple(row) for row in nll.tolist()),
             num_tokens=len(self.spec.token_sets[task.set_name][0]) - 1,
             seconds=time.perf_counter() - started,
-            prefix_layers=len(base.layers) if oom_split else prefix_layers,
+            prefix_layers=len(base.layers) if oom_split else num_run,
             oom_split=oom_split,
             arithmetic=self._info.arithmetic,
         )
@@ -185,18 +185,16 @@ class Evaluator:
 
     def _prefix_of(self, task: ScoreTask, base: ModelShape) -> Prefix:
         if self._prefix is None or self._prefix[0] != task.prefix_key:
-            num_known = self._num_known_layers(task, base)
+            num_known = len(base.layers) - self._missing_layers(task, base)
             known = self._prefix[1].layer_outputs[:num_known] if self._prefix else ()
             self._prefix = None  # what nobody needs of the old one goes before the new one comes
             tokens_BT = self._batch(task.set_name, task.batch)
             self._prefix = (task.prefix_key, run_prefix(self.dense, base, tokens_BT, known))
         return self._prefix[1]
 
-    def _num_known_layers(self, task: ScoreTask, base: ModelShape) -> int:
-        """The lowest ones, whose outputs the prefix of the task before has."""
-        if self._prefix is None or self._prefix[0][:2] != task.prefix_key[:2]:
-            return 0
-        return self._prefix[1].base.first_difference(base)
+    def _missing_layers(self, task: ScoreTask, base: ModelShape) -> int:
+        held = self._prefix[0] if self._prefix else None
+        return missing_layers(task.prefix_key, held, len(base.layers))
 
     def _dense_outputs_of(self, prefix: Prefix) -> DenseOutputs:
         key = prefix.input_ids_BT

@@ -18,7 +18,8 @@ from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec
 from workers.pool.running import prefix_key
 from workers.pool.schedule import Schedule
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import EvaluatorInfo, PrefixKey, ScoreResult, Task
+from workers.prefix import PrefixKey
+from workers.tasks import EvaluatorInfo, ScoreResult, Task
 
 
 class InlinePool:

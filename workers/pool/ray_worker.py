@@ -9,7 +9,8 @@ from typing import Any
 from workers.pool.protocol import EvaluatorState, State
 from workers.pool.running import Running, prefix_key
 from workers.pool.schedule import Schedule
-from workers.tasks import EvaluatorInfo, PrefixKey
+from workers.prefix import PrefixKey
+from workers.tasks import EvaluatorInfo
 
 
 @dataclass(eq=False)

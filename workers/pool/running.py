@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from workers.pool.task_times import TaskTimeModel
-from workers.tasks import PrefixKey, ScoreTask, Task
+from workers.prefix import PrefixKey
+from workers.tasks import ScoreTask, Task
 
 
 def prefix_key(task: Task) -> PrefixKey | None:

@@ -10,8 +10,9 @@ from collections.abc import Hashable, Sequence
 
 from workers.pool.batch import Batch
 from workers.pool.running import Running
-from workers.pool.task_times import TaskTimeModel, prefix_layers, work
-from workers.tasks import Candidate, PrefixKey, ScoreTask, Task, WholeTask
+from workers.pool.task_times import TaskTimeModel, work
+from workers.prefix import PrefixKey, missing_layers
+from workers.tasks import Candidate, ScoreTask, Task, WholeTask
 
 MAX_TASK_S = 10.0
 """No task is longer than this, if it has more than one candidate: so much work is lost with an
@@ -231,7 +232,7 @@ class Schedule:
     def _prefix_s(self, batch: Batch, held: PrefixKey | None) -> float:
         """What an average evaluator that holds a prefix needs to have that of a batch."""
         num_layers = self.task_times.num_layers
-        return self.task_times.work_s(prefix_layers(batch.whole, held, num_layers), 0)
+        return self.task_times.work_s(missing_layers(batch.whole.prefix_key, held, num_layers), 0)
 
     def _chunk(self, batch: Batch, evaluator: int, num_evaluators: int) -> Sequence[Candidate]:
         """What an evaluator gets of a batch."""

@@ -20,8 +20,9 @@ from pruning.importance.channel_order import ChannelOrder
 from pruning.scoring.arithmetic import Arithmetic
 from workers.cluster.placement import Placement
 from workers.pool.actor import ActorLauncher, Reply
-from workers.pool.task_times import prefix_layers, work
-from workers.tasks import EvaluatorInfo, PrefixKey, Result, ScoreResult, ScoreTask, Task
+from workers.pool.task_times import work
+from workers.prefix import PrefixKey, missing_layers
+from workers.tasks import EvaluatorInfo, Result, ScoreResult, ScoreTask, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class SimulatedEvaluator:
     def run(self, task: Task) -> Result:
         assert isinstance(task, ScoreTask)
         started = time.perf_counter()
-        num_run = prefix_layers(task, self._held, self.num_layers)
+        num_run = missing_layers(task.prefix_key, self._held, self.num_layers)
         self._held = task.prefix_key
         layers, heads = work(task, self.num_layers)
         layers += num_run

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from pruning.costs.accounting import Accounting
-from pruning.shape import ModelShape
 from workers.cluster.placement import Placement
+from workers.prefix import PrefixKey, missing_layers
 from workers.tasks import (
     AnswerResult,
     ClockedTask,
     EvaluatorSpec,
     GenerationTask,
     OrderTask,
-    PrefixKey,
     ScoreResult,
     ScoreTask,
     StatisticsTask,
@@ -99,7 +97,9 @@ class TaskTimeModel:
         """
         if isinstance(task, ScoreTask):
             layers, heads = work(task, self.num_layers)
-            return self.work_s(layers + prefix_layers(task, held, self.num_layers), heads)
+            return self.work_s(
+                layers + missing_layers(task.prefix_key, held, self.num_layers), heads
+            )
         seconds, size = self._sizes.get(task.kind, (0.0, 1.0))
         return seconds / size * task.size
 
@@ -213,21 +213,6 @@ def work(task: ScoreTask, num_layers: int) -> tuple[float, float]:
     """Layers and heads that a task runs above its prefix: of its own base the head only."""
     layers = sum(num_layers - candidate.layer for candidate in task.candidates if candidate)
     return float(layers), float(len(task.candidates))
-
-
-def prefix_layers(task: ScoreTask, held: PrefixKey | None, num_layers: int) -> int:
-    """Layers of the prefix of a task that an evaluator still has to run, which holds that of
-    another task, or none: from the first on in which the two bases differ.
-    """
-    if held is None or held[:2] != task.prefix_key[:2]:
-        return num_layers
-    return num_layers - _same_layers(held[2], task.base) if held[2] != task.base else 0
-
-
-@lru_cache(maxsize=4096)
-def _same_layers(one: str, other: str) -> int:
-    """The lowest layers in which two shapes agree, by their canonical texts."""
-    return ModelShape.parse(one).first_difference(ModelShape.parse(other))
 
 
 def slowest_text_s(spec: EvaluatorSpec, placement: Placement) -> float:

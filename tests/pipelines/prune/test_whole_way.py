@@ -109,7 +109,7 @@ def test_a_recovery_goes_on_where_the_command_was_stopped(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["recovery.rank=17"], "recovery.rank: 17, above the narrowest matrix that is left"),
+        (["recovery.rank=25"], "recovery.rank: 25, above the narrowest matrix that is left"),
         (["recovery.sequence_length=4096"], "recovery.sequence_length: 4096, above this model's"),
         (["recovery.num_sequences=100000"], "recovery.num_sequences"),
         (["recovery.loss=mse"], "recovery.loss: 'mse'; one of kl, nll"),
@@ -129,16 +129,21 @@ def test_what_a_recovery_would_refuse_is_refused_before_the_search(
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [
-        ("sweep", ("search.target_ratio=[0.1,0.2]",), "a sweep trains nothing: recover a point"),
+        ("sweep", ("search.target_ratio=[0.1,0.2]",), "a sweep trains nothing; recover a point"),
         ("reproduce", ("experiment=multipruner/llama2_7b_22",), "reproduce compares searches"),
     ],
 )
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [("recovery=lora", "recovery"), ("recovery.rank=8", "recovery.rank")],
+    ids=["group", "option"],
+)
 def test_commands_that_train_nothing_say_so(
-    cli: Cli, command: str, words: tuple[str, ...], message: str
+    cli: Cli, command: str, words: tuple[str, ...], message: str, asked: str, names: str
 ) -> None:
-    outcome = cli(command, *words, "recovery=lora")
+    outcome = cli(command, *words, asked)
     assert outcome.status == 2
-    assert message in outcome.output
+    assert f"{names}: {message}" in outcome.output
 
 
 def test_options_of_a_recovery_that_is_not_asked_for(search: Search, whole: list[str]) -> None:

@@ -143,6 +143,12 @@ def test_no_task_is_long_once_costs_are_known() -> None:
     assert MAX_TASK_S < simulation.longest_s < MAX_TASK_S + 2 * 50 * LAYERS * LAYER_S
 
 
+def learnt(simulation: Simulation) -> TaskTimeModel:
+    """What a step has shown."""
+    whole_search(simulation, 1, 0)
+    return simulation.task_times
+
+
 def drain(schedule: Schedule) -> list[Running]:
     """All that there is, for an evaluator that has the prefix."""
     taken = []
@@ -193,21 +199,13 @@ def test_after_two_failures_candidates_are_told_apart() -> None:
     pytest.fail(f"the poison candidate failed {worst} times")
 
 
-def test_a_lost_evaluator_and_an_exception_are_counted_apart() -> None:
+@pytest.mark.parametrize("lost", [{}, {"error": False}], ids=["unsaid", "said"])
+def test_a_lost_evaluator_and_an_exception_are_counted_apart(lost: dict[str, bool]) -> None:
     """One of each on the same candidate makes neither twice."""
     schedule = Schedule(step(BLOCK[:1], 1), TaskTimeModel(LAYERS))
-    for error, count in ((False, 1), (True, 1), (False, 2), (True, 2)):
+    for given, count in ((lost, 1), ({"error": True}, 1), (lost, 2), ({"error": True}, 2)):
         running = schedule.next(0, 1, None, 0.0)
         assert running is not None
-        assert schedule.failed(0, running, error=error) == count
-
-
-def test_a_failure_is_a_loss_unless_it_is_said_to_be_an_exception() -> None:
-    schedule = Schedule(step(BLOCK[:1], 1), TaskTimeModel(LAYERS))
-    for error, count in ((None, 1), (True, 1), (None, 2)):
-        running = schedule.next(0, 1, None, 0.0)
-        assert running is not None
-        given = {} if error is None else {"error": error}
         assert schedule.failed(0, running, **given) == count
 
 
@@ -215,20 +213,17 @@ def test_a_slow_evaluator_without_the_prefix_leaves_the_end_to_others() -> None:
     """Twenty candidates of 32 ms are left for two. It needs 0.1 s for one, and 1.2 s with the
     prefix, which the other does not need.
     """
-    simulation = Simulation(2)
-    whole_search(simulation, 1, 0)
-    simulation.task_times._straggler_factors = {0: 1.0, 1: 3.0}
+    task_times = learnt(Simulation(2))
+    task_times._straggler_factors = {0: 1.0, 1: 3.0}
     last = tuple(Removal("mlp_channels", LAYERS - 1, size) for size in range(40))
-    schedule, held = Schedule(step(last, 1), simulation.task_times), ("block", 0, "base")
+    schedule, held = Schedule(step(last, 1), task_times), ("block", 0, "base")
     assert schedule.next(0, 2, held, 0.0) is not None
     assert schedule.next(1, 2, None, 0.0) is None
     assert schedule.next(1, 2, held, 0.0) is not None
 
 
 def test_a_task_that_is_on_time_is_not_run_twice_whatever_the_clock_says() -> None:
-    simulation = Simulation(2)
-    whole_search(simulation, 1, 0)
-    schedule = Schedule(step(WIDTH[:1], 1), simulation.task_times)
+    schedule = Schedule(step(WIDTH[:1], 1), learnt(Simulation(2)))
     first = schedule.next(0, 2, None, 1e5)
     assert first is not None
     assert schedule.next(1, 2, None, 1e5 + 0.1) is None
@@ -244,9 +239,7 @@ def test_a_machine_that_goes_blames_no_candidate() -> None:
 
 
 def test_the_first_of_two_answers_counts() -> None:
-    simulation = Simulation(2)
-    whole_search(simulation, 1, 0)
-    schedule = Schedule(step(WIDTH[:1], 1), simulation.task_times)
+    schedule = Schedule(step(WIDTH[:1], 1), learnt(Simulation(2)))
     first = schedule.next(0, 2, None, 0.0)
     assert first is not None
     assert schedule.next(1, 2, None, 0.1) is None, "nothing is late yet"
@@ -259,9 +252,7 @@ def test_the_first_of_two_answers_counts() -> None:
 
 
 def test_one_of_two_holders_lost_is_no_loss() -> None:
-    simulation = Simulation(2)
-    whole_search(simulation, 1, 0)
-    schedule = Schedule(step(WIDTH[:1], 1), simulation.task_times)
+    schedule = Schedule(step(WIDTH[:1], 1), learnt(Simulation(2)))
     first = schedule.next(0, 2, None, 0.0)
     assert first is not None
     assert schedule.next(1, 2, None, 60.0) is first

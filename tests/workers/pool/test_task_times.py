@@ -12,14 +12,14 @@ from pruning.shape import Removal
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.pool.ray_pool import RayPool
-from workers.pool.task_times import TaskTimeModel, prefix_layers, work
+from workers.pool.task_times import TaskTimeModel, work
+from workers.prefix import PrefixKey, missing_layers
 from workers.tasks import (
     Candidate,
     EvaluatorSpec,
     InfluenceTask,
     LatencyTask,
     OrderTask,
-    PrefixKey,
     ScoreResult,
     ScoreTask,
     StatisticsTask,
@@ -50,7 +50,7 @@ def test_layers_and_heads_that_a_task_runs() -> None:
 def test_layers_of_a_prefix_that_are_missing(held: PrefixKey | None, layers: int) -> None:
     """From the first on in which the bases differ, if they are of the same text."""
     asked = ScoreTask("block", 0, "2x64*8", (None,), "o")
-    assert prefix_layers(asked, held, 8) == layers
+    assert missing_layers(asked.prefix_key, held, 8) == layers
     times = TaskTimeModel(8)
     assert times.task_s(asked, held) == layers + 1
 

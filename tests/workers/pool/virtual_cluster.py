@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pruning.shape import LayerShape, ModelShape, Removal
-from workers.pool.running import PrefixKey, Running
+from workers.pool.running import Running
 from workers.pool.schedule import Schedule
 from workers.pool.task_times import TaskTimeModel
+from workers.prefix import PrefixKey
 from workers.tasks import ScoreResult, ScoreTask
 
 LAYERS = 32
