@@ -9,11 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 
+import torch
+
 from experiments.benchmarks import (
     allocation_scaling,
+    candidates,
     export_memory,
     importance_orders,
     latency,
+    latency_7b,
     memory,
     prefix_path,
     prefix_reuse,
@@ -42,7 +46,10 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
     ),
     "latency": lambda options: latency.run(dtype=options.dtype, num_rounds=options.rounds),
     "sweep": lambda _: sweep.run(),
+    "candidates": lambda options: candidates.run(dtype=options.dtype, num_rounds=options.rounds),
+    "latency_7b": lambda options: latency_7b.run(num_rounds=options.rounds),
 }
+NEED_GPU = {"latency_7b"}
 
 
 def main() -> int:
@@ -71,8 +78,8 @@ def _parse() -> argparse.Namespace:
         nargs="*",
         metavar="NAME",
         type=_name,
-        default=[*BENCHMARKS],
-        help=f"{', '.join(BENCHMARKS)}; all when none is named",
+        default=[name for name in BENCHMARKS if torch.cuda.is_available() or name not in NEED_GPU],
+        help=f"{', '.join(BENCHMARKS)}; all when none is named, {', '.join(NEED_GPU)} on a GPU",
     )
     parser.add_argument(
         "--save", action="store_true", help="write dated files under experiments/benchmarks/results"
@@ -81,11 +88,9 @@ def _parse() -> argparse.Namespace:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="of prefix_reuse, importance_orders, speedup and latency",
+        help="of prefix_reuse, importance_orders, speedup, latency and candidates",
     )
-    parser.add_argument(
-        "--rounds", type=_positive, default=3, help="of prefix_reuse, speedup and latency"
-    )
+    parser.add_argument("--rounds", type=_positive, default=3, help="of all that take turns")
     parser.add_argument(
         "--candidates", type=_positive, default=7, help="that memory scores; 61 are all"
     )

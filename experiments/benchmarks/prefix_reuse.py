@@ -88,26 +88,35 @@ def measure(
 def allowed_speedup(
     accounting: Accounting, candidates: Sequence[ModelShape], context_length: int
 ) -> float:
-    """What FLOPs allow: all layers and the head for each candidate, over the layers once, and the
-    changed layers upwards and the head for each.
+    """What FLOPs allow: all layers and the head for each candidate, over those of `suffix_flops`.
 
     A removed block saves its own FLOPs both ways.
     """
-    dense, gone = accounting.dense, LayerShape(0, 0)
+    return sum(_flops(accounting, each, context_length) for each in candidates) / suffix_flops(
+        accounting, candidates, context_length
+    )
 
-    def flops(shape: ModelShape) -> int:
-        counted = accounting.flops_per_token(shape, context_length=context_length)
-        assert counted is not None
-        return counted
+
+def suffix_flops(
+    accounting: Accounting, candidates: Sequence[ModelShape], context_length: int
+) -> int:
+    """Per token: the layers once, and the changed layers upwards and the head for each."""
+    dense, gone = accounting.dense, LayerShape(0, 0)
 
     def suffix(candidate: ModelShape) -> ModelShape:
         start = dense.first_difference(candidate)
         return ModelShape((gone,) * start + candidate.layers[start:])
 
+    flops = partial(_flops, accounting, context_length=context_length)
     head = flops(ModelShape((gone,) * len(dense.layers)))
-    return sum(map(flops, candidates)) / (
-        flops(dense) - head + sum(flops(suffix(candidate)) for candidate in candidates)
-    )
+    return flops(dense) - head + sum(flops(suffix(candidate)) for candidate in candidates)
+
+
+def _flops(accounting: Accounting, shape: ModelShape, context_length: int) -> int:
+    """Per token."""
+    counted = accounting.flops_per_token(shape, context_length=context_length)
+    assert counted is not None
+    return counted
 
 
 def block_candidates(accounting: Accounting) -> list[ModelShape]:
@@ -167,9 +176,12 @@ def _score_whole(
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and the seconds that it took."""
+    """What it returns, and the seconds that it took, on a GPU with all that it started there."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
     started = time.perf_counter()
     result = call()
+    synchronize()
     return result, time.perf_counter() - started
 
 
