@@ -8,14 +8,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from experiments.benchmarks.latency import random_model
 from experiments.benchmarks.prefix_reuse import llama_2_7b
 from experiments.benchmarks.report import Report
 from pruning.costs.accounting import Accounting
 from pruning.costs.block_times import Levels, Stack, block_times, seconds_of, stacks_of
-from pruning.costs.latency import PHASES, BlockTimes, LatencyTable
+from pruning.costs.latency import PHASES, BlockTimes, LatencyTable, Phase
 from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.export.transformers import contiguous_model
@@ -32,7 +32,7 @@ WIDTHS = (
     *(9216, 10240, 10752, 11008),
 )
 
-Times = Mapping[Stack | ModelShape, Mapping[str, Sequence[float]]]
+Times = Mapping[Stack | ModelShape, Mapping[Phase, Sequence[float]]]
 
 NOTES = (
     "Blocks: one block, from models of eight layers; each of the other kind is whole. Models: all "
@@ -81,7 +81,7 @@ def measured_rows(
         dense = LoadedModel.of(random_model(config, dtype))
     stacks = stacks_of(dense.geometry, levels)
     names = shapes_of(Accounting(config))
-    models = {
+    models: dict[Stack | ModelShape, PreTrainedModel] = {
         **{
             stack: contiguous_model(dense, stack.shape(dense.geometry.num_layers))
             for stack in stacks
@@ -91,7 +91,7 @@ def measured_rows(
     rows: list[tuple[str, ...]] = []
     for load in loads:
         try:
-            seconds: Times = seconds_of(models, load)
+            seconds = seconds_of(models, load)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -140,7 +140,7 @@ def shapes_of(accounting: Accounting) -> dict[ModelShape, str]:
 
 def block_rows(load: SpeedSettings, times: BlockTimes) -> list[tuple[str, ...]]:
     """Of every size, the largest last."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, sizes in (("KV heads", times.kv_heads), ("channels", times.mlp_channels)):
         whole = sizes[max(sizes)]
         for size, each in sorted(sizes.items()):

@@ -177,12 +177,16 @@ def _score_whole(
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
     """What it returns, and the seconds that it took, on a GPU with all that it started there."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    synchronize()
+    _synchronize()
     started = time.perf_counter()
     result = call()
-    synchronize()
+    _synchronize()
     return result, time.perf_counter() - started
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @contextmanager
