@@ -18,6 +18,7 @@ from experiments.benchmarks import (
     importance_orders,
     latency,
     latency_7b,
+    masks,
     memory,
     prefix_path,
     prefix_reuse,
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Report]] = {
         dtype=options.dtype, num_rounds=options.rounds
     ),
     "prefix_path": lambda options: prefix_path.run(dtype=options.dtype, num_rounds=options.rounds),
+    "masks": lambda options: masks.run(dtype=options.dtype, num_rounds=options.rounds),
     "memory": lambda options: memory.run(num_candidates=options.candidates),
     "export_memory": lambda _: export_memory.run(),
     "importance_orders": lambda options: importance_orders.run(
@@ -88,7 +90,7 @@ def _parse() -> argparse.Namespace:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="of prefix_reuse, importance_orders, speedup, latency and candidates",
+        help="of all but memory, scaling and sweep",
     )
     parser.add_argument("--rounds", type=_positive, default=3, help="of all that take turns")
     parser.add_argument(

@@ -14,7 +14,6 @@ Shape letters: B sequences of a batch, T tokens of a sequence, D hidden size, V 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.loaded_model import LoadedModel
 from pruning.scoring.kept_bytes import kept_bytes
-from pruning.scoring.masking import masked
+from pruning.scoring.masking import masking
 from pruning.scoring.nll import Prefix, chunk_tokens, head_alone, replayed
 from pruning.shape import ModelShape
 
@@ -76,16 +75,17 @@ def divergence(
         Two [candidates, B] float64, in nats, summed over the T - 1 predicted tokens.
     """
     found = []
-    for candidate in candidates:
-        unchanged = prefix.layer_outputs[: prefix.base.first_difference(candidate)]
-        with ExitStack() as stack:
-            stack.enter_context(masked(loaded, candidate))
-            stack.enter_context(replayed(loaded.layers, unchanged))
-            found.append(_sequence_divergence(loaded, prefix.input_ids_BT, dense))
+    with masking(loaded) as become:
+        for candidate in candidates:
+            become(candidate)
+            unchanged = prefix.layer_outputs[: prefix.base.first_difference(candidate)]
+            with replayed(loaded.layers, unchanged):
+                found.append(_sequence_divergence(loaded, prefix.input_ids_BT, dense))
     empty = torch.empty(0, len(prefix.input_ids_BT), dtype=torch.float64)
     if not found:
         return empty, empty
-    return torch.stack([kl for kl, _ in found]), torch.stack([nll for _, nll in found])
+    # Fetched once: a GPU is not waited for between candidates.
+    return torch.stack([kl for kl, _ in found]).cpu(), torch.stack([nll for _, nll in found]).cpu()
 
 
 def _sequence_divergence(
@@ -110,8 +110,8 @@ def _sequence_divergence(
             kl.append(goal.negative_entropy + nll[-1] - expected)
     shape = input_ids_BT[:, 1:].shape
     return (
-        torch.cat(kl).view(shape).double().sum(dim=1).cpu(),
-        torch.cat(nll).view(shape).double().sum(dim=1).cpu(),
+        torch.cat(kl).view(shape).double().sum(dim=1),
+        torch.cat(nll).view(shape).double().sum(dim=1),
     )
 
 

@@ -5,7 +5,7 @@ no-ops, and leaving undoes everything.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -52,30 +52,79 @@ class NarrowedProjection(nn.Module):
 
 @contextmanager
 def masked(loaded: LoadedModel, shape: ModelShape) -> Iterator[None]:
-    """Makes a dense, sorted model compute as `shape` while the context is open. Nothing is copied,
-    but for projections that are compensated.
+    """Makes a dense, sorted model compute as `shape` while the context is open; see `masking`."""
+    with masking(loaded) as become:
+        become(shape)
+        yield
+
+
+@contextmanager
+def masking(loaded: LoadedModel) -> Iterator[Callable[[ModelShape], None]]:
+    """A function that makes a dense, sorted model compute as a shape, until it is called with the
+    next: only blocks whose size differs are touched. Nothing is copied, but for projections that
+    are compensated.
 
     On the way out, by an exception too, every module and parameter is back in place: the same
     objects, so logits are bit-equal to before.
 
-    Raises:
+    The function raises:
         ValueError: the shape narrows a block of a family that is pruned by whole blocks only.
     """
-    family, geometry, layers = loaded.family, loaded.geometry, loaded.layers
-    full = geometry.dense
-    with ExitStack() as undo:
-        for index, (attention, _) in enumerate(loaded.blocks):
-            kept, dense = shape.layers[index], full.layers[index]
-            if kept.kv_heads == 0:
-                _replace_module(undo, layers[index], family.attention, RemovedAttention())
-            elif kept.kv_heads < dense.kv_heads:
-                _narrow(undo, loaded, index, "attention", kept)
-                _set_head_counts(undo, attention, family, geometry, kept)
-            if kept.mlp_channels == 0:
-                _replace_module(undo, layers[index], family.mlp, RemovedMLP())
-            elif kept.mlp_channels < dense.mlp_channels:
-                _narrow(undo, loaded, index, "mlp", kept)
-        yield
+    sizes: dict[tuple[int, BlockName], int] = {}
+    undo: dict[tuple[int, BlockName], ExitStack] = {}
+
+    def become(shape: ModelShape) -> None:
+        for index, (kept, dense) in enumerate(
+            zip(shape.layers, loaded.geometry.dense.layers, strict=True)
+        ):
+            resize((index, "attention"), kept, kept.kv_heads, dense.kv_heads)
+            resize((index, "mlp"), kept, kept.mlp_channels, dense.mlp_channels)
+
+    def resize(block: tuple[int, BlockName], kept: LayerShape, size: int, whole: int) -> None:
+        if size == sizes.get(block, whole):
+            return
+        undo.pop(block, ExitStack()).close()
+        sizes[block] = size
+        if size < whole:
+            undo[block] = ExitStack()
+            _mask(undo[block], loaded, *block, kept, removed=size == 0)
+
+    try:
+        yield become
+    finally:
+        for stack in undo.values():
+            stack.close()
+
+
+def _mask(
+    undo: ExitStack,
+    loaded: LoadedModel,
+    layer: int,
+    block: BlockName,
+    kept: LayerShape,
+    *,
+    removed: bool,
+) -> None:
+    """Makes one whole block as large as it is in `kept`."""
+    family = loaded.family
+    attention = block == "attention"
+    if removed:
+        _replace_module(
+            undo,
+            loaded.layers[layer],
+            family.attention if attention else family.mlp,
+            RemovedAttention() if attention else RemovedMLP(),
+        )
+        return
+    _narrow(undo, loaded, layer, block, kept)
+    if attention:
+        _set_head_counts(
+            undo,
+            loaded.layers[layer].get_submodule(family.attention),
+            family,
+            loaded.geometry,
+            kept,
+        )
 
 
 def _set_head_counts(

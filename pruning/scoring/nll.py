@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from pruning.models.loaded_model import LoadedModel
-from pruning.scoring.masking import masked
+from pruning.scoring.masking import masked, masking
 from pruning.shape import ModelShape
 
 HEAD_CHUNK_TOKENS = {"cpu": 128, "cuda": 512}
@@ -123,13 +123,15 @@ def score_candidates(
         sequence.
     """
     rows = []
-    for candidate in candidates:
-        unchanged = prefix.layer_outputs[: prefix.base.first_difference(candidate)]
-        with masked(loaded, candidate), replayed(loaded.layers, unchanged):
-            rows.append(sequence_nll(loaded.model, prefix.input_ids_BT))
-    return (
-        torch.stack(rows) if rows else torch.empty(0, len(prefix.input_ids_BT), dtype=torch.float64)
-    )
+    with masking(loaded) as become:
+        for candidate in candidates:
+            become(candidate)
+            unchanged = prefix.layer_outputs[: prefix.base.first_difference(candidate)]
+            with replayed(loaded.layers, unchanged):
+                rows.append(_sequence_nll(loaded.model, prefix.input_ids_BT))
+    if not rows:
+        return torch.empty(0, len(prefix.input_ids_BT), dtype=torch.float64)
+    return torch.stack(rows).cpu()  # once: a GPU is not waited for between candidates
 
 
 @torch.inference_mode()
@@ -145,6 +147,13 @@ def sequence_nll(
     Returns:
         [B] float64, the sum over T - 1 predicted tokens.
     """
+    return _sequence_nll(model, input_ids_BT, head_chunk_tokens).cpu()
+
+
+def _sequence_nll(
+    model: PreTrainedModel, input_ids_BT: torch.Tensor, head_chunk_tokens: int | None = None
+) -> torch.Tensor:
+    """The same on the device of the head."""
     outputs = model.base_model(input_ids=input_ids_BT, use_cache=False)
     hidden_BTD = outputs.last_hidden_state[:, :-1]
     chunk = head_chunk_tokens or chunk_tokens(hidden_BTD.device)
@@ -159,7 +168,7 @@ def sequence_nll(
             _token_nll(model(inputs_embeds=hidden[None], use_cache=False).logits[0], targets)
             for hidden, targets in rows
         ]
-    return torch.cat(nll).view(targets_BT.shape).double().sum(dim=1).cpu()
+    return torch.cat(nll).view(targets_BT.shape).double().sum(dim=1)
 
 
 def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
