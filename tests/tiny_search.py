@@ -23,6 +23,9 @@ SETTINGS = {
 LONG = ("search.target_ratio=0.4", "search.mlp_group_channels=8")
 """Changes of them for more steps."""
 
+DEAD_END = ("search.target_ratio=0.53", "search.distribution=[50,50,0]")
+"""Changes with which some paths reach the target, and that of the tiny model does not."""
+
 LAZY = (
     "search.selection=lazy",
     "search.lazy.wave_size=1",

@@ -52,9 +52,7 @@ def plan_vs_actual_row(summary: Mapping[str, Any], stage: StageName) -> tuple[st
     parts = ["steps", "evaluations"]
     if stage in plan["steps"] and not (taken["steps"][stage] or plan["steps"][stage]["max"]):
         parts.remove("steps")  # shapes that an allocation measures before its first step
-    ranges = (
-        [_words(plan[name][stage]) for name in parts] if stage in plan["steps"] else ["impossible"]
-    )
+    ranges = [_words(plan[name][stage]) for name in parts]
     counts = [f"{taken[name][stage]:,}" for name in parts]
     return f"took {', '.join(counts)}", f"planned {', '.join(ranges)}"
 

@@ -72,9 +72,10 @@ def _search_report(config: PlanConfig) -> SearchReport:
     accounting = Accounting(sizes)
     timing = Timing.read(config.latency) if config.latency else None
     settings = search_settings(config, accounting, timing)
+    shapes = strategy_of(settings).first_shapes(accounting)
     if timing is not None:
         timing.require_blocks(accounting.dense, display_name(model.path))
-        timing.require_sizes(strategy_of(settings).first_shapes(accounting), "this search")
+        timing.require_sizes(shapes, "this search")
     return search_report(config, accounting, settings, hidden_size=sizes.hidden_size)
 
 

@@ -61,12 +61,8 @@ def _show_plan(job: PruneJob) -> None:
     bar, once they compute.
     """
     hidden_size = job.checkpoint.config().hidden_size
-    try:
-        found = search_report(job.config, job.accounting, job.settings, hidden_size=hidden_size)
-    except InputError as error:  # what can be reached is searched for, and kept
-        log.warning("%s", error)
-    else:
-        console.print(plan_table(found.report))
+    found = search_report(job.config, job.accounting, job.settings, hidden_size=hidden_size)
+    console.print(plan_table(found.report))
 
 
 def next_steps(job: PruneJob, folder: RunFolder) -> list[str]:

@@ -153,6 +153,13 @@ class Strategy(ABC):
         Raises:
             InputError: the targets are out of reach.
         """
+        stage = self.planned(accounting).impossible
+        if stage is not None:
+            raise InputError(
+                f"search.target_ratio: {self.settings.target_ratio:g}; no path reaches it: the "
+                f"{stage} stage runs out of candidates; lower it, give that stage a smaller share "
+                "in search.distribution, or use smaller groups"
+            )
         return (accounting.dense,)
 
     @abstractmethod

@@ -13,6 +13,7 @@ from pipelines.runs.journal import Journal
 from tests.pipelines.cli.conftest import refused
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Search
+from tests.tiny_search import DEAD_END
 
 
 def test_a_folder_of_another_run(ended: Outcome, search: Search) -> None:
@@ -45,7 +46,7 @@ def test_a_url_that_should_be_in_the_environment(
 def test_a_password_has_to_be_given_again(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not saved, and the run must not go on with another store or server in silence."""
     monkeypatch.setattr("pipelines.tracking.tracker.FINISH_TIMEOUT_S", 0.1)
-    outcome = search("tracking.uri=http://me:hunter2@127.0.0.1:9", "search.target_ratio=0.9")
+    outcome = search("tracking.uri=http://me:hunter2@127.0.0.1:9", *DEAD_END)
     assert "http://me:***@127.0.0.1:9" in (outcome.folder / "config.yaml").read_text()
     refused_again = search("resume=true", bare=True)
     assert refused_again.status == 2

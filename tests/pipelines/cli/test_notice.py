@@ -21,7 +21,7 @@ from pipelines.cli.notice import VARIABLE, Notice
 from tests.conftest import ROOT
 from tests.pipelines.command import run_command
 from tests.pipelines.conftest import Search
-from tests.tiny_search import places, tiny_search
+from tests.tiny_search import LONG, places, tiny_search
 
 SECRET = "T0/B0/very-secret"
 
@@ -105,7 +105,7 @@ def test_an_error_that_nobody_foresaw(webhook: Webhook) -> None:
 def test_a_search_that_is_stopped(
     webhook: Webhook, tmp_path: Path, checkpoint_folder: Path, token_file: Path
 ) -> None:
-    words = tiny_search(checkpoint_folder, token_file, "search.target_ratio=0.9")
+    words = tiny_search(checkpoint_folder, token_file, *LONG)
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.prune", *words, *places(tmp_path),
          f"output_dir={tmp_path}/run"],

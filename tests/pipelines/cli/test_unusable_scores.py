@@ -10,30 +10,40 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.pipelines.conftest import Search
+from tests.tiny_search import DEAD_END
 
 _TOO_LARGE = 3e38
 """Finite in float32, as weights must be; its products are not."""
 
 
 def test_an_unreachable_target_keeps_everything(search: Search) -> None:
-    outcome = search(
-        "search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24"
-    )
+    outcome = search(*DEAD_END)
     assert outcome.status == 2
-    assert "stage 'mlp_channels' has no candidate left at ratio 0.2" in outcome.output.replace(
+    assert "stage 'mlp_channels' has no candidate left at ratio 0.5" in outcome.output.replace(
         "\n", " "
     )
-    assert len(outcome.trajectory) == 4
+    assert len(outcome.trajectory) > 4
     assert "no candidate left" in outcome.summary["status"]
     assert all(
         (outcome.folder / name).exists()
         for name in ("shape.json", "pruning_config.json", "trajectory.png", "shape.png")
     )
-    again = search(
-        "search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24"
-    )
+    again = search(*DEAD_END)
     assert again.status == 2
     assert again.summary["evaluations"]["scored"] == 0
+
+
+def test_a_target_that_no_path_reaches_is_refused(search: Search) -> None:
+    outcome = search(
+        "search.target_ratio=0.6", "search.distribution=[0,1,0]", "search.mlp_group_channels=24"
+    )
+    assert outcome.status == 2
+    assert outcome.errors == [
+        "error: search.target_ratio: 0.6; no path reaches it: the mlp_channels stage runs out of "
+        "candidates; lower it, give that stage a smaller share in search.distribution, or use "
+        "smaller groups"
+    ]
+    assert not outcome.folder.exists()
 
 
 def _with_large_weights(folder: Path, path: Path, change: object) -> Path:

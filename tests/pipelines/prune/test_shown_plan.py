@@ -31,13 +31,5 @@ def test_before_the_first_step_and_once(search: Search) -> None:
     assert TITLE not in search().output, "it goes on"
 
 
-@pytest.mark.usefixtures("_terminal")
-def test_a_target_out_of_reach_is_said(search: Search) -> None:
-    outcome = search("search.target_ratio=0.97")
-    before, _, _ = outcome.output.partition("step 1:")
-    assert "WARNING search.target_ratio: 0.97; no path reaches it" in before
-    assert TITLE.partition(",")[0] + "," not in before
-
-
 def test_elsewhere_it_is_not_shown(search: Search) -> None:
     assert TITLE not in search().output

@@ -252,7 +252,7 @@ def test_deployable_keeps_the_first_and_the_last_layer(search: Search) -> None:
                 "search.shape_constraint=deployable",
                 "search.target_ratio=0.6",
             ],
-            "'block' has no candidate left at ratio",
+            "search.target_ratio: 0.6; no path reaches it: the block stage runs out of candidates",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -15,6 +15,7 @@ from tests.documents import save_reader, save_tasks
 from tests.pipelines.command import without_times
 from tests.pipelines.conftest import Cli
 from tests.pipelines.sweep.conftest import SEVEN, TARGETS, Sweep, report_of, rows_in_store
+from tests.tiny_search import DEAD_END
 from workers.cluster.placement import Placement
 
 FILES = ("trajectory.jsonl", "shape.json", "pruning_config.json", "channel_order.safetensors")
@@ -187,17 +188,19 @@ def test_best_and_front(run_sweep: Sweep) -> None:
 
 
 def test_a_point_that_fails_does_not_stop_the_others(run_sweep: Sweep) -> None:
-    outcome = run_sweep("search.target_ratio=[0.2,0.9,0.3]")
+    _, halves = DEAD_END
+    words = (halves, "search.target_ratio=[0.2,0.53,0.3]")
+    outcome = run_sweep(*words)
     assert outcome.status == 1
     assert {point["name"]: point["status"] for point in report_of(outcome)["points"]} == {
         "target_ratio_0.2": "done",
-        "target_ratio_0.9": "failed",
+        "target_ratio_0.53": "failed",
         "target_ratio_0.3": "done",
     }
     assert any(
-        "target_ratio_0.9" in line and "no candidate left" in line for line in outcome.errors
+        "target_ratio_0.53" in line and "no candidate left" in line for line in outcome.errors
     )
-    again = run_sweep("search.target_ratio=[0.2,0.9,0.3]")
+    again = run_sweep(*words)
     assert again.status == 1
     assert "point 1 of 3" in again.output
     assert "point 2 of 3" not in again.output, "what is done is not done again"

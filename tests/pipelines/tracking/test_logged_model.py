@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli, Search
+from tests.tiny_search import DEAD_END
 
 
 def client_of(tmp_path: Path) -> MlflowClient:
@@ -115,7 +116,7 @@ def test_a_name_that_no_model_can_have(search: Search) -> None:
 
 
 def test_what_never_reached_its_target_is_no_model(search: Search, tmp_path: Path) -> None:
-    outcome: Outcome = search("search.target_ratio=0.9", "tracking.register=tiny")
+    outcome: Outcome = search(*DEAD_END, "tracking.register=tiny")
     assert outcome.status == 2
     client = client_of(tmp_path)
     assert models(client) == []

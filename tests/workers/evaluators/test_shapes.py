@@ -124,7 +124,7 @@ def test_a_batch_that_does_not_fit_is_scored_in_halves(wide: EvaluatorSpec) -> N
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         whole, outcomes, num_warnings, again = process.submit(
             with_more_and_more_memory, wide
-        ).result(timeout=300)
+        ).result()
     assert not whole.oom_split
     assert again.nll == whole.nll, "memory is there again"
     refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
