@@ -7,7 +7,6 @@ import torch
 
 from experiments.benchmarks import masks
 from pruning.models.loaded_model import LoadedModel
-from pruning.scoring.nll import run_prefix
 from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
 
@@ -27,12 +26,14 @@ def test_every_layer_is_narrowed_and_every_candidate_differs_in_one_block() -> N
 def test_both_ways_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "CHANNELS", 16)
     dense = LoadedModel.of(tiny_model(tiny_config("llama")))
-    with torch.inference_mode():
-        prefix = run_prefix(dense, BASE, tokens())
     candidates = masks.candidates_of(BASE)
-    assert all(seconds > 0 for seconds in masks.measure(dense, prefix, candidates))
+    assert all(seconds > 0 for seconds in masks.measure(dense, candidates))
+    assert masks.scored(dense, BASE, candidates, tokens()) > 0
+    answers = iter(range(100))
     monkeypatch.setattr(
-        masks, "score_candidates", lambda *_: torch.zeros(len(candidates), len(tokens()))
+        masks,
+        "score_candidates",
+        lambda *given: torch.full((len(given[2]), len(tokens())), float(next(answers))),
     )
     with pytest.raises(AssertionError, match="the two ways differ"):
-        masks.measure(dense, prefix, candidates)
+        masks.scored(dense, BASE, candidates, tokens())
