@@ -22,7 +22,7 @@ from pruning.export.transformers import pruned_model
 from pruning.importance.channel_order import ChannelOrder, channel_order, reorder
 from pruning.models.families import FAMILIES, begins_with_bos, family_of, require_causal_lm
 from pruning.models.loaded_model import LoadedModel
-from pruning.scoring.masking import masked, masking
+from pruning.scoring.masking import masked
 from pruning.scoring.nll import run_prefix, score_candidates, sequence_nll
 from pruning.shape import LayerShape, ModelShape, Removal
 from tests.conftest import ROOT, tiny_config, tiny_model, tokens
@@ -97,47 +97,6 @@ def test_leaving_a_mask_restores_everything(tiny: TinyModel) -> None:
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
     assert {name: id(module) for name, module in model.named_modules()} == modules
     assert torch.equal(logits(model), before)
-
-
-def test_a_mask_goes_from_shape_to_shape(tiny: TinyModel) -> None:
-    """As if each had been made from the dense model, also where a block grows again."""
-    dense, model = tiny.dense, tiny.model
-    whole = dense.geometry.dense
-    shapes = [whole, HARD, whole.without(Removal("mlp", 2, 0)), HARD, whole]
-    shapes += [
-        HARD.without(Removal("attention", layer, 0))
-        for layer, kept in enumerate(HARD.layers)
-        if kept.kv_heads
-    ]
-    expected = []
-    for shape in shapes:
-        with masked(dense, shape):
-            expected.append(logits(model))
-    parameters = {name: id(parameter) for name, parameter in model.named_parameters()}
-    with masking(dense) as become:
-        for shape, alone in zip(shapes, expected, strict=True):
-            become(shape)
-            assert torch.equal(logits(model), alone), shape.text
-    assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
-    assert torch.equal(logits(model), expected[0])
-
-
-def test_a_mask_touches_what_changes_alone(tiny: TinyModel) -> None:
-    """Most of a candidate is as it was in the one before."""
-    layers = tiny.dense.layers
-
-    def blocks() -> list[dict[str, int]]:
-        return [
-            {name: id(parameter) for name, parameter in layer.named_parameters()}
-            for layer in layers
-        ]
-
-    with masking(tiny.dense) as become:
-        become(HARD)
-        before = blocks()
-        become(HARD.without(Removal("mlp", 3, 0)))
-        assert blocks()[:3] == before[:3]
-        assert blocks()[3].keys() < before[3].keys()
 
 
 def test_predicted_equals_counted(tiny: TinyModel) -> None:
