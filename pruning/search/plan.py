@@ -2,8 +2,9 @@
 it could go, and their FLOPs.
 
 Which blocks go is not known before, and attention and MLP blocks differ in size: so every way
-through the stages is counted, and what is given is the least and the most of any of them. All
-layers of a dense model are alike, so that a way is fully described by how many of each kind go.
+through the stages is counted, and what is given is the least and the most of any of them. Layers
+count as alike, so that a way is fully described by how many of each kind go: exact but for mixtures
+with ordinary layers, whose mean stands for each.
 """
 
 from __future__ import annotations
@@ -349,11 +350,16 @@ def _below(accounting: Accounting, removed: int, stage: Stage) -> bool:
 
 
 def _block_sizes(accounting: Accounting) -> tuple[int, int]:
-    """Parameters of an attention and of an MLP block."""
-    geometry = accounting.geometry
-    return _removed(accounting, LayerShape(0, geometry.mlp_channels)), _removed(
-        accounting, LayerShape(geometry.kv_heads, 0)
-    )
+    """Parameters of an attention and of an MLP block: where layers differ, as in mixtures with
+    ordinary MLPs, of the mean one, rounded up, so that what all of them come to is within reach.
+    """
+    geometry, num_layers = accounting.geometry, accounting.geometry.num_layers
+
+    def mean(layer: LayerShape) -> int:
+        kept = accounting.num_parameters(ModelShape((layer,) * num_layers))
+        return -(-(accounting.num_dense_parameters - kept) // num_layers)
+
+    return mean(LayerShape(0, geometry.mlp_channels)), mean(LayerShape(geometry.kv_heads, 0))
 
 
 def _removed(accounting: Accounting, layer: LayerShape) -> int:

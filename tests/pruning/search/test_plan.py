@@ -22,7 +22,7 @@ from pruning.search.plan import Range, SearchPlan, merged, planned_flops, step_f
 from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
 from pruning.search.stages import StageName
 from pruning.search.strategies import strategy_of
-from pruning.shape import ModelShape, Removal
+from pruning.shape import LayerShape, ModelShape, Removal
 from tests.conftest import tiny_config
 
 
@@ -187,6 +187,22 @@ def test_a_target_that_no_path_reaches() -> None:
     assert plan.impossible == "mlp_channels"
     assert plan.dead_ends
     assert [stage.name for stage in plan.stages] == ["block"]
+
+
+@pytest.mark.parametrize("ordinary", [[0], [0, 1], [5]])
+def test_a_mixture_with_ordinary_layers_reaches_what_all_blocks_come_to(
+    ordinary: list[int],
+) -> None:
+    """Its layers are not alike: an MLP is a tenth of a mixture of experts here."""
+    sizes = {"num_hidden_layers": 6, "moe_intermediate_size": 32, "num_experts": 32}
+    accounting = Accounting(tiny_config("qwen3_moe", **sizes, mlp_only_layers=ordinary))
+    most = accounting.ratio(ModelShape((LayerShape(0, 0),) * 6))
+    for target in (0.3, 0.7, most - 0.001):
+        settings = settings_of(accounting, target, (1, 0, 0))
+        assert plan_of(accounting, settings).impossible is None, target
+        for seed in range(5):
+            walk(GreedySearch(accounting, settings), seed)
+    assert plan_of(accounting, settings_of(accounting, most + 0.001, (1, 0, 0))).impossible
 
 
 def test_a_plan_of_close_targets_holds_what_each_plan_holds() -> None:
