@@ -90,9 +90,14 @@ def _parse() -> argparse.Namespace:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="of all but memory, scaling and sweep",
+        help="of prefix_*, masks, importance_orders, speedup, latency and candidates",
     )
-    parser.add_argument("--rounds", type=_positive, default=3, help="of all that take turns")
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=3,
+        help="of the same but importance_orders, and of latency_7b",
+    )
     parser.add_argument(
         "--candidates", type=_positive, default=7, help="that memory scores; 61 are all"
     )

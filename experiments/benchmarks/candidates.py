@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
+from experiments.benchmarks import workload
 from experiments.benchmarks.latency import random_model
 from experiments.benchmarks.prefix_reuse import (
     allowed_speedup,
@@ -60,7 +61,7 @@ def run(*, dtype: str = "auto", num_rounds: int = 3) -> Report:
     dtype, device = resolve_dtype(dtype, on_gpu=on_gpu), "cuda" if on_gpu else "cpu"
     length = SEQUENCE_LENGTH[device]
     peak = peak_flops(device, dtype, _PEAK_SIZE[device])
-    work = {"SmolLM2-135M's": (smollm2_135m(), (1, 8) if on_gpu else (1,))}
+    work = {"SmolLM2-135M's": (workload.checkpoint().config(), (1, 8) if on_gpu else (1,))}
     if on_gpu:
         work["Llama-2-7B's"] = (llama_2_7b(), (1, 4))
     rows = []
@@ -132,18 +133,3 @@ def peak_flops(device: str, dtype: str, size: int) -> float:
     one, other = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in "ab")
     seconds: Sequence[float] = [timed(lambda: one @ other)[1] for _ in range(13)]
     return 2 * size**3 / statistics.median(seconds[3:])
-
-
-def smollm2_135m() -> PretrainedConfig:
-    """The configuration of SmolLM2-135M."""
-    return AutoConfig.for_model(
-        "llama",
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )

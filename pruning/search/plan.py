@@ -78,7 +78,6 @@ class SearchPlan:
                 stage.name: {"min": stage.ratio[0], "max": stage.ratio[1]} for stage in self.stages
             },
             "dead_ends": self.dead_ends,
-            "impossible": self.impossible,
             **({"at_most": True} if self.at_most else {}),
         }
 
