@@ -189,15 +189,15 @@ def test_a_target_that_no_path_reaches() -> None:
     assert [stage.name for stage in plan.stages] == ["block"]
 
 
-@pytest.mark.parametrize("ordinary", [[0], [0, 1], [5]])
+@pytest.mark.parametrize("ordinary", [[0], [0, 1], [4]])
 def test_a_mixture_with_ordinary_layers_reaches_what_all_blocks_come_to(
     ordinary: list[int],
 ) -> None:
     """Its layers are not alike: an MLP is a tenth of a mixture of experts here."""
-    sizes = {"num_hidden_layers": 6, "moe_intermediate_size": 32, "num_experts": 32}
+    sizes = {"num_hidden_layers": 5, "moe_intermediate_size": 32, "num_experts": 32}
     accounting = Accounting(tiny_config("qwen3_moe", **sizes, mlp_only_layers=ordinary))
-    most = accounting.ratio(ModelShape((LayerShape(0, 0),) * 6))
-    for target in (0.3, 0.7, most - 0.001):
+    most = accounting.ratio(ModelShape((LayerShape(0, 0),) * 5))
+    for target in (0.3, 0.7, most):
         settings = settings_of(accounting, target, (1, 0, 0))
         assert plan_of(accounting, settings).impossible is None, target
         for seed in range(5):
