@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -94,6 +94,14 @@ class ModelShape:
     """
 
     layers: tuple[LayerShape, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # once: a search looks the same few shapes up for each candidate and batch
+        object.__setattr__(self, "_hash", hash(self.layers))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def dense(cls, num_layers: int, kv_heads: int, mlp_channels: int) -> ModelShape:

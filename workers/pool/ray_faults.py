@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
@@ -33,6 +35,23 @@ def lost_its_node(error: RayError) -> bool:
     return isinstance(error, ActorUnavailableError) or any(
         words in str(error) for words in ("never ran", "node has died")
     )
+
+
+def replies(references: Sequence[Any]) -> list[Any]:
+    """What came for each reference, or the error that Ray reports instead; all by one call where
+    none failed, as each call takes its time.
+    """
+    try:
+        return list(ray.get(list(references)))
+    except RayError:
+        return [_reply(reference) for reference in references]
+
+
+def _reply(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        return error
 
 
 def first_line(error: Exception) -> str:

@@ -30,7 +30,14 @@ from workers.pool.faults import (
     WorkersLost,
 )
 from workers.pool.protocol import Answer, EvaluatorKind, EvaluatorState, Spec
-from workers.pool.ray_faults import cause_of, fault_kind, first_line, last_line, lost_its_node
+from workers.pool.ray_faults import (
+    cause_of,
+    fault_kind,
+    first_line,
+    last_line,
+    lost_its_node,
+    replies,
+)
 from workers.pool.ray_worker import Worker
 from workers.pool.schedule import Schedule
 from workers.pool.stall import StallWatch
@@ -259,6 +266,8 @@ class RayPool:
             running = schedule.next(worker.number, num_evaluators, worker.held, now)
             if running is None:
                 exhausted = True  # what a faster one should not do, a slower one should not either
+                if schedule.handed_out:
+                    break
                 continue
             if len(running.holders) > 1:
                 self.faults.num_speculative_tasks += 1
@@ -283,14 +292,12 @@ class RayPool:
         else:
             time.sleep(_POLL_S)
         answers: list[Answer] = []
-        for reference in done:
+        for reference, reply in zip(done, replies(done), strict=True):
             worker = waiting[reference]
-            try:
-                reply = ray.get(reference)
-            except RayError as error:
-                self._failed(worker, error)
-                continue
-            answers += self._advance(worker, reply)
+            if isinstance(reply, RayError):
+                self._failed(worker, reply)
+            else:
+                answers += self._advance(worker, reply)
         if time.monotonic() >= self._next_check:  # not with each answer: there may be hundreds
             self._next_check = time.monotonic() + _POLL_S
             for reference in waiting.keys() - set(done):

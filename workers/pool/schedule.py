@@ -84,7 +84,7 @@ class Schedule:
 
     @property
     def finished(self) -> bool:
-        return not self._whole and not self._running and not self._waiting()
+        return not self._running and self.handed_out
 
     @property
     def num_running(self) -> int:
@@ -119,6 +119,11 @@ class Schedule:
         if isinstance(task, ScoreTask):
             self._batches[task.prefix_key].running.append(running)
         return running
+
+    @property
+    def handed_out(self) -> bool:
+        """Whether evaluators are at work on all that is left."""
+        return not self._whole and not self._waiting()
 
     def continues(self, held: PrefixKey | None) -> bool:
         """Whether there is more to do on the batch whose prefix an evaluator has."""
@@ -236,9 +241,10 @@ class Schedule:
 
     def _chunk(self, batch: Batch, evaluator: int, num_evaluators: int) -> Sequence[Candidate]:
         """What an evaluator gets of a batch."""
-        suspects = [candidate for candidate in batch.left if self._is_suspect(batch, candidate)]
-        if suspects:
-            return suspects[:1]
+        if self._failures:
+            suspects = [each for each in batch.left if self._is_suspect(batch, each)]
+            if suspects:
+                return suspects[:1]
         wanted_s = batch.left_s / self.task_times.straggler_factor(evaluator)
         if num_evaluators > 1:
             wanted_s /= _SHARE * max(1.0, num_evaluators / len(self._waiting()))
