@@ -99,7 +99,7 @@ class PruneConfig:
         if self.recovery.wanted:
             return []
         return self.recovery.refused(
-            given, "no effect without recovery=lora; give that, or leave out"
+            given, "no effect without recovery=lora or recovery=full; give one, or leave out"
         )
 
     def problems_of_memory(self, given: Sequence[str]) -> list[str]:

@@ -25,8 +25,8 @@ class RecoveryConfig:
     sequence_length: int = MISSING
     num_sequences: int | None = MISSING
     num_heldout_sequences: int = MISSING
-    rank: int = MISSING
-    alpha: float = MISSING
+    rank: int | None = MISSING
+    alpha: float | None = MISSING
     dropout: float = MISSING
     learning_rate: float = MISSING
     warmup_steps: int = MISSING
@@ -69,10 +69,12 @@ class RecoveryConfig:
             seed=0,
         )
         for name in ("alpha", "learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                found.append(f"recovery.{name}: {getattr(self, name):g}; above 0")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                found.append(f"recovery.{name}: {value:g}; above 0")
         if not 0 <= self.dropout < 1:
             found.append(f"recovery.dropout: {self.dropout:g}; at least 0 and below 1")
+        found += self._problems_of_adapters()
         if self.warmup_steps >= self.steps >= 1:
             found.append(
                 f"recovery.warmup_steps: {self.warmup_steps}, of {self.steps} recovery.steps; "
@@ -84,6 +86,22 @@ class RecoveryConfig:
                 f"{self.batch_size} of recovery.batch_size"
             )
         return found
+
+    def _problems_of_adapters(self) -> list[str]:
+        """Options of adapters where there are none, and the other way round."""
+        if self.rank is not None:
+            missing = "recovery.alpha: missing; with a recovery.rank give a number, such as 32"
+            return [missing] if self.alpha is None else []
+        alone = {
+            "recovery.alpha": self.alpha is not None and f"{self.alpha:g}",
+            "recovery.dropout": self.dropout > 0 and f"{self.dropout:g}",
+        }
+        return [
+            f"{name}: {value}, of adapters, and recovery.rank=null trains whole matrices; give "
+            "recovery=full, which has none of it, or a recovery.rank"
+            for name, value in alone.items()
+            if value
+        ]
 
     @property
     def sequences(self) -> int:

@@ -265,7 +265,7 @@ def _problems(
         if layer.mlp_channels:
             widths[f"MLP of layer {number}"] = layer.mlp_channels
     narrowest = min(widths, key=lambda name: widths[name])
-    if recovery.rank > widths[narrowest]:
+    if recovery.rank is not None and recovery.rank > widths[narrowest]:
         found.append(
             f"recovery.rank: {recovery.rank}, above the narrowest matrix that is left "
             f"({narrowest}: {widths[narrowest]}); give at most {widths[narrowest]}"
@@ -303,11 +303,12 @@ def _memory_problems(config: RecoverConfig, needed: int, machine: LocalMachine) 
     """Of a training on CPUs; what a GPU has left is known when it is used."""
     if needed <= machine.free_bytes:
         return []
+    adapters = ", or recovery=lora" if config.recovery.rank is None else ""
     return [
         f"recovery.micro_batch_size: {config.recovery.settings().micro_batch_size} sequences of "
         f"{config.recovery.sequence_length} tokens take about {needed / 1e9:.1f} GB of memory with "
         f"this model, {machine.free_bytes / 1e9:.1f} GB are free; give a smaller one, or a smaller "
-        "recovery.sequence_length"
+        f"recovery.sequence_length{adapters}"
     ]
 
 

@@ -80,14 +80,14 @@ def _train(
 ) -> dict[str, Any]:
     settings = job.settings
     log.info(
-        "%s, %.1f %% of its parameters removed: %d updates of %d x %d tokens, %s, rank %d",
+        "%s, %.1f %% of its parameters removed: %d updates of %d x %d tokens, %s, %s",
         job.pruned.model_name,
         100 * job.pruned.accounting.ratio(job.pruned.shape),
         settings.steps,
         settings.batch_size,
         job.text.sequence_length,
         settings.loss,
-        settings.rank,
+        settings.trained,
     )
     log.info("at most %s", plan_in_words(recovery_plan(job)))
     with WorkProgress("updates") as bar:

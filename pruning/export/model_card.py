@@ -115,11 +115,13 @@ def _training(recovery: Mapping[str, Any] | None) -> str:
         "kl": "to predict the distributions of the dense model",
         "nll": "to predict the next token",
     }[settings["loss"]]
+    rank = settings["rank"]
+    trained = f"adapters of rank {rank} were trained" if rank else "its blocks were trained"
+    merged = ", and added to the weights" if rank else ""
     return (
-        f"After the removal, adapters of rank {settings['rank']} were trained for "
+        f"After the removal, {trained} for "
         f"{recovery['best_step']} updates of {settings['batch_size']} x "
-        f"{text['sequence_length']} tokens of {text['sources'] or text['source']}, {goal}, and "
-        "added to the weights."
+        f"{text['sequence_length']} tokens of {text['sources'] or text['source']}, {goal}{merged}."
     )
 
 

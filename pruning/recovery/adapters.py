@@ -1,5 +1,5 @@
-"""Low-rank adapters on the matrices of a pruned model, and as they are stored: by the layer of the
-dense model that each matrix comes from.
+"""What is trained on the matrices of a pruned model, and as it is stored: by the layer of the dense
+model that each matrix comes from. That is a low-rank adapter, or what is added to a whole matrix.
 
 Shape letters: R rank, O output channels and I input channels of a matrix.
 """
@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from pruning.errors import InputError
@@ -27,6 +28,9 @@ from pruning.recovery.settings import RecoverySettings
 _ADAPTER = "default"
 """What peft calls the only one."""
 _SIDES = ("lora_A", "lora_B")
+_WHOLE = "difference"
+_PARTS = (*_SIDES, _WHOLE)
+"""Of what is trained on a matrix: names in files end with one."""
 
 Sources = Sequence[tuple[int | None, int | None]]
 """For each layer of a pruned model the layers of the dense one that its attention and its MLP come
@@ -36,7 +40,7 @@ from; None for a block that is gone.
 
 @dataclass(frozen=True, slots=True)
 class AdaptedMatrix:
-    """One matrix with an adapter.
+    """One matrix that is trained.
 
     Args:
         path: of its module in the pruned model.
@@ -60,13 +64,21 @@ class Adapters:
 
     Args:
         shape: canonical text; the adapters fit no other.
-        scale: alpha / rank.
+        scale: alpha / rank; 1 of whole matrices.
         pairs: by `AdaptedMatrix.key`, A [R, I] and B [O, R] of what is added: scale B A.
+        differences: the same of whole matrices, [O, I] of what is added.
     """
 
     shape: str
     scale: float
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    differences: Mapping[str, torch.Tensor]
+
+    def added(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What is added to each matrix, [O, I] float32, by `AdaptedMatrix.key`."""
+        for key, (lora_a, lora_b) in self.pairs.items():
+            yield key, self.scale * (lora_b @ lora_a)
+        yield from self.differences.items()
 
 
 def matrices_of(model: PreTrainedModel, family: Family, sources: Sources) -> list[AdaptedMatrix]:
@@ -103,6 +115,7 @@ def add_adapters(
 
     B is zero, so that the model computes what it did. A is drawn by `settings.seed`.
     """
+    assert settings.rank is not None
     from peft import LoraConfig, inject_adapter_in_model  # takes a second to import
 
     config = LoraConfig(
@@ -122,6 +135,37 @@ def add_adapters(
             weight = getattr(module, side)[_ADAPTER].weight
             weight.data = weight.data.float()
             found[f"{matrix.key}.{side}"] = weight
+    return found
+
+
+class _Added(nn.Module):
+    """A weight and what is added to it in float32, rounded to the weight's type: what is stored is
+    what was trained. The gradient is that of the rounded sum.
+    """
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        super().__init__()
+        self.difference = nn.Parameter(torch.zeros_like(weight_OI, dtype=torch.float32))
+
+    def forward(self, weight_OI: torch.Tensor) -> torch.Tensor:
+        return (weight_OI.float() + self.difference).to(weight_OI.dtype)
+
+
+def add_differences(
+    model: PreTrainedModel, matrices: Sequence[AdaptedMatrix]
+) -> dict[str, nn.Parameter]:
+    """Has whole matrices of a pruned model trained, by what is added to them, which is zero at
+    first; returns that, float32, by the name that it has in files.
+    """
+    model.requires_grad_(requires_grad=False)
+    found: dict[str, nn.Parameter] = {}
+    for matrix in matrices:
+        module = model.get_submodule(matrix.path)
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        added = _Added(weight)
+        parametrize.register_parametrization(module, "weight", added)
+        found[f"{matrix.key}.{_WHOLE}"] = added.difference
     return found
 
 
@@ -181,29 +225,32 @@ def read_adapters(path: Path, *, fingerprint: str | None = None) -> Adapters:
     with safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["recovery"])
         names = file.keys()
-        keys = sorted({name.removesuffix(".lora_A") for name in names if name.endswith(".lora_A")})
         pairs = {
             key: (file.get_tensor(f"{key}.lora_A"), file.get_tensor(f"{key}.lora_B"))
-            for key in keys
+            for key in _keys(names, "lora_A")
         }
-    return Adapters(said["shape"], float(said["scale"]), pairs)
+        differences = {key: file.get_tensor(f"{key}.{_WHOLE}") for key in _keys(names, _WHOLE)}
+    return Adapters(said["shape"], float(said["scale"]), pairs, differences)
+
+
+def _keys(names: Sequence[str], part: str) -> list[str]:
+    """Of the matrices that have a part of this name."""
+    return sorted(name.removesuffix(f".{part}") for name in names if name.endswith(f".{part}"))
 
 
 def write_adapters(checkpoint: Path, target: Path) -> None:
     """The adapters of a checkpoint, without what its training needs to go on."""
-    found = read_adapters(checkpoint)
-    sides = {
-        f"{key}.{side}": weight
-        for key, pair in found.pairs.items()
-        for side, weight in zip(_SIDES, pair, strict=True)
-    }
-    said = {"shape": found.shape, "scale": found.scale}
-    save_file(sides, target, metadata={"recovery": json.dumps(said)})
+    with safe_open(checkpoint, framework="pt") as file:
+        said = json.loads(file.metadata()["recovery"])
+        names = [name for name in file.keys() if name.rpartition(".")[2] in _PARTS]  # noqa: SIM118
+        parts = {name: file.get_tensor(name) for name in names}
+    del said["step"]
+    save_file(parts, target, metadata={"recovery": json.dumps(said)})
 
 
 def adapter_metadata(shape: str, settings: RecoverySettings, **more: Any) -> dict[str, str]:
     """Of a file with adapters. One entry: of several, safetensors writes a random order."""
-    said = {"shape": shape, "scale": settings.alpha / settings.rank, **more}
+    said = {"shape": shape, "scale": settings.scale, **more}
     return {"recovery": json.dumps(said)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pruning.costs.accounting import Accounting
 from pruning.recovery.settings import RecoverySettings
-from pruning.shape import ModelShape
+from pruning.shape import LayerShape, ModelShape
 
 
 def training_flops(
@@ -19,17 +19,22 @@ def training_flops(
     of the architecture are not known.
 
     An update runs its tokens forward and backward through the pruned model, whose weights take no
-    gradient, so that the way back costs what the way forth does; `kl` also runs them through the
+    gradient, so that the way back costs what the way forth does; where whole matrices are trained,
+    those of the blocks take one, which costs as much again. `kl` also runs the tokens through the
     dense one. Adapters are not counted: a matrix of I inputs and O outputs has O I weights, its
     adapter R (O + I).
     """
-    pruned, dense = (
+    gone = ModelShape((LayerShape(0, 0),) * len(shape.layers))
+    pruned, dense, head = (
         accounting.flops_per_token(each, context_length=sequence_length)
-        for each in (shape, accounting.dense)
+        for each in (shape, accounting.dense, gone)
     )
-    if pruned is None or dense is None:
+    if pruned is None or dense is None or head is None:
         return None
     of_token = 2 * pruned + (dense if settings.loss == "kl" else 0)
+    if settings.rank is None:
+        weights = accounting.num_parameters(shape) - accounting.num_parameters(gone)
+        of_token += min(pruned - head, 2 * weights)  # of experts, those that a token meets
     updates = settings.steps * settings.batch_size * of_token
     measured = 1 + -(-settings.steps // settings.checkpoint_every)
     heldout = num_heldout_sequences * (measured * pruned + dense)

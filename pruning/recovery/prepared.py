@@ -36,17 +36,16 @@ def prepared(dense: LoadedModel, order: ChannelOrder) -> LoadedModel:
 
 @torch.no_grad()
 def merge_adapters(dense: LoadedModel, adapters: Adapters) -> None:
-    """Adds scale B A to what remains of each matrix of a dense, sorted model, in place: in float32,
-    rounded once to the type of the weights.
+    """Adds what was trained to what remains of each matrix of a dense, sorted model, in place: in
+    float32, rounded once to the type of the weights.
 
     Compensation adds to columns that stay, so that it may come before or after. On a CPU one thread
     computes, so that every process makes the same bits.
     """
     shape = ModelShape.parse(adapters.shape)
     with one_thread():
-        for key, (lora_a, lora_b) in adapters.pairs.items():
+        for key, added in adapters.added():
             number, _, module = key.partition(".")
-            added = adapters.scale * (lora_b @ lora_a)
             for view, part in _parts(dense, shape, int(number), module, added):
                 view.copy_(view.float() + part.to(view.device))
 

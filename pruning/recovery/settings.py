@@ -13,14 +13,14 @@ LOSSES: tuple[LossName, ...] = get_args(LossName)
 
 @dataclass(frozen=True, slots=True)
 class RecoverySettings:
-    """One training of low-rank adapters (LoRA, arXiv 2106.09685) with AdamW.
+    """One training of low-rank adapters (LoRA, arXiv 2106.09685), or of whole matrices, with AdamW.
 
     Args:
         steps: updates at most.
         batch_size: sequences of one update.
         micro_batch_size: sequences that are in memory together; their gradients are added up.
         rank, alpha, dropout: an adapted matrix W computes W x + alpha / rank B A dropout(x), with A
-            of `rank` rows.
+            of `rank` rows. `rank` None: W itself is trained, and neither alpha nor dropout count.
         learning_rate: its highest value.
         warmup_steps: updates until it is reached, linearly; from there it falls linearly to 0.
         max_grad_norm: gradients with a larger norm are scaled down to it.
@@ -34,8 +34,8 @@ class RecoverySettings:
     steps: int
     batch_size: int
     micro_batch_size: int
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     dropout: float
     learning_rate: float
     warmup_steps: int
@@ -43,6 +43,19 @@ class RecoverySettings:
     checkpoint_every: int
     patience: int | None
     seed: int
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by; 1 of whole matrices."""
+        if self.rank is None:
+            return 1.0
+        assert self.alpha is not None
+        return self.alpha / self.rank
+
+    @property
+    def trained(self) -> str:
+        """What is trained, for people."""
+        return "whole matrices" if self.rank is None else f"adapters of rank {self.rank}"
 
     def rate_at(self, step: int) -> float:
         """Learning rate of update `step`, the first being 1. The last is above 0."""

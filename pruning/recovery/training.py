@@ -25,6 +25,7 @@ from pruning.recovery.adapters import (
     AdaptedMatrix,
     adapter_metadata,
     add_adapters,
+    add_differences,
     dropping,
     merged,
 )
@@ -41,7 +42,7 @@ class Update:
 
     Args:
         loss: nats per predicted token, before the step.
-        grad_norm: of all adapters, before it was limited.
+        grad_norm: of all that is trained, before it was limited.
     """
 
     loss: float
@@ -53,9 +54,9 @@ class Recovery:
     """A pruned model with adapters, and the optimizer of them.
 
     Args:
-        model: gets adapters; its own weights stay as they are.
+        model: gets adapters, or what is added to whole matrices; its own weights stay as they are.
         dense: what `kl` learns from; its weights may be those that `model` is cut from.
-        matrices: that get adapters.
+        matrices: that are trained.
         text: what is trained on.
         heldout: what tells whether it helps.
         shape: of `model`, canonical text.
@@ -73,8 +74,11 @@ class Recovery:
     ) -> None:
         self.model, self.dense, self.settings, self.shape = model, dense, settings, shape
         self.text, self.heldout = text, heldout
-        self._matrices = matrices
-        self.parameters = add_adapters(model, matrices, settings)
+        whole = settings.rank is None
+        self._adapted = () if whole else matrices
+        self.parameters = (
+            add_differences(model, matrices) if whole else add_adapters(model, matrices, settings)
+        )
         self._optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=0.0
         )
@@ -90,7 +94,7 @@ class Recovery:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        with dropping(self.model, self._matrices), torch.random.fork_rng():
+        with dropping(self.model, self._adapted), torch.random.fork_rng():
             torch.manual_seed(int(np.random.default_rng([settings.seed, step]).integers(2**32)))
             loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
@@ -104,7 +108,7 @@ class Recovery:
         change below the rounding of its weights is none.
         """
         self.model.eval()
-        with merged(self.model, self._matrices):
+        with merged(self.model, self._adapted):
             return self._nll(self.model)
 
     def dense_nll(self) -> float:

@@ -7,7 +7,7 @@ from pruning.costs.block_times import Levels, depth_of
 from pruning.models.dtypes import NUM_BYTES
 from pruning.models.geometry import NUM_SIZES, Geometry, factor_bytes, gram_bytes
 from pruning.scoring.kept_bytes import kept_bytes
-from pruning.shape import ModelShape
+from pruning.shape import LayerShape, ModelShape
 
 STATISTICS_BYTES = 8_000_000_000
 """Of Gram matrices that one task sums at most, if one layer's are not larger. Whatever does not fit
@@ -105,19 +105,26 @@ def training_bytes(
     hidden_size: int,
     vocab_size: int,
     logit_tokens: int,
-    rank: int,
+    rank: int | None,
 ) -> int:
-    """Memory of a training of adapters, estimated: the dense model, which the pruned one is cut
-    from; what compensates it; weight, gradient and two moments of each adapter in float32; what
-    each layer keeps for the way back; logits and their gradients.
+    """Memory of a training, estimated: the dense model, which the pruned one is cut from; what
+    compensates it; value, gradient and two moments of all that is trained, in float32; what each
+    layer keeps for the way back; logits and their gradients.
 
     Args:
         batch_tokens: that are in memory together.
         logit_tokens: whose logits are.
+        rank: of adapters; None: whole matrices are trained, and their sums are kept for the way
+            back.
     """
     geometry = accounting.geometry
-    channels = geometry.attention_channels + geometry.mlp_channels
-    adapters = rank * geometry.num_layers * (7 * hidden_size + 4 * channels)
+    if rank is None:
+        gone = ModelShape((LayerShape(0, 0),) * geometry.num_layers)
+        weights = accounting.num_parameters(shape) - accounting.num_parameters(gone)
+        trained = (16 + NUM_BYTES[dtype]) * weights
+    else:
+        channels = geometry.attention_channels + geometry.mlp_channels
+        trained = 16 * rank * geometry.num_layers * (7 * hidden_size + 4 * channels)
     kept = sum(
         8 * hidden_size * (bool(layer.kv_heads) + bool(layer.mlp_channels))
         + 4 * layer.kv_heads * geometry.channels_per_kv_head
@@ -127,7 +134,7 @@ def training_bytes(
     return (
         evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, 0)
         + _refitted_bytes(geometry, dtype, hidden_size)
-        + 16 * adapters
+        + trained
         + 4 * batch_tokens * kept
         + 20 * logit_tokens * vocab_size
     )

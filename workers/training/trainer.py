@@ -91,7 +91,7 @@ def train(
         raise InputError(
             f"recovery.micro_batch_size: {settings.micro_batch_size} sequences of "
             f"{spec.text.shape[1]} tokens do not fit into memory; lower it, or "
-            "recovery.sequence_length"
+            f"recovery.sequence_length{', or take recovery=lora' if settings.rank is None else ''}"
         ) from error
     finally:
         torch.set_num_threads(threads)

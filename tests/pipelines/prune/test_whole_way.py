@@ -149,7 +149,7 @@ def test_commands_that_train_nothing_say_so(
 def test_options_of_a_recovery_that_is_not_asked_for(search: Search, whole: list[str]) -> None:
     outcome = search(*whole, "recovery.rank=8")
     assert outcome.status == 2
-    said = "recovery.rank: no effect without recovery=lora; give that, or leave out"
+    said = "recovery.rank: no effect without recovery=lora or recovery=full; give one, or leave out"
     assert said in outcome.output
 
 

@@ -23,6 +23,9 @@ QUICK = (
 )
 """Twelve updates in half a second, over the end of the text."""
 
+WHOLE = ("recovery=full", "recovery.rank=null", "recovery.learning_rate=0.003")
+"""After those: without adapters."""
+
 Recover = Callable[..., Outcome]
 
 

@@ -13,7 +13,7 @@ from pruning.models.checkpoint import Checkpoint
 from tests.conftest import tiny_config, tiny_model, tokens
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
-from tests.pipelines.recover.conftest import QUICK, Recover
+from tests.pipelines.recover.conftest import QUICK, WHOLE, Recover
 from workers.cluster.machine import LocalMachine
 
 
@@ -45,6 +45,13 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
             "recovery.rank: 17, above the narrowest matrix that is left (attention of layer 3: 8); "
             "give at most 8",
         ),
+        (("recovery.alpha=null",), "recovery.alpha: missing; with a recovery.rank give a number"),
+        (
+            ("recovery.rank=null", "recovery.dropout=0"),
+            "recovery.alpha: 32, of adapters, and recovery.rank=null trains whole matrices; give "
+            "recovery=full, which has none of it, or a recovery.rank",
+        ),
+        ((*WHOLE, "recovery.dropout=0.1"), "recovery.dropout: 0.1, of adapters, and "),
         (("recovery.num_sequences=25",), "calibration: 25 sequences asked for, "),
         (
             ("recovery.num_sequences=24",),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
-from tests.pipelines.recover.conftest import QUICK, Recover
+from tests.pipelines.recover.conftest import QUICK, WHOLE, Recover
 
 
 def cells(outcome: Outcome) -> dict[str, str]:
@@ -59,6 +59,14 @@ def test_a_plan_is_checked_as_the_recovery(cli: Cli, ended: Outcome) -> None:
     outcome = cli("recover", f"run={ended.folder}", *QUICK, "recovery.rank=17", "plan=true")
     assert outcome.status == 2
     assert outcome.errors[0].startswith("error: recovery.rank: 17, above the narrowest matrix")
+
+
+def test_whole_matrices_take_more(recover: Recover) -> None:
+    """Memory, and a gradient of every weight of the blocks."""
+    adapters, whole = cells(recover("plan=true")), cells(recover(*WHOLE, "plan=true"))
+    memory, flops = "memory (float32)", "FLOPs"
+    assert float(whole[flops]) / float(adapters[flops]) == pytest.approx(1.2, abs=0.1)
+    assert adapters[memory] != whole[memory]
 
 
 def test_no_cluster_is_joined(recover: Recover, monkeypatch: pytest.MonkeyPatch) -> None:

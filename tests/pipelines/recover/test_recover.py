@@ -26,7 +26,7 @@ from pipelines.runs.saved_run import read_run
 from pruning.calibration.token_sets import TokenSet
 from pruning.export.exported_checkpoint import open_export
 from pruning.export.transformers import layers_of
-from pruning.recovery.adapters import add_adapters, matrices_of
+from pruning.recovery.adapters import add_adapters, add_differences, matrices_of
 from pruning.recovery.journal import TrainingFiles
 from pruning.recovery.settings import RecoverySettings
 from pruning.recovery.training import Recovery
@@ -34,7 +34,7 @@ from pruning.scoring.nll import sequence_nll
 from tests.conftest import ROOT, tokens
 from tests.pipelines.command import Outcome, without_times
 from tests.pipelines.conftest import Cli
-from tests.pipelines.recover.conftest import QUICK, Recover
+from tests.pipelines.recover.conftest import QUICK, WHOLE, Recover
 from tests.pipelines.tracking.test_description import command_in
 from tests.pruning.recovery.recoveries import TOLERANCE, logits
 from workers.training import trainer
@@ -86,9 +86,16 @@ def test_a_recovery_says_what_it_is(recover: Recover, ended: Outcome) -> None:
     assert "recovery.steps=12" in note
 
 
-def test_the_model_is_the_trained_one(recover: Recover, ended: Outcome, cli: Cli) -> None:
-    """Against adapters that are not merged, on the model of the search; and as exported."""
-    outcome, ids = recover(), tokens()
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [((), "adapters of rank 4 were trained"), (WHOLE, "its blocks were trained")],
+)
+def test_the_model_is_the_trained_one(
+    recover: Recover, ended: Outcome, cli: Cli, words: tuple[str, ...], trained: str
+) -> None:
+    """Against what is not merged, on the model of the search; and as exported."""
+    outcome, ids = recover(*words), tokens()
+    assert outcome.status == 0, outcome.output
     wanted, before = logits(adapted(outcome, ended), ids), logits(of_run(ended), ids)
     scale = wanted.abs().max()
     assert float((before - wanted).abs().max() / scale) > 0.01, "it changed nothing"
@@ -104,8 +111,7 @@ def test_the_model_is_the_trained_one(recover: Recover, ended: Outcome, cli: Cli
         assert manifest["perplexity"] is None, "those of the search are of another model"
         card = " ".join((exported.folder / "README.md").read_text().split())
         best = outcome.read("recovery.json")["best_step"]
-        trained = f"adapters of rank 4 were trained for {best} updates of 4 x 32 tokens of tokens"
-        assert trained in card
+        assert f"{trained} for {best} updates of 4 x 32 tokens of tokens" in card
         assert "without any training" not in card
 
 
@@ -114,12 +120,14 @@ def of_run(outcome: Outcome) -> Any:
 
 
 def adapted(outcome: Outcome, searched: Outcome) -> Any:
-    """The pruned model with the adapters that a recovery has written."""
+    """The pruned model with what a recovery has written beside its weights."""
     search, model = read_run(str(searched.folder)), of_run(searched)
     family = search.accounting.family
     sources = [(layer.attention, layer.mlp) for layer in layers_of(search.shape, family)]
     settings = RecoverySettings(**outcome.read("recovery.json")["settings"])
-    weights = add_adapters(model, matrices_of(model, family, sources), settings)
+    matrices = matrices_of(model, family, sources)
+    whole = settings.rank is None
+    weights = add_differences(model, matrices) if whole else add_adapters(model, matrices, settings)
     for name, value in load_file(outcome.folder / "adapters.safetensors").items():
         weights.pop(name).data.copy_(value)
     assert not weights, "some adapters are not in the file"

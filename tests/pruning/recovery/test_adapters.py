@@ -1,4 +1,6 @@
-"""Adapters on every family: they start as nothing, and what is merged is what was trained."""
+"""Adapters and whole matrices on every family: they start as nothing, and what is merged is what
+was trained.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,12 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert float((found - wanted).abs().max() / wanted.abs().max()) < TOLERANCE
 
 
+@pytest.mark.parametrize("rank", [4, None])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_merged_is_what_was_trained(model_type: str, tmp_path: Path) -> None:
+def test_merged_is_what_was_trained(model_type: str, rank: int | None, tmp_path: Path) -> None:
     """As a smaller model, and as a mask on the dense one, which exports are compared with."""
     ids = tokens()
-    recovery = recovery_of(dense_model(model_type))
+    recovery = recovery_of(dense_model(model_type), rank=rank)
     before = logits(recovery.model, ids)
     changed(recovery)
     trained = logits(recovery.model, ids)
@@ -57,18 +60,27 @@ def test_merged_is_what_was_trained(model_type: str, tmp_path: Path) -> None:
     assert_same(logits(pruned_model(dense, NARROW), ids), trained)
 
 
+@pytest.mark.parametrize("rank", [4, None])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_adapters_start_as_nothing_and_leave_the_dense_model_alone(model_type: str) -> None:
+def test_training_starts_from_nothing_and_leaves_the_dense_model_alone(
+    model_type: str, rank: int | None
+) -> None:
     ids, dense = tokens(), dense_model(model_type)
     before, pruned = logits(dense.model, ids), logits(pruned_model(dense, NARROW), ids)
-    recovery = recovery_of(dense)
+    recovery = recovery_of(dense, rank=rank)
     assert torch.equal(logits(recovery.model, ids), pruned)
     changed(recovery)
     assert torch.equal(logits(dense.model, ids), before)
 
 
-def test_every_matrix_of_a_block_that_is_left_is_trained() -> None:
-    names = {name.rpartition(".")[0] for name in recovery_of(dense_model()).parameters}
+@pytest.mark.parametrize("rank", [4, None])
+def test_every_matrix_of_a_block_that_is_left_is_trained(rank: int | None) -> None:
+    recovery = recovery_of(dense_model(), rank=rank)
+    recovery.update(1)
+    assert all(weight.grad is not None for weight in recovery.parameters.values())
+    trained = [weight for weight in recovery.model.parameters() if weight.requires_grad]
+    assert len(trained) == len(recovery.parameters), "and nothing else"
+    names = {name.rpartition(".")[0] for name in recovery.parameters}
     attention = [f"self_attn.{side}_proj" for side in "qkvo"]
     mlp = [f"mlp.{side}_proj" for side in ("gate", "up", "down")]
     expected = {f"{layer}.{name}" for layer in (0, 1, 3) for name in attention}
@@ -84,20 +96,24 @@ def test_models_of_other_architectures_are_trained_too(tmp_path: Path) -> None:
     assert_same(logits(pruned_model(dense, shape), ids), logits(recovery.model, ids))
 
 
-def test_adapters_are_kept_without_what_their_training_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [4, None])
+def test_what_is_kept_is_without_what_its_training_needs(rank: int | None, tmp_path: Path) -> None:
     checkpoint, kept = tmp_path / "checkpoint", tmp_path / "adapters"
-    recovery = recovery_of(dense_model())
+    recovery = recovery_of(dense_model(), rank=rank)
     recovery.update(1)
     recovery.save(checkpoint, 1)
     write_adapters(checkpoint, kept)
     trained, found = read_adapters(checkpoint), read_adapters(kept)
-    assert (found.shape, found.scale) == (trained.shape, trained.scale) == (NARROW.text, 8 / 4)
+    scale = 8 / 4 if rank else 1
+    assert (found.shape, found.scale) == (trained.shape, trained.scale) == (NARROW.text, scale)
     with safe_open(kept, framework="pt") as file:
         assert set(file.keys()) == set(recovery.parameters), "no moments"
-    for key, (lora_a, lora_b) in trained.pairs.items():
-        assert torch.equal(found.pairs[key][0], lora_a)
-        assert torch.equal(found.pairs[key][1], lora_b)
-        assert lora_b.any(), "an update was made"
+    assert bool(found.pairs) != bool(found.differences)
+    kept_by_key = dict(found.added())
+    for key, added in trained.added():
+        assert torch.equal(kept_by_key.pop(key), added)
+        assert added.any(), "an update was made"
+    assert not kept_by_key
 
 
 def test_another_file_of_adapters_is_refused(tmp_path: Path) -> None:

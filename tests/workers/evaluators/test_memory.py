@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from pruning.costs.accounting import Accounting
 from pruning.models.geometry import Geometry
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_model
 from workers.evaluators.memory import (
     compensated_bytes,
     compensation_bytes,
     shape_evaluator_bytes,
+    training_bytes,
 )
 
 GEOMETRY = Geometry(num_layers=6, kv_heads=4, queries_per_kv_head=2, head_dim=8, mlp_channels=200)
@@ -56,3 +59,26 @@ def test_what_scoring_by_divergence_takes_besides() -> None:
     assert needed(512, compensated=True, kl=False) - needed(512, kl=False) == compensation_bytes(
         accounting.geometry, "float32", 48
     )
+
+
+def test_what_training_whole_matrices_takes() -> None:
+    """Difference, gradient and two moments of each weight of a block in float32, and the sum."""
+    config = tiny_config("llama")
+    layers = tiny_model(config).model.layers
+    matrices = [each for each in layers.modules() if isinstance(each, nn.Linear)]
+    accounting = Accounting(config)
+
+    def needed(rank: int | None) -> int:
+        return training_bytes(
+            accounting,
+            accounting.dense,
+            "bfloat16",
+            batch_tokens=96,
+            hidden_size=48,
+            vocab_size=128,
+            logit_tokens=96,
+            rank=rank,
+        )
+
+    weights = sum(each.weight.numel() + each.bias.numel() for each in matrices)
+    assert needed(None) - needed(0) == (16 + 2) * weights
