@@ -146,10 +146,11 @@ COMMANDS: dict[str, Command] = {
             "recover",
             "a short training that gives back what pruning took",
             "Trains low-rank adapters on the pruned model of a search that has ended, or of a "
-            "shape file, by default to say what the dense model says, and stops when held-out text "
-            "gains nothing any more. The folder that it writes is taken by evaluate and export as "
-            "that of a search is. With plan=true it says what that would take. A recovery that was "
-            "stopped goes on when the same command is given again.",
+            "shape file, with recovery=full its matrices, by default to say what the dense model "
+            "says, and stops when held-out text gains nothing any more. The folder that it writes "
+            "is taken by evaluate and export as that of a search is. With plan=true it says what "
+            "that would take. A recovery that was stopped goes on when the same command is given "
+            "again.",
             (
                 ("run=DIR", "on more of the text that the search saw, in DIR/recovery"),
                 (

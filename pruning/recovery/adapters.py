@@ -157,7 +157,6 @@ def add_differences(
     """Has whole matrices of a pruned model trained, by what is added to them, which is zero at
     first; returns that, float32, by the name that it has in files.
     """
-    model.requires_grad_(requires_grad=False)
     found: dict[str, nn.Parameter] = {}
     for matrix in matrices:
         module = model.get_submodule(matrix.path)

@@ -83,7 +83,9 @@ def test_training_lowers_its_loss(loss: str, rank: int | None) -> None:
 @pytest.mark.parametrize("rank", [1, None])
 @pytest.mark.parametrize("loss", ["kl", "nll"])
 def test_flops_against_torch(loss: str, rank: int | None) -> None:
-    """Torch's own counter sees adapters and whole attention as well."""
+    """Torch's own counter sees adapters as well, and that nothing goes back below the first layer,
+    which is much of four.
+    """
     recovery = recovery_of(dense_model(), loss=loss, steps=3, rank=rank, checkpoint_every=2)
     with FlopCounterMode(display=False) as counter:
         recovery.dense_nll()
@@ -99,7 +101,8 @@ def test_flops_against_torch(loss: str, rank: int | None) -> None:
         sequence_length=24,
         num_heldout_sequences=5,
     )
-    assert said == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert said is not None
+    assert 1 < said / counter.get_total_flops() < 1.1
 
 
 def test_gradients_of_parts_add_up() -> None:

@@ -17,6 +17,7 @@ from tests.workers.pool.misbehaving import ComputesOtherwise, FindsBadInput, Pre
 from tests.workers.pool.scoring import Scores, prepare, score, search, steps
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
+from workers.pool.ray_faults import cause_of, replies
 from workers.pool.ray_pool import RayPool
 from workers.tasks import EvaluatorSpec
 
@@ -176,3 +177,17 @@ def test_a_pool_goes_on_after_bad_input(
         others = [task for task in tasks if task.batch != 2]
         assert score(pool, others) == {key: nll for key, nll in expected[0].items() if key[1] != 2}
         assert not pool.faults.counts
+
+
+@ray.remote(num_cpus=0)
+def _number(number: int) -> int:
+    if number == 1:
+        raise ValueError("one")
+    return number
+
+
+def test_what_failed_keeps_its_place_among_answers(local_cluster: LocalMachine) -> None:
+    assert replies([_number.remote(number) for number in (2, 0)]) == [2, 0]
+    first, failed, last = replies([_number.remote(number) for number in range(3)])
+    assert (first, last) == (0, 2)
+    assert str(cause_of(failed)) == "one"
