@@ -6,7 +6,9 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +28,9 @@ from pruning.errors import InputError
 
 _ELSEWHERE = "https://of.the.cluster"
 """In the place of a URL that is in the environment of the job."""
+_THERE = "/of/the/cluster"
+"""The same of another text, such as the beginning of a path."""
+_VARIABLE = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z_0-9]*)\}")
 
 
 def problems_of_options(command: str, raw: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -42,7 +47,7 @@ def problems_of_options(command: str, raw: DictConfig, overrides: Sequence[str])
         _CHECKS[command](raw, overrides)
     except InputError as error:
         return str(error).splitlines()
-    except OmegaConfBaseException:  # such as a variable that only the cluster has
+    except OmegaConfBaseException:  # such as a number that only the cluster has
         return []
     return []
 
@@ -65,10 +70,13 @@ def _of_points(raw: DictConfig, overrides: Sequence[str]) -> None:
 def _of_solutions(raw: DictConfig, overrides: Sequence[str]) -> None:
     """As `pipelines.solve`."""
     if not plain_grid(raw.grid):
-        SolveConfig.of(raw)
+        SolveConfig.of(_known(raw))
         return
     points, given = _points(raw, overrides)
-    of_all(points, lambda point: SolveConfig.of(composed("solve", [*given, *point.overrides])))
+    of_all(
+        points,
+        lambda point: SolveConfig.of(_known(composed("solve", [*given, *point.overrides]))),
+    )
 
 
 def _points(raw: DictConfig, overrides: Sequence[str]) -> tuple[list[Point], list[str]]:
@@ -79,13 +87,28 @@ def _points(raw: DictConfig, overrides: Sequence[str]) -> tuple[list[Point], lis
 
 
 def _known(raw: DictConfig) -> DictConfig:
-    """With something in the place of URLs that are in the environment of the job."""
+    """With something in the place of what is in the environment of the job."""
     found = raw.copy()
+    for path, text in _texts(OmegaConf.to_container(found, resolve=False)):
+        filled = _VARIABLE.sub(lambda match: match[0] if match[1] in os.environ else _THERE, text)
+        if filled != text:
+            OmegaConf.update(found, path, filled)
     for name in URLS:
         group, _, option = name.partition(".")
         if group in found and OmegaConf.is_interpolation(found[group], option):
             found[group][option] = _ELSEWHERE
     return found
+
+
+def _texts(node: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a configuration, with its place."""
+    if isinstance(node, str):
+        yield path, node
+    parts = (
+        node.items() if isinstance(node, dict) else enumerate(node if type(node) is list else [])
+    )
+    for name, part in parts:
+        yield from _texts(part, f"{path}.{name}" if path else str(name))
 
 
 def _names(overrides: Sequence[str]) -> list[str]:
@@ -96,9 +119,9 @@ _CHECKS: dict[str, Callable[[DictConfig, Sequence[str]], object]] = {
     "prune": lambda raw, overrides: PruneConfig.of_new(_known(raw), _names(overrides)),
     "sweep": _of_points,
     "solve": _of_solutions,
-    "latency": lambda raw, _: LatencyConfig.of(raw),
+    "latency": lambda raw, _: LatencyConfig.of(_known(raw)),
     "recover": lambda raw, overrides: RecoverConfig.of(_known(raw), _names(overrides)),
     "evaluate": lambda raw, overrides: EvaluateConfig.of(_known(raw), _names(overrides)),
-    "export": lambda raw, overrides: ExportConfig.of(raw, _names(overrides)),
+    "export": lambda raw, overrides: ExportConfig.of(_known(raw), _names(overrides)),
 }
 """As each command makes them."""

@@ -140,7 +140,7 @@ class Request:
                 ("output_dir", output_dir),
                 ("shape", self._value("shape")),
             )
-            if path is not None and not PurePosixPath(path).is_absolute()
+            if path is not None and not _may_be_absolute(path)
         ]
         if self._value("plan"):
             found.append("plan: true; a plan is no job: give it to multipruner recover on a node")
@@ -196,6 +196,11 @@ def _secrets(words: Sequence[str]) -> list[str]:
         shown = without_secrets(masked_url(value), value)
         found.append(f"{name}: {shown} holds a password, which the dashboard would show; {advice}")
     return found
+
+
+def _may_be_absolute(path: str) -> bool:
+    """What a variable of the cluster begins with is known there."""
+    return PurePosixPath(path).is_absolute() or path.startswith("${oc.env:")
 
 
 def _is_relative_file(url: str) -> bool:

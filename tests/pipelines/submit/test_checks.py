@@ -36,6 +36,19 @@ def _laptop(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ((*PRUNE, "search=blockpruner", "search.mlp_group_channels=64"), ["search.mlp_group_ch"]),
         ((*PRUNE, "calibration=text"), ["calibration.path: "]),
+        (
+            (*PRUNE, "calibration=text", "calibration.path=${oc.env:SCRATCH}/a", "search.seed=-1"),
+            ["search.seed: -1"],
+        ),
+        (("export", "run=${oc.env:SCRATCH}/a", "format=onnx"), ["format: 'onnx'"]),
+        (
+            ("latency", "model.path=${oc.env:SCRATCH}/a", "output_dir=/runs/a", "rounds=0"),
+            ["rounds: 0"],
+        ),
+        (
+            ("solve", "run=${oc.env:SCRATCH}/a", *SOLVE[2:], "search.target_ratio=[0.1,2]"),
+            ["search.target_ratio: 2"],
+        ),
         ((*SWEEP, "search.target_ratio=[0.1,1.5]"), ["search.target_ratio: 1.5"]),
         (
             (*SWEEP, "search.target_ratio=[0.1,0.2]", "max_perplexity_ratio=0.5"),
@@ -90,6 +103,12 @@ def test_with_what_the_request_says_itself() -> None:
         (*PRUNE, "calibration=text", "calibration.path=/shared/text.txt"),
         (*PRUNE, "search=allocation", "search.target.latency=0.8", "latency=/shared/latency.json"),
         (*PRUNE, "calibration=text", "calibration.path=${oc.env:SCRATCH}/text.txt"),
+        (*PRUNE, "calibration.batch_size=${oc.env:SCRATCH}"),
+        (
+            *PRUNE,
+            "calibration=mix",
+            "calibration.sources=[{source:text,path:'${oc.env:SCRATCH}/a'}]",
+        ),
         (*SWEEP, "tracking=server", "search.target_ratio=[0.1,0.2]"),
         ("prune", "output_dir=/runs/a", "resume=true", "search.target_ratio=1.5"),
         (*SOLVE, "search.target_ratio=[0.1,0.2]"),
