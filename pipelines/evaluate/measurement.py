@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -185,17 +185,18 @@ class Measured:
     Args:
         perplexity: per token, of each text; None where it is not a finite number.
         tasks: see `pipelines.evaluate.harness.evaluate_tasks`.
+        device: None where there was nothing to ask an evaluator.
     """
 
-    perplexity: Mapping[str, float | None]
-    tasks: Mapping[str, Mapping[str, Any]]
-    device: str
-    num_evaluators: int
-    answers: Mapping[str, int]
-    num_truncated: int
-    num_other_arithmetic: int
-    faults: Mapping[str, int]
-    seconds: float
+    perplexity: Mapping[str, float | None] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str | None = None
+    num_evaluators: int = 0
+    answers: Mapping[str, int] = field(default_factory=lambda: {"computed": 0, "reused": 0})
+    num_truncated: int = 0
+    num_other_arithmetic: int = 0
+    faults: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -215,7 +216,12 @@ class ModelMeasurement:
         self._next_line = time.monotonic() + _LINE_EVERY_S
 
     def measure(self, model: EvaluatedModel) -> Measured:
-        """All tasks and texts on one model. Raises what `Pool.run` does."""
+        """All tasks and texts on one model; no evaluator starts where there is neither. Raises what
+        `Pool.run` does.
+        """
+        benchmarks = self.job.benchmarks
+        if not benchmarks.tasks and not benchmarks.windows:
+            return Measured()
         started = time.monotonic()
         with self.job.pool(model) as pool:
             log.info("%s model: %s, starting evaluators", model.role, model.dtype)
@@ -225,8 +231,7 @@ class ModelMeasurement:
             cached = CachedRequests(pool, self.store, requests, self._report)
             tasks = self._tasks(cached, model)
             perplexities = {
-                name: self._perplexity(cached, windows, name)
-                for name in self.job.benchmarks.windows
+                name: self._perplexity(cached, windows, name) for name in benchmarks.windows
             }
             num_evaluators, faults = (
                 pool.num_evaluators,

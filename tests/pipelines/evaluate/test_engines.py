@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pipelines.config.groups import EvaluationConfig
-from pipelines.evaluate import engines
+from pipelines.evaluate import engines, measurement
 from pipelines.runs.files import EVALUATION
 from pipelines.runs.folder import RunFolder
 from pipelines.sweep.sweep_run import _is_evaluated
@@ -127,12 +127,13 @@ def test_dense_and_pruned_side_by_side_in_files_that_are_gone_afterwards(
     assert sorted(path.name for path in searched.iterdir()) == before
 
 
+def crashed(*_: object, **__: object) -> None:
+    raise RuntimeError("llama.cpp cannot run model-f32.gguf (it ended with -11): nothing")
+
+
 def test_an_engine_that_fails_spoils_nothing_else(
     run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crashed(*_: object, **__: object) -> None:
-        raise RuntimeError("llama.cpp cannot run model-f32.gguf (it ended with -11): nothing")
-
     monkeypatch.setattr(engines, "llama_cpp_speed", crashed)
     monkeypatch.setattr(engines, "has_llama_cpp", lambda: True)
     (tmp_path / "evaluation/.engine-killed").mkdir(parents=True)
@@ -144,6 +145,22 @@ def test_an_engine_that_fails_spoils_nothing_else(
     assert found["problem"].startswith("llama.cpp cannot run model-f32.gguf")
     assert "the speed in llama.cpp is not known: llama.cpp cannot run" in outcome.output
     assert not list(outcome.folder.glob(".engine-*")), "nor what an earlier process left"
+
+
+def test_no_evaluator_starts_for_an_engine_alone(
+    run: Evaluate, with_merges: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("an evaluator starts")
+
+    monkeypatch.setattr(measurement, "open_pool", refuse)
+    monkeypatch.setattr(engines, "llama_cpp_speed", crashed)
+    monkeypatch.setattr(engines, "has_llama_cpp", lambda: True)
+    outcome = run(f"model.path={with_merges}", *ENGINE, "evaluation.cost=false")
+    assert outcome.status == 0, outcome.output
+    found = outcome.evaluation
+    assert (found["device"], found["num_evaluators"]) == (None, 0)
+    assert found["answers"] == {"computed": 0, "reused": 0}
 
 
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
