@@ -101,7 +101,7 @@ def _report(
         "ratio": models.ratio,
         **main.to_json(),
         "dense": dense.to_json() if dense is not None else None,
-        **({"pruned": pruned.to_json()} if pruned not in (None, main) else {}),
+        **({} if pruned is None or pruned is main else {"pruned": pruned.to_json()}),
         "cost": cost,
         "settings": _settings(job),
         "fingerprints": {

@@ -90,7 +90,9 @@ def validate_post_steps(job: PruneJob) -> None:
     _validate_formats(job)
     if config.recovery.wanted:
         recovery = RecoverConfig.after(config, "RUN")
-        problems = problems_before_search(recovery, job.checkpoint, accounting, job.dtype)
+        problems = problems_before_search(
+            recovery, job.checkpoint, accounting, job.dtype, config.search.target_ratio or 0.0
+        )
         if problems:
             raise InputError("\n".join(problems))
     if config.evaluation.wanted:

@@ -15,6 +15,7 @@ from pipelines.runs.shape_file import ShapeFile
 from pruning.calibration.build import make_calibration
 from pruning.calibration.token_sets import TokenSet
 from pruning.costs.accounting import Accounting
+from pruning.costs.active_weights import has_experts
 from pruning.errors import InputError
 from pruning.export import transformers
 from pruning.importance.channel_order import STATISTICS
@@ -28,7 +29,7 @@ from pruning.scoring.nll import HEAD_CHUNK_TOKENS
 from pruning.shape import ModelShape
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
-from workers.evaluators.memory import training_bytes
+from workers.evaluators.memory import training_bytes, whole_bytes
 from workers.training.trainer import TrainingSpec, Watch, train
 
 
@@ -38,7 +39,7 @@ class RecoverJob:
 
     Args:
         pruned: what is recovered.
-        dtype: of all weights but the adapters'.
+        dtype: of all weights but those that are trained.
     """
 
     config: RecoverConfig
@@ -195,9 +196,13 @@ def problems_before_search(
     checkpoint: Checkpoint,
     accounting: Accounting,
     dtype: str,
+    ratio: float,
 ) -> list[str]:
     """What the recovery of a search that has not begun would be refused for, as far as that is
     known before its shape.
+
+    Args:
+        ratio: of the parameters that the search is to remove, at least.
     """
     found = config.problems(())
     if found:
@@ -207,6 +212,8 @@ def problems_before_search(
     on_gpu = machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
     if config.cluster.kind != "ray" and not on_gpu:
         needed = _needed_bytes(config, checkpoint, accounting, accounting.dense, dtype)
+        if config.recovery.rank is None:
+            needed -= round(whole_bytes(dtype) * ratio * accounting.num_dense_parameters)
         found += _memory_problems(config, needed, machine)
     try:
         _text(config, checkpoint)
@@ -269,6 +276,11 @@ def _problems(
         found.append(
             f"recovery.rank: {recovery.rank}, above the narrowest matrix that is left "
             f"({narrowest}: {widths[narrowest]}); give at most {widths[narrowest]}"
+        )
+    if recovery.rank is None and has_experts(model_config):
+        found.append(
+            "recovery.rank: null, which trains whole matrices, and the experts of a mixture are "
+            "none of them; give recovery=lora, which leaves them as they are"
         )
     if recovery.sequences < recovery.batch_size:
         found.append(

@@ -112,7 +112,9 @@ class RecoveryTracking:
             of_model=True,
             dataset=(found["text"]["source"], found["text"]["heldout_fingerprint"]),
         )
-        artifacts = [self._folder.path / name for name in (RECOVERY, ADAPTERS, JOURNAL)]
+        small = self._job.settings.rank is not None  # whole matrices are as large as the model
+        names = (RECOVERY, *([ADAPTERS] if small else []), JOURNAL)
+        artifacts = [self._folder.path / name for name in names]
         return self.tracker.finish(succeeded=True, artifacts=artifacts)
 
     def _command(self) -> str:

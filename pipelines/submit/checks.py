@@ -29,7 +29,9 @@ from pruning.errors import InputError
 _ELSEWHERE = "https://of.the.cluster"
 """In the place of a URL that is in the environment of the job."""
 _THERE = "/of/the/cluster"
-"""The same of another text, such as the beginning of a path."""
+"""The same in a path, of which nothing but its form is looked at."""
+_PATHS = ("path", "run", "shape", "output_dir", "data_dir", "latency")
+"""Options that are one, by their last name."""
 _VARIABLE = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z_0-9]*)\}")
 
 
@@ -47,7 +49,7 @@ def problems_of_options(command: str, raw: DictConfig, overrides: Sequence[str])
         _CHECKS[command](raw, overrides)
     except InputError as error:
         return str(error).splitlines()
-    except OmegaConfBaseException:  # such as a number that only the cluster has
+    except OmegaConfBaseException:  # such as a value that only the cluster has
         return []
     return []
 
@@ -89,14 +91,14 @@ def _points(raw: DictConfig, overrides: Sequence[str]) -> tuple[list[Point], lis
 def _known(raw: DictConfig) -> DictConfig:
     """With something in the place of what is in the environment of the job."""
     found = raw.copy()
-    for path, text in _texts(OmegaConf.to_container(found, resolve=False)):
-        filled = _VARIABLE.sub(lambda match: match[0] if match[1] in os.environ else _THERE, text)
-        if filled != text:
-            OmegaConf.update(found, path, filled)
     for name in URLS:
         group, _, option = name.partition(".")
         if group in found and OmegaConf.is_interpolation(found[group], option):
             found[group][option] = _ELSEWHERE
+    for place, text in _texts(OmegaConf.to_container(found, resolve=False)):
+        filled = _VARIABLE.sub(lambda match: match[0] if match[1] in os.environ else _THERE, text)
+        if filled != text and place.rpartition(".")[2] in _PATHS:
+            OmegaConf.update(found, place, filled)
     return found
 
 

@@ -14,6 +14,11 @@ _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num
 _PER_TOKEN = ("num_experts_per_tok", "moe_k")
 
 
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether a model is a mixture of experts."""
+    return any(getattr(config.get_text_config(), name, None) for name in _NUM_EXPERTS)
+
+
 def active_weights(block: nn.Module, config: PretrainedConfig) -> int | None:
     """Weights of a block that each token meets: all of a dense one; of a mixture of experts, the
     router, the shared experts, and of the others as many as a token is sent to.

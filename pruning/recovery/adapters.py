@@ -214,8 +214,8 @@ def read_adapters(path: Path, *, fingerprint: str | None = None) -> Adapters:
     """
     if not path.is_file():
         raise InputError(
-            f"run: {path} is not there; every machine that computes reads the adapters of a "
-            "recovery there"
+            f"run: {path} is not there; every machine that computes reads there what a "
+            "recovery has trained"
         )
     if fingerprint is not None and adapter_fingerprint(path) != fingerprint:
         raise InputError(

@@ -24,17 +24,17 @@ def training_flops(
     dense one. Adapters are not counted: a matrix of I inputs and O outputs has O I weights, its
     adapter R (O + I).
     """
-    gone = ModelShape((LayerShape(0, 0),) * len(shape.layers))
-    pruned, dense, head = (
+    pruned, dense = (
         accounting.flops_per_token(each, context_length=sequence_length)
-        for each in (shape, accounting.dense, gone)
+        for each in (shape, accounting.dense)
     )
-    if pruned is None or dense is None or head is None:
+    if pruned is None or dense is None:
         return None
     of_token = 2 * pruned + (dense if settings.loss == "kl" else 0)
     if settings.rank is None:
+        gone = ModelShape((LayerShape(0, 0),) * len(shape.layers))
         weights = accounting.num_parameters(shape) - accounting.num_parameters(gone)
-        of_token += min(pruned - head, 2 * weights)  # of experts, those that a token meets
+        of_token += 2 * weights
     updates = settings.steps * settings.batch_size * of_token
     measured = 1 + -(-settings.steps // settings.checkpoint_every)
     heldout = num_heldout_sequences * (measured * pruned + dense)

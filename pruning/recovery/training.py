@@ -51,7 +51,7 @@ class Update:
 
 
 class Recovery:
-    """A pruned model with adapters, and the optimizer of them.
+    """A pruned model with what is trained of it, and the optimizer of that.
 
     Args:
         model: gets adapters, or what is added to whole matrices; its own weights stay as they are.
@@ -80,7 +80,10 @@ class Recovery:
             add_differences(model, matrices) if whole else add_adapters(model, matrices, settings)
         )
         self._optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=settings.learning_rate, weight_decay=0.0
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            weight_decay=0.0,
+            foreach=False if whole else None,  # one more copy of all would be in memory on GPUs
         )
 
     def update(self, step: int) -> Update | None:

@@ -121,7 +121,7 @@ def training_bytes(
     if rank is None:
         gone = ModelShape((LayerShape(0, 0),) * geometry.num_layers)
         weights = accounting.num_parameters(shape) - accounting.num_parameters(gone)
-        trained = (16 + NUM_BYTES[dtype]) * weights
+        trained = whole_bytes(dtype) * weights
     else:
         channels = geometry.attention_channels + geometry.mlp_channels
         trained = 16 * rank * geometry.num_layers * (7 * hidden_size + 4 * channels)
@@ -138,6 +138,13 @@ def training_bytes(
         + 4 * batch_tokens * kept
         + 20 * logit_tokens * vocab_size
     )
+
+
+def whole_bytes(dtype: str) -> int:
+    """For each weight of a matrix that is trained: difference, gradient and two moments in float32,
+    and the rounded sum.
+    """
+    return 16 + NUM_BYTES[dtype]
 
 
 def _refitted_bytes(geometry: Geometry, dtype: str, hidden_size: int) -> int:

@@ -35,8 +35,8 @@ class TrainingSpec:
     """Everything that a training is made from.
 
     Args:
-        dtype: `float32`, `bfloat16` or `float16`, of all weights but the adapters', which are
-            float32.
+        dtype: `float32`, `bfloat16` or `float16`, of all weights but those that are trained, which
+            are float32.
         shape: canonical text of the pruned model.
         text, heldout: int64 [sequences, length].
         num_threads: CPU threads.
@@ -98,8 +98,8 @@ def train(
 
 
 def load_recovery(spec: TrainingSpec, device: Device) -> Recovery:
-    """The pruned model with adapters, cut from the dense one, which `kl` learns from: no weight is
-    there twice but those that compensate.
+    """The pruned model with what is trained of it, cut from the dense one, which `kl` learns from:
+    no weight is there twice but those that compensate.
 
     Raises:
         InputError: the model cannot be loaded, or has nothing to train.

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 
+from pipelines.config.schemas import register
+from pipelines.recover import job
+from pruning.costs.active_weights import has_experts
 from pruning.models.checkpoint import Checkpoint
-from tests.conftest import tiny_config, tiny_model, tokens
+from tests.conftest import ROOT, tiny_config, tiny_model, tokens
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
 from tests.pipelines.recover.conftest import QUICK, WHOLE, Recover
@@ -127,6 +131,26 @@ def test_a_shape_file_that_cannot_be_recovered(
     [error] = outcome.errors
     assert error.startswith(f"error: {named(message)}")
     assert not (tmp_path / "recovered").exists(), "something was written"
+
+
+def test_a_mixture_of_experts_is_not_trained_whole(
+    recover: Recover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its experts are one tensor, which is no linear layer."""
+    assert has_experts(tiny_config("mixtral"))
+    assert not has_experts(tiny_config("llama"))
+    monkeypatch.setattr(job, "has_experts", lambda _: True)
+    [error] = recover(*WHOLE).errors
+    assert error.startswith("error: recovery.rank: null, which trains whole matrices, and the exp")
+
+
+def test_published_settings_leave_the_kind_to_the_group() -> None:
+    words = ["experiment=recovery/multipruner", "run=/a", "calibration.path=/b"]
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        assert compose("recover", words).recovery.rank == 16
+        whole = compose("recover", [*words, "recovery=full"]).recovery
+    assert (whole.rank, whole.alpha, whole.dropout, whole.steps) == (None, None, 0, 2000)
 
 
 def test_all_problems_at_once(recover: Recover) -> None:

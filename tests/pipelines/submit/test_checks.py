@@ -104,6 +104,11 @@ def test_with_what_the_request_says_itself() -> None:
         (*PRUNE, "search=allocation", "search.target.latency=0.8", "latency=/shared/latency.json"),
         (*PRUNE, "calibration=text", "calibration.path=${oc.env:SCRATCH}/text.txt"),
         (*PRUNE, "calibration.batch_size=${oc.env:SCRATCH}"),
+        (*PRUNE, "model.dtype=${oc.env:SCRATCH}"),
+        (*PRUNE, "tracking.uri=${oc.env:SCRATCH}"),
+        (*PRUNE[:3], "store.url=${oc.env:SCRATCH}"),
+        (*PRUNE, "search.target.memory=${oc.env:SCRATCH}"),
+        ("export", "run=/runs/a", "format=${oc.env:SCRATCH}"),
         (
             *PRUNE,
             "calibration=mix",
