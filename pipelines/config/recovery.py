@@ -92,15 +92,11 @@ class RecoveryConfig:
         if self.rank is not None:
             missing = "recovery.alpha: missing; with a recovery.rank give a number, such as 32"
             return [missing] if self.alpha is None else []
-        alone = {
-            "recovery.alpha": self.alpha is not None and f"{self.alpha:g}",
-            "recovery.dropout": self.dropout > 0 and f"{self.dropout:g}",
-        }
         return [
-            f"{name}: {value}, of adapters, and recovery.rank=null trains whole matrices; give "
-            "recovery=full, which has none of it, or a recovery.rank"
-            for name, value in alone.items()
-            if value
+            f"recovery.{name}: {value:g}, of adapters, and recovery.rank=null trains whole "
+            "matrices; give recovery=full, which has none of it, or a recovery.rank"
+            for name, value in (("alpha", self.alpha), ("dropout", self.dropout or None))
+            if value is not None
         ]
 
     @property

@@ -106,11 +106,10 @@ def _texts(node: object, path: str = "") -> Iterator[tuple[str, str]]:
     """Every text of a configuration, with its place."""
     if isinstance(node, str):
         yield path, node
-    parts = (
-        node.items() if isinstance(node, dict) else enumerate(node if type(node) is list else [])
-    )
-    for name, part in parts:
-        yield from _texts(part, f"{path}.{name}" if path else str(name))
+    elif isinstance(node, dict | list):
+        parts = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, part in parts:
+            yield from _texts(part, f"{path}.{name}" if path else str(name))
 
 
 def _names(overrides: Sequence[str]) -> list[str]:

@@ -62,6 +62,11 @@ class Accounting:
             for block, kept, full, keep_bias in self._blocks_of(shape)
         )
 
+    def num_block_parameters(self, shape: ModelShape) -> int:
+        """Those of its attentions and MLPs, without norms."""
+        gone = ModelShape((LayerShape(0, 0),) * len(shape.layers))
+        return self.num_parameters(shape) - self.num_parameters(gone)
+
     def num_stored_parameters(self, shape: ModelShape) -> int:
         """Parameters of the tensors that a pruned checkpoint needs: norms of removed blocks are
         dropped.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pruning.costs.accounting import Accounting
 from pruning.recovery.settings import RecoverySettings
-from pruning.shape import LayerShape, ModelShape
+from pruning.shape import ModelShape
 
 
 def training_flops(
@@ -32,9 +32,7 @@ def training_flops(
         return None
     of_token = 2 * pruned + (dense if settings.loss == "kl" else 0)
     if settings.rank is None:
-        gone = ModelShape((LayerShape(0, 0),) * len(shape.layers))
-        weights = accounting.num_parameters(shape) - accounting.num_parameters(gone)
-        of_token += 2 * weights
+        of_token += 2 * accounting.num_block_parameters(shape)
     updates = settings.steps * settings.batch_size * of_token
     measured = 1 + -(-settings.steps // settings.checkpoint_every)
     heldout = num_heldout_sequences * (measured * pruned + dense)

@@ -7,7 +7,7 @@ from pruning.costs.block_times import Levels, depth_of
 from pruning.models.dtypes import NUM_BYTES
 from pruning.models.geometry import NUM_SIZES, Geometry, factor_bytes, gram_bytes
 from pruning.scoring.kept_bytes import kept_bytes
-from pruning.shape import LayerShape, ModelShape
+from pruning.shape import ModelShape
 
 STATISTICS_BYTES = 8_000_000_000
 """Of Gram matrices that one task sums at most, if one layer's are not larger. Whatever does not fit
@@ -119,9 +119,7 @@ def training_bytes(
     """
     geometry = accounting.geometry
     if rank is None:
-        gone = ModelShape((LayerShape(0, 0),) * geometry.num_layers)
-        weights = accounting.num_parameters(shape) - accounting.num_parameters(gone)
-        trained = whole_bytes(dtype) * weights
+        trained = whole_bytes(dtype) * accounting.num_block_parameters(shape)
     else:
         channels = geometry.attention_channels + geometry.mlp_channels
         trained = 16 * rank * geometry.num_layers * (7 * hidden_size + 4 * channels)

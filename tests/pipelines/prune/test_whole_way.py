@@ -126,6 +126,24 @@ def test_what_a_recovery_would_refuse_is_refused_before_the_search(
     assert not (outcome.folder / "trajectory.jsonl").exists()
 
 
+def test_whole_matrices_need_memory_for_what_the_search_leaves(
+    search: Search, whole: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 bytes less for each parameter that it is to remove, of 80,400."""
+    seen = list[int]()
+
+    def refuse(_config: object, needed: int, _machine: object) -> list[str]:
+        seen.append(needed)
+        return ["recovery: refused"]
+
+    monkeypatch.setattr("pipelines.recover.job._memory_problems", refuse)
+    given = [each for each in QUICK if "rank" not in each]
+    for ratio in (0.1, 0.3):
+        outcome = search(*whole, "recovery=full", *given, f"search.target_ratio={ratio}")
+        assert outcome.status == 2, outcome.output
+    assert seen[0] - seen[1] == pytest.approx(20 * 0.2 * 80400, abs=1)
+
+
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [

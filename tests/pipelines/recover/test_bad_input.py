@@ -144,13 +144,16 @@ def test_a_mixture_of_experts_is_not_trained_whole(
     assert error.startswith("error: recovery.rank: null, which trains whole matrices, and the exp")
 
 
-def test_published_settings_leave_the_kind_to_the_group() -> None:
+def test_what_is_trained_is_what_the_group_says() -> None:
+    """In the published settings, too, and after a search."""
     words = ["experiment=recovery/multipruner", "run=/a", "calibration.path=/b"]
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         assert compose("recover", words).recovery.rank == 16
         whole = compose("recover", [*words, "recovery=full"]).recovery
+        after = compose("prune", ["recovery=full"]).recovery
     assert (whole.rank, whole.alpha, whole.dropout, whole.steps) == (None, None, 0, 2000)
+    assert (after.rank, after.alpha, after.steps, after.learning_rate) == (None, None, 300, 0.0002)
 
 
 def test_all_problems_at_once(recover: Recover) -> None:
