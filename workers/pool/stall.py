@@ -17,7 +17,7 @@ from workers.pool.ray_worker import Worker
 
 log = logging.getLogger(__name__)
 
-_BUSY_S = 10.0
+_BUSY_S = 30.0
 """After so long without any evaluator, it is said that others use what they need."""
 
 
