@@ -63,12 +63,17 @@ class RecoverConfig:
 
     @classmethod
     def after(cls, config: PruneConfig, run: str) -> Self:
-        """A recovery as a search asks for it, on the same text, machine and tracking."""
+        """A recovery as a search asks for it, on the same text, machine and tracking, in as many
+        processes as the search has evaluators, if an update has as many parts.
+        """
+        cluster, num_parts = config.cluster, config.recovery.num_parts
+        if cluster.num_evaluators is not None:
+            cluster = replace(cluster, num_evaluators=min(cluster.num_evaluators, num_parts))
         return cls(
             model=ModelConfig("", None, "auto", trust_remote_code=False),
             recovery=config.recovery,
             calibration=config.calibration,
-            cluster=replace(config.cluster, num_evaluators=None),
+            cluster=cluster,
             tracking=config.tracking,
             run=run,
             shape=None,
@@ -95,21 +100,32 @@ class RecoverConfig:
             if name in RECOVERY_OPTIONS
         ]
         found += [
-            f"{name}: has no effect on recover, which waits for its one process; leave it out"
+            f"{name}: has no effect on recover, which waits for its processes; leave it out"
             for name in given
             if name in _OF_EVALUATORS
         ]
-        if (self.cluster.num_evaluators or 1) > 1:
-            found.append(
-                f"cluster.num_evaluators: {self.cluster.num_evaluators}, which has no effect: one "
-                "process trains"
-            )
+        found += self._problems_of_processes()
         if (self.cluster.num_gpus_per_evaluator or 0) > 1:
             found.append(
                 f"cluster.num_gpus_per_evaluator: {self.cluster.num_gpus_per_evaluator}; recover "
                 "trains on one GPU, or with 0 on CPUs"
             )
         return found
+
+    def _problems_of_processes(self) -> list[str]:
+        """More than have something to do."""
+        asked, recovery = self.cluster.num_evaluators, self.recovery
+        num_parts = recovery.num_parts
+        if asked is None or asked <= num_parts:
+            return []
+        size = recovery.micro_batch_size or recovery.batch_size
+        smaller = recovery.batch_size // asked
+        advice = f", or recovery.micro_batch_size={smaller}" if smaller else ""
+        return [
+            f"cluster.num_evaluators: {asked}, above the number of parts of an update, each of "
+            f"which one process takes: {num_parts} (recovery.batch_size={recovery.batch_size}, "
+            f"recovery.micro_batch_size={size}); give at most {num_parts}{advice}"
+        ]
 
     @property
     def path_options(self) -> tuple[str, ...]:

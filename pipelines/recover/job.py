@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.recover import RECOVERY_OPTIONS, RecoverConfig
-from pipelines.evaluators import find_placement, local_session
+from pipelines.evaluators import local_session
+from pipelines.recover.placement import find_processes, memory_problems, needed_bytes
 from pipelines.runs.files import CHANNEL_ORDER
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.saved_run import PastRun, read_run
@@ -25,11 +26,10 @@ from pruning.models.find import find_checkpoint
 from pruning.recovery.flops import training_flops
 from pruning.recovery.journal import StoppedBy
 from pruning.recovery.settings import RecoverySettings
-from pruning.scoring.nll import HEAD_CHUNK_TOKENS
 from pruning.shape import ModelShape
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
-from workers.evaluators.memory import training_bytes, whole_bytes
+from workers.evaluators.memory import whole_bytes
 from workers.training.trainer import TrainingSpec, Watch, train
 
 
@@ -40,6 +40,7 @@ class RecoverJob:
     Args:
         pruned: what is recovered.
         dtype: of all weights but those that are trained.
+        placement: of the processes that train; None: it is this one.
     """
 
     config: RecoverConfig
@@ -71,17 +72,17 @@ class RecoverJob:
             else resolve_dtype(config.model.dtype, on_gpu=on_gpu)
         )
         model = (pruned.checkpoint, pruned.accounting, pruned.shape)
-        needed = _needed_bytes(config, *model, dtype)
         accounting = pruned.accounting
         problems = transformers.problems(
             pruned.checkpoint.config(), accounting.family, accounting.geometry, pruned.shape
         )
         problems += _problems(config, *model)
         if config.cluster.kind != "ray" and not on_gpu:
-            problems += _memory_problems(config, needed, machine)
+            needed = needed_bytes(config, *model, dtype, num_processes=1)
+            problems += memory_problems(config, needed, machine)
         placement = None
         try:
-            placement = find_placement(config.cluster, machine, needed)
+            placement = find_processes(config, machine, *model, dtype)
         except InputError as error:
             problems.append(str(error))
         try:
@@ -90,8 +91,7 @@ class RecoverJob:
             problems.append(str(error))
         if problems:
             raise InputError("\n".join(problems))
-        one = None if placement is None else replace(placement, num_evaluators=1)
-        return cls(config, pruned, dtype, settings, text, heldout, machine, one)
+        return cls(config, pruned, dtype, settings, text, heldout, machine, placement)
 
     @property
     def search(self) -> PastRun | None:
@@ -132,11 +132,21 @@ class RecoverJob:
         }
 
     @property
+    def num_processes(self) -> int | None:
+        """That train; None: as many as the cluster has, up to the parts of an update."""
+        return 1 if self.placement is None else self.placement.num_evaluators
+
+    @property
     def needed_bytes(self) -> int:
-        """Memory of the process that trains, estimated."""
+        """Memory of each process that trains, estimated."""
         pruned = self.pruned
-        return _needed_bytes(
-            self.config, pruned.checkpoint, pruned.accounting, pruned.shape, self.dtype
+        return needed_bytes(
+            self.config,
+            pruned.checkpoint,
+            pruned.accounting,
+            pruned.shape,
+            self.dtype,
+            num_processes=self.num_processes,
         )
 
     def flops(self) -> float | None:
@@ -159,7 +169,7 @@ class RecoverJob:
         return None if rate is None else float(rate)
 
     def train(self, folder: Path, watch: Watch) -> StoppedBy:
-        """Trains in this process, or in one that Ray starts.
+        """Trains in this process, or in those that Ray starts.
 
         Raises:
             InputError, TrainingFailed: see `train` and `train_on_ray`.
@@ -211,10 +221,12 @@ def problems_before_search(
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     on_gpu = machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
     if config.cluster.kind != "ray" and not on_gpu:
-        needed = _needed_bytes(config, checkpoint, accounting, accounting.dense, dtype)
+        needed = needed_bytes(
+            config, checkpoint, accounting, accounting.dense, dtype, num_processes=1
+        )
         if config.recovery.rank is None:
             needed -= round(whole_bytes(dtype) * ratio * accounting.num_dense_parameters)
-        found += _memory_problems(config, needed, machine)
+        found += memory_problems(config, needed, machine)
     try:
         _text(config, checkpoint)
     except InputError as error:
@@ -288,40 +300,6 @@ def _problems(
             f"{recovery.batch_size} of recovery.batch_size; give more"
         )
     return found
-
-
-def _needed_bytes(
-    config: RecoverConfig,
-    checkpoint: Checkpoint,
-    accounting: Accounting,
-    shape: ModelShape,
-    dtype: str,
-) -> int:
-    text_config, settings = checkpoint.config().get_text_config(), config.recovery.settings()
-    batch_tokens = settings.micro_batch_size * config.recovery.sequence_length
-    return training_bytes(
-        accounting,
-        shape,
-        dtype,
-        batch_tokens=batch_tokens,
-        hidden_size=int(text_config.hidden_size),
-        vocab_size=int(text_config.vocab_size),
-        logit_tokens=min(batch_tokens, max(HEAD_CHUNK_TOKENS.values())),
-        rank=settings.rank,
-    )
-
-
-def _memory_problems(config: RecoverConfig, needed: int, machine: LocalMachine) -> list[str]:
-    """Of a training on CPUs; what a GPU has left is known when it is used."""
-    if needed <= machine.free_bytes:
-        return []
-    adapters = ", or recovery=lora" if config.recovery.rank is None else ""
-    return [
-        f"recovery.micro_batch_size: {config.recovery.settings().micro_batch_size} sequences of "
-        f"{config.recovery.sequence_length} tokens take about {needed / 1e9:.1f} GB of memory with "
-        f"this model, {machine.free_bytes / 1e9:.1f} GB are free; give a smaller one, or a smaller "
-        f"recovery.sequence_length{adapters}"
-    ]
 
 
 def _text(config: RecoverConfig, checkpoint: Checkpoint) -> tuple[TokenSet, TokenSet]:

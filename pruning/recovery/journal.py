@@ -36,12 +36,17 @@ StoppedBy = Literal["steps", "patience", "not_finite"]
 class TrainingFiles:
     """The journal and the checkpoints of one training that has not ended.
 
+    Args:
+        writes: False: of the processes that train together another one writes; this one keeps the
+            lines in mind.
+
     Raises:
         InputError: the journal is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
         self.path, self._checkpoints = folder / JOURNAL, folder / CHECKPOINTS
+        self._writes = writes
         self._checkpoints.mkdir(exist_ok=True)
         self.lines = read_journal(self.path)
         self._cut()
@@ -60,12 +65,15 @@ class TrainingFiles:
         return self._checkpoints / _NAME.format(step=step)
 
     def append(self, line: Line) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         self.lines.append(line)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """A checkpoint, there whole or not at all; only it and the best one are kept."""
+        if not self._writes:
+            return
         disk.sync(self.path)
         disk.sync(self.path.parent)
         with tempfile.TemporaryDirectory(dir=self._checkpoints, prefix=".") as scratch:
@@ -87,7 +95,7 @@ class TrainingFiles:
                 f"output_dir: {self.path} is damaged: it lacks updates that "
                 f"{self.checkpoint(last).name} includes; remove the folder and recover again"
             )
-        if self.path.exists():
+        if self._writes and self.path.exists():
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)

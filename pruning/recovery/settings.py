@@ -18,7 +18,8 @@ class RecoverySettings:
     Args:
         steps: updates at most.
         batch_size: sequences of one update.
-        micro_batch_size: sequences that are in memory together; their gradients are added up.
+        micro_batch_size: sequences of one part of an update, which are in memory together. The
+            gradients of its parts are added up, and several processes can share them.
         rank, alpha, dropout: an adapted matrix W computes W x + alpha / rank B A dropout(x), with A
             of `rank` rows. `rank` None: W itself is trained, and neither alpha nor dropout count.
         learning_rate: its highest value.
@@ -43,6 +44,11 @@ class RecoverySettings:
     checkpoint_every: int
     patience: int | None
     seed: int
+
+    @property
+    def num_parts(self) -> int:
+        """Of an update."""
+        return -(-self.batch_size // self.micro_batch_size)
 
     @property
     def scale(self) -> float:

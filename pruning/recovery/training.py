@@ -2,7 +2,8 @@
 
 Every update is a function of the state before it and of its number, so that a training that goes on
 from a file takes the steps that it would have taken: which sequences it sees and what dropout drops
-follow from seed and number.
+follow from seed and number. An update is computed in parts, `micro_batch_size` sequences each, by
+one process or by several.
 
 Shape letters: B sequences, T tokens of a sequence.
 """
@@ -10,6 +11,7 @@ Shape letters: B sequences, T tokens of a sequence.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.calibration.token_sets import Tokens, TokenSet
@@ -31,6 +34,7 @@ from pruning.recovery.adapters import (
 )
 from pruning.recovery.loss import distillation_kl, next_token_nll
 from pruning.recovery.settings import RecoverySettings
+from pruning.recovery.team import Team
 from pruning.scoring.nll import sequence_nll
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -60,6 +64,7 @@ class Recovery:
         text: what is trained on.
         heldout: what tells whether it helps.
         shape: of `model`, canonical text.
+        team: this process, and others that train the same.
     """
 
     def __init__(
@@ -71,9 +76,10 @@ class Recovery:
         text: TokenSet,
         heldout: TokenSet,
         shape: str,
+        team: Team | None = None,
     ) -> None:
         self.model, self.dense, self.settings, self.shape = model, dense, settings, shape
-        self.text, self.heldout = text, heldout
+        self.text, self.heldout, self._team = text, heldout, team or Team()
         whole = settings.rank is None
         self._adapted = () if whole else matrices
         self.parameters = (
@@ -98,8 +104,7 @@ class Recovery:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         with dropping(self.model, self._adapted), torch.random.fork_rng():
-            torch.manual_seed(int(np.random.default_rng([settings.seed, step]).integers(2**32)))
-            loss = self._backward(batch)
+            loss = self._backward(batch, step)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
         if not np.isfinite(loss) or not torch.isfinite(norm):
             return None
@@ -119,9 +124,13 @@ class Recovery:
         return self._nll(self.dense)
 
     def _nll(self, model: PreTrainedModel) -> float:
-        batches = self.heldout.batches(self.settings.micro_batch_size)
-        total = sum(float(sequence_nll(model, self._tensor(batch)).sum()) for batch in batches)
-        return total / (self.heldout.num_sequences * (self.heldout.sequence_length - 1))
+        batches = list(self.heldout.batches(self.settings.micro_batch_size))
+        own = [
+            float(sequence_nll(model, self._tensor(batches[number])).sum())
+            for number in self._team.share(len(batches))
+        ]
+        predicted = self.heldout.num_sequences * (self.heldout.sequence_length - 1)
+        return math.fsum(self._team.gathered(own)) / predicted
 
     def save(self, path: Path, step: int) -> None:
         """Adapters and moments after update `step`."""
@@ -146,21 +155,37 @@ class Recovery:
                     }
         return step
 
-    def _backward(self, batch_BT: Tokens) -> float:
+    def _backward(self, batch_BT: Tokens, step: int) -> float:
         """Adds up the gradients of a batch; returns its loss."""
-        num_tokens, total = int(batch_BT[:, 1:].size), 0.0
-        for part in TokenSet(batch_BT).batches(self.settings.micro_batch_size):
-            tokens = self._tensor(part)
-            if self.settings.loss == "kl":
-                loss = distillation_kl(self.model, self.dense, tokens)
-            else:
-                loss = next_token_nll(self.model, tokens)
+        num_tokens, losses = int(batch_BT[:, 1:].size), list[float]()
+        parts = list(TokenSet(batch_BT).batches(self.settings.micro_batch_size))
+        weights, gradients = list(self.parameters.values()), list[list[torch.Tensor]]()
+        for number in self._team.share(len(parts)):
+            seeds = np.random.default_rng([self.settings.seed, step, number])
+            torch.manual_seed(int(seeds.integers(2**32)))
+            loss = self._loss(self._tensor(parts[number]))
             (loss / num_tokens).backward()
-            total += float(loss.detach())
-        return total / num_tokens
+            losses.append(float(loss.detach()))
+            if self._team.size > 1:
+                gradients.append([_taken(weight) for weight in weights])
+        if self._team.size > 1:
+            self._team.add_up(weights, gradients, len(parts))
+        return math.fsum(self._team.gathered(losses)) / num_tokens
+
+    def _loss(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        if self.settings.loss == "kl":
+            return distillation_kl(self.model, self.dense, input_ids_BT)
+        return next_token_nll(self.model, input_ids_BT)
 
     def _tensor(self, input_ids_BT: Tokens) -> torch.Tensor:
         return torch.tensor(input_ids_BT, device=self.model.device)
+
+
+def _taken(weight: nn.Parameter) -> torch.Tensor:
+    """Its gradient, which it has no more afterwards."""
+    gradient, weight.grad = weight.grad, None
+    assert gradient is not None
+    return gradient
 
 
 def positions(step: int, settings: RecoverySettings, num_sequences: int) -> list[int]:

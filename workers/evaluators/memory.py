@@ -106,6 +106,7 @@ def training_bytes(
     vocab_size: int,
     logit_tokens: int,
     rank: int | None,
+    num_kept: int = 0,
 ) -> int:
     """Memory of a training, estimated: the dense model, which the pruned one is cut from; what
     compensates it; value, gradient and two moments of all that is trained, in float32; what each
@@ -116,13 +117,14 @@ def training_bytes(
         logit_tokens: whose logits are.
         rank: of adapters; None: whole matrices are trained, and their sums are kept for the way
             back.
+        num_kept: parts of an update whose gradients are kept until all processes have theirs.
     """
     geometry = accounting.geometry
     if rank is None:
-        trained = whole_bytes(dtype) * accounting.num_block_parameters(shape)
+        values, each = accounting.num_block_parameters(shape), whole_bytes(dtype)
     else:
         channels = geometry.attention_channels + geometry.mlp_channels
-        trained = 16 * rank * geometry.num_layers * (7 * hidden_size + 4 * channels)
+        values, each = rank * geometry.num_layers * (7 * hidden_size + 4 * channels), 16
     kept = sum(
         8 * hidden_size * (bool(layer.kv_heads) + bool(layer.mlp_channels))
         + 4 * layer.kv_heads * geometry.channels_per_kv_head
@@ -132,7 +134,7 @@ def training_bytes(
     return (
         evaluator_bytes(accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, 0)
         + _refitted_bytes(geometry, dtype, hidden_size)
-        + trained
+        + values * (each + 4 * num_kept)
         + 4 * batch_tokens * kept
         + 20 * logit_tokens * vocab_size
     )

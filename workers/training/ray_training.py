@@ -1,25 +1,34 @@
-"""The training in a process that Ray Train starts, and starts again where it is lost.
+"""The training in processes that Ray Train starts, and starts again where one is lost.
 
-Checkpoints are our own, in the folder of the recovery, which that process must see: a process that
-takes over goes on from the last.
+Checkpoints are our own, in the folder of the recovery, which every process must see: those that
+take over go on from the last. As their number changes no bit of what is trained, they may be fewer
+or more than those before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray import train as ray_train
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from torch import distributed
 
 from pruning.errors import InputError
 from pruning.recovery.journal import JOURNAL, StoppedBy, checkpoint_steps, ended, read_journal
+from pruning.recovery.team import Team
 from workers.cluster.placement import Placement
 from workers.training.trainer import TrainingFailed, TrainingSpec, Watch, train
 
@@ -27,18 +36,20 @@ _LOSSES = 5
 """Processes that may be lost before it is given up."""
 _LOOK_EVERY_S = 0.5
 _REFUSED = "refused"
-"""What the process says of input that cannot be used: Ray Train would start it again and again."""
+"""What a process says of input that cannot be used: Ray Train would start it again and again."""
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def train_on_ray(spec: TrainingSpec, folder: Path, watch: Watch, placement: Placement) -> StoppedBy:
-    """The same as `train`, in one process on the connected Ray.
+    """The same as `train`, in processes on the connected Ray.
 
     Args:
-        placement: what the process gets.
+        placement: how many there are at most, and what each gets. There are no more than an update
+            has parts.
 
     Raises:
         InputError: as of `train`.
-        TrainingFailed: the process was lost too often.
+        TrainingFailed: processes were lost too often.
     """
     running = _Running(spec, folder, placement)
     try:
@@ -74,8 +85,10 @@ class _Running(threading.Thread):
         resources: dict[str, float] = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
         if placement.memory_bytes:
             resources["memory"] = placement.memory_bytes
-        # The class that TorchTrainer is made of, without the process group that it opens: one
-        # process needs none, and it would listen on every interface.
+        at_most = spec.settings.num_parts
+        count = placement.num_evaluators
+        # The class that TorchTrainer is made of, without the process group that it opens, which
+        # listens on every interface: see `_team`.
         self._trainer = DataParallelTrainer(
             _train_loop,
             train_loop_config={
@@ -85,7 +98,10 @@ class _Running(threading.Thread):
                 "refused": self.storage / _REFUSED,
             },
             scaling_config=ScalingConfig(
-                num_workers=1, use_gpu=placement.num_gpus > 0, resources_per_worker=resources
+                num_workers=(1, at_most) if count is None else min(count, at_most),
+                use_gpu=placement.num_gpus > 0,
+                resources_per_worker=resources,
+                label_selector=dict(placement.label_selector) or None,
             ),
             run_config=RunConfig(  # type: ignore[arg-type]  # older annotation
                 name="recovery",
@@ -107,8 +123,45 @@ class _Running(threading.Thread):
 
 
 def _train_loop(config: Mapping[str, Any]) -> None:
-    """In the process of Ray Train."""
+    """In each process of Ray Train."""
+    refused: Path = config["refused"]
+    if refused.exists():
+        return  # by another process, before this one was started again
     try:
-        train(config["spec"], config["folder"], lambda *_: None, num_gpus=config["num_gpus"])
+        with _team(refused.parent, config["num_gpus"]) as team:
+            train(
+                config["spec"],
+                config["folder"],
+                lambda *_: None,
+                num_gpus=config["num_gpus"],
+                team=team,
+            )
     except InputError as error:
-        config["refused"].write_text(str(error), encoding="utf-8")
+        refused.write_text(str(error), encoding="utf-8")
+
+
+@contextmanager
+def _team(storage: Path, num_gpus: int) -> Iterator[Team]:
+    """This process among those that train together.
+
+    They find each other by a file in `storage`, not by a server, and talk over the loopback
+    interface where they are all on one machine.
+    """
+    context = ray_train.get_context()
+    team = Team(context.get_world_rank(), context.get_world_size())
+    if team.size == 1:
+        yield team
+        return
+    if context.get_local_world_size() == team.size:
+        os.environ |= {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
+    name = broadcast_from_rank_zero(uuid.uuid4().hex)  # processes that are started again need anew
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if num_gpus else "gloo",
+        init_method=f"file://{storage / name}",
+        rank=team.rank,
+        world_size=team.size,
+    )
+    try:
+        yield team
+    finally:
+        distributed.destroy_process_group()

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pruning.recovery.adapters import matrices_of
 from pruning.recovery.journal import LOCK, Line, StoppedBy, TrainingFiles, ended
 from pruning.recovery.prepared import prepared
 from pruning.recovery.settings import RecoverySettings
+from pruning.recovery.team import Team
 from pruning.recovery.training import Recovery
 from pruning.scoring.out_of_memory import is_out_of_memory
 from pruning.shape import ModelShape
@@ -64,23 +66,34 @@ _HANDOVER_S = 60.0
 
 
 def train(
-    spec: TrainingSpec, folder: Path, watch: Watch, *, num_gpus: int | None = None
+    spec: TrainingSpec,
+    folder: Path,
+    watch: Watch,
+    *,
+    num_gpus: int | None = None,
+    team: Team | None = None,
 ) -> StoppedBy:
     """Trains in this process, from the last checkpoint in the folder if there is one.
 
     Args:
         num_gpus: see `Device`; one is used.
+        team: this process among those that train together; the first of them writes.
 
     Raises:
         InputError: the model cannot be loaded, or does not fit into memory; the journal is
             damaged; another process trains in the folder.
     """
-    settings, threads = spec.settings, torch.get_num_threads()
+    settings, threads, team = spec.settings, torch.get_num_threads(), team or Team()
+    writes = team.rank == 0
     try:
-        with FileLock(folder / LOCK, timeout=_HANDOVER_S):
-            files = TrainingFiles(folder)
+        with FileLock(folder / LOCK, timeout=_HANDOVER_S) if writes else nullcontext():
+            if writes:
+                TrainingFiles(folder)  # drops what no checkpoint has, before others read it
+            team.wait()
+            files = TrainingFiles(folder, writes=writes)
             reason = None if files.last_step is None else ended(files.lines, settings)
-            return reason or _train(spec, files, watch, Device(spec.num_threads, num_gpus))
+            device = Device(spec.num_threads, num_gpus)
+            return reason or _train(spec, files, watch, device, team)
     except Timeout as error:
         raise InputError(
             f"output_dir: another process trains in {folder}; wait for it, or give another folder"
@@ -97,7 +110,7 @@ def train(
         torch.set_num_threads(threads)
 
 
-def load_recovery(spec: TrainingSpec, device: Device) -> Recovery:
+def load_recovery(spec: TrainingSpec, device: Device, team: Team | None = None) -> Recovery:
     """The pruned model with what is trained of it, cut from the dense one, which `kl` learns from:
     no weight is there twice but those that compensate.
 
@@ -107,7 +120,8 @@ def load_recovery(spec: TrainingSpec, device: Device) -> Recovery:
     model = device.load(spec.checkpoint, spec.dtype)
     dense = prepared(LoadedModel.of(model), spec.order)
     shape = ModelShape.parse(spec.shape)
-    return recovery_of(dense, shape, spec.settings, TokenSet(spec.text), TokenSet(spec.heldout))
+    text, heldout = TokenSet(spec.text), TokenSet(spec.heldout)
+    return recovery_of(dense, shape, spec.settings, text, heldout, team)
 
 
 def recovery_of(
@@ -116,6 +130,7 @@ def recovery_of(
     settings: RecoverySettings,
     text: TokenSet,
     heldout: TokenSet,
+    team: Team | None = None,
 ) -> Recovery:
     """The same of a dense model that is prepared.
 
@@ -125,11 +140,13 @@ def recovery_of(
     pruned = pruned_model(dense, shape)
     sources = [(layer.attention, layer.mlp) for layer in layers_of(shape, dense.family)]
     matrices = matrices_of(pruned, dense.family, sources)
-    return Recovery(pruned, dense.model, matrices, settings, text, heldout, shape.text)
+    return Recovery(pruned, dense.model, matrices, settings, text, heldout, shape.text, team)
 
 
-def _train(spec: TrainingSpec, files: TrainingFiles, watch: Watch, device: Device) -> StoppedBy:
-    recovery = load_recovery(spec, device)
+def _train(
+    spec: TrainingSpec, files: TrainingFiles, watch: Watch, device: Device, team: Team
+) -> StoppedBy:
+    recovery = load_recovery(spec, device, team)
     if files.last_step is not None:
         recovery.load(files.checkpoint(files.last_step))
         log.info("going on after update %d of %d", files.last_step, spec.settings.steps)

@@ -127,6 +127,22 @@ def test_trainings_compose(name: str) -> None:
     assert config.text().num_block_samples == config.recovery.num_sequences
 
 
+@pytest.mark.parametrize(("micro", "processes"), [("null", 1), ("3", 3), ("1", 4)])
+def test_a_recovery_after_a_search_has_as_many_processes_as_have_something_to_do(
+    micro: str, processes: int
+) -> None:
+    """Of the four evaluators of the search; eight sequences of an update."""
+    register()
+    given = ["model.path=m", "recovery=lora", f"recovery.micro_batch_size={micro}"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        raw = compose("prune", overrides=[*given, "cluster.num_evaluators=4"])
+        config = RecoverConfig.after(PruneConfig.of(raw), "RUN")
+        assert config.cluster.num_evaluators == processes
+        assert config.problems([]) == []
+        raw = compose("prune", overrides=given)
+        assert RecoverConfig.after(PruneConfig.of(raw), "RUN").cluster.num_evaluators is None
+
+
 @pytest.mark.parametrize("name", [path.stem for path in (CONF / "experiment/sweep").glob("*.yaml")])
 def test_sweeps_are_points_that_compose(name: str) -> None:
     register()

@@ -71,7 +71,12 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (("model.dtype=bfloat16",), "model.dtype: has no effect with run=, which knows its model"),
         (("importance=l1",), "importance: has no effect with run=, which knows its model and"),
         (("run=/nowhere",), "run: /nowhere has no run.json"),
-        (("cluster=local", "cluster.num_evaluators=2"), "cluster.num_evaluators: 2, which has no"),
+        (
+            ("cluster=local", "cluster.num_evaluators=3"),
+            "cluster.num_evaluators: 3, above the number of parts of an update, each of which one "
+            "process takes: 2 (recovery.batch_size=4, recovery.micro_batch_size=3); give at most "
+            "2, or recovery.micro_batch_size=1",
+        ),
         (("cluster=local", "cluster.num_gpus_per_evaluator=2"), "cluster.num_gpus_per_evaluator: "),
         (("cluster.num_cpus_per_evaluator=1000",), "cluster.num_cpus_per_evaluator: 1000"),
         (("recovery.stesp=5",), "recovery.stesp: no such option; did you mean recovery.steps?"),

@@ -79,3 +79,29 @@ def test_no_cluster_is_joined(recover: Recover, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("pipelines.recover.command.joined", refuse)
     words = ("cluster=ray", "cluster.address=nowhere:1", "cluster.num_gpus_per_evaluator=0")
     assert cells(recover(*words, "plan=true"))["updates"] == "12"
+
+
+def test_processes_share_the_parts_of_an_update(recover: Recover, ended: Outcome) -> None:
+    """Two of three sequences and one; what each keeps until the other has its own is memory."""
+    path = ended.folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["taken"]["tflops_per_evaluator"] = 1e-6
+    path.write_text(json.dumps(summary))
+    plans = {
+        count: cells(recover("plan=true", "cluster=local", f"cluster.num_evaluators={count}"))
+        for count in (1, 2)
+    }
+    assert "trained by" not in plans[1]
+    assert plans[2]["trained by"] == "2 processes"
+    assert plans[2]["FLOPs"] == plans[1]["FLOPs"]
+    assert seconds(plans[1]["time"]) == pytest.approx(2 * seconds(plans[2]["time"]), abs=1)
+    assert "memory of each (float32)" in plans[2]
+    words = ("cluster=ray", "cluster.address=nowhere:1", "cluster.num_gpus_per_evaluator=0")
+    assert cells(recover("plan=true", *words))["trained by"] == "as many processes as fit, up to 2"
+
+
+def seconds(shown: str) -> int:
+    """Of "12 min 03 s", in seconds."""
+    found = re.fullmatch(r"(\d+) min (\d\d) s", shown)
+    assert found is not None, shown
+    return 60 * int(found[1]) + int(found[2])

@@ -11,6 +11,7 @@ from pruning.calibration.token_sets import TokenSet
 from pruning.importance.channel_order import channel_order, reorder
 from pruning.models.loaded_model import LoadedModel
 from pruning.recovery.settings import RecoverySettings
+from pruning.recovery.team import Team
 from pruning.recovery.training import Recovery
 from pruning.shape import ModelShape
 from tests.conftest import tiny_config, tiny_model, tokens
@@ -47,9 +48,16 @@ def dense_model(model_type: str = "llama") -> LoadedModel:
     return dense
 
 
-def recovery_of(dense: LoadedModel, shape: ModelShape = NARROW, **changes: object) -> Recovery:
+def recovery_of(
+    dense: LoadedModel,
+    shape: ModelShape = NARROW,
+    *,
+    team: Team | None = None,
+    **changes: object,
+) -> Recovery:
     """`changes` are of `SETTINGS`."""
-    return trainer.recovery_of(dense, shape, replace(SETTINGS, **changes), TEXT, HELDOUT)
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    return trainer.recovery_of(dense, shape, settings, TEXT, HELDOUT, team)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -227,3 +228,18 @@ def test_learning_rates_rise_and_fall() -> None:
     assert rates[-1] == pytest.approx(0.01 / 11)
     assert rates[1:] == sorted(rates[1:], reverse=True)
     assert replace(SETTINGS, warmup_steps=0).rate_at(1) == pytest.approx(0.01 * 12 / 13)
+
+
+def test_every_part_of_every_update_drops_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first drops is what it dropped before there were parts, so that a recovery of then
+    can go on.
+    """
+    drawn: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", drawn.append)
+    recovery = recovery_of(dense_model(), batch_size=4, micro_batch_size=1, dropout=0.1)
+    drawn.clear()
+    for step in (1, 2):
+        assert recovery.update(step) is not None
+    assert len(set(drawn)) == len(drawn) == 8
+    seeds = np.random.default_rng([SETTINGS.seed, 2])
+    assert drawn[4] == int(seeds.integers(2**32))

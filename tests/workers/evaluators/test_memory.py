@@ -68,7 +68,7 @@ def test_what_training_whole_matrices_takes() -> None:
     matrices = [each for each in layers.modules() if isinstance(each, nn.Linear)]
     accounting = Accounting(config)
 
-    def needed(rank: int | None) -> int:
+    def needed(rank: int | None, num_kept: int = 0) -> int:
         return training_bytes(
             accounting,
             accounting.dense,
@@ -78,7 +78,10 @@ def test_what_training_whole_matrices_takes() -> None:
             vocab_size=128,
             logit_tokens=96,
             rank=rank,
+            num_kept=num_kept,
         )
 
     weights = sum(each.weight.numel() + each.bias.numel() for each in matrices)
     assert needed(None) - needed(0) == (16 + 2) * weights
+    assert needed(None, num_kept=3) - needed(None) == 3 * 4 * weights
+    assert 4 * (needed(2, num_kept=3) - needed(2)) == 3 * (needed(2) - needed(0))

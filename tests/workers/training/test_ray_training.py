@@ -1,4 +1,4 @@
-"""The training on Ray Train: what it comes to in this process, also where its process is killed."""
+"""The training on Ray Train: what it comes to in this process, however many processes train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ from workers.training.trainer import TrainingSpec, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ONE = Placement(1, 0, 1, memory_bytes=0, start_timeout_s=60, stall_timeout_s=60)
+ONE, TWO, MANY = (
+    Placement(count, 0, 1, memory_bytes=0, start_timeout_s=60, stall_timeout_s=60)
+    for count in (1, 2, None)
+)
+"""An update has two parts: of as many as fit, two train."""
 
 
 def of_tiny(folder: Path, text: Tokens | None = None) -> TrainingSpec:
@@ -44,18 +48,23 @@ def of_tiny(folder: Path, text: Tokens | None = None) -> TrainingSpec:
     )
 
 
-def kill_training() -> None:
-    """That of this test alone."""
-    [training] = [
+def processes() -> list[psutil.Process]:
+    """That train, of this test alone."""
+    return [
         each
         for each in psutil.Process().children(recursive=True)
         if "RayTrainWorker" in " ".join(each.cmdline())
     ]
-    os.kill(training.pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(("placement", "count", "killed"), [(ONE, 1, 0), (MANY, 2, 1)])
 def test_a_process_that_is_killed_is_started_again(
-    local_cluster: LocalMachine, checkpoint_folder: Path, tmp_path: Path
+    placement: Placement,
+    count: int,
+    killed: int,
+    local_cluster: LocalMachine,
+    checkpoint_folder: Path,
+    tmp_path: Path,
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -66,11 +75,13 @@ def test_a_process_that_is_killed_is_started_again(
 
     def watch(lines: Sequence[Line], num_saved: int) -> None:
         if not told:
-            kill_training()
+            found = processes()
+            assert len(found) == count
+            os.kill(found[killed].pid, signal.SIGKILL)
         told.append(len(lines))
         assert num_saved <= len(lines)
 
-    assert train_on_ray(spec, there, watch, ONE) == "steps"
+    assert train_on_ray(spec, there, watch, placement) == "steps"
     assert told[-1] == 13
     assert without_times(there / JOURNAL) == without_times(here / JOURNAL)
     last = "checkpoints/step-000012.safetensors"
@@ -84,5 +95,5 @@ def test_what_is_wrong_is_said_as_in_this_process(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / JOURNAL).write_text(json.dumps({"step": 4}) + "\n")
     with pytest.raises(InputError, match="recovery.jsonl is damaged: its steps are not 0, 1, 2"):
-        train_on_ray(of_tiny(checkpoint_folder), tmp_path, lambda *_: None, ONE)
+        train_on_ray(of_tiny(checkpoint_folder), tmp_path, lambda *_: None, TWO)
     assert torch.get_num_threads() == 1
