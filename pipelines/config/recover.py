@@ -36,7 +36,6 @@ RECOVERY_OPTIONS = {
 
 _OF_EVALUATORS = (
     "cluster.start_timeout_s",
-    "cluster.stall_timeout_s",
     "cluster.task_timeout_s",
 )
 

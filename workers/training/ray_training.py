@@ -30,6 +30,9 @@ from pruning.errors import InputError
 from pruning.recovery.journal import JOURNAL, StoppedBy, checkpoint_steps, ended, read_journal
 from pruning.recovery.team import Team
 from workers.cluster.placement import Placement
+from workers.cluster.resources import nodes
+from workers.pool.faults import WorkersLost
+from workers.pool.stall import StallWatch
 from workers.training.trainer import TrainingFailed, TrainingSpec, Watch, train
 
 _LOSSES = 5
@@ -37,6 +40,8 @@ _LOSSES = 5
 _LOOK_EVERY_S = 0.5
 _REFUSED = "refused"
 """What a process says of input that cannot be used: Ray Train would start it again and again."""
+_STARTED = "started"
+"""Written by the first process that Ray Train has found a place for."""
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
@@ -49,17 +54,23 @@ def train_on_ray(spec: TrainingSpec, folder: Path, watch: Watch, placement: Plac
 
     Raises:
         InputError: as of `train`.
-        TrainingFailed: processes were lost too often.
+        TrainingFailed: processes were lost too often, or none got what it asks for in
+            `placement.stall_timeout_s`.
     """
-    running = _Running(spec, folder, placement)
+    running, stall = _Running(spec, folder, placement), StallWatch(placement)
     try:
         while running.is_alive():
             running.join(_LOOK_EVERY_S)
+            if not (running.storage / _STARTED).exists():
+                stall.look_at(nodes())
+                stall.check(())
             _look(folder, watch)
         if running.problem:
             raise TrainingFailed(running.problem)
         if (refused := running.storage / _REFUSED).exists():
             raise InputError(refused.read_text(encoding="utf-8"))
+    except WorkersLost as error:
+        raise TrainingFailed(str(error).removeprefix("cluster: ")) from error
     finally:
         shutil.rmtree(running.storage, ignore_errors=True)
     lines = read_journal(folder / JOURNAL)
@@ -85,8 +96,13 @@ class _Running(threading.Thread):
         resources: dict[str, float] = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
         if placement.memory_bytes:
             resources["memory"] = placement.memory_bytes
-        at_most = spec.settings.num_parts
-        count = placement.num_evaluators
+        count = min(placement.num_evaluators or spec.settings.num_parts, spec.settings.num_parts)
+        alive = [node for node in nodes() if node.alive]
+        # Of one machine that has room for all it is known that they can start; where nodes come and
+        # go, fewer are better than to wait for one that is gone.
+        is_sure = (
+            placement.num_evaluators and len(alive) == 1 and placement.fits_on(*alive) >= count
+        )
         # The class that TorchTrainer is made of, without the process group that it opens, which
         # listens on every interface: see `_team`.
         self._trainer = DataParallelTrainer(
@@ -95,10 +111,10 @@ class _Running(threading.Thread):
                 "spec": spec,
                 "folder": folder,
                 "num_gpus": placement.num_gpus,
-                "refused": self.storage / _REFUSED,
+                "storage": self.storage,
             },
             scaling_config=ScalingConfig(
-                num_workers=(1, at_most) if count is None else min(count, at_most),
+                num_workers=count if is_sure else (1, count),
                 use_gpu=placement.num_gpus > 0,
                 resources_per_worker=resources,
                 label_selector=dict(placement.label_selector) or None,
@@ -124,11 +140,12 @@ class _Running(threading.Thread):
 
 def _train_loop(config: Mapping[str, Any]) -> None:
     """In each process of Ray Train."""
-    refused: Path = config["refused"]
-    if refused.exists():
+    storage: Path = config["storage"]
+    (storage / _STARTED).touch()
+    if (refused := storage / _REFUSED).exists():
         return  # by another process, before this one was started again
     try:
-        with _team(refused.parent, config["num_gpus"]) as team:
+        with _team(storage, config["num_gpus"]) as team:
             train(
                 config["spec"],
                 config["folder"],

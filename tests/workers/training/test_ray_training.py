@@ -24,7 +24,7 @@ from tests.pruning.recovery.recoveries import NARROW, SETTINGS
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.training.ray_training import train_on_ray
-from workers.training.trainer import TrainingSpec, train
+from workers.training.trainer import TrainingFailed, TrainingSpec, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -97,3 +97,17 @@ def test_what_is_wrong_is_said_as_in_this_process(
     with pytest.raises(InputError, match="recovery.jsonl is damaged: its steps are not 0, 1, 2"):
         train_on_ray(of_tiny(checkpoint_folder), tmp_path, lambda *_: None, TWO)
     assert torch.get_num_threads() == 1
+
+
+def test_who_gets_no_place_is_told(
+    local_cluster: LocalMachine,
+    checkpoint_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And waits no longer than asked."""
+    far = Placement(1, 99, 1, memory_bytes=0, start_timeout_s=60, stall_timeout_s=4)
+    with pytest.raises(TrainingFailed, match=r"^no evaluator for 4 s \(cluster.stall_timeout_s\)"):
+        train_on_ray(of_tiny(checkpoint_folder), tmp_path, lambda *_: None, far)
+    [record] = [each for each in caplog.records if "no node can take" in each.message]
+    assert "each asks for 99 GPU and 1 CPU; 1 node offers 8 GPU" in record.message
