@@ -49,7 +49,7 @@ FLOORS = {
         {"search", "recovery"},
         {"export"},
     ],
-    "workers": [{"prefix"}, {"tasks", "cluster"}, {"evaluators"}, {"pool", "training"}],
+    "workers": [{"prefix"}, {"tasks", "cluster"}, {"evaluators"}, {"pool"}, {"training"}],
     "pipelines": [
         {"errors"},
         {"config"},

@@ -18,7 +18,7 @@ from pruning.errors import InputError
 from pruning.models.dtypes import DTYPES
 
 CLUSTERS = ("local", "ray", "inline")
-ENGINES = ("llama.cpp",)
+ENGINES = ("llama.cpp", "vllm")
 """Besides transformers."""
 
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"

@@ -1,5 +1,5 @@
 """Times GGUF files in llama.cpp, in turns: a program of `pruning.costs.llama_cpp_speed`, which
-writes what to do to its standard input, as JSON, and reads seconds from its standard output.
+writes what to do to its standard input, as JSON, and reads seconds from a file.
 
 It needs nothing of this project, so that it starts in a fresh process without torch.
 """
@@ -11,10 +11,11 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def _main(question: Mapping[str, Any]) -> None:
+def _main(question: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     generator = random.Random(question["seed"])
     prompt, new = (
         [generator.randrange(question["vocab_size"]) for _ in range(question[name])]
@@ -22,7 +23,7 @@ def _main(question: Mapping[str, Any]) -> None:
     )
     contexts = {
         name: _opened(path, len(prompt) + len(new), question["num_threads"])
-        for name, path in question["files"].items()
+        for name, path in question["models"].items()
     }
     for context in contexts.values():
         _run(context, prompt, new)  # reads the weights from disk
@@ -30,7 +31,7 @@ def _main(question: Mapping[str, Any]) -> None:
     for number in range(question["rounds"]):
         for name in contexts if number % 2 == 0 else reversed(list(contexts)):
             seconds[name].append(_run(contexts[name], prompt, new))
-    sys.stdout.write(json.dumps(seconds))
+    return seconds
 
 
 def _opened(path: str, num_tokens: int, num_threads: int) -> Any:
@@ -67,4 +68,5 @@ def _decode(context: Any, tokens: Sequence[int], position: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(json.load(sys.stdin))
+    found = _main(json.load(sys.stdin))
+    Path(sys.argv[1]).write_text(json.dumps(found))

@@ -177,6 +177,14 @@ def shapes_to_try(geometry: Geometry) -> list[ModelShape]:
     ]
 
 
+def is_plain(source: ExportSource) -> bool:
+    """Whether `write` comes to a plain checkpoint of the family."""
+    dense, config = source.dense, source.dense.model.config
+    layers = layers_of(source.shape, dense.family)
+    pruned = pruned_config(config, dense.family, dense.geometry, layers)
+    return plain_config(config, pruned, dense.geometry, layers) is not None
+
+
 def write(folder: Path, source: ExportSource, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """Writes configuration, code, weights and tokenizer; returns the number of values in the
     weights. Where all layers are alike, it is a plain checkpoint of the family, without code.

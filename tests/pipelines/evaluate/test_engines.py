@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from pipelines.runs.files import EVALUATION
 from pipelines.runs.folder import RunFolder
 from pipelines.sweep.sweep_run import _is_evaluated
 from pruning.canonical_json import dump_json
+from pruning.costs.engine_speed import EngineComparison
+from pruning.costs.measured import Role
+from pruning.costs.speed import SpeedSettings
 from pruning.export import gguf
 from tests.conftest import tokens
 from tests.documents import save_reader
@@ -163,6 +167,33 @@ def test_no_evaluator_starts_for_an_engine_alone(
     assert found["answers"] == {"computed": 0, "reused": 0}
 
 
+def test_vllm_gets_the_family_where_that_can_hold_the_shape(
+    run: Evaluate, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And DeciLM where not; both in the type of the weights, for as long as it takes."""
+    save_file({"input_ids": tokens(24, 32).numpy().astype(np.int64)}, tmp_path / "t.safetensors")
+    searched = a_search(tmp_path, *tiny_search(reader, tmp_path / "t.safetensors")).folder
+    seen = {}
+
+    def measured(folders: dict[Role, Path], settings: SpeedSettings, **more: Any) -> Any:
+        for role, folder in folders.items():
+            seen[role] = json.loads((folder / "config.json").read_text())["model_type"]
+        assert (settings.batch_size, settings.rounds, more["dtype"]) == (3, 1, "float32")
+        return EngineComparison.of(
+            {role: [(1.0, 2.0)] for role in folders}, settings, num_threads=more["num_threads"]
+        )
+
+    monkeypatch.setattr(engines, "vllm_speed", measured)
+    monkeypatch.setattr(engines, "vllm_python", lambda: "python")
+    words = (*ENGINE, "evaluation.cost_engines=[vllm]", "evaluation.cost_batch_size=3")
+    outcome = run(f"run={searched}", *words)
+    assert outcome.status == 0, outcome.output
+    assert seen == {"dense": "llama", "pruned": "nemotron-nas"}
+    assert outcome.evaluation["engines"]["vllm"]["ratio"]["decode_tokens_per_s"]["median"] == 1
+    assert re.search(r"in vllm +│ prefill tokens/s +│ +384\.0 │ +384\.0 │", outcome.output)
+    assert not list(outcome.folder.glob(".engine-*"))
+
+
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
     run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +205,14 @@ def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
         "evaluation.cost_batch_size",
     ]
     assert "llama.cpp is not installed here: pip install 'cyllama==0.2.*'" in outcome.errors[0]
+    monkeypatch.undo()
+
+    monkeypatch.setattr(engines, "vllm_python", lambda: None)
+    words = (*ENGINE, "evaluation.cost_engines=[vllm]")
+    outcome = run(f"model.path={with_merges}", *words, folder="vllm")
+    assert outcome.status == 2, outcome.output
+    [error] = outcome.errors
+    assert "vLLM is not installed here; install it, or give the Python that has it in" in error
     monkeypatch.undo()
 
     other = save_reader(tmp_path / "other", "phi")

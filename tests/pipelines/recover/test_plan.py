@@ -88,16 +88,25 @@ def test_processes_share_the_parts_of_an_update(recover: Recover, ended: Outcome
     summary["taken"]["tflops_per_evaluator"] = 1e-6
     path.write_text(json.dumps(summary))
     plans = {
-        count: cells(recover("plan=true", "cluster=local", f"cluster.num_evaluators={count}"))
+        count: cells(
+            recover(*WHOLE, "plan=true", "cluster=local", f"cluster.num_evaluators={count}")
+        )
         for count in (1, 2)
     }
     assert "trained by" not in plans[1]
     assert plans[2]["trained by"] == "2 processes"
     assert plans[2]["FLOPs"] == plans[1]["FLOPs"]
     assert seconds(plans[1]["time"]) == pytest.approx(2 * seconds(plans[2]["time"]), abs=1)
-    assert "memory of each (float32)" in plans[2]
+    alone, each = plans[1]["memory (float32)"], plans[2]["memory of each (float32)"]
+    assert megabytes(each) > megabytes(alone)
     words = ("cluster=ray", "cluster.address=nowhere:1", "cluster.num_gpus_per_evaluator=0")
     assert cells(recover("plan=true", *words))["trained by"] == "as many processes as fit, up to 2"
+
+
+def megabytes(shown: str) -> float:
+    number, unit = shown.split()
+    assert unit == "MB"
+    return float(number)
 
 
 def seconds(shown: str) -> int:

@@ -15,6 +15,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from pruning.costs.measured import Role
+from pruning.costs.speed import SpeedSettings
+from pruning.costs.vllm_speed import PYTHON_VARIABLE, vllm_speed
 from pruning.export import decilm, transformers
 from pruning.export.source import ExportSource
 from pruning.models.loaded_model import LoadedModel
@@ -35,11 +38,11 @@ TINY: dict[str, tuple[str, dict[str, object]]] = {
 
 @pytest.fixture(scope="module")
 def vllm_python() -> Path:
-    path = Path(os.environ.get("MULTIPRUNER_VLLM_PYTHON", ROOT / ".cache/vllm/bin/python"))
+    path = Path(os.environ.get(PYTHON_VARIABLE, ROOT / ".cache/vllm/bin/python"))
     if not path.is_file():
         pytest.skip(
             "needs vLLM in an environment of its own: `make vllm-test` makes it, or "
-            "MULTIPRUNER_VLLM_PYTHON names its Python"
+            f"{PYTHON_VARIABLE} names its Python"
         )
     return path
 
@@ -109,6 +112,32 @@ def test_plain_checkpoints(name: str, vllm_python: Path, tmp_path: Path) -> None
     transformers.write(tmp_path, source)
     assert not list(tmp_path.glob("*.py"))
     check(vllm_python, source, tmp_path, tokens(1, 20)[0].tolist())
+
+
+def test_speeds_of_two_models_in_turns(
+    vllm_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain checkpoint and a DeciLM folder, in vLLM together. Times are never asserted."""
+    monkeypatch.setenv(PYTHON_VARIABLE, str(vllm_python))
+    config = tiny_config("llama", num_hidden_layers=6, hidden_size=96, head_dim=32)
+    dense = LoadedModel.of(tiny_model(config))
+    folders: dict[Role, Path] = {"dense": tmp_path / "dense", "pruned": tmp_path / "pruned"}
+    for folder in folders.values():
+        folder.mkdir()
+    shape = dense.geometry.dense
+    transformers.write(folders["dense"], ExportSource(dense, shape, tmp_path, torch.float32))
+    decilm.write(folders["pruned"], ExportSource(dense, HARD, tmp_path, torch.float32))
+    settings = SpeedSettings(batch_size=2, prompt_tokens=16, new_tokens=16, rounds=2)
+    found = vllm_speed(folders, settings, vocab_size=128, num_threads=1, dtype="float32")
+    assert found.ratio is not None
+    for speed in (found.dense, found.pruned, found.ratio):
+        assert speed is not None
+        assert 0 < speed.prefill_tokens_per_s.lowest <= speed.prefill_tokens_per_s.highest
+        assert 0 < speed.decode_tokens_per_s.lowest <= speed.decode_tokens_per_s.highest
+    with pytest.raises(RuntimeError, match="vLLM cannot run nothing"):
+        vllm_speed(
+            {"dense": tmp_path / "nothing"}, settings, vocab_size=9, num_threads=1, dtype="float32"
+        )
 
 
 @pytest.mark.data

@@ -68,6 +68,20 @@ def test_lines_that_no_checkpoint_includes_are_cut(tmp_path: Path) -> None:
     assert TrainingFiles(tmp_path / "new").lines == written(tmp_path / "new") == []
 
 
+def test_a_process_that_does_not_write_knows_the_lines_and_leaves_the_folder_alone(
+    tmp_path: Path,
+) -> None:
+    files_with(tmp_path, [3.0, None, 1.0, None])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    files = TrainingFiles(tmp_path, writes=False)
+    assert files.lines == lines_of([3.0, None, 1.0])
+    for line in lines_of([3.0, None, 1.0, None, 2.0])[3:]:
+        files.append(line)
+    files.save(4, write)
+    assert files.lines == lines_of([3.0, None, 1.0, None, 2.0])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_loss_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     files = files_with(tmp_path, [3.0])
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -1,0 +1,114 @@
+"""How fast exported models are in other engines than transformers, and what all of those share: a
+program of ours times the models in turns in a process of its own, whose crash is an answer too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pruning.costs.measured import ROLES, Role
+from pruning.costs.speed import SpeedSettings, Spread
+
+_Runs = Sequence[tuple[float, float]]
+"""Seconds of the prefill and of the decoding, a pair a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpeed:
+    """Tokens per second of all sequences; of a ratio, pruned / dense within each round."""
+
+    prefill_tokens_per_s: Spread
+    decode_tokens_per_s: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class EngineComparison:
+    """Speeds of the models, and their ratio where both were measured."""
+
+    settings: SpeedSettings
+    num_threads: int
+    dense: EngineSpeed | None
+    pruned: EngineSpeed | None
+    ratio: EngineSpeed | None
+
+    @classmethod
+    def of(
+        cls, runs: Mapping[Role, _Runs], settings: SpeedSettings, *, num_threads: int
+    ) -> EngineComparison:
+        """What rounds come to; each has its times of all models."""
+        tokens = (
+            settings.batch_size * settings.prompt_tokens,
+            settings.batch_size * settings.new_tokens,
+        )
+        speeds = {role: _speed([tokens] * len(each), each) for role, each in runs.items()}
+        ratio = _speed(runs["dense"], runs["pruned"]) if len(runs) == len(ROLES) else None
+        return cls(settings, num_threads, speeds.get("dense"), speeds.get("pruned"), ratio)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def timed(
+    engine: str,
+    command: Sequence[str],
+    models: Mapping[Role, Path],
+    settings: SpeedSettings,
+    *,
+    vocab_size: int,
+    num_threads: int,
+    **more: Any,
+) -> EngineComparison:
+    """Measures models in turns, dense, pruned, pruned, dense and so on, after a run of each that is
+    not timed. The tokens are random, and the same for all.
+
+    Args:
+        command: the program, which reads what to do from its standard input, as JSON, and writes
+            seconds to the file that it is given.
+        models: files or folders, all in memory together.
+        more: that this engine's program is told, and that settings do not have.
+
+    Raises:
+        RuntimeError: the engine cannot open or run a model; the message ends with what it said.
+    """
+    question = {
+        "models": {role: str(path.resolve()) for role, path in models.items()},
+        "batch_size": settings.batch_size,
+        "prompt_tokens": settings.prompt_tokens,
+        "new_tokens": settings.new_tokens,
+        "rounds": settings.rounds,
+        "seed": settings.seed,
+        "vocab_size": vocab_size,
+        "num_threads": num_threads,
+        **more,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "seconds.json"
+        done = subprocess.run(
+            [*command, str(answer)],
+            input=json.dumps(question),
+            env=os.environ | {"OMP_NUM_THREADS": str(num_threads)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0 or not answer.exists():
+            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            names = " or ".join(path.name for path in models.values())
+            raise RuntimeError(
+                f"{engine} cannot run {names} (it ended with {done.returncode}): {said}"
+            )
+        runs = json.loads(answer.read_text())
+    return EngineComparison.of(runs, settings, num_threads=num_threads)
+
+
+def _speed(amounts: _Runs, seconds: _Runs) -> EngineSpeed:
+    """Amount / seconds of the two phases."""
+    pairs = list(zip(amounts, seconds, strict=True))
+    return EngineSpeed(*(Spread.of(of[i] / by[i] for of, by in pairs) for i in (0, 1)))

@@ -1,0 +1,71 @@
+"""What an engine's program is asked, what its rounds come to, and what is said where it fails."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning.costs.engine_speed import EngineComparison, EngineSpeed, timed
+from pruning.costs.speed import SpeedSettings, Spread
+
+SETTINGS = SpeedSettings(batch_size=1, prompt_tokens=6, new_tokens=3, rounds=2)
+
+
+def test_figures_of_rounds() -> None:
+    """The machine is twice as slow in the second round."""
+    runs: Any = {"dense": [(2.0, 1.0), (4.0, 2.0)], "pruned": [(1.0, 0.75), (2.0, 1.0)]}
+    found = EngineComparison.of(runs, SETTINGS, num_threads=5)
+    assert found.dense == EngineSpeed(Spread(2.25, 1.5, 3), Spread(2.25, 1.5, 3))
+    assert found.pruned == EngineSpeed(Spread(4.5, 3, 6), Spread(3.5, 3, 4))
+    assert found.ratio is not None
+    assert found.ratio.prefill_tokens_per_s == Spread(2, 2, 2)
+    assert found.ratio.decode_tokens_per_s.lowest == pytest.approx(4 / 3)
+    assert found.ratio.decode_tokens_per_s.highest == 2
+    assert found.num_threads == 5
+    alone = EngineComparison.of({"dense": runs["dense"]}, SETTINGS, num_threads=5)
+    assert (alone.dense, alone.pruned, alone.ratio) == (found.dense, None, None)
+    both = EngineComparison.of(runs, replace(SETTINGS, batch_size=2), num_threads=5)
+    assert both.dense == EngineSpeed(Spread(4.5, 3, 6), Spread(4.5, 3, 6))
+    assert both.ratio == found.ratio
+
+
+def run(program: str, folder: Path) -> EngineComparison:
+    path = folder / "program.py"
+    path.write_text(f"import json, os, sys\nasked = json.load(sys.stdin)\n{program}")
+    models: Any = {"dense": folder / "d", "pruned": folder / "p"}
+    command = [sys.executable, str(path)]
+    return timed("Engine", command, models, SETTINGS, vocab_size=9, num_threads=3, dtype="float16")
+
+
+def test_a_program_is_told_everything_and_answers_in_a_file(tmp_path: Path) -> None:
+    program = """
+print("an engine that talks")
+assert asked == {
+    "models": {"dense": FOLDER + "/d", "pruned": FOLDER + "/p"}, "batch_size": 1,
+    "prompt_tokens": 6, "new_tokens": 3, "rounds": 2, "seed": asked["seed"], "vocab_size": 9,
+    "num_threads": 3, "dtype": "float16",
+}
+assert os.environ["OMP_NUM_THREADS"] == "3"
+json.dump({"dense": [[3, 1], [3, 1]], "pruned": [[1, 1], [1, 1]]}, open(sys.argv[1], "w"))
+"""
+    found = run(program.replace("FOLDER", repr(str(tmp_path.resolve()))), tmp_path)
+    assert found.ratio == EngineSpeed(Spread(3, 3, 3), Spread(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("raise SystemExit('a\\nno such layer')", r"it ended with 1\): no such layer$"),
+        ("pass", r"it ended with 0\): nothing$"),
+        ("os.kill(os.getpid(), 9)", r"it ended with -9\): nothing$"),
+    ],
+)
+def test_an_engine_that_fails_is_named_with_what_it_said(
+    program: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match=rf"^Engine cannot run d or p \({message}"):
+        run(program, tmp_path)

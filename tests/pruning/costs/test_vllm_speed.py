@@ -1,0 +1,85 @@
+"""Speeds in vLLM: what is asked of it, by an engine of our own. `make vllm-test` asks vLLM."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pruning.costs import vllm_program, vllm_speed
+from pruning.costs.speed import SpeedSettings
+
+Asked = list[tuple[str, tuple[tuple[int, ...], ...], int]]
+
+QUESTION = {
+    "models": {"dense": "d", "pruned": "p"},
+    "batch_size": 2,
+    "prompt_tokens": 4,
+    "new_tokens": 3,
+    "rounds": 3,
+    "seed": 0,
+    "vocab_size": 50,
+    "num_threads": 1,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What is generated, by an engine that takes a second for a prompt and two for a token."""
+    log: Asked = []
+    clock = SimpleNamespace(now=0.0)
+
+    class LLM:
+        def __init__(self, model: str, **options: Any) -> None:
+            assert options["max_model_len"] >= 4 + 1 + 3
+            assert not options["enable_prefix_caching"], "prompts come again and again"
+            assert (options["dtype"], options["trust_remote_code"]) == ("float32", False)
+            self.name = model
+
+        def generate(self, prompts: Any, sampling: Any, *, use_tqdm: bool) -> None:
+            assert not use_tqdm
+            tokens = tuple(tuple(each["prompt_token_ids"]) for each in prompts)
+            log.append((self.name, tokens, sampling.max_tokens))
+            clock.now += 1 + 2 * (sampling.max_tokens - 1)
+
+    module = SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(vllm_program.time, "perf_counter", lambda: clock.now)
+    return log
+
+
+def test_models_take_turns_with_the_same_tokens_after_a_run_that_is_not_timed(asked: Asked) -> None:
+    assert vllm_program._main(QUESTION) == {"dense": [(1, 6)] * 3, "pruned": [(1, 6)] * 3}
+    assert [name for name, *_ in asked[::2]] == list("dpdppddp")
+    assert [name for name, *_ in asked[1::2]] == list("dpdppddp")
+    assert [num_tokens for *_, num_tokens in asked] == [1, 4] * 8
+    [prompts] = {tokens for _, tokens, _ in asked}
+    assert [len(prompt) for prompt in prompts] == [4, 4]
+    assert prompts[0] != prompts[1]
+    assert all(0 <= token < 50 for prompt in prompts for token in prompt)
+
+
+def test_decoding_that_took_no_time_is_no_number(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_program.time, "perf_counter", lambda: float(len(asked)))
+    with pytest.raises(RuntimeError, match="3 new tokens took no longer than none"):
+        vllm_program._main(QUESTION)
+
+
+def test_which_python_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(vllm_speed.PYTHON_VARIABLE, raising=False)
+    monkeypatch.setattr(vllm_speed.importlib.util, "find_spec", lambda _: None)
+    assert vllm_speed.vllm_python() is None
+    with pytest.raises(RuntimeError, match="vLLM is not installed here"):
+        vllm_speed.vllm_speed({}, SpeedSettings(1, 2, 3, 4), vocab_size=5, num_threads=1, dtype="")
+    monkeypatch.setattr(vllm_speed.importlib.util, "find_spec", lambda name: name)
+    assert vllm_speed.vllm_python() == sys.executable
+    monkeypatch.setenv(vllm_speed.PYTHON_VARIABLE, str(tmp_path / "python"))
+    assert vllm_speed.vllm_python() is None, "another one than the named is not taken"
+    (tmp_path / "python").touch()
+    assert vllm_speed.vllm_python() == str(tmp_path / "python")
