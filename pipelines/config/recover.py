@@ -103,6 +103,11 @@ class RecoverConfig:
             for name in given
             if name in _OF_EVALUATORS
         ]
+        if "cluster.stall_timeout_s" in given and self.cluster.kind == "inline":
+            found.append(
+                "cluster.stall_timeout_s: has no effect with cluster=inline, where nothing is "
+                "waited for; leave it out"
+            )
         found += self._problems_of_processes()
         if (self.cluster.num_gpus_per_evaluator or 0) > 1:
             found.append(

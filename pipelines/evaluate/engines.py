@@ -21,8 +21,8 @@ from pruning.costs.engine_speed import EngineComparison
 from pruning.costs.llama_cpp_speed import llama_cpp_speed
 from pruning.costs.measured import Role
 from pruning.costs.speed import SpeedSettings
-from pruning.costs.vllm_speed import PYTHON_VARIABLE, vllm_python, vllm_speed
-from pruning.errors import first_line
+from pruning.costs.vllm_speed import vllm_python, vllm_speed
+from pruning.errors import InputError, first_line
 from pruning.export import decilm, gguf, transformers
 from pruning.export.source import ExportSource
 from pruning.export.verify_gguf import KNOWN, PACKAGE, has_llama_cpp
@@ -59,11 +59,10 @@ def problems_of_engines(
         of_tokenizer = gguf.tokenizer_problems(checkpoint.folder, config, tokenizer_gguf)
         unfit += [f"gguf: {problem}" for problem in of_tokenizer]
     if "vllm" in evaluation.cost_engines:
-        if vllm_python() is None:
-            found.append(
-                f"{_OPTION}: vLLM is not installed here; install it, or give the Python that has "
-                f"it in the environment variable {PYTHON_VARIABLE}"
-            )
+        try:
+            vllm_python()
+        except InputError as error:
+            found.append(f"{_OPTION}: {error}")
         unfit += [f"decilm: {problem}" for problem in decilm.problems(*model)]
     return found + [f"{_OPTION}: as with export format={problem}" for problem in unfit]
 

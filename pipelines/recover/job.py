@@ -8,7 +8,12 @@ from typing import Any
 
 from pipelines.config.recover import RECOVERY_OPTIONS, RecoverConfig
 from pipelines.evaluators import local_session
-from pipelines.recover.placement import find_processes, memory_problems, needed_bytes
+from pipelines.recover.placement import (
+    find_processes,
+    least_processes,
+    memory_problems,
+    needed_bytes,
+)
 from pipelines.runs.files import CHANNEL_ORDER
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.saved_run import PastRun, read_run
@@ -146,7 +151,7 @@ class RecoverJob:
             pruned.accounting,
             pruned.shape,
             self.dtype,
-            num_processes=self.num_processes,
+            num_processes=least_processes(self.config, self.num_processes),
         )
 
     def flops(self) -> float | None:

@@ -42,8 +42,13 @@ def find_processes(
     if count is not None and cluster.num_evaluators is None and not placement.num_gpus:
         while count > 1 and count * needed(count) > machine.free_bytes:
             count -= 1
-    memory = needed(count) if placement.memory_bytes else 0
+    memory = needed(least_processes(config, count)) if placement.memory_bytes else 0
     return replace(placement, num_evaluators=count, memory_bytes=memory)
+
+
+def least_processes(config: RecoverConfig, most: int | None) -> int | None:
+    """None: there may be fewer, as a running cluster may have no room for all."""
+    return None if config.cluster.kind == "ray" and most != 1 else most
 
 
 def needed_bytes(

@@ -4,8 +4,11 @@ program of ours times the models in turns in a process of its own, whose crash i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,9 @@ from typing import Any
 
 from pruning.costs.measured import ROLES, Role
 from pruning.costs.speed import SpeedSettings, Spread
+
+_ERROR = re.compile(r"(?:^|\s)(?:\w+\.)*\w+(?:Error|Exception): \S")
+"""As Python says one, after whatever a logger has put before it."""
 
 _Runs = Sequence[tuple[float, float]]
 """Seconds of the prefill and of the decoding, a pair a round."""
@@ -89,23 +95,49 @@ def timed(
         **more,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        answer = Path(scratch) / "seconds.json"
-        done = subprocess.run(
+        answer, said = Path(scratch) / "seconds.json", Path(scratch) / "said"
+        status = _run(
             [*command, str(answer)],
-            input=json.dumps(question),
-            env=os.environ | {"OMP_NUM_THREADS": str(num_threads)},
-            capture_output=True,
-            text=True,
-            check=False,
+            json.dumps(question),
+            {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            | {"OMP_NUM_THREADS": str(num_threads)},
+            said,
         )
-        if done.returncode != 0 or not answer.exists():
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        if status != 0 or not answer.exists():
             names = " or ".join(path.name for path in models.values())
-            raise RuntimeError(
-                f"{engine} cannot run {names} (it ended with {done.returncode}): {said}"
-            )
+            what = _cause(said.read_text(encoding="utf-8", errors="replace"))
+            raise RuntimeError(f"{engine} cannot run {names} (it ended with {status}): {what}")
         runs = json.loads(answer.read_text())
     return EngineComparison.of(runs, settings, num_threads=num_threads)
+
+
+def _run(command: Sequence[str], question: str, environment: Mapping[str, str], said: Path) -> int:
+    """Exit status of a program. What it has started itself ends with it."""
+    with said.open("wb") as errors:
+        program = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=dict(environment),
+            start_new_session=True,
+        )
+        try:
+            program.communicate(question.encode())
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+    return program.returncode
+
+
+def _cause(said: str) -> str:
+    """The line that says most of why a program failed: of the errors the first, as others follow
+    from it, else the last line.
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line)]
+    return (errors[:1] or lines[-1:] or ["nothing"])[0]
 
 
 def _speed(amounts: _Runs, seconds: _Runs) -> EngineSpeed:

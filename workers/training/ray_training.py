@@ -8,11 +8,13 @@ or more than those before.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,28 +27,35 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from torch import distributed
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # not in its __all__
 
+from pruning import disk
 from pruning.errors import InputError
 from pruning.recovery.journal import JOURNAL, StoppedBy, checkpoint_steps, ended, read_journal
 from pruning.recovery.team import Team
 from workers.cluster.placement import Placement
-from workers.cluster.resources import nodes
+from workers.cluster.resources import free_nodes, nodes
 from workers.pool.faults import WorkersLost
 from workers.pool.stall import StallWatch
 from workers.training.trainer import TrainingFailed, TrainingSpec, Watch, train
 
+log = logging.getLogger(__name__)
+
 _LOSSES = 5
-"""Processes that may be lost before it is given up."""
+"""Times that the training may be lost before it is given up."""
 _LOOK_EVERY_S = 0.5
 _REFUSED = "refused"
-"""What a process says of input that cannot be used: Ray Train would start it again and again."""
-_STARTED = "started"
-"""Written by the first process that Ray Train has found a place for."""
+"""What a process says of input that cannot be used: to start again would not help."""
+_STORAGE = ".ray-"
+_SETTLED_S = 10.0
+"""After so long whatever is free is taken."""
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def train_on_ray(spec: TrainingSpec, folder: Path, watch: Watch, placement: Placement) -> StoppedBy:
     """The same as `train`, in processes on the connected Ray.
+
+    Where one is lost, as many as there is room for then go on from the last checkpoint.
 
     Args:
         placement: how many there are at most, and what each gets. There are no more than an update
@@ -57,24 +66,51 @@ def train_on_ray(spec: TrainingSpec, folder: Path, watch: Watch, placement: Plac
         TrainingFailed: processes were lost too often, or none got what it asks for in
             `placement.stall_timeout_s`.
     """
-    running, stall = _Running(spec, folder, placement), StallWatch(placement)
-    try:
-        while running.is_alive():
-            running.join(_LOOK_EVERY_S)
-            if not (running.storage / _STARTED).exists():
-                stall.look_at(nodes())
-                stall.check(())
-            _look(folder, watch)
-        if running.problem:
+    for left in folder.glob(f"{_STORAGE}*"):  # by a driver that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    most = min(placement.num_evaluators or spec.settings.num_parts, spec.settings.num_parts)
+    for losses_left in reversed(range(_LOSSES + 1)):
+        running = _Running(spec, folder, placement, _room(placement, most))
+        try:
+            while running.is_alive():
+                running.join(_LOOK_EVERY_S)
+                _look(folder, watch)
+            if (refused := running.storage / _REFUSED).exists():
+                raise InputError(refused.read_text(encoding="utf-8"))
+        finally:
+            shutil.rmtree(running.storage, ignore_errors=True)
+        if not running.problem:
+            break
+        if not losses_left:
             raise TrainingFailed(running.problem)
-        if (refused := running.storage / _REFUSED).exists():
-            raise InputError(refused.read_text(encoding="utf-8"))
-    except WorkersLost as error:
-        raise TrainingFailed(str(error).removeprefix("cluster: ")) from error
-    finally:
-        shutil.rmtree(running.storage, ignore_errors=True)
+        log.warning(
+            "cluster: the training was lost (%s); it starts again from the last checkpoint",
+            running.problem,
+        )
     lines = read_journal(folder / JOURNAL)
     return (ended(lines, spec.settings) if lines else None) or "not_finite"
+
+
+def _room(placement: Placement, most: int) -> int:
+    """How many processes can start now, `most` at most. Waits until one can, and a little for those
+    of processes before, which Ray has not given up yet.
+
+    Ray Train would count by itself, but neither labels nor what others have.
+
+    Raises:
+        TrainingFailed: none could in `placement.stall_timeout_s`.
+    """
+    stall, since = StallWatch(placement), time.monotonic()
+    while True:
+        found = sum(placement.fits_on(node) for node in free_nodes())
+        if found >= most or (found and time.monotonic() - since > _SETTLED_S):
+            return min(found, most)
+        stall.look_at(nodes())
+        try:
+            stall.check(())
+        except WorkersLost as error:
+            raise TrainingFailed(str(error).removeprefix("cluster: ")) from error
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _look(folder: Path, watch: Watch) -> None:
@@ -89,20 +125,15 @@ def _look(folder: Path, watch: Watch) -> None:
 class _Running(threading.Thread):
     """Ray Train at work, in a thread, so that signals stay with the command."""
 
-    def __init__(self, spec: TrainingSpec, folder: Path, placement: Placement) -> None:
+    def __init__(
+        self, spec: TrainingSpec, folder: Path, placement: Placement, num_processes: int
+    ) -> None:
         super().__init__(name="training", daemon=True)
-        self.storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=folder))
+        self.storage = Path(tempfile.mkdtemp(prefix=_STORAGE, dir=folder))
         self.problem = "Ray Train ended without a word"
         resources: dict[str, float] = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
         if placement.memory_bytes:
             resources["memory"] = placement.memory_bytes
-        count = min(placement.num_evaluators or spec.settings.num_parts, spec.settings.num_parts)
-        alive = [node for node in nodes() if node.alive]
-        # Of one machine that has room for all it is known that they can start; where nodes come and
-        # go, fewer are better than to wait for one that is gone.
-        is_sure = (
-            placement.num_evaluators and len(alive) == 1 and placement.fits_on(*alive) >= count
-        )
         # The class that TorchTrainer is made of, without the process group that it opens, which
         # listens on every interface: see `_team`.
         self._trainer = DataParallelTrainer(
@@ -114,7 +145,7 @@ class _Running(threading.Thread):
                 "storage": self.storage,
             },
             scaling_config=ScalingConfig(
-                num_workers=count if is_sure else (1, count),
+                num_workers=num_processes,
                 use_gpu=placement.num_gpus > 0,
                 resources_per_worker=resources,
                 label_selector=dict(placement.label_selector) or None,
@@ -122,7 +153,7 @@ class _Running(threading.Thread):
             run_config=RunConfig(  # type: ignore[arg-type]  # older annotation
                 name="recovery",
                 storage_path=str(self.storage),
-                failure_config=FailureConfig(max_failures=_LOSSES),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -141,11 +172,8 @@ class _Running(threading.Thread):
 def _train_loop(config: Mapping[str, Any]) -> None:
     """In each process of Ray Train."""
     storage: Path = config["storage"]
-    (storage / _STARTED).touch()
-    if (refused := storage / _REFUSED).exists():
-        return  # by another process, before this one was started again
-    try:
-        with _team(storage, config["num_gpus"]) as team:
+    with _team(storage, config["num_gpus"]) as team:
+        try:
             train(
                 config["spec"],
                 config["folder"],
@@ -153,8 +181,12 @@ def _train_loop(config: Mapping[str, Any]) -> None:
                 num_gpus=config["num_gpus"],
                 team=team,
             )
-    except InputError as error:
-        refused.write_text(str(error), encoding="utf-8")
+        except InputError as error:
+            # before the others see that this one is gone, and Ray Train ends them
+            written = storage / f"{_REFUSED}-{team.rank}"
+            written.write_text(str(error), encoding="utf-8")
+            disk.rename(written, storage / _REFUSED)
+            raise
 
 
 @contextmanager
@@ -174,11 +206,10 @@ def _team(storage: Path, num_gpus: int) -> Iterator[Team]:
     name = broadcast_from_rank_zero(uuid.uuid4().hex)  # processes that are started again need anew
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if num_gpus else "gloo",
-        init_method=f"file://{storage / name}",
+        store=FileStore(str(storage / name), team.size),
         rank=team.rank,
         world_size=team.size,
     )
-    try:
-        yield team
-    finally:
-        distributed.destroy_process_group()
+    yield team
+    # Not where something went wrong: others may wait for this one, and Ray Train ends them all.
+    distributed.destroy_process_group()

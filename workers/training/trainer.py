@@ -55,7 +55,9 @@ class TrainingSpec:
 
 
 class TrainingFailed(RuntimeError):
-    """The process that trained was lost too often. What the last checkpoint has is kept."""
+    """Processes that trained were lost too often, or none got a place. What the last checkpoint has
+    is kept.
+    """
 
 
 Watch = Callable[[Sequence[Line], int], None]
@@ -87,13 +89,13 @@ def train(
     writes = team.rank == 0
     try:
         with FileLock(folder / LOCK, timeout=_HANDOVER_S) if writes else nullcontext():
-            if writes:
-                TrainingFiles(folder)  # drops what no checkpoint has, before others read it
-            team.wait()
-            files = TrainingFiles(folder, writes=writes)
-            reason = None if files.last_step is None else ended(files.lines, settings)
+            own = TrainingFiles(folder) if writes else None
+            state = None if own is None else (own.lines, own.last_step)
+            lines, last_step = team.told_by_first(state)
+            files = own or TrainingFiles(folder, told=lines)
+            reason = None if last_step is None else ended(lines, settings)
             device = Device(spec.num_threads, num_gpus)
-            return reason or _train(spec, files, watch, device, team)
+            return reason or _train(spec, files, last_step, watch, device, team)
     except Timeout as error:
         raise InputError(
             f"output_dir: another process trains in {folder}; wait for it, or give another folder"
@@ -144,12 +146,17 @@ def recovery_of(
 
 
 def _train(
-    spec: TrainingSpec, files: TrainingFiles, watch: Watch, device: Device, team: Team
+    spec: TrainingSpec,
+    files: TrainingFiles,
+    last_step: int | None,
+    watch: Watch,
+    device: Device,
+    team: Team,
 ) -> StoppedBy:
     recovery = load_recovery(spec, device, team)
-    if files.last_step is not None:
-        recovery.load(files.checkpoint(files.last_step))
-        log.info("going on after update %d of %d", files.last_step, spec.settings.steps)
+    if last_step is not None:
+        recovery.load(files.checkpoint(last_step))
+        log.info("going on after update %d of %d", last_step, spec.settings.steps)
     elif not _step(recovery, files, 0):
         return "not_finite"
     watch(files.lines, files.num_saved)
@@ -177,6 +184,8 @@ def _step(recovery: Recovery, files: TrainingFiles, step: int) -> bool:
     if step and update is None:
         return False
     is_due = step % settings.checkpoint_every == 0 or step == settings.steps
+    if is_due:
+        recovery.check_same()
     nll = recovery.heldout_nll() if is_due else None
     if nll is not None and not math.isfinite(nll):
         return False

@@ -22,6 +22,7 @@ from pruning.canonical_json import dump_json
 from pruning.costs.engine_speed import EngineComparison
 from pruning.costs.measured import Role
 from pruning.costs.speed import SpeedSettings
+from pruning.costs.vllm_speed import PYTHON_VARIABLE
 from pruning.export import gguf
 from tests.conftest import tokens
 from tests.documents import save_reader
@@ -207,12 +208,15 @@ def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
     assert "llama.cpp is not installed here: pip install 'cyllama==0.2.*'" in outcome.errors[0]
     monkeypatch.undo()
 
-    monkeypatch.setattr(engines, "vllm_python", lambda: None)
-    words = (*ENGINE, "evaluation.cost_engines=[vllm]")
-    outcome = run(f"model.path={with_merges}", *words, folder="vllm")
+    monkeypatch.setenv(PYTHON_VARIABLE, "/no/python")
+    words = (*ENGINE, "evaluation.cost_engines=[vllm]", "evaluation.cost=false")
+    outcome = run(
+        f"model.path={with_merges}", *words, "evaluation.cost_prompt_tokens=288", folder="vllm"
+    )
     assert outcome.status == 2, outcome.output
-    [error] = outcome.errors
-    assert "vLLM is not installed here; install it, or give the Python that has it in" in error
+    context, python = outcome.errors
+    assert "288 + 32, above this model's context of 319 tokens" in context
+    assert f"evaluation.cost_engines: {PYTHON_VARIABLE}: cannot run /no/python: No such" in python
     monkeypatch.undo()
 
     other = save_reader(tmp_path / "other", "phi")

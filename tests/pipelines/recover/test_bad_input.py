@@ -67,6 +67,10 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (("calibration=text",), "calibration.path: missing; calibration=text needs a file"),
         (("cluster.task_timeout_s=9",), "cluster.task_timeout_s: has no effect on recover"),
+        (
+            ("cluster.stall_timeout_s=9",),
+            "cluster.stall_timeout_s: has no effect with cluster=inline, where nothing is waited",
+        ),
         (("shape=x.json",), "run, shape: both are given; give run=OUTPUT_DIR of a search, or "),
         (("model.dtype=bfloat16",), "model.dtype: has no effect with run=, which knows its model"),
         (("importance=l1",), "importance: has no effect with run=, which knows its model and"),

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pruning.costs.engine_speed import EngineComparison, EngineSpeed, timed
 from pruning.costs.speed import SpeedSettings, Spread
+from tests.cluster.scene import eventually
 
 SETTINGS = SpeedSettings(batch_size=1, prompt_tokens=6, new_tokens=3, rounds=2)
 
@@ -62,6 +64,11 @@ json.dump({"dense": [[3, 1], [3, 1]], "pruned": [[1, 1], [1, 1]]}, open(sys.argv
         ("raise SystemExit('a\\nno such layer')", r"it ended with 1\): no such layer$"),
         ("pass", r"it ended with 0\): nothing$"),
         ("os.kill(os.getpid(), 9)", r"it ended with -9\): nothing$"),
+        (
+            "sys.stderr.write('(Core) 09:12 ERROR core.py:9] ValueError: no room\\n'"
+            "'RuntimeError: it failed, see above\\n'); raise SystemExit(3)",
+            r"it ended with 3\): \(Core\) 09:12 ERROR core.py:9\] ValueError: no room$",
+        ),
     ],
 )
 def test_an_engine_that_fails_is_named_with_what_it_said(
@@ -69,3 +76,21 @@ def test_an_engine_that_fails_is_named_with_what_it_said(
 ) -> None:
     with pytest.raises(RuntimeError, match=rf"^Engine cannot run d or p \({message}"):
         run(program, tmp_path)
+
+
+def test_what_an_engine_has_started_ends_with_it(tmp_path: Path) -> None:
+    """Also where it holds what the program says, and the program is gone."""
+    program = f"""
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+open({str(tmp_path / "child")!r}, "w").write(str(child.pid))
+os.kill(os.getpid(), 9)
+"""
+    with pytest.raises(RuntimeError, match="it ended with -9"):
+        run(program, tmp_path)
+    child = int((tmp_path / "child").read_text())
+    eventually(lambda: not is_running(child), "the child has ended")
+
+
+def is_running(process: int) -> bool:
+    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE

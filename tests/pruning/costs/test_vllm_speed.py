@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pruning.costs import vllm_program, vllm_speed
-from pruning.costs.speed import SpeedSettings
+from pruning.costs.vllm_speed import PYTHON_VARIABLE, vllm_python
+from pruning.errors import InputError
 
 Asked = list[tuple[str, tuple[tuple[int, ...], ...], int]]
 
@@ -63,23 +64,45 @@ def test_models_take_turns_with_the_same_tokens_after_a_run_that_is_not_timed(as
     assert all(0 <= token < 50 for prompt in prompts for token in prompt)
 
 
+def test_a_slow_first_answer_is_none_of_the_rounds(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = vllm_program.time.perf_counter
+
+    def slow_at_first() -> float:
+        return clock() + (1000 if len(asked) > 1 else 0)
+
+    monkeypatch.setattr(vllm_program.time, "perf_counter", slow_at_first)
+    assert vllm_program._main(QUESTION)["dense"] == [(1, 6)] * 3
+
+
 def test_decoding_that_took_no_time_is_no_number(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_program.time, "perf_counter", lambda: float(len(asked)))
     with pytest.raises(RuntimeError, match="3 new tokens took no longer than none"):
         vllm_program._main(QUESTION)
+    assert len(asked) == 4 + 2, "the first two of each model are not timed"
+
+
+def python(folder: Path, status: int) -> str:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\nexit {status}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 def test_which_python_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(vllm_speed.PYTHON_VARIABLE, raising=False)
-    monkeypatch.setattr(vllm_speed.importlib.util, "find_spec", lambda _: None)
-    assert vllm_speed.vllm_python() is None
-    with pytest.raises(RuntimeError, match="vLLM is not installed here"):
-        vllm_speed.vllm_speed({}, SpeedSettings(1, 2, 3, 4), vocab_size=5, num_threads=1, dtype="")
-    monkeypatch.setattr(vllm_speed.importlib.util, "find_spec", lambda name: name)
-    assert vllm_speed.vllm_python() == sys.executable
-    monkeypatch.setenv(vllm_speed.PYTHON_VARIABLE, str(tmp_path / "python"))
-    assert vllm_speed.vllm_python() is None, "another one than the named is not taken"
-    (tmp_path / "python").touch()
-    assert vllm_speed.vllm_python() == str(tmp_path / "python")
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    monkeypatch.setattr(vllm_speed.sys, "executable", python(tmp_path, 1))
+    with pytest.raises(InputError, match="^vLLM is not installed here; install it, or give"):
+        vllm_python()
+    monkeypatch.setattr(vllm_speed.sys, "executable", python(tmp_path, 0))
+    assert vllm_python() == str(tmp_path / "python")
+    monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "far"))
+    with pytest.raises(InputError, match=f"^{PYTHON_VARIABLE}: cannot run .*/far: No such file"):
+        vllm_python()
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv(PYTHON_VARIABLE, python(tmp_path / "other", 1))
+    with pytest.raises(InputError, match=f"^{PYTHON_VARIABLE}: .*/other/python has no vLLM"):
+        vllm_python()

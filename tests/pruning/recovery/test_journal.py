@@ -73,11 +73,11 @@ def test_a_process_that_does_not_write_knows_the_lines_and_leaves_the_folder_alo
 ) -> None:
     files_with(tmp_path, [3.0, None, 1.0, None])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    files = TrainingFiles(tmp_path, writes=False)
-    assert files.lines == lines_of([3.0, None, 1.0])
+    files = TrainingFiles(tmp_path, told=lines_of([3.0, None, 1.0]))
     for line in lines_of([3.0, None, 1.0, None, 2.0])[3:]:
         files.append(line)
     files.save(4, write)
+    files.drop_unsaved()
     assert files.lines == lines_of([3.0, None, 1.0, None, 2.0])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

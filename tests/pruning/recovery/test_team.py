@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from pruning.errors import InputError
 from pruning.recovery.team import Team
+from pruning.recovery.training import Recovery
 from tests.pruning.recovery.recoveries import dense_model, recovery_of
 
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 CHANGES = {"batch_size": 5, "micro_batch_size": 1, "dropout": 0.1}
 """Five parts of an update, and five of the held-out text: shares of 2 and 3, or of 1, 2 and 2."""
 
@@ -36,8 +40,22 @@ def trained(folder: Path, rank: int | None, team: Team) -> None:
         assert update is not None
         found += [update.loss, update.grad_norm]
     found.append(recovery.heldout_nll())
+    found.append(team.told_by_first(["first"] if team.rank == 0 else None))
+    recovery.check_same()
     (folder / f"{team.rank}.json").write_text(json.dumps(found))
     recovery.save(folder / f"{team.rank}.safetensors", 2)
+    if team.size > 1:
+        apart(recovery, team)
+
+
+@torch.no_grad()
+def apart(recovery: Recovery, team: Team) -> None:
+    """The last process has the last bit of one value otherwise."""
+    if team.rank == team.size - 1:
+        weight = next(iter(recovery.parameters.values()))
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    with pytest.raises(InputError, match="no longer have the same weights"):
+        recovery.check_same()
 
 
 def member(rank: int, size: int, folder: Path, adapters: int | None) -> None:
@@ -52,7 +70,7 @@ def member(rank: int, size: int, folder: Path, adapters: int | None) -> None:
 def test_any_number_of_processes_trains_the_same(
     size: int, rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", LOOPBACK)
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()

@@ -99,15 +99,31 @@ def test_what_is_wrong_is_said_as_in_this_process(
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        (
+            Placement(1, 99, 1, stall_timeout_s=3),
+            "each asks for 99 GPU and 1 CPU; 1 node offers 8 GPU",
+        ),
+        (
+            Placement(2, 0, 1, label_selector={"kind": "new"}, stall_timeout_s=3),
+            "each asks for 0 GPU and 1 CPU on a node with kind: new; nodes have",
+        ),
+    ],
+)
 def test_who_gets_no_place_is_told(
+    placement: Placement,
+    message: str,
     local_cluster: LocalMachine,
     checkpoint_folder: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And waits no longer than asked."""
-    far = Placement(1, 99, 1, memory_bytes=0, start_timeout_s=60, stall_timeout_s=4)
-    with pytest.raises(TrainingFailed, match=r"^no evaluator for 4 s \(cluster.stall_timeout_s\)"):
-        train_on_ray(of_tiny(checkpoint_folder), tmp_path, lambda *_: None, far)
+    """And waits no longer than asked. What a driver that was killed has left goes."""
+    (tmp_path / ".ray-killed").mkdir()
+    with pytest.raises(TrainingFailed, match=r"^no evaluator for 3 s \(cluster.stall_timeout_s\)"):
+        train_on_ray(of_tiny(checkpoint_folder), tmp_path, lambda *_: None, placement)
     [record] = [each for each in caplog.records if "no node can take" in each.message]
-    assert "each asks for 99 GPU and 1 CPU; 1 node offers 8 GPU" in record.message
+    assert message in record.message
+    assert not list(tmp_path.glob(".ray-*"))
