@@ -42,6 +42,8 @@ def problems_of_engines(
     """Why the speed of a dense model and its shapes cannot be measured in the engines that are
     asked for.
     """
+    if not evaluation.cost_engines:
+        return []
     config, accounting = checkpoint.config(), Accounting(checkpoint.config())
     model = (config, accounting.family, accounting.geometry, accounting.geometry.dense)
     found, unfit = [], list[str]()

@@ -15,14 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray import train as ray_train
-from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -203,10 +201,9 @@ def _team(storage: Path, num_gpus: int) -> Iterator[Team]:
         return
     if context.get_local_world_size() == team.size:
         os.environ |= {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
-    name = broadcast_from_rank_zero(uuid.uuid4().hex)  # processes that are started again need anew
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if num_gpus else "gloo",
-        store=FileStore(str(storage / name), team.size),
+        store=FileStore(str(storage / "group"), team.size),
         rank=team.rank,
         world_size=team.size,
     )

@@ -136,7 +136,7 @@ def test_whole_matrices_need_memory_for_what_the_search_leaves(
         seen.append(needed)
         return ["recovery: refused"]
 
-    monkeypatch.setattr("pipelines.recover.job._memory_problems", refuse)
+    monkeypatch.setattr("pipelines.recover.job.memory_problems", refuse)
     given = [each for each in QUICK if "rank" not in each]
     for ratio in (0.1, 0.3):
         outcome = search(*whole, "recovery=full", *given, f"search.target_ratio={ratio}")
