@@ -65,7 +65,7 @@ class RecoverConfig:
         """A recovery as a search asks for it, on the same text, machine and tracking, in as many
         processes as the search has evaluators, if an update has as many parts.
         """
-        cluster, num_parts = config.cluster, config.recovery.num_parts
+        cluster, num_parts = config.cluster, config.recovery.settings().num_parts
         if cluster.num_evaluators is not None:
             cluster = replace(cluster, num_evaluators=min(cluster.num_evaluators, num_parts))
         return cls(
@@ -108,7 +108,8 @@ class RecoverConfig:
                 "cluster.stall_timeout_s: has no effect with cluster=inline, where nothing is "
                 "waited for; leave it out"
             )
-        found += self._problems_of_processes()
+        if not found:  # settings must be ones
+            found += self._problems_of_processes()
         if (self.cluster.num_gpus_per_evaluator or 0) > 1:
             found.append(
                 f"cluster.num_gpus_per_evaluator: {self.cluster.num_gpus_per_evaluator}; recover "
@@ -118,17 +119,17 @@ class RecoverConfig:
 
     def _problems_of_processes(self) -> list[str]:
         """More than have something to do."""
-        asked, recovery = self.cluster.num_evaluators, self.recovery
-        num_parts = recovery.num_parts
+        asked, settings = self.cluster.num_evaluators, self.recovery.settings()
+        num_parts = settings.num_parts
         if asked is None or asked <= num_parts:
             return []
-        size = recovery.micro_batch_size or recovery.batch_size
-        smaller = recovery.batch_size // asked
+        smaller = settings.batch_size // asked
         advice = f", or recovery.micro_batch_size={smaller}" if smaller else ""
         return [
             f"cluster.num_evaluators: {asked}, above the number of parts of an update, each of "
-            f"which one process takes: {num_parts} (recovery.batch_size={recovery.batch_size}, "
-            f"recovery.micro_batch_size={size}); give at most {num_parts}{advice}"
+            f"which one process takes: {num_parts} (recovery.batch_size={settings.batch_size}, "
+            f"recovery.micro_batch_size={settings.micro_batch_size}); give at most "
+            f"{num_parts}{advice}"
         ]
 
     @property

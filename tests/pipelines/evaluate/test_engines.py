@@ -215,7 +215,7 @@ def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
     )
     assert outcome.status == 2, outcome.output
     context, python = outcome.errors
-    assert "288 + 32, above this model's context of 319 tokens" in context
+    assert "288 + 32 + 1 in vLLM, above this model's context of 320 tokens" in context
     assert f"evaluation.cost_engines: {PYTHON_VARIABLE}: cannot run /no/python: No such" in python
     monkeypatch.undo()
 
