@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,9 @@ ONE, TWO, MANY = (
     for count in (1, 2, None)
 )
 """An update has two parts: of as many as fit, two train."""
+
+LONG = replace(SETTINGS, steps=200)
+"""Several seconds, so that a process can be killed in the middle."""
 
 
 def of_tiny(folder: Path, text: Tokens | None = None) -> TrainingSpec:
@@ -69,22 +73,25 @@ def test_a_process_that_is_killed_is_started_again(
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    spec = of_tiny(checkpoint_folder)
+    spec = replace(of_tiny(checkpoint_folder), settings=LONG)
     assert train(spec, here, lambda *_: None) == "steps"
     told: list[int] = []
+    killed_at: list[int] = []
 
     def watch(lines: Sequence[Line], num_saved: int) -> None:
-        if not told:
+        if num_saved > 1 and not killed_at:
             found = processes()
             assert len(found) == count
             os.kill(found[killed].pid, signal.SIGKILL)
+            killed_at.append(len(lines))
         told.append(len(lines))
         assert num_saved <= len(lines)
 
     assert train_on_ray(spec, there, watch, placement) == "steps"
-    assert told[-1] == 13
+    assert killed_at[0] <= LONG.steps, "it was over before"
+    assert told[-1] == LONG.steps + 1
     assert without_times(there / JOURNAL) == without_times(here / JOURNAL)
-    last = "checkpoints/step-000012.safetensors"
+    last = "checkpoints/step-000200.safetensors"
     assert (there / last).read_bytes() == (here / last).read_bytes()
     assert [path.name for path in there.glob(".ray-*")] == []
 
