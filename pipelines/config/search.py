@@ -18,6 +18,7 @@ from pruning.importance.criteria import Importance
 from pruning.models.geometry import Geometry
 from pruning.search.settings import (
     COMPENSATIONS,
+    JUDGES,
     SELECTIONS,
     SHAPE_CONSTRAINTS,
     STRATEGY_NAMES,
@@ -28,6 +29,8 @@ from pruning.search.strategy import Strategy
 
 DEFAULT_RATIO = 0.10
 """Of a search that is not told where to end."""
+_CHOICES = {"greedy": "multipruner"}
+"""What `search=` calls a strategy that is not called so there."""
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 
 
@@ -37,6 +40,7 @@ class SearchConfig:
 
     strategy: str = one_of(STRATEGY_NAMES)
     selection: str = one_of(SELECTIONS)
+    judged_by: str = one_of(JUDGES)
     lazy: LazyConfig = field(default_factory=LazyConfig)
     seed: int | None = MISSING
     rounds: int | None = MISSING
@@ -93,6 +97,7 @@ class SearchConfig:
             table_ratio=self.table_ratio,
             targets=targets,
             lazy=self.lazy.settings if self.is_lazy else None,
+            judged_by=chosen(self.judged_by, JUDGES),
         )
 
     def problems_of_new(self, given: Sequence[str], common: Sequence[str] = ()) -> list[str]:
@@ -156,10 +161,14 @@ class SearchConfig:
         found += target_problems({**self.asked, **ratios})
         others = [name for name, (cost, _) in self.asked.items() if cost != "parameters"]
         if others and strategy is not None and not strategy.any_cost:
-            users = [f"search={name}" for name, each in STRATEGIES.items() if each.any_cost]
+            users = [
+                f"search={_CHOICES.get(name, name)}"
+                for name, each in STRATEGIES.items()
+                if each.any_cost
+            ]
             found.append(
                 f"{', '.join(others)}: not for search.strategy={self.strategy}, which ends by its "
-                f"share of parameters, search.target_ratio; use {' or '.join(users)}"
+                f"share of parameters, search.target_ratio; use {', '.join(users)}"
             )
         found += self._distribution_problems(strategy)
         if (
@@ -171,14 +180,27 @@ class SearchConfig:
                 f"search.shape_constraint: {self.shape_constraint}, which search.strategy="
                 f"{self.strategy} does not keep; it takes {', '.join(strategy.constraints)}"
             )
-        if self.is_lazy and strategy is not None and not strategy.compares_candidates:
-            users = [name for name, each in STRATEGIES.items() if each.compares_candidates]
-            found.append(
-                f"search.selection: lazy, but a step of search.strategy={self.strategy} has one "
-                f"candidate; it is for {', '.join(users)}"
-            )
-        found += self.lazy.problems() + self._compensation_problems()
+        found += self._choice_problems(strategy) + self.lazy.problems()
+        found += self._compensation_problems()
         found += at_least(self, "search.", mlp_group_channels=1, head_group_channels=1, rounds=1)
+        return found
+
+    def _choice_problems(self, strategy: type[Strategy] | None) -> list[str]:
+        """Ways to choose among candidates, where there is one only, and two that do not agree."""
+        found = []
+        users = [name for name, each in STRATEGIES.items() if each.compares_candidates]
+        for name, default in (("selection", SELECTIONS[0]), ("judged_by", JUDGES[0])):
+            value = getattr(self, name)
+            if value != default and strategy is not None and not strategy.compares_candidates:
+                found.append(
+                    f"search.{name}: {value}, but a step of search.strategy={self.strategy} has "
+                    f"one candidate; it is for {', '.join(users)}"
+                )
+        if self.is_lazy and self.judged_by != JUDGES[0]:
+            found.append(
+                f"search.judged_by: {self.judged_by}, with search.selection=lazy, which leaves "
+                "candidates out by their scores; use search.selection=exhaustive"
+            )
         return found
 
     def _distribution_problems(self, strategy: type[Strategy] | None) -> list[str]:

@@ -16,6 +16,7 @@ from pruning.costs.accounting import Accounting
 from pruning.costs.target import Target
 from pruning.scoring.score import BatchScore, ShapeScore
 from pruning.search.selection import Ask
+from pruning.search.step import Step
 from pruning.search.strategy import Search
 from pruning.shape import ModelShape, Removal
 
@@ -67,7 +68,7 @@ def run_search(
             context_length=context_length,
             evaluations=evaluations,
             stderrs={
-                candidate: scores[candidate].stderr_of_difference(scores[step.removal])
+                candidate: scores[candidate].stderr_of_difference(_equal(step, candidate, scores))
                 for candidate, _ in step.candidates
             },
             seconds=time.monotonic() - started + (ahead_s if num_ahead else 0.0),
@@ -87,6 +88,17 @@ def run_search(
             )
         on_step(line)
         num_ahead = max(0, num_ahead - 1)
+
+
+def _equal(
+    step: Step, candidate: Removal, scores: Mapping[Removal | None, ShapeScore]
+) -> ShapeScore:
+    """The score at which a candidate would have been as good as the one removed: that one's, where
+    scores alone decide.
+    """
+    share = step.tied_share(candidate)
+    best = scores[step.removal]
+    return best if share is None else scores[None].towards(best, share)
 
 
 def _score_ahead(search: Search, scorer: Scorer, set_name: SetName) -> int:

@@ -148,11 +148,11 @@ def divergence(first: ReportRun, second: ReportRun) -> Divergence:
 
 def _preference(step: ReportStep, other: Removal) -> Preference:
     own, score = step.scores[step.removal].nll, step.scores.get(other)
-    if score is None or score.nll is None or own is None:
+    if score is None or score.nll is None or score.margin is None or own is None:
         return Preference(None, None, None)
     theirs, mine = perplexity(score.nll), perplexity(own)
     change = None if theirs is None or mine is None else theirs - mine
-    return Preference(score.nll - own, score.stderr, change)
+    return Preference(score.margin, score.stderr, change)
 
 
 def _verdict(first: str, second: str, mine: Preference, theirs: Preference) -> str:

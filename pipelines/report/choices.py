@@ -164,7 +164,9 @@ def fragile(runs: Runs) -> Section | None:
     parts: list[Part] = [
         Text(
             "The margin of a step is the NLL of the second best candidate minus that of the one "
-            "removed. The choice is a near-tie if any candidate, the second best or a worse one "
+            "removed; where steps are judged by score per cost, minus the one at which it would "
+            "have been as good. The choice is a near-tie if any candidate, the second best or a "
+            "worse one "
             f"that is less certain, lost by less than {NEAR_TIE_STDERRS:g} standard errors over "
             "the calibration sequences (paired): another text may well have chosen otherwise. Not "
             "known for steps "

@@ -19,11 +19,12 @@ SIZES = ("num_parameters", "flops_per_token", "kv_cache_bytes_per_token")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of one candidate: NLL in nats per token, and the standard error of that minus the committed
-    candidate's. None: not finite, or not recorded.
+    """Of one candidate: NLL in nats per token, what it lost by, and the standard error of that.
+    None: not finite, or not recorded.
     """
 
     nll: float | None
+    margin: float | None
     stderr: float | None
 
 
@@ -68,8 +69,7 @@ class ReportStep:
         The second best need not be the first of them: a worse one may be less certain.
         """
         others = (score for removal, score in self.scores.items() if removal != self.removal)
-        own = self.scores[self.removal].nll
-        return distances(own, ((score.nll, score.stderr) for score in others))
+        return distances((score.margin, score.stderr) for score in others)
 
     @property
     def num_stderrs(self) -> float | None:

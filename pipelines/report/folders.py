@@ -43,6 +43,7 @@ from pipelines.runs.files import (
     read_with,
 )
 from pipelines.runs.journal import set_of
+from pipelines.runs.near_ties import lost_by
 from pipelines.runs.saved_run import SavedRecovery, SavedRun, read_recovery, read_saved_run
 from pruning.calibration.token_sets import heldout_sources
 from pruning.costs.latency import LatencyTable
@@ -270,7 +271,11 @@ def _step(line: Mapping[str, Any]) -> ReportStep:
             line.get("margin_stderr")
         ),  # folders from before it was recorded lack it, and `stderr` below
         scores={
-            Removal.from_json(each): Score(_number(each["nll"]), _number(each.get("stderr")))
+            Removal.from_json(each): Score(
+                _number(each["nll"]),
+                lost_by(each, _number(line["nll"])),
+                _number(each.get("stderr")),
+            )
             for each in line["candidates"]
         },
         set_name=set_of(line),

@@ -119,8 +119,8 @@ def step_line(
     Args:
         token_set: that it was scored on; written where the stage's name does not say so.
         evaluations: candidates of all steps so far, this one included.
-        stderrs: of each candidate, the standard error of its NLL minus that of the one removed;
-            None where it has none.
+        stderrs: of each candidate, the standard error of its NLL minus the one at which it would
+            have been as good as the one removed; None where it has none.
         timestamp: end of the step, seconds since 1970.
         targets: in other costs than parameters; what goes of each is written.
     """
@@ -140,7 +140,9 @@ def step_line(
         "evaluations": evaluations,
         "shape": step.shape.text,
         "candidates": [
-            candidate.to_json() | {"nll": _finite(nll), "stderr": stderrs[candidate]}
+            candidate.to_json()
+            | {"nll": _finite(nll), "stderr": stderrs[candidate]}
+            | _for_cost(step, candidate)
             for candidate, nll in step.candidates
         ],
         **_left_out(step),
@@ -152,6 +154,14 @@ def step_line(
 def saved_by(shape: ModelShape, targets: Sequence[Target]) -> dict[str, float]:
     """The share of the dense model's that a shape saves of each cost that is asked for."""
     return {target.cost.name: target.cost.ratio(shape) for target in targets}
+
+
+def _for_cost(step: Step, candidate: Removal) -> dict[str, Any]:
+    """What decided besides its score, where steps are judged by score per cost."""
+    if step.gains is None:
+        return {}
+    margin = step.margin_of(candidate)
+    return {"gain": step.gain_of(candidate), "margin": _finite(margin)}
 
 
 def _left_out(step: Step) -> dict[str, Any]:

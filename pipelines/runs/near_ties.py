@@ -28,20 +28,27 @@ def num_stderrs(difference: float | None, stderr: float | None) -> float | None:
     return difference / stderr if stderr else float("inf")
 
 
-def distances(
-    nll: float | None, others: Iterable[tuple[float | None, float | None]]
-) -> tuple[float, ...]:
+def lost_by(candidate: Mapping[str, Any], nll: float | None) -> float | None:
+    """Nats per token by which a candidate of a trajectory's line lost; None where its score, or
+    that of the one removed, is not finite.
+
+    Args:
+        candidate: as the line has it, with a margin of its own where scores alone did not decide.
+        nll: of the candidate that was removed.
+    """
+    if candidate["nll"] is None or nll is None:
+        return None
+    margin = candidate.get("margin")
+    return float(candidate["nll"] - nll if margin is None else margin)
+
+
+def distances(others: Iterable[tuple[float | None, float | None]]) -> tuple[float, ...]:
     """By how many standard errors each other candidate lost, where that is known, ascending.
 
     Args:
-        nll: of the candidate that was removed, nats per token.
-        others: NLL of each other one, and the standard error of its difference.
+        others: what each other one lost by, and the standard error of that.
     """
-    found = [
-        num_stderrs(other - nll, stderr)
-        for other, stderr in others
-        if other is not None and nll is not None
-    ]
+    found = [num_stderrs(margin, stderr) for margin, stderr in others]
     return tuple(sorted(distance for distance in found if distance is not None))
 
 
@@ -54,12 +61,9 @@ def counted(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         for line in lines
         if (
             found := distances(
-                line["nll"],
-                (
-                    (candidate["nll"], candidate.get("stderr"))
-                    for candidate in line["candidates"]
-                    if Removal.from_json(candidate) != Removal.from_json(line["removed"])
-                ),
+                (lost_by(candidate, line["nll"]), candidate.get("stderr"))
+                for candidate in line["candidates"]
+                if Removal.from_json(candidate) != Removal.from_json(line["removed"])
             )
         )
     ]

@@ -86,6 +86,8 @@ def saved_form(config: PruneConfig) -> DictConfig:
     del plain.search.layout  # an old name, which `SearchConfig` has replaced
     if not config.search.is_lazy:
         del plain.search.selection, plain.search.lazy  # what scores all has nothing to say here
+    if config.search.judged_by == "score":
+        del plain.search.judged_by
     if not plain.calibration.sources:  # which only a mixture has
         del plain.calibration.sources
     if config.latency is None:

@@ -99,7 +99,12 @@ def _choice(settings: Mapping[str, Any]) -> str:
         if settings.get("search.selection", "exhaustive") != "exhaustive"
         else ""
     )
-    return f"What went was chosen by {strategy.method}.{partly}{refitted}"
+    by_cost = (
+        " What it raises it by was set against what it saves of the cost that was to go."
+        if settings.get("search.judged_by", "score") != "score"
+        else ""
+    )
+    return f"What went was chosen by {strategy.method}.{by_cost}{partly}{refitted}"
 
 
 def _before_training(recovery: Mapping[str, Any] | None) -> str:

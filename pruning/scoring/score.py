@@ -45,6 +45,13 @@ class ShapeScore:
             self, nll_per_sequence=tuple(self.nll_per_sequence[each] for each in sequences)
         )
 
+    def towards(self, other: ShapeScore, share: float) -> ShapeScore:
+        """So far from this score to another one: 0 is this one, 1 the other."""
+        pairs = zip(self.nll_per_sequence, other.nll_per_sequence, strict=True)
+        return replace(
+            self, nll_per_sequence=tuple(mine + share * (theirs - mine) for mine, theirs in pairs)
+        )
+
     def stderr_of_difference(self, other: ShapeScore) -> float | None:
         """Standard error of `self.nll - other.nll` over the sequences, paired: both shapes saw the
         same text, so what its difficulty adds cancels.

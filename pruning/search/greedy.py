@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pruning.costs.accounting import Accounting
 from pruning.errors import ScoringError, TargetNotReached
+from pruning.search.goal import Goal
 from pruning.search.selection import Exhaustive, Selection
 from pruning.search.settings import SearchSettings, ShapeConstraint
 from pruning.search.stages import Stage, make_stages
-from pruning.search.step import Step
+from pruning.search.step import Step, best_of
 from pruning.shape import Kind, ModelShape, Removal
 
 
@@ -36,6 +38,7 @@ class GreedySearch:
     def __init__(self, accounting: Accounting, settings: SearchSettings) -> None:
         self.accounting = accounting
         self.settings = settings
+        self.goal = Goal.of(accounting, settings)
         self.stages = make_stages(accounting, settings)
         self.shape = accounting.dense
         self.steps: list[Step] = []
@@ -47,7 +50,8 @@ class GreedySearch:
     @property
     def stage(self) -> Stage | None:
         """The first stage whose target is not met; None when all are."""
-        return next((stage for stage in self.stages if self.ratio < stage.target_ratio), None)
+        reached = self.goal.reached(self.shape)
+        return next((stage for stage in self.stages if reached < stage.target_ratio), None)
 
     @property
     def done(self) -> bool:
@@ -65,9 +69,11 @@ class GreedySearch:
             return ()
         candidates = self._candidates(stage, self.shape)
         if not candidates:
+            names = [limit.name for limit in self.goal.limits] or ["search.target_ratio"]
             raise TargetNotReached(
-                f"search.target_ratio: stage {stage.name!r} has no candidate left at ratio "
-                f"{self.ratio:.4f}, below its target of "
+                f"{', '.join(names)}: stage {stage.name!r} has no candidate left at "
+                f"{'a share of the way of' if self.goal.limits else 'ratio'} "
+                f"{self.goal.reached(self.shape):.4f}, below its target of "
                 f"{stage.target_ratio:.4f} (after {len(self.steps)} steps). {self.advice}. "
                 "Everything up to here is kept"
             )
@@ -86,14 +92,15 @@ class GreedySearch:
         Raises:
             TargetNotReached: there is no candidate, though the stage's target is not met.
         """
-        return Exhaustive(self.propose(), num_batches)
+        return Exhaustive(self._asked(), num_batches)
 
     def decides(self, scores: Mapping[Removal | None, float]) -> bool:
         """Whether these are the scores that the selection asks for: all, where it is exhaustive."""
-        return set(scores) == set(self.propose())
+        return set(scores) == set(self._asked())
 
     def observe(self, scores: Mapping[Removal | None, float]) -> Step:
-        """Commits the candidate with the lowest NLL; equal scores: the first proposed.
+        """Commits the candidate with the lowest NLL, or the lowest rise of it for what it brings
+        of the goal, where that is what the search judges by; equals: the first proposed.
 
         Scores that are not finite are out.
 
@@ -112,17 +119,34 @@ class GreedySearch:
         scored = tuple(
             (candidate, scores[candidate]) for candidate in self.propose() if candidate in scores
         )
-        finite = [(candidate, nll) for candidate, nll in scored if math.isfinite(nll)]
-        if not finite:
-            raise ScoringError(
-                f"step {len(self.steps) + 1} ({stage.name}): the NLL of all {len(scored)} "
-                "candidates is NaN or infinite, the first is "
-                f"{scored[0][1]} for {scored[0][0]}. Weights or dtype overflow: try "
-                "model.dtype=float32, and check the dense perplexity"
+        gains = None
+        if self._per_cost:
+            gains = tuple(self._gain(self.shape, candidate) for candidate, _ in scored)
+        base_nll = scores.get(None)
+        comparable = gains is None or math.isfinite(scores[None])
+        best = best_of(scored, base_nll, gains) if comparable else None
+        if best is None:
+            failed = (
+                f"the NLL of all {len(scored)} candidates is NaN or infinite, the first is "
+                f"{scored[0][1]} for {scored[0][0]}"
+                if comparable
+                else f"the NLL of the shape before it is {base_nll}"
             )
-        best, nll = min(finite, key=lambda pair: pair[1])
+            raise ScoringError(
+                f"step {len(self.steps) + 1} ({stage.name}): {failed}. Weights or dtype overflow: "
+                "try model.dtype=float32, and check the dense perplexity"
+            )
         self.shape = self.shape.without(best)
-        step = Step(stage.name, best, self.shape, nll, self.ratio, scored)
+        step = Step(
+            stage.name,
+            best,
+            self.shape,
+            scores[best],
+            self.ratio,
+            scored,
+            base_nll=base_nll,
+            gains=gains,
+        )
         self.steps.append(step)
         return step
 
@@ -130,25 +154,49 @@ class GreedySearch:
         """Evaluations still to come, estimated: each step removes what the mean candidate would,
         and candidates stay as many as now.
         """
-        total, shape, ratio = 0, self.shape, self.ratio
+        total, shape, ratio = 0, self.shape, self.goal.reached(self.shape)
         for stage in self.stages:
             candidates = self._candidates(stage, shape)
             if ratio >= stage.target_ratio or not candidates:
                 continue
             mean = math.fsum(
-                self.accounting.ratio(shape.without(candidate)) for candidate in candidates
-            ) / len(candidates) - self.accounting.ratio(shape)
+                self.goal.reached(shape.without(candidate)) for candidate in candidates
+            ) / len(candidates) - self.goal.reached(shape)
             steps = math.ceil((stage.target_ratio - ratio) / mean)
             total += steps * len(candidates)
             ratio += steps * mean
         return total
 
     def _candidates(self, stage: Stage, shape: ModelShape) -> tuple[Removal, ...]:
-        return tuple(
+        allowed = (
             removal
             for removal in candidates_of(stage, shape)
             if is_allowed(removal, len(shape.layers), self.settings.shape_constraint)
         )
+        if not self.goal.limits:
+            return tuple(allowed)
+        found = (self._bringing(stage, shape, removal) for removal in allowed)
+        return tuple(removal for removal in found if removal is not None)
+
+    def _bringing(self, stage: Stage, shape: ModelShape, removal: Removal) -> Removal | None:
+        """The removal, or the next smaller size of that block that brings something of the goal;
+        None: there is none. A narrower block need not be faster.
+        """
+        smaller = range(removal.remaining, 0, -stage.group) if stage.group else (0,)
+        sizes = (replace(removal, remaining=size) for size in smaller)
+        return next((each for each in sizes if self._gain(shape, each) > 0), None)
+
+    def _gain(self, shape: ModelShape, removal: Removal) -> float:
+        """What a removal brings of the goal; of times not always more than nothing."""
+        return self.goal.reached(shape.without(removal)) - self.goal.reached(shape)
+
+    @property
+    def _per_cost(self) -> bool:
+        return self.settings.judged_by == "score_per_cost"
+
+    def _asked(self) -> tuple[Removal | None, ...]:
+        """What a step that leaves nothing out scores: changes need the shape before it, too."""
+        return (None, *self.propose()) if self._per_cost else self.propose()
 
 
 def is_allowed(removal: Removal, num_layers: int, constraint: ShapeConstraint) -> bool:

@@ -20,13 +20,15 @@ class GreedyStrategy(Strategy):
         "the greedy search of MultiPruner ([arXiv 2501.09949](https://arxiv.org/abs/2501.09949)), "
         "which takes away, step by step, what raises the perplexity of a calibration text least"
     )
+    any_cost = True
     compares_candidates = True
 
     @property
     def label(self) -> str:
-        """The distribution, such as `44:52:4`, and how candidates are selected if not all are."""
+        """The distribution, such as `44:52:4`, and what is otherwise than published."""
         shares = ":".join(f"{share:g}" for share in self.settings.distribution)
-        return shares if self.settings.lazy is None else f"{shares} lazy"
+        shares += "" if self.settings.lazy is None else " lazy"
+        return shares if self.settings.judged_by == "score" else f"{shares} per cost"
 
     def search(self, accounting: Accounting, measured: Measured) -> GreedySearch:
         kind = GreedySearch if self.settings.lazy is None else LazySearch
@@ -37,10 +39,14 @@ class GreedyStrategy(Strategy):
         return plan if self.settings.lazy is None else at_most(plan)
 
     def _own_identity(self) -> dict[str, Any]:
-        """Nothing of a search that scores every candidate, as in folders from before there was a
-        choice.
+        """Nothing of a search that scores every candidate and takes the lowest score, as in folders
+        from before there was a choice.
         """
-        if self.settings.lazy is None:
-            return {}
-        own = {f"search.lazy.{name}": value for name, value in asdict(self.settings.lazy).items()}
-        return {"search.selection": "lazy"} | own
+        own: dict[str, Any] = {}
+        if self.settings.judged_by != "score":
+            own["search.judged_by"] = self.settings.judged_by
+        if self.settings.lazy is not None:
+            lazy = asdict(self.settings.lazy)
+            own |= {"search.selection": "lazy"}
+            own |= {f"search.lazy.{name}": value for name, value in lazy.items()}
+        return own

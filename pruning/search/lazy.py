@@ -115,7 +115,6 @@ class LazySearch(GreedySearch):
         selection = self.selection(1)
         step = replace(
             super().observe(scores),
-            base_nll=scores.get(None),
             unscored=tuple(
                 (each, selection.changes[each])
                 for each in selection.candidates

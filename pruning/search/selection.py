@@ -35,9 +35,13 @@ class Selection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exhaustive:
-    """Every candidate on every batch, all at once: the search as published."""
+    """Every candidate on every batch, all at once: the search as published.
 
-    candidates: tuple[Removal, ...]
+    Args:
+        candidates: None among them is the shape as it is.
+    """
+
+    candidates: tuple[Removal | None, ...]
     num_batches: int
 
     def next(self, scores: Mapping[Ask, BatchScore]) -> tuple[Ask, ...]:

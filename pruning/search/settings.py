@@ -32,6 +32,13 @@ SelectionName = Literal["exhaustive", "lazy"]
 
 SELECTIONS: tuple[SelectionName, ...] = get_args(SelectionName)
 
+JudgedBy = Literal["score", "score_per_cost"]
+"""What a step compares candidates by: their scores, or what the score rises by for each unit of
+cost that goes (`pruning.search.goal`).
+"""
+
+JUDGES: tuple[JudgedBy, ...] = get_args(JudgedBy)
+
 DEPLOYABLE_CHANNELS = 256
 """Deployable widths are multiples of it (docs/concepts/formats.md, "DeciLM folder")."""
 
@@ -80,6 +87,7 @@ class SearchSettings:
         table_ratio: at which uniform shape an allocation measures its table; None: the target's.
         targets: in other costs than parameters.
         lazy: of a lazy selection; None: every candidate is scored.
+        judged_by: what a step compares candidates by.
     """
 
     strategy: StrategyName
@@ -95,6 +103,7 @@ class SearchSettings:
     table_ratio: float | None = None
     targets: tuple[Target, ...] = ()
     lazy: LazySettings | None = None
+    judged_by: JudgedBy = "score"
 
     @classmethod
     def resolved(
@@ -114,6 +123,7 @@ class SearchSettings:
         table_ratio: float | None = None,
         targets: Sequence[Target] = (),
         lazy: LazySettings | None = None,
+        judged_by: JudgedBy = "score",
     ) -> Self:
         """Settings for a model of these sizes; None takes the default of that model."""
         return cls(
@@ -138,6 +148,7 @@ class SearchSettings:
             table_ratio=table_ratio,
             targets=tuple(targets),
             lazy=lazy,
+            judged_by=judged_by,
         )
 
 

@@ -10,6 +10,7 @@ from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.models.geometry import Geometry
+from pruning.search.goal import Goal
 from pruning.search.settings import DEPLOYABLE_CHANNELS, SearchSettings
 
 StageName = Literal["block", "mlp_channels", "attention_heads"]
@@ -17,14 +18,19 @@ StageName = Literal["block", "mlp_channels", "attention_heads"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage: what it removes, and the ratio at which it ends."""
+    """One stage: what it removes, and where it ends.
+
+    Args:
+        target_ratio: ratio of parameters at which it ends; where other costs are asked for, the
+            share of the way to all targets (`pruning.search.goal.Goal`).
+        group: MLP channels or KV heads that go at a time; unused by the block stage.
+        scored_on: the calibration set of its candidates; None: that of its name.
+    """
 
     name: StageName
     target_ratio: float
     group: int = 0
-    """MLP channels or KV heads that go at a time; unused by the block stage."""
     scored_on: SetName | None = None
-    """The calibration set of its candidates; None: that of its name."""
 
     @property
     def token_set(self) -> SetName:
@@ -48,16 +54,17 @@ def make_stages(accounting: Accounting, settings: SearchSettings) -> tuple[Stage
         raise InputError("\n".join(problems))
     block_share, mlp_share, _ = settings.distribution
     total = math.fsum(settings.distribution)
+    whole = Goal.of(accounting, settings).whole
     return (
-        Stage("block", settings.target_ratio * (block_share / total)),
+        Stage("block", whole * (block_share / total)),
         Stage(
             "mlp_channels",
-            settings.target_ratio * ((block_share + mlp_share) / total),
+            whole * ((block_share + mlp_share) / total),
             settings.mlp_group_channels,
         ),
         Stage(
             "attention_heads",
-            settings.target_ratio,
+            whole,
             settings.head_group_channels // accounting.geometry.channels_per_kv_head,
         ),
     )

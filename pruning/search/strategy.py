@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
 from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from pruning.search.allocation import Limit
+from pruning.search.goal import Goal, limits_of
 from pruning.search.plan import SearchPlan
 from pruning.search.selection import Selection
 from pruning.search.settings import SearchSettings, ShapeConstraint, StrategyName
@@ -133,9 +134,7 @@ class Strategy(ABC):
 
     def limits(self, accounting: Accounting) -> list[Limit]:
         """What the shape that is looked for may cost."""
-        ratio, targets = self.settings.target_ratio, self.settings.targets
-        found = [Limit.of_parameters(accounting, ratio)] if ratio else []
-        return found + [Limit.of_target(target) for target in targets]
+        return limits_of(accounting, self.settings)
 
     def problems(self, accounting: Accounting) -> list[str]:
         """What is wrong with the settings for this model, one message each."""
@@ -156,7 +155,7 @@ class Strategy(ABC):
         stage = self.planned(accounting).impossible
         if stage is not None:
             raise InputError(
-                f"search.target_ratio: {self.settings.target_ratio:g}; no path reaches it: the "
+                f"{Goal.of(accounting, self.settings).words}; no path reaches it: the "
                 f"{stage} stage runs out of candidates; lower it, give that stage a smaller share "
                 "in search.distribution, or use smaller groups"
             )

@@ -8,6 +8,7 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,7 @@ CALIBRATION = Calibration(
 
 
 class FakePool:
-    """Scores are a function of shape and batch; answers come in any order, in parts of any size,
-    some together; it can die.
-    """
+    """Scores are a function of shape and batch; answers come in any order and parts; it can die."""
 
     def __init__(self, num_parts: int = 1, dies_after: int | None = None) -> None:
         self.num_parts = num_parts
@@ -97,18 +96,19 @@ def drive(
     pool: FakePool,
     store: str = "scores.db",
     kind: type[GreedySearch] = GreedySearch,
-    lazy: LazySettings | None = None,
     targets: Sequence[Target] = (),
+    mlp_channels: int = 48,
+    **choices: Any,
 ) -> tuple[GreedySearch, Scorer, Journal]:
     folder.mkdir(exist_ok=True)
-    accounting = Accounting(tiny_config("llama"))
+    accounting = Accounting(tiny_config("llama", intermediate_size=mlp_channels))
     settings = SearchSettings.resolved(
         accounting.geometry,
         target_ratio=0.4,
         distribution=[50, 30, 20],
         mlp_group_channels=16,
         head_group_channels=16,
-        lazy=lazy,
+        **choices,
     )
     search, journal = kind(accounting, settings), Journal(folder / "trajectory.jsonl")
     journal.replay(search)

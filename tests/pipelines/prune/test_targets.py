@@ -246,8 +246,10 @@ def test_a_sweep_over_a_cost(cli: Cli, arguments: list[str]) -> None:
     ("words", "message"),
     [
         (
-            ("search=multipruner", "search.distribution=[1,1,1]", "search.target.flops=0.1"),
-            "search.target.flops: not for search.strategy=greedy, which ends by its share of",
+            ("search=random", "search.distribution=[1,0,0]", "search.target.flops=0.1"),
+            "search.target.flops: not for search.strategy=random, which ends by its share of "
+            "parameters, search.target_ratio; use search=multipruner, search=uniform, "
+            "search=allocation",
         ),
         (
             (*ALLOCATION, "search.target.latency=0.1", "search.target.decode=0.1"),
