@@ -166,12 +166,10 @@ def fragile(runs: Runs) -> Section | None:
             "The margin of a step is the NLL of the second best candidate minus that of the one "
             "removed; where steps are judged by score per cost, minus the one at which it would "
             "have been as good. The choice is a near-tie if any candidate, the second best or a "
-            "worse one "
-            f"that is less certain, lost by less than {NEAR_TIE_STDERRS:g} standard errors over "
-            "the calibration sequences (paired): another text may well have chosen otherwise. Not "
-            "known for steps "
-            "that had one candidate only, were scored on one sequence, or were recorded before "
-            "standard errors were." + _left_out(runs)
+            f"worse one that is less certain, lost by less than {NEAR_TIE_STDERRS:g} standard "
+            "errors over the calibration sequences (paired): another text may well have chosen "
+            "otherwise. Not known for steps that had one candidate only, were scored on one "
+            "sequence, or were recorded before standard errors were." + _left_out(runs)
         ),
         Table(columns, "lrrtr", tuple(rows)),
     ]
