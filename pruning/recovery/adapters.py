@@ -123,11 +123,10 @@ def add_adapters(
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
         target_modules=[matrix.path for matrix in matrices],
-        bias="none",
     )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+        inject_adapter_in_model(config, model)
     found: dict[str, nn.Parameter] = {}
     for matrix in matrices:
         module: Any = model.get_submodule(matrix.path)

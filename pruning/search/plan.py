@@ -105,8 +105,10 @@ class End:
     most: int
 
 
-BlockPaths = Callable[[Accounting, Stage, Way, ShapeConstraint], Iterator[End | None]]
-"""Every end of a block stage from one beginning; None for a dead end."""
+BlockPaths = Callable[[Accounting, Stage, Way, ShapeConstraint], Iterator[End]]
+"""Every end of a block stage from one beginning: none where blocks do not come to the target, which
+no order of them changes.
+"""
 
 
 def plan_search(
@@ -189,20 +191,22 @@ def step_flops(
     Args:
         num_prefixes: times that each token runs through the base shape.
     """
-    if accounting.flops_per_token(base, context_length=sequence_length) is None:
+    whole = accounting.flops_per_token(base, context_length=sequence_length)
+    if accounting.head_weights is None or whole is None:
         return None
     tokens = num_sequences * sequence_length
     layers = [
         accounting.layer_flops(index, layer, context_length=sequence_length) or 0
         for index, layer in enumerate(base.layers)
     ]
-    suffixes = [sum(layers[index:]) for index in range(len(layers) + 1)]
-    head = 2 * (accounting.head_weights or 0)
+    suffixes = [sum(layers[index:]) for index in range(len(layers))]
+    head = 2 * accounting.head_weights
     if len(removals) == 1:
         alone = accounting.flops_per_token(
             base.without(removals[0]), context_length=sequence_length
         )
-        return float(tokens * (alone or 0))
+        assert alone is not None
+        return float(tokens * alone)
     return float(
         tokens
         * (num_prefixes * suffixes[0] + sum(suffixes[removal.layer] + head for removal in removals))
@@ -226,9 +230,9 @@ def planned_flops(
         num_prefixes: times that each of them runs through the base shape in a step.
     """
     dense = accounting.flops_per_token(accounting.dense, context_length=sequence_length)
-    if dense is None:
+    if accounting.head_weights is None or dense is None:
         return None
-    head = 2 * (accounting.head_weights or 0)
+    head = 2 * accounting.head_weights
     num_layers, total, ratio = accounting.geometry.num_layers, 0.0, 0.0
     for stage in plan.stages:
         name = stage.token_set
@@ -262,13 +266,11 @@ def _through(
 
 def compared_blocks(
     accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
-) -> Iterator[End | None]:
+) -> Iterator[End]:
     """Blocks in any order, every one that remains a candidate of each step."""
     kept = 0 if constraint == "none" else 1
     attention, mlp = _block_sizes(accounting)
     most_attention, most_mlp = way.attention_layers - kept, way.mlp_layers - kept
-    if _below(accounting, way.removed + most_attention * attention + most_mlp * mlp, stage):
-        yield None
     for num_attention in range(most_attention + 1):
         for num_mlp in range(most_mlp + 1):
             removed = way.removed + num_attention * attention + num_mlp * mlp
@@ -288,17 +290,17 @@ def compared_blocks(
 
 def given_blocks(
     accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
-) -> Iterator[End | None]:
+) -> Iterator[End]:
     """Blocks in an order that is known before, such as a random one: any order can come, with one
     candidate a step.
     """
     for end in compared_blocks(accounting, stage, way, constraint):
-        yield None if end is None else End(end.way, end.steps, end.steps, end.steps)
+        yield End(end.way, end.steps, end.steps, end.steps)
 
 
 def given_layers(
     accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
-) -> Iterator[End | None]:
+) -> Iterator[End]:
     """Whole layers, two steps each; `deployable` keeps the first and the last."""
     num_layers, size = accounting.geometry.num_layers, sum(_block_sizes(accounting))
     most = num_layers if constraint == "none" else max(0, num_layers - 2)
@@ -308,7 +310,6 @@ def given_layers(
             there = Way(way.removed + count * size, left, left)
             yield End(there, 2 * count, 2 * count, 2 * count)
             return
-    yield None
 
 
 def _through_widths(accounting: Accounting, stage: Stage, way: Way) -> End | None:
@@ -320,19 +321,11 @@ def _through_widths(accounting: Accounting, stage: Stage, way: Way) -> End | Non
     geometry = accounting.geometry
     if stage.name == "mlp_channels":
         num_layers, width = way.mlp_layers, geometry.mlp_channels
-        size = (
-            _removed(accounting, LayerShape(geometry.kv_heads, width - stage.group))
-            if stage.group < width
-            else 0
-        )
+        narrowed = LayerShape(geometry.kv_heads, width - stage.group)
     else:
         num_layers, width = way.attention_layers, geometry.kv_heads
-        size = (
-            _removed(accounting, LayerShape(width - stage.group, geometry.mlp_channels))
-            if stage.group < width
-            else 0
-        )
-    per_layer = (width - 1) // stage.group
+        narrowed = LayerShape(width - stage.group, geometry.mlp_channels)
+    size, per_layer = _removed(accounting, narrowed), (width - 1) // stage.group
     steps, removed, low, high = 0, way.removed, 0, 0
     while _below(accounting, removed, stage):
         if steps == num_layers * per_layer:
