@@ -48,14 +48,14 @@ def run_search(
         computed_with: what each line says besides of where its scores come from.
     """
     evaluations = sum(len(step.candidates) for step in search.steps)
-    num_ahead, ahead_s = 0, 0.0
+    num_ahead = 0
     while not search.done:
         stage = search.stage
         assert stage is not None
         if num_ahead == 0:
             started = time.monotonic()
             num_ahead = _score_ahead(search, scorer, stage.token_set)
-            ahead_s = (time.monotonic() - started) / max(1, num_ahead)
+            ahead_s = (time.monotonic() - started) / num_ahead if num_ahead else 0.0
         started, deviating = time.monotonic(), Counter(scorer.deviating)
         scores = _selected(search, scorer, stage.token_set)
         step = search.observe({candidate: score.nll for candidate, score in scores.items()})
@@ -71,7 +71,7 @@ def run_search(
                 candidate: scores[candidate].stderr_of_difference(_equal(step, candidate, scores))
                 for candidate, _ in step.candidates
             },
-            seconds=time.monotonic() - started + (ahead_s if num_ahead else 0.0),
+            seconds=time.monotonic() - started + ahead_s,
             timestamp=time.time(),
             targets=targets,
         )

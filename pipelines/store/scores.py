@@ -185,7 +185,7 @@ class ScoreStore:
                 "nll": json.dumps(score.nll),
                 "num_tokens": score.num_tokens,
             }
-            for (shape, batch), score in sorted(scores.items(), key=lambda item: item[0])
+            for (shape, batch), score in sorted(scores.items())
         ]
         self._write(context, schema.scores, rows)
 

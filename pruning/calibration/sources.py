@@ -50,7 +50,7 @@ def wikitext_text(raw: str) -> str:
     """The text of a WikiText raw file as the papers tokenize it: the hub's rows (blank ones empty,
     others with their newline) joined with two newlines.
     """
-    return "\n\n".join(line if line.strip() else "" for line in StringIO(raw, newline="\n"))
+    return "\n\n".join(line if line.strip() else "" for line in StringIO(raw))
 
 
 def running_text(spec: CalibrationSpec) -> tuple[str, str] | None:

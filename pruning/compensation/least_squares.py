@@ -106,7 +106,7 @@ def cholesky_factor(gram_CC: torch.Tensor, ridge: float) -> torch.Tensor:
         raise ValueError("statistics hold NaN or infinity: the dense model overflows on their text")
     mean = gram.diagonal().mean()
     if mean == 0:
-        return torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+        return torch.eye(len(gram)).to(gram)
     gram.diagonal().add_(ridge * mean)
     factor: torch.Tensor = torch.linalg.cholesky(gram)
     return factor

@@ -137,7 +137,7 @@ def _cause(said: str) -> str:
     """
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR.search(line)]
-    return (errors[:1] or lines[-1:] or ["nothing"])[0]
+    return (errors or lines[-1:] or ["nothing"])[0]
 
 
 def _speed(amounts: _Runs, seconds: _Runs) -> EngineSpeed:

@@ -166,7 +166,7 @@ def _cost(
         kv_cache_bytes_per_token=runs[0].kv_cache_bytes_per_token,
         kv_cache_bytes=runs[0].kv_cache_bytes,
         peak_gpu_bytes=memory_bytes + max(run.peak_above_bytes for run in runs) if gpus else None,
-        flops_per_token=flops_of_token(model, position=max(1, settings.context_tokens // 2)),
+        flops_per_token=flops_of_token(model, position=settings.context_tokens // 2),
         prefill_tokens_per_s=Spread.of(
             settings.batch_size * settings.prompt_tokens / run.prefill_s for run in runs
         ),

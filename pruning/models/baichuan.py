@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,7 @@ def is_baichuan(raw: Mapping[str, Any]) -> bool:
 
 def llama_config(raw: Mapping[str, Any]) -> LlamaConfig:
     """The Llama of the same sizes. `raw` is the `config.json` of a Baichuan checkpoint."""
-    config = LlamaConfig(
-        **{name: raw[name] for name in _SAME if name in raw},
-        num_key_value_heads=raw["num_attention_heads"],
-    )
+    config = LlamaConfig(**{name: raw[name] for name in _SAME if name in raw})
     config.max_position_embeddings = (
         raw.get("max_position_embeddings") or raw.get("model_max_length") or 4096
     )
@@ -91,8 +89,9 @@ def converted(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], cac
 def _write(folder: Path, raw: Mapping[str, Any], weights: Sequence[Path], target: Path) -> None:
     with ExitStack() as files:
         shards = [files.enter_context(opened(path)) for path in weights]
-        dtype = next(iter(_tensors(shards, norm_head=False)))[1].dtype
-        write_shards(target, lambda: _tensors(shards, norm_head=_has_norm_head(raw)), dtype=dtype)
+        tensors = partial(_tensors, shards, norm_head=_has_norm_head(raw))
+        dtype = next(tensors())[1].dtype
+        write_shards(target, tensors, dtype=dtype)
     config = llama_config(raw)
     config.dtype = dtype
     config.save_pretrained(target)

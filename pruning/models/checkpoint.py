@@ -168,7 +168,7 @@ def _refuse(raw: Mapping[str, Any], folder: Path, *, trust_remote_code: bool) ->
             f"model.path: {folder} has the unknown architecture {model_type!r} "
             "(model_type in config.json)"
         )
-    empty = [f"{name} {raw[name]}" for name in _SIZES if _is_no_size(raw.get(name, 1))]
+    empty = [f"{name} {raw[name]}" for name in _SIZES if _is_no_size(raw.get(name))]
     if empty:
         raise InputError(
             f"model.path: config.json in {folder} describes no model: {', '.join(empty)}; sizes "

@@ -81,7 +81,7 @@ def stored_dtype(folder: Path) -> str:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(name)
                 values[tensor.get_dtype()] += math.prod(tensor.get_shape())
-    [(most, _)] = values.most_common(1) or [("none", 0)]
+    most = max(values, key=values.__getitem__, default="none")
     if most not in _DTYPES:
         raise InputError(
             f"model.path: the weights in {folder} are stored as {most}; expected one of "

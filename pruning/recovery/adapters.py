@@ -123,7 +123,6 @@ def add_adapters(
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
         target_modules=[matrix.path for matrix in matrices],
-        bias="none",
     )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)

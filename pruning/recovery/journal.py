@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pruning import disk
 from pruning.errors import InputError
@@ -102,7 +102,7 @@ class TrainingFiles:
         if self.path.exists():
             temporary = self.path.with_suffix(".tmp")
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+                file.writelines(json.dumps(line) + "\n" for line in kept)
             disk.rename(temporary, self.path)
         self.lines = kept
 
@@ -122,7 +122,7 @@ def read_journal(path: Path) -> list[Line]:
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [json.loads(line, parse_constant=_refused_constant) for line in whole.splitlines()]
         if [line["step"] for line in lines] != list(range(len(lines))):
             raise ValueError("its steps are not 0, 1, 2, ...")
     except (ValueError, KeyError, TypeError) as error:
@@ -130,6 +130,11 @@ def read_journal(path: Path) -> list[Line]:
             f"output_dir: {path} is damaged: {error}; remove the folder and recover again"
         ) from error
     return lines
+
+
+def _refused_constant(name: str) -> NoReturn:
+    """NaN and infinities, which JSON does not have."""
+    raise ValueError(f"{name} is no number")
 
 
 def best_step(lines: Sequence[Line]) -> int:

@@ -87,7 +87,6 @@ class Recovery:
         )
         self._optimizer = torch.optim.AdamW(
             self.parameters.values(),
-            lr=settings.learning_rate,
             weight_decay=0.0,
             foreach=False if whole else None,  # one more copy of all would be in memory on GPUs
         )
@@ -102,7 +101,7 @@ class Recovery:
         rate = settings.rate_at(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         with dropping(self.model, self._adapted), torch.random.fork_rng():
             loss = self._backward(batch, step)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)

@@ -45,8 +45,8 @@ class Allocation:
         for change in last["changes"]:
             block: Block = (change["layer"], change["unit"])
             size, kl = change["size"], change["kl"]
-            if size < size_of(base, block) and size > steps.get(block, (-1,))[0] and kl is not None:
-                steps[block] = (size, kl)
+            if kl is not None and size < size_of(base, block):
+                steps[block] = max((size, kl), steps.get(block, (size, kl)))
         whole = accounting.num_parameters(base)
         return {
             block: kl

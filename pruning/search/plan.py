@@ -111,8 +111,10 @@ class End:
     most: int
 
 
-BlockPaths = Callable[[Goal, Stage, Way, ShapeConstraint], Iterator[End | None]]
-"""Every end of a block stage from one beginning; None for a dead end."""
+BlockPaths = Callable[[Goal, Stage, Way, ShapeConstraint], Iterator[End]]
+"""Every end of a block stage from one beginning: none where blocks do not come to the target, which
+no order of them changes.
+"""
 
 
 def plan_search(
@@ -194,20 +196,22 @@ def step_flops(
     Args:
         num_prefixes: times that each token runs through the base shape.
     """
-    if accounting.flops_per_token(base, context_length=sequence_length) is None:
+    whole = accounting.flops_per_token(base, context_length=sequence_length)
+    if accounting.head_weights is None or whole is None:
         return None
     tokens = num_sequences * sequence_length
     layers = [
         accounting.layer_flops(index, layer, context_length=sequence_length) or 0
         for index, layer in enumerate(base.layers)
     ]
-    suffixes = [sum(layers[index:]) for index in range(len(layers) + 1)]
-    head = 2 * (accounting.head_weights or 0)
+    suffixes = [sum(layers[index:]) for index in range(len(layers))]
+    head = 2 * accounting.head_weights
     if len(removals) == 1:
         alone = accounting.flops_per_token(
             base.without(removals[0]), context_length=sequence_length
         )
-        return float(tokens * (alone or 0))
+        assert alone is not None
+        return float(tokens * alone)
     return float(
         tokens
         * (num_prefixes * suffixes[0] + sum(suffixes[removal.layer] + head for removal in removals))
@@ -231,9 +235,9 @@ def planned_flops(
         num_prefixes: times that each of them runs through the base shape in a step.
     """
     dense = accounting.flops_per_token(accounting.dense, context_length=sequence_length)
-    if dense is None:
+    if accounting.head_weights is None or dense is None:
         return None
-    head = 2 * (accounting.head_weights or 0)
+    head = 2 * accounting.head_weights
     num_layers, total, ratio = accounting.geometry.num_layers, 0.0, 0.0
     for stage in plan.stages:
         name = stage.token_set
@@ -267,7 +271,7 @@ def _through(
 
 def compared_blocks(
     goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint
-) -> Iterator[End | None]:
+) -> Iterator[End]:
     """Blocks in any order, every one that remains and brings something a candidate of each step."""
     kept = 0 if constraint == "none" else 1
     sizes = attention, mlp = _block_sizes(goal)
@@ -275,8 +279,6 @@ def compared_blocks(
         left - kept if any(size[1:] or size) else 0
         for left, size in zip((way.attention_layers, way.mlp_layers), sizes, strict=True)
     )
-    if _below(goal, _plus(way.saved, (most_attention, attention), (most_mlp, mlp)), stage):
-        yield None
     for num_attention in range(most_attention + 1):
         for num_mlp in range(most_mlp + 1):
             there = _plus(way.saved, (num_attention, attention), (num_mlp, mlp))
@@ -294,19 +296,15 @@ def compared_blocks(
                 yield End(Way(there, *left), steps, candidates, candidates)
 
 
-def given_blocks(
-    goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint
-) -> Iterator[End | None]:
+def given_blocks(goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint) -> Iterator[End]:
     """Blocks in an order that is known before, such as a random one: any order can come, with one
     candidate a step.
     """
     for end in compared_blocks(goal, stage, way, constraint):
-        yield None if end is None else End(end.way, end.steps, end.steps, end.steps)
+        yield End(end.way, end.steps, end.steps, end.steps)
 
 
-def given_layers(
-    goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint
-) -> Iterator[End | None]:
+def given_layers(goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint) -> Iterator[End]:
     """Whole layers, two steps each; `deployable` keeps the first and the last."""
     num_layers = goal.accounting.geometry.num_layers
     attention, mlp = _block_sizes(goal)
@@ -317,7 +315,6 @@ def given_layers(
             left = num_layers - count
             yield End(Way(saved, left, left), 2 * count, 2 * count, 2 * count)
             return
-    yield None
 
 
 def _through_widths(goal: Goal, stage: Stage, way: Way) -> Iterator[End | None]:

@@ -97,13 +97,14 @@ def _run(
     """What came of them, and how many were left out since their tests are not fit."""
     runner.warm_up()
     seconds = {}
-    for files in sorted({tuple(tests[mutant.module]) for mutant in chosen}):
-        try:
-            seconds[files] = runner.baseline(files)
-        except runner.UnfitTests as error:
-            print(f"left out, since these fail without a mutant: {error}", flush=True)
+    lists = sorted({tuple(tests[mutant.module]) for mutant in chosen})
+    for files, found in runner.baselines(lists, jobs=arguments.jobs):
+        names = " ".join(files)
+        if isinstance(found, str):
+            print(f"left out, since these fail without a mutant: {names}:\n{found}", flush=True)
         else:
-            print(f"{seconds[files]:6.1f} s  {' '.join(files)}", flush=True)
+            seconds[files] = found
+            print(f"{found:6.1f} s  {names}", flush=True)
     verdicts = []
     queue = [
         (mutant, tests[mutant.module], seconds[tuple(tests[mutant.module])])

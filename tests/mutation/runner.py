@@ -5,6 +5,7 @@ Starting Python with torch, Ray and MLflow takes seven seconds; most tests of on
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -60,30 +61,35 @@ class Verdict:
     by: str = ""
 
 
-class UnfitTests(Exception):
-    """The tests of a module fail without a mutant, or there are none."""
-
-
 def warm_up() -> None:
     """Imports what tests need. One thread: those of OpenMP do not survive a fork."""
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()  # a fork that collects what is here would copy its pages
 
 
-def baseline(tests: Sequence[str]) -> float:
-    """Seconds that these tests take without a mutant.
+Tests = tuple[str, ...]
 
-    Raises:
-        UnfitTests: they do not pass.
+
+def baselines(lists: Sequence[Tests], *, jobs: int) -> Iterator[tuple[Tests, float | str]]:
+    """Seconds that each list of tests takes without a mutant, as they come; of those that do not
+    pass, what they said.
+
+    Args:
+        jobs: forks at a time, as many as later: then these times are theirs.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        started = time.monotonic()
-        child = _fork(tests, None, Path(scratch))
-        _, status = os.waitpid(child, 0)
-        if status != 0:
-            raise UnfitTests(f"{' '.join(tests)}:\n{_said(Path(scratch))[-2000:]}")
-        return time.monotonic() - started
+    waiting = list(lists)
+    running: dict[int, tuple[Tests, float, tempfile.TemporaryDirectory[str]]] = {}
+    while running or waiting:
+        while waiting and len(running) < jobs:
+            tests, scratch = waiting.pop(0), tempfile.TemporaryDirectory()
+            running[_fork(tests, None, Path(scratch.name))] = (tests, time.monotonic(), scratch)
+        child, status = os.waitpid(-1, 0)
+        tests, started, scratch = running.pop(child)
+        said = _said(Path(scratch.name))[-2000:]
+        scratch.cleanup()
+        yield tests, said if status else time.monotonic() - started
 
 
 def run(

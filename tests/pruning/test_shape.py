@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +28,40 @@ def test_equal_digest_means_equal_shape(one: ModelShape, other: ModelShape) -> N
     assert (one.digest == other.digest) == (one == other)
 
 
+def test_a_digest_is_of_the_text() -> None:
+    digest = ModelShape.parse("3x48*2 0x48 3x48").digest
+    assert digest == hashlib.sha256(b"3x48*2 0x48 3x48").hexdigest()[:32]
+    assert len(digest) == 32
+
+
+def test_equal_shapes_are_one_key() -> None:
+    """However they were made, and nothing but the layers is seen of them or taken."""
+    made = DENSE.without(Removal("mlp", 0, 0))
+    assert {made: 1}[ModelShape.parse("3x0 3x48*3")] == 1
+    assert hash(made) == hash(ModelShape(tuple(made.layers))) != hash(DENSE)
+    assert made != DENSE
+    assert repr(ModelShape.dense(1, 3, 48)) == (
+        "ModelShape(layers=(LayerShape(kv_heads=3, mlp_channels=48),))"
+    )
+    more: Any = (0,)
+    with pytest.raises(TypeError):
+        ModelShape(DENSE.layers, *more)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Removal("attention", 2, 0), "attention block of layer 2"),
+        (Removal("mlp", 0, 0), "mlp block of layer 0"),
+        (Removal("attention_heads", 3, 1), "attention_heads of layer 3 to 1"),
+        (Removal("mlp_channels", 1, 5), "mlp_channels of layer 1 to 5"),
+        (Resize(1, "mlp_channels", 8), "mlp_channels of layer 1 at 8"),
+    ],
+)
+def test_a_change_is_said_in_words(change: Removal | Resize, said: str) -> None:
+    assert str(change) == said
+
+
 def test_text_counts_runs() -> None:
     assert DENSE.without(Removal("attention", 2, 0)).text == "3x48*2 0x48 3x48"
 
@@ -39,6 +76,7 @@ def test_without_changes_one_layer() -> None:
     ]
     assert DENSE.first_difference(shape) == 1
     assert shape.first_difference(shape) == 4
+    assert shape.first_difference(DENSE.without(Removal("mlp_channels", 1, 32))) == 3
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
@@ -74,7 +112,7 @@ def test_removal_round_trip(removal: Removal) -> None:
 
 
 def test_not_a_shape() -> None:
-    with pytest.raises(InputError, match="not a shape"):
+    with pytest.raises(InputError, match="not a shape: 'banana' in '3x48 banana'"):
         ModelShape.parse("3x48 banana")
     with pytest.raises(InputError, match="not a shape file"):
         ModelShape.from_json({"layers": [{"kv": 1}]})
@@ -138,5 +176,6 @@ def test_authors_config_without_a_key() -> None:
 
 @pytest.mark.parametrize("sizes", [(-1, 4), (2, -4)])
 def test_no_layer_keeps_less_than_nothing(sizes: tuple[int, int]) -> None:
+    assert LayerShape(0, 0) == ModelShape.parse("0x0").layers[0]
     with pytest.raises(ValueError, match="both are >= 0"):
         LayerShape(*sizes)

@@ -189,12 +189,13 @@ class Schedule:
         return bool(self._running) and self.task_times.straggler_factor(evaluator) >= _STRAGGLER
 
     def _whole_would_be_last(self, evaluator: int, num_evaluators: int) -> bool:
-        """Whether its next task would end after everything else; then it is left to the others."""
-        first = self._whole[0]
-        if not self._is_straggler(evaluator) or not self.task_times.knows(first):
+        """Whether its next task would end after everything else; then it is left to the others. One
+        whose time nobody knows is taken to need none.
+        """
+        if not self._is_straggler(evaluator):
             return False
         all_s = sum(map(self.task_times.task_s, self._whole)) / num_evaluators
-        return self.task_times.expected_s(evaluator, first) > all_s
+        return self.task_times.expected_s(evaluator, self._whole[0]) > all_s
 
     def _would_be_last(
         self, evaluator: int, num_evaluators: int, batch: Batch, held: PrefixKey | None

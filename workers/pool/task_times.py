@@ -199,7 +199,7 @@ class TaskTimeModel:
     def _fit(self) -> None:
         ll, lh, hh, ls, hs = self._sums
         determinant = ll * hh - lh * lh
-        layer_s, head_s = -1.0, 0.0
+        layer_s = head_s = 0.0
         if determinant > 1e-9 * ll * hh:
             layer_s = (ls * hh - hs * lh) / determinant
             head_s = (hs * ll - ls * lh) / determinant

@@ -114,3 +114,10 @@ def test_options_are_those_of_libpq_that_the_url_leaves_open(
     Database(url, sqlite_timeout_s=1)
     [options] = created
     assert len(options["connect_args"]) == num_options
+
+
+def test_a_file_waits_for_others_as_long_as_it_is_told_to(created: list[dict[str, Any]]) -> None:
+    Database("sqlite:////data/scores.db", sqlite_timeout_s=7)
+    [options] = created
+    assert options["connect_args"] == {"timeout": 7}
+    assert options["hide_parameters"], "an error would hold hundreds of scores"

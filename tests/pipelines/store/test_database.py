@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sql
@@ -13,6 +15,8 @@ from pipelines.errors import StoreUnavailable
 from pipelines.store.database import Database
 from pipelines.store.schema import prepare
 from pipelines.store.scores import ScoreStore
+from pruning.scoring.score import BatchScore
+from tests.pipelines.store.contexts import CONTEXT
 
 
 def driver_error(state: str | None, text: str = "", module: str = "psycopg.errors") -> Exception:
@@ -61,8 +65,12 @@ def database() -> Database:
         sqlite_error(sqlite3.SQLITE_PROTOCOL),
     ],
 )
-def test_an_outage_is_waited_for(database: Database, error: Exception) -> None:
+def test_an_outage_is_waited_for(
+    database: Database, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    caplog.set_level("INFO", "pipelines.store.database")
     assert database.run_with_retry(Failing(error), retry_s=9) == "done"
+    assert ": back after " in caplog.records[-1].getMessage()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,27 @@ def test_pauses_double_up_to_10_seconds_and_end_with_the_time(
     assert paused[3] == pytest.approx(1, abs=0.2), "not 1.6 s"
 
 
+def test_what_stays_away_is_raised_when_the_time_is_over(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the driver raised it: on a clock that only pauses move."""
+    paused: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(paused))
+    monkeypatch.setattr("pipelines.store.database.time", clock)
+    monkeypatch.setattr("tenacity.time", clock)
+    monkeypatch.setattr("tenacity.nap.time.sleep", paused.append)
+    work = Failing(*[sql.exc.OperationalError("select", {}, driver_error("08006"))] * 20)
+    with pytest.raises(sql.exc.OperationalError):
+        database.run_with_retry(work, retry_s=2)
+    assert sum(paused) == pytest.approx(2)
+    assert len(work.errors) == 15, "0.2 s, 0.4 s, 0.8 s and what was left"
+
+
+def test_a_lost_connection_is_said_once() -> None:
+    """Here, and not by the driver as well."""
+    assert not logging.getLogger("psycopg").isEnabledFor(logging.WARNING)
+
+
 def test_what_a_driver_says_is_cut(database: Database) -> None:
     said = database.explain(ValueError("word " + 400 * "x"))
     assert said == f"sqlite://: word {295 * 'x'}; check store.url"
@@ -164,3 +193,26 @@ def test_a_store_syncs_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pytest.raises(StoreUnavailable, match=r"no space left for scores.db-wal"),
     ):
         store.sync()
+
+
+def test_a_store_that_is_closed_leaves_no_files_of_a_connection(tmp_path: Path) -> None:
+    with ScoreStore(f"sqlite:///{tmp_path}/scores.db"):
+        assert (tmp_path / "scores.db-wal").exists()
+    assert not (tmp_path / "scores.db-wal").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("drop table scores", r"no such table: scores; it is not what it was when"),
+        ("update scores set nll = '[1.0'", r"a score is damaged \(.*\); restore the store"),
+    ],
+)
+def test_what_another_attempt_does_not_mend_is_said(tmp_path: Path, damage: str, says: str) -> None:
+    with ScoreStore(f"sqlite:///{tmp_path}/scores.db", retry_s=0) as store:
+        store.add(CONTEXT, {("a", 0): BatchScore((1.0,), 3)})
+        with sqlite3.connect(tmp_path / "scores.db") as file:
+            file.execute(damage)
+        file.close()
+        with pytest.raises(StoreUnavailable, match=rf"^store\.url: sqlite:.*: {says}"):
+            store.lookup(CONTEXT, ["a"])

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
 
 from pipelines.store import schema
 from pruning.errors import InputError
 from tests.pipelines.store.contexts import CONTEXT
 
 DIGEST = len(CONTEXT.digest)
+POSTGRESQL: sql.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
 def connection() -> Iterator[sql.Connection]:
     with sql.create_engine("sqlite://").connect() as connection:
         yield connection
+
+
+def statements(connection: sql.Connection) -> list[str]:
+    """What a connection is asked from here on."""
+    asked: list[str] = []
+    sql.event.listen(connection, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    return asked
 
 
 def test_no_value_may_be_missing_and_digests_have_their_length(connection: sql.Connection) -> None:
@@ -54,8 +65,10 @@ def test_a_row_that_is_there_stays_in_a_database_without_a_statement_for_it(
         rows = [{"task": task, "context": context, "answers": answers} for task, context in keys]
         schema.insert_new(connection, schema.answers, rows)
 
+    asked = statements(connection)
     insert(("t", "c"), ("t", "d"), answers="first")
     insert(("t", "c"), ("u", "c"), ("u", "d"), answers="second")
+    assert not any("ON CONFLICT" in statement for statement in asked)
     rows = connection.execute(sql.select(schema.answers)).all()
     assert {(row.task, row.context): row.answers for row in rows} == {
         ("t", "c"): "first",
@@ -63,6 +76,38 @@ def test_a_row_that_is_there_stays_in_a_database_without_a_statement_for_it(
         ("u", "c"): "second",
         ("u", "d"): "second",
     }
+
+
+def test_rows_that_may_be_there_are_one_statement(connection: sql.Connection) -> None:
+    """Nobody else can come between a look and the insert."""
+    schema.prepare(connection, "memory")
+    asked = statements(connection)
+    rows = [{"task": task, "context": "c", "answers": "[]"} for task in "tu"]
+    schema.insert_new(connection, schema.answers, rows)
+    schema.insert_new(connection, schema.answers, [])
+    [statement] = asked
+    assert statement.startswith("INSERT INTO answers ")
+    assert statement.endswith(" ON CONFLICT DO NOTHING")
+
+
+def test_postgresql_takes_rows_that_may_be_there_in_one_statement() -> None:
+    asked: list[str] = []
+
+    def execute(statement: sql.Insert, rows: list[object]) -> None:
+        asked.append(f"{statement.compile(dialect=POSTGRESQL)} of {len(rows)}")
+
+    connection = SimpleNamespace(dialect=POSTGRESQL, execute=execute)
+    rows = [{"digest": digest, "description": "{}"} for digest in "ab"]
+    schema.insert_new(connection, schema.contexts, rows)  # type: ignore[arg-type]
+    [statement] = asked
+    assert re.fullmatch(r"INSERT INTO contexts .* ON CONFLICT DO NOTHING of 2", statement)
+
+
+def test_no_number_is_made_up_by_postgresql() -> None:
+    tables = schema.contexts.metadata.sorted_tables
+    made = [str(CreateTable(each).compile(dialect=POSTGRESQL)) for each in tables]
+    assert len(made) == 4
+    assert not any("SERIAL" in statement for statement in made)
 
 
 def test_drivers_create_tables_in_postgresql_one_after_another(
@@ -74,8 +119,7 @@ def test_drivers_create_tables_in_postgresql_one_after_another(
     assert raw is not None
     raw.create_function("pg_advisory_xact_lock", 1, taken.append)
     monkeypatch.setattr(connection.dialect, "name", "postgresql")
-    asked: list[str] = []
-    sql.event.listen(connection, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    asked = statements(connection)
     schema.prepare(connection, "memory")
     assert taken == [55_671_403]
     assert asked[0].startswith("SELECT pg_advisory_xact_lock(")

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from datasets import Dataset
 from safetensors.numpy import save_file
@@ -106,6 +110,8 @@ def test_fingerprints_see_shape_and_tokens() -> None:
         != TokenSet(base.input_ids + 1).fingerprint
     )
     assert TokenSet(base.input_ids.copy()).fingerprint == base.fingerprint
+    assert re.fullmatch("[0-9a-f]{32}", base.fingerprint)
+    assert (base.num_sequences, base.sequence_length) == (3, 4)
     assert TokenSet(base.input_ids.astype(">i8")).fingerprint == base.fingerprint
 
 
@@ -312,3 +318,77 @@ def test_hub_away(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenize
         ),
     ):
         make(replace(SPEC, source="c4"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("num_block", "said"),
+    [
+        (22, ""),  # of 24
+        (23, "2 asked for, 1 left: the held-out perplexity is over 1 sequences"),
+        (24, "2 asked for, 0 left: the held-out perplexity is not measured"),
+    ],
+)
+def test_text_that_is_not_left_for_the_report_is_said(
+    num_block: int, said: str, token_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = replace(SPEC, source="tokens", path=str(token_file), num_block_samples=num_block)
+    with caplog.at_level(logging.WARNING):
+        made = make(spec, vocab_size=128)
+    assert (made.heldout.num_sequences if made.heldout else 0) == 24 - num_block
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"calibration.num_heldout_samples: {said}"] if said else []
+    )
+
+
+def test_a_set_of_no_sequences_is_in_any_vocabulary(token_file: Path) -> None:
+    spec = replace(SPEC, source="tokens", path=str(token_file), num_width_samples=0)
+    assert make(spec, vocab_size=128).width.input_ids.shape == (0, 16)
+
+
+def test_a_text_may_be_just_long_enough(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Eight sequences are drawn from, of 143 characters; what is left is shorter than one."""
+    (tmp_path / "short.txt").write_text("x" * 143 + "\n" + "y" * 10)
+    spec = replace(SPEC, path=str(tmp_path / "short.txt"))
+    made = make(spec, tokenizer)
+    assert [tokens.num_sequences for tokens in made.sets().values()] == [5, 3]
+    for block, width, asked in (
+        (
+            6,
+            3,
+            r"3 \+ 6 sequences of 16 tokens asked for \(num_width_samples \+ num_block_samples\)",
+        ),
+        (9, 0, "^calibration: 9 sequences of 16 tokens asked for, the text gives 8"),
+    ):
+        with pytest.raises(InputError, match=asked):
+            make(replace(spec, num_block_samples=block, num_width_samples=width), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "held"),
+    [
+        ({}, "nothing"),
+        ({"ids": np.zeros((24, 32), dtype=np.int64)}, r"ids \[24, 32\] int64"),
+        ({"input_ids": np.zeros(24, dtype=np.int64)}, r"input_ids \[24\] int64"),
+        ({"input_ids": np.zeros((2, 24, 32), dtype=np.int32)}, r"input_ids \[2, 24, 32\] int32"),
+    ],
+)
+def test_files_that_hold_no_sequences_are_refused(
+    tensors: dict[str, npt.NDArray[Any]], held: str, tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "file")
+    spec = replace(SPEC, source="tokens", path=str(tmp_path / "file"))
+    with pytest.raises(InputError, match=rf"integer input_ids .*; it holds {held}$"):
+        make(spec)
+
+
+def test_all_rows_may_be_drawn(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "row number {number:03d}"}}\n' for number in range(30)))
+    made = make(
+        replace(SPEC, path=str(path), num_block_samples=27, num_width_samples=27), tokenizer
+    )
+    length = len("\n\n".join(["row number 000"] * 27)) // 16
+    assert (made.block.num_sequences, made.width.num_sequences) == (length, length)
+    assert made.block.fingerprint != made.width.fingerprint
+    assert made.heldout is not None
+    assert made.heldout.num_sequences == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from transformers import PreTrainedTokenizerFast
 
 from pruning.calibration import windows
@@ -77,6 +78,44 @@ def test_sources_take_turns_and_keep_their_own_text(
             np.testing.assert_array_equal(
                 tokens.input_ids[list(positions)], parts[f"{name}_{source_name}"].input_ids
             )
+
+
+def test_sets_are_saved_without_their_parts_and_measured_with_them(
+    mixture: MixtureSpec, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    made = make(mixture, tokenizer, vocab_size=128)
+    made.save(tmp_path / "sets")
+    found = load_file(tmp_path / "sets")
+    assert set(found) == {"block", "width", "heldout"}
+    for name, tokens in made.sets().items():
+        np.testing.assert_array_equal(found[name], tokens.input_ids)
+    both = made.sets_and_parts()
+    assert set(both) == set(found) | set(made.parts())
+    assert both["heldout"] is made.heldout
+    assert both["heldout_tokens"].fingerprint == made.parts()["heldout_tokens"].fingerprint
+
+
+def test_a_set_that_no_source_is_asked_for_is_empty(
+    mixture: MixtureSpec, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for sources in (mixture.sources, mixture.sources[1:]):
+        spec = replace(mixture, sources=sources, num_width_samples=0, num_heldout_samples=0)
+        made = make(spec, tokenizer, vocab_size=128)
+        assert made.width.input_ids.shape == (0, 16)
+        assert made.block.input_ids.shape == (6, 16)
+        assert made.heldout is None
+
+
+def test_rows_too_few_for_the_sequences_of_a_mixture(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Nine rows of 10 characters with what joins them are 106: six sequences."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "ten digits"}\n' * 10)
+    spec = MixtureSpec((MixedSource("c4", path=str(path)),), 4, 2, 0, 16, seed=1)
+    assert make(spec, tokenizer).block.num_sequences == 4
+    with pytest.raises(InputError, match=r"sources.0: 2 \+ 5 sequences of 16 .* gives 6"):
+        make(replace(spec, num_block_samples=5), tokenizer)
 
 
 def test_a_single_source_has_no_parts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -49,6 +49,15 @@ def test_each_source_has_its_part_of_the_samples() -> None:
         "calibration.sources.0",
         "calibration.sources.1",
     ]
+    source = MixedSource("text", path="/rows.jsonl", column="body")
+    [only] = replace(MIXTURE, sources=(source,)).parts().values()
+    assert (only.source, only.path, only.column, only.sequence_length) == (
+        "text",
+        "/rows.jsonl",
+        "body",
+        16,
+    )
+    assert not only.rows_are_samples
     assert MIXTURE.problems() == []
     assert replace(MIXTURE, num_heldout_samples=0).problems() == []
 
@@ -94,3 +103,24 @@ def test_what_is_said_to_be_enough_is_enough() -> None:
     assert said
     enough = replace(scarce, num_block_samples=int(said[1]), num_width_samples=int(said[1]))
     assert enough.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        (MixedSource("c4"), "c4"),
+        (MixedSource("c4", path="/texts/local.jsonl"), "c4"),
+        (MixedSource("tokens", path="/texts/a b,c.d.safetensors"), "a-b-c.d"),
+        (MixedSource("text"), "text"),
+        (MixedSource("text", path="/texts/a.txt", name="mine"), "mine"),
+    ],
+)
+def test_a_source_is_called_what_it_is_given_or_where_it_lies(
+    source: MixedSource, label: str
+) -> None:
+    assert source.label == label
+
+
+def test_sources_of_which_nothing_is_said_have_equal_shares() -> None:
+    sources = (MixedSource("c4"), MixedSource("ptb", 1), MixedSource("pydoc", 6))
+    assert str(replace(MIXTURE, sources=sources)) == "c4 0.125, ptb 0.125, pydoc 0.75"

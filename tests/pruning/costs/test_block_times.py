@@ -52,6 +52,10 @@ def test_sizes_of_a_model() -> None:
     llama = Levels.of(Geometry(32, 32, 1, 128, 11008))
     assert llama.kv_heads == (0, 4, 8, 12, 16, 20, 24, 28, 32)
     assert llama.mlp_channels == (0, 1408, 2816, 4224, 5632, 7040, 8448, 9856, 11008)
+    assert Levels.of(Geometry(4, 9, 2, 8, 1040)) == Levels(
+        (0, 2, 4, 6, 8, 9), (0, 192, 384, 576, 768, 960, 1040)
+    )
+    assert Levels.of(Geometry(4, 3, 2, 8, 512)).mlp_channels == tuple(range(0, 513, 64))
     assert Levels.of(GEOMETRY, width_step=20).mlp_channels == (0, 20, 40, 48)
     assert Levels.of(GEOMETRY, widths=[47, 3, 48]).mlp_channels == (0, 3, 47, 48)
     assert llama.num_models == len(stacks_of(Geometry(32, 32, 1, 128, 11008), llama)) == 18
@@ -63,6 +67,15 @@ def test_deep_models_are_timed_in_part() -> None:
     stacks = stacks_of(Geometry(30, 3, 2, 8, 48), LEVELS)
     assert [each.depth for each in stacks] == [8, 8, 8, 8, 8, 1]
     assert stacks[0].shape(30).text == "0x48*8 0x0*22"
+
+
+def test_two_layers_tell_a_layer_from_the_rest() -> None:
+    stacks = stacks_of(Geometry(2, 3, 2, 8, 48), LEVELS)
+    assert [each.depth for each in stacks] == [2, 2, 2, 2, 2, 1]
+    found = block_times(
+        {stack: {"prefill": [taken(stack)], "decode": [taken(stack)]} for stack in stacks}
+    )
+    assert found.rest.prefill.median == 100
 
 
 def test_a_model_of_one_layer_is_refused() -> None:

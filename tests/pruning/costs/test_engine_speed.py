@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +46,12 @@ def run(program: str, folder: Path) -> EngineComparison:
     return timed("Engine", command, models, SETTINGS, vocab_size=9, num_threads=3, dtype="float16")
 
 
-def test_a_program_is_told_everything_and_answers_in_a_file(tmp_path: Path) -> None:
+def test_a_program_is_told_everything_and_answers_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What it says besides is not for users, and it finds no modules of this Python's path."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OF_THE_USER", "kept")
     program = """
 print("an engine that talks")
 assert asked == {
@@ -52,10 +60,13 @@ assert asked == {
     "num_threads": 3, "dtype": "float16",
 }
 assert os.environ["OMP_NUM_THREADS"] == "3"
+assert os.environ["OF_THE_USER"] == "kept"
+assert "PYTHONPATH" not in os.environ
 json.dump({"dense": [[3, 1], [3, 1]], "pruned": [[1, 1], [1, 1]]}, open(sys.argv[1], "w"))
 """
     found = run(program.replace("FOLDER", repr(str(tmp_path.resolve()))), tmp_path)
     assert found.ratio == EngineSpeed(Spread(3, 3, 3), Spread(1, 1, 1))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +74,10 @@ json.dump({"dense": [[3, 1], [3, 1]], "pruned": [[1, 1], [1, 1]]}, open(sys.argv
     [
         ("raise SystemExit('a\\nno such layer')", r"it ended with 1\): no such layer$"),
         ("pass", r"it ended with 0\): nothing$"),
+        (
+            "sys.stderr.buffer.write(b'no \\xff\\n'); raise SystemExit(3)",
+            "it ended with 3\\): no \ufffd$",
+        ),
         ("os.kill(os.getpid(), 9)", r"it ended with -9\): nothing$"),
         (
             "sys.stderr.write('(Core) 09:12 ERROR core.py:9] ValueError: no room\\n'"
@@ -90,6 +105,33 @@ os.kill(os.getpid(), 9)
         run(program, tmp_path)
     child = int((tmp_path / "child").read_text())
     eventually(lambda: not is_running(child), "the child has ended")
+
+
+def test_an_engine_ends_with_what_waits_for_it(tmp_path: Path) -> None:
+    """As where a user presses Ctrl-C. It is not left as a zombie either."""
+    written = tmp_path / "id"
+
+    def interrupt() -> None:
+        eventually(lambda: written.exists() and bool(written.read_text()), "it runs")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            run(
+                f"import time\nopen({str(written)!r}, 'w').write(str(os.getpid()))\n"
+                "time.sleep(300)",
+                tmp_path,
+            )
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not psutil.pid_exists(int(written.read_text()))
 
 
 def is_running(process: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pruning.costs.latency import (
+    PHASES,
     BlockTimes,
     LatencyTable,
     PhaseTimes,
@@ -39,6 +40,12 @@ def test_a_shape_takes_the_rest_and_its_blocks() -> None:
     pruned = ModelShape.parse("1x16 0x40")
     assert TABLE.seconds(pruned, "prefill") == (5 + 3 + 10 + 0 + 9) / 1e3
     assert TABLE.seconds(pruned, "decode") == (7 + 2 + 1 + 1 + 5) / 1e3
+
+
+def test_seconds_are_whole_nanoseconds() -> None:
+    long = table({0: (0, 0), 3: (3e6, 0)}, {0: (0, 0), 48: (0, 0)}, rest=(0, 7e6))
+    assert long.nanoseconds(DENSE, "prefill") == 6_000_000_000_000
+    assert long.nanoseconds(DENSE, "decode") == 7_000_000_000_000
 
 
 def test_between_two_measured_sizes_it_is_in_proportion() -> None:
@@ -95,10 +102,41 @@ def test_costs_are_whole_nanoseconds_that_add_up_block_by_block() -> None:
         assert cost.dense == cost.of(DENSE)
 
 
-def test_a_phase_in_which_the_dense_model_takes_no_time_is_no_cost() -> None:
-    """Prefill: 5 + 2 x (1 - 4) = -1 ms."""
-    noise = table({0: (0, 0), 3: (-4, 1)}, {0: (0, 0), 48: (1, 1)})
+@pytest.mark.parametrize("rest_ms", [5, 6])
+def test_a_phase_in_which_the_dense_model_takes_no_time_is_no_cost(rest_ms: float) -> None:
+    """Prefill: 5 + 2 x (1 - 4) = -1 ms, or 0."""
+    noise = table({0: (0, 0), 3: (-4, 1)}, {0: (0, 0), 48: (1, 1)}, rest=(rest_ms, 7))
     assert list(latency_costs(noise, DENSE)) == ["latency", "decode"]
+
+
+def test_a_nanosecond_is_a_cost() -> None:
+    nothing = {0: (0.0, 0.0), 3: (0.0, 0.0)}, {0: (0.0, 0.0), 48: (0.0, 0.0)}
+    costs = latency_costs(table(*nothing, rest=(0, 1e-6)), DENSE)
+    assert {name: cost.dense for name, cost in costs.items()} == {"latency": 1, "decode": 1}
+
+
+def test_the_error_of_a_ratio_is_that_of_all_medians_it_is_made_of() -> None:
+    """The dense model takes 4 + 2 x (1 + 2) = 10 seconds, the other one 4 + 2 + 1 + 1 = 8. What
+    both have cancels out: an error of the rest counts 1 - 0.8 times, of a whole attention
+    1 - 2 x 0.8, of a whole MLP 1.5 - 2 x 0.8, of no attention once, and of no MLP half.
+    """
+
+    def times(median: float, error: float | None) -> PhaseTimes:
+        return PhaseTimes(*[Seconds(median, median, median, error)] * 2)
+
+    blocks = BlockTimes(
+        times(4, 0.5), {0: times(0, 0.3), 3: times(1, 0.5)}, {0: times(0, 0.2), 48: times(2, 1)}
+    )
+    known = replace(TABLE, times=blocks)
+    shape = ModelShape.parse("0x48 3x24")
+    errors = (0.2 * 0.5, 0.3, 0.6 * 0.5, 0.1, 0.5 * 0.2)
+    for phase in PHASES:
+        assert known.ratio_error(shape, DENSE, phase) == pytest.approx(
+            math.hypot(*errors) / 10, rel=1e-12
+        )
+        assert known.ratio_error(DENSE, DENSE, phase) == 0
+    unknown = replace(TABLE, times=replace(blocks, rest=times(4, None)))
+    assert unknown.ratio_error(shape, DENSE, "prefill") is None
 
 
 @pytest.mark.parametrize(
@@ -106,6 +144,7 @@ def test_a_phase_in_which_the_dense_model_takes_no_time_is_no_cost() -> None:
     [
         (0.0, 10.0, 0.0, ""),
         (0.6, 10.0, 0.06, ""),
+        (62.5, 1000.0, 0.0625, ""),
         (0.7, 10.0, 0.07, "the standard error of the medians is 7% of a whole block's time, so"),
         (0.0, 0.0, math.inf, "of the medians is more than a whole block takes, so"),
         (0.0, -1.0, math.inf, "of the medians is more than a whole block takes, so"),
@@ -159,6 +198,13 @@ def test_too_few_rounds_say_nothing_of_noise(num_rounds: int) -> None:
     assert simulated(num_rounds).noise is None
 
 
+def test_three_rounds_say_what_is_noise() -> None:
+    assert Seconds.of_rounds([1.0, 2.0, 1.5], [1.0] * 3).standard_error == pytest.approx(
+        1.2533 / 1.349 * 1.0 / math.sqrt(3), rel=1e-3
+    )
+    assert simulated(3).noise is not None
+
+
 def test_a_slow_round_in_which_all_is_slow_is_no_error() -> None:
     found = Seconds.of_rounds([2.0, 6.0, 2.0, 4.0], [1.0, 3.0, 1.0, 2.0])
     assert found == Seconds(3.0, 2.0, 6.0, 0.0)
@@ -176,6 +222,9 @@ def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
     before = path.read_bytes()
     again.save(path)
     assert path.read_bytes() == before
+    few = replace(TABLE, times=simulated(2).times)
+    few.save(path)
+    assert LatencyTable.load(path) == few, "no standard errors"
 
 
 @pytest.mark.parametrize(
@@ -191,6 +240,7 @@ def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
         (lambda data: data["rest"]["decode"].pop("standard_error"), "standard_error"),
         (lambda data: data["rest"]["decode"].update(standard_error=-1), "is -1, which no"),
         (lambda data: data["rest"]["decode"].update(standard_error="1"), "is 1, which no"),
+        (lambda data: data["rest"]["decode"].update(standard_error=math.inf), "is inf, which no"),
         (lambda data: data["settings"].update(rounds=0), "^rounds: 0; expected at least 1"),
     ],
 )
@@ -202,4 +252,11 @@ def test_a_damaged_file_says_what_is_wrong(
     path = tmp_path / "latency.json"
     path.write_text(json.dumps(data))
     with pytest.raises((InputError, KeyError, TypeError, ValueError), match=message):
+        LatencyTable.load(path)
+
+
+def test_a_file_of_something_else_is_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    path.write_text("[]")
+    with pytest.raises(TypeError, match="^it is no table of latencies$"):
         LatencyTable.load(path)

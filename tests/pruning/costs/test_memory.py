@@ -33,8 +33,8 @@ def test_what_is_no_size(size: str) -> None:
 
 
 def test_sizes_as_people_read_them() -> None:
-    assert [shown_bytes(each) for each in (12, 1234, 269_030_016, 1.5e12)] == [
-        "12 B", "1.234 kB", "269 MB", "1.5 TB"
+    assert [shown_bytes(each) for each in (12, 999, 1000, 1234, 269_030_016, 1.5e12)] == [
+        "12 B", "999 B", "1 kB", "1.234 kB", "269 MB", "1.5 TB"
     ]  # fmt: skip
 
 
@@ -61,6 +61,26 @@ def test_weights_are_those_of_a_checkpoint() -> None:
     accounting, load = Accounting(model.config), MemoryLoad(8, 1, "bfloat16")
     stored = sum(parameter.nbytes for parameter in model.parameters())
     assert load.weight_bytes(accounting, accounting.dense) == stored
+
+
+def test_it_is_weights_and_cache() -> None:
+    """Two KV heads of layer 0 are left; no norm goes, so that all that is counted is stored."""
+    accounting, load = Accounting(tiny_config("llama")), MemoryLoad(100, 3, "float16")
+    shape = ModelShape.parse("2x48 3x48*3")
+    cache = 3 * 100 * (2 + 3 * 3) * 2 * 8 * 2
+    assert load.cache_bytes(accounting, shape) == cache
+    assert load.total_bytes(accounting, shape) == 2 * accounting.num_parameters(shape) + cache
+    assert load.to_json(accounting, shape)["kv_cache"] == {
+        "dense": cache // 11 * 12,
+        "pruned": cache,
+    }
+
+
+def test_where_the_cache_is_not_known_the_sum_is_not() -> None:
+    accounting = Accounting(tiny_config("llama", num_kv_shared_layers=2))
+    load = MemoryLoad(100, 3, "float16")
+    assert load.cache_bytes(accounting, accounting.dense) is None
+    assert load.total_bytes(accounting, accounting.dense) is None
 
 
 def test_it_is_a_sum_over_blocks() -> None:

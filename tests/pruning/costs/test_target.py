@@ -36,6 +36,11 @@ def test_ratios_by_hand() -> None:
     costs = costs_of(accounting, context_length=64)
     shape = ModelShape.parse("2x24 3x48*3")
     assert costs["kv_cache"].ratio(shape) == pytest.approx(1 / 12)
+    assert costs["kv_cache"].to_json(shape) == {
+        "dense": 12 * 2 * 8 * 2,
+        "pruned": 11 * 2 * 8 * 2,
+        "ratio": pytest.approx(1 / 12),
+    }
     assert costs["parameters"].ratio(shape) == accounting.ratio(shape)
     flops = [
         accounting.flops_per_token(each, context_length=64) for each in (accounting.dense, shape)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import runpy
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +15,14 @@ from typing import Any
 import pytest
 
 from pruning.costs import vllm_program, vllm_speed
+from pruning.costs.engine_speed import EngineSpeed
+from pruning.costs.speed import SpeedSettings, Spread
 from pruning.costs.vllm_speed import PYTHON_VARIABLE, vllm_python
 from pruning.errors import InputError
 
 Asked = list[tuple[str, tuple[tuple[int, ...], ...], int]]
 
-QUESTION = {
+QUESTION: dict[str, Any] = {
     "models": {"dense": "d", "pruned": "p"},
     "batch_size": 2,
     "prompt_tokens": 4,
@@ -36,13 +43,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     class LLM:
         def __init__(self, model: str, **options: Any) -> None:
-            assert options["max_model_len"] >= 4 + 1 + 3
+            assert options["max_model_len"] == 4 + 1 + 3
             assert not options["enable_prefix_caching"], "prompts come again and again"
-            assert (options["dtype"], options["trust_remote_code"]) == ("float32", False)
+            assert options["skip_tokenizer_init"], "folders may have none"
+            assert 2 * options["gpu_memory_utilization"] < 1, "two models are in memory together"
+            assert options["dtype"] == "float32"
+            assert options["trust_remote_code"] == model.endswith("decilm")
             self.name = model
 
         def generate(self, prompts: Any, sampling: Any, *, use_tqdm: bool) -> None:
             assert not use_tqdm
+            assert (sampling.temperature, sampling.ignore_eos) == (0, True)
+            assert not sampling.detokenize, "there is no tokenizer"
             tokens = tuple(tuple(each["prompt_token_ids"]) for each in prompts)
             log.append((self.name, tokens, sampling.max_tokens))
             clock.now += 1 + 2 * (sampling.max_tokens - 1)
@@ -76,6 +88,44 @@ def test_a_slow_first_answer_is_none_of_the_rounds(
     assert vllm_program._main(QUESTION)["dense"] == [(1, 6)] * 3
 
 
+def test_only_folders_of_decilm_bring_code_that_is_trusted(asked: Asked, tmp_path: Path) -> None:
+    """The engine's `trust_remote_code` goes by the name of the folder."""
+    paths = {name: tmp_path / name for name in ("llama", "decilm")}
+    for path in paths.values():
+        path.mkdir()
+    (paths["decilm"] / "configuration_decilm.py").write_text("")
+    models = {"dense": str(paths["llama"]), "pruned": str(paths["decilm"])}
+    vllm_program._main(QUESTION | {"models": models})
+    assert {name for name, *_ in asked} == set(models.values())
+
+
+def test_decoding_that_took_little_time_is_a_number(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = vllm_program.time.perf_counter
+    monkeypatch.setattr(vllm_program.time, "perf_counter", lambda: clock() / 8)
+    assert vllm_program._main(QUESTION)["pruned"] == [(0.125, 0.75)] * 3
+
+
+def test_a_program_reads_what_to_do_and_writes_seconds(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In an environment that says where vLLM listens, and nothing else."""
+    answer = tmp_path / "seconds.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", io.StringIO(json.dumps(QUESTION)))
+        patched.setattr(sys, "argv", ["program", str(answer)])
+        patched.setattr(os, "environ", {"VLLM_HOST_IP": "10.0.0.1"})
+        patched.delitem(sys.modules, vllm_program.__name__)
+        runpy.run_module(vllm_program.__name__, run_name="__main__")
+        environment = dict(os.environ)
+    assert json.loads(answer.read_text()) == {"dense": [[1, 6]] * 3, "pruned": [[1, 6]] * 3}
+    assert environment["VLLM_HOST_IP"] == "10.0.0.1"
+    assert (environment["HF_HUB_OFFLINE"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+    interfaces = {name for _, name in socket.if_nameindex()}
+    assert environment["GLOO_SOCKET_IFNAME"] in interfaces & {"lo", "lo0"}
+
+
 def test_decoding_that_took_no_time_is_no_number(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,3 +156,39 @@ def test_which_python_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(PYTHON_VARIABLE, python(tmp_path / "other", 1))
     with pytest.raises(InputError, match=f"^{PYTHON_VARIABLE}: .*/other/python has no vLLM"):
         vllm_python()
+
+
+def test_what_a_python_says_is_not_for_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(python(tmp_path, 0))
+    path.write_text("#!/bin/sh\necho a warning\necho another >&2\n")
+    monkeypatch.setenv(PYTHON_VARIABLE, str(path))
+    assert vllm_python() == str(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_python_that_has_it_runs_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here one that writes down its question and has an answer."""
+    path = tmp_path / "python"
+    path.write_text(
+        f"""#!/bin/sh
+[ "$2" = -c ] && exit 0
+echo "$2" > {tmp_path}/program
+cat > {tmp_path}/question
+echo '{{"dense": [[2, 1], [2, 1]]}}' > "$3"
+"""
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv(PYTHON_VARIABLE, str(path))
+    settings = SpeedSettings(batch_size=2, prompt_tokens=4, new_tokens=3, rounds=2)
+    (tmp_path / "model").mkdir()
+    found = vllm_speed.vllm_speed(
+        {"dense": tmp_path / "model"}, settings, vocab_size=50, num_threads=3, dtype="bfloat16"
+    )
+    assert found.dense == EngineSpeed(Spread(4, 4, 4), Spread(6, 6, 6))
+    assert (tmp_path / "program").read_text().strip() == vllm_program.__file__
+    asked = json.loads((tmp_path / "question").read_text())
+    assert (asked["vocab_size"], asked["num_threads"], asked["dtype"]) == (50, 3, "bfloat16")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,33 @@ def test_it_is_one_minus_the_mean_cosine(family: str) -> None:
     assert len(found.values) == 4
     assert len(set(found.values)) == 4
     assert found.values == pytest.approx(in_double(model, ids), abs=1e-6)
+
+
+class Turn(nn.Module):
+    """Multiplies by a matrix, and returns it as some families' layers do: before a cache."""
+
+    def __init__(self, matrix_DD: list[list[float]]) -> None:
+        super().__init__()
+        self.matrix_DD = torch.tensor(matrix_DD, dtype=torch.float32)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden_states @ self.matrix_DD, torch.zeros_like(hidden_states)
+
+
+def test_layers_may_take_names_and_return_tuples() -> None:
+    """A quarter turn, twice as much, and the other way: 0, 1 and -1 for each of six tokens."""
+    layers = [Turn([[0, 1], [-1, 0]]), Turn([[2, 0], [0, 2]]), Turn([[-1, 0], [0, -1]])]
+
+    def base_model(input_ids: torch.Tensor, **_: Any) -> None:
+        states_BTD = torch.stack([input_ids, input_ids + 1], dim=-1).float()
+        for layer in layers:
+            states_BTD = layer(hidden_states=states_BTD)[0]
+
+    dense: Any = SimpleNamespace(layers=layers, model=SimpleNamespace(base_model=base_model))
+    found = layer_similarity(dense, tokens(2, 3))
+    assert found.num_tokens == 6
+    assert found.cosine_sums == pytest.approx((0.0, 6.0, -6.0), abs=1e-6)
+    assert BlockInfluence.of([found]).values == pytest.approx((1.0, 0.0, 2.0), abs=1e-6)
 
 
 def test_sorting_the_weights_changes_no_more_than_the_last_digits() -> None:

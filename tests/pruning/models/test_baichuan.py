@@ -4,6 +4,7 @@ of their own in plain torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -164,6 +165,29 @@ def test_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int
         assert not [name for name in names if "W_pack" in name or "rotary" in name]
 
 
+@pytest.mark.parametrize(
+    ("told", "positions"),
+    [
+        ({"max_position_embeddings": 64, "model_max_length": 32}, 64),
+        ({"model_max_length": 32}, 32),
+        ({}, 4096),
+    ],
+)
+def test_how_long_a_sequence_may_be(told: dict[str, int], positions: int) -> None:
+    lengths = ("max_position_embeddings", "model_max_length")
+    others = {name: value for name, value in CONFIG.items() if name not in lengths}
+    assert baichuan.llama_config(others | told).max_position_embeddings == positions
+
+
+def test_a_conversion_is_found_again_by_its_name(folder: Path) -> None:
+    """Or gigabytes are converted anew."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    expected = f"tiny-baichuan-{digest.hexdigest()[:16]}"
+    assert find_checkpoint(str(folder)).folder.name == expected
+
+
 def test_converted_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the checkpoint changes, be its size and date as they were."""
     first = find_checkpoint(str(folder))
@@ -267,12 +291,13 @@ def test_tokenizer(folder: Path, dummy_prefix: bool) -> None:
     }
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
-            own | {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "eos_token": "</s>"}
+            own | {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "pad_token": "<0x00>"}
         )
     )
     tokenizer = find_checkpoint(str(folder)).tokenizer()
     for words in ("the old cat", "a  1999 \n\n fish", "登鹳雀楼"):
         assert tokenizer(words)["input_ids"] == pieces.encode(words)
+    assert (tokenizer.bos_token, tokenizer.pad_token) == ("<s>", "<0x00>")
 
 
 def test_a_tokenizer_that_needs_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

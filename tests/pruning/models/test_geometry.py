@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from pruning.models.geometry import Geometry
+from pruning.models.geometry import Geometry, factor_bytes, gram_bytes
 from pruning.shape import LayerShape, ModelShape
 
 GEOMETRY = Geometry(num_layers=2, kv_heads=3, queries_per_kv_head=2, head_dim=8, mlp_channels=48)
@@ -39,3 +41,37 @@ def test_sizes_of_parts() -> None:
     sizes = {"q": 32, "k": 16, "v": 16, "gate": 5, "up": 5, "down": 5}
     assert {part: GEOMETRY.size(part, layer) for part in sizes} == sizes  # type: ignore[arg-type]
     assert (GEOMETRY.channels_per_kv_head, GEOMETRY.attention_channels) == (16, 48)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (
+            {"num_key_value_heads": 3, "head_dim": 16, "intermediate_size": 100},
+            Geometry(2, kv_heads=3, queries_per_kv_head=2, head_dim=16, mlp_channels=100),
+        ),
+        (
+            {"n_inner": 100},
+            Geometry(2, kv_heads=6, queries_per_kv_head=1, head_dim=8, mlp_channels=100),
+        ),
+        (
+            {"num_key_value_heads": None, "head_dim": None, "n_inner": None},
+            Geometry(2, kv_heads=6, queries_per_kv_head=1, head_dim=8, mlp_channels=192),
+        ),
+    ],
+)
+def test_sizes_of_a_configuration(told: dict[str, int | None], expected: Geometry) -> None:
+    """As GPT-2 has it where it says nothing: 4 MLP channels for each of the hidden size."""
+    config = SimpleNamespace(num_hidden_layers=2, num_attention_heads=6, hidden_size=48, **told)
+    assert Geometry.of(config) == expected  # type: ignore[arg-type]
+    assert expected.dense.text == f"{expected.kv_heads}x{expected.mlp_channels}*2"
+
+
+@pytest.mark.parametrize(("channels", "largest"), [(48, 48), (100, 100), (20, 48)])
+def test_bytes_of_matrices_of_one_layer(channels: int, largest: int) -> None:
+    """48 channels flow into `o_proj`. Of float64: both Gram matrices; and two factors kept, a third
+    made from its Gram matrix in float32 and float64.
+    """
+    geometry = Geometry(2, kv_heads=3, queries_per_kv_head=2, head_dim=8, mlp_channels=channels)
+    assert gram_bytes(geometry) == 8 * 48 * 48 + 8 * channels * channels
+    assert factor_bytes(geometry) == (8 + 8 + 4 + 8 + 8) * largest * largest

@@ -54,6 +54,17 @@ def test_values_come_back(
     assert not (tmp_path / INDEX).exists()
 
 
+def test_the_bytes_of_a_file_stay_what_they_were(tmp_path: Path) -> None:
+    """Or a converted model has another fingerprint, and no score of it is found again."""
+    write_shards(tmp_path, {"a": torch.tensor([1.0])}.items, dtype=torch.float32)
+    header = (
+        b'{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
+    padded = header + bytes(-len(header) % 8).replace(b"\0", b" ")
+    expected = len(padded).to_bytes(8, "little") + padded + b"\x00\x00\x80\x3f"
+    assert (tmp_path / "model.safetensors").read_bytes() == expected
+
+
 def test_a_file_is_as_large_as_allowed_and_no_larger(tmp_path: Path) -> None:
     """Four tensors of 40 bytes, two a file at 80 bytes, one at 79."""
     tensors = {name: torch.full((10,), float(index)) for index, name in enumerate("abcd")}

@@ -4,6 +4,8 @@ was trained.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,20 @@ from safetensors import safe_open
 
 from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
-from pruning.importance.channel_order import ChannelOrder, RecoverySource, channel_order
+from pruning.importance.channel_order import (
+    ChannelOrder,
+    CompensationSource,
+    RecoverySource,
+    channel_order,
+)
 from pruning.models.families import FAMILIES
 from pruning.models.loaded_model import LoadedModel
-from pruning.recovery.adapters import adapter_fingerprint, read_adapters, write_adapters
+from pruning.recovery.adapters import (
+    adapter_fingerprint,
+    matrices_of,
+    read_adapters,
+    write_adapters,
+)
 from pruning.recovery.prepared import prepared
 from pruning.scoring.masking import masked
 from pruning.shape import ModelShape
@@ -108,6 +120,8 @@ def test_what_is_kept_is_without_what_its_training_needs(rank: int | None, tmp_p
     assert (found.shape, found.scale) == (trained.shape, trained.scale) == (NARROW.text, scale)
     with safe_open(kept, framework="pt") as file:
         assert set(file.keys()) == set(recovery.parameters), "no moments"
+        said = json.loads(file.metadata()["recovery"])
+    assert said == {"shape": NARROW.text, "scale": scale}, "no step"
     assert bool(found.pairs) != bool(found.differences)
     kept_by_key = dict(found.added())
     for key, added in trained.added():
@@ -121,6 +135,7 @@ def test_another_file_of_adapters_is_refused(tmp_path: Path) -> None:
     recovery = recovery_of(dense_model())
     recovery.save(path, 0)
     fingerprint = adapter_fingerprint(path)
+    assert fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()[:32]
     assert read_adapters(path, fingerprint=fingerprint).shape == NARROW.text
     changed(recovery)
     recovery.save(path, 0)
@@ -134,6 +149,28 @@ def test_another_file_of_adapters_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"adapters is not there; every machine"):
         read_adapters(path, fingerprint=fingerprint)
+
+
+def test_statistics_that_an_order_compensates_from_must_be_there(tmp_path: Path) -> None:
+    dense = LoadedModel.of(tiny_model(tiny_config("llama")))
+    source = CompensationSource(str(tmp_path / "statistics"), "0" * 32, 0.01)
+    order = replace(channel_order(dense, "l1"), compensation=source)
+    with pytest.raises(InputError, match="statistics that this model is compensated with"):
+        prepared(dense, order)
+
+
+def test_a_model_without_linear_layers_in_its_blocks_has_nothing_to_train() -> None:
+    """GPT-2 has convolutions of width 1 in their place."""
+    sizes: dict[str, object] = {
+        "n_embd": 48,
+        "n_layer": 4,
+        "n_head": 6,
+        "n_inner": 48,
+        "num_key_value_heads": 6,
+    }
+    dense = LoadedModel.of(tiny_model(tiny_config("gpt2", **sizes)))
+    with pytest.raises(InputError, match="architecture 'gpt2' have no linear layers"):
+        matrices_of(dense.model, dense.family, [(layer, layer) for layer in range(4)])
 
 
 def test_the_fingerprint_of_an_order_tells_recoveries_apart() -> None:

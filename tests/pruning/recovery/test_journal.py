@@ -116,6 +116,34 @@ def test_a_damaged_journal_is_refused(tmp_path: Path, text: str, message: str) -
     assert (tmp_path / JOURNAL).read_text() == text, "as it was found"
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_journal_with_what_is_no_number_is_refused(tmp_path: Path, number: str) -> None:
+    """Nobody writes one, and what comes next could not be written after it."""
+    files_with(tmp_path, [3.0])
+    text = f'{{"step": 0, "heldout_nll": {number}}}\n'
+    (tmp_path / JOURNAL).write_text(text)
+    with pytest.raises(InputError, match=f"^output_dir: .*damaged: {number} is no number; remove"):
+        TrainingFiles(tmp_path)
+    assert (tmp_path / JOURNAL).read_text() == text, "as it was found"
+
+
+def test_a_checkpoint_is_written_unseen_where_it_will_lie(tmp_path: Path) -> None:
+    """So that it gets its name at once, and nobody takes it for one before."""
+    seen: list[Path] = []
+
+    def see(path: Path) -> None:
+        seen.append(path)
+        write(path)
+
+    files = files_with(tmp_path, [3.0, 2.0])
+    files.append({"step": 2, "heldout_nll": 1.0})
+    files.save(2, see)
+    [path] = seen
+    assert path.parent.parent == tmp_path / CHECKPOINTS
+    assert path.parent.name.startswith(".")
+    assert checkpoint_steps(tmp_path) == {2}
+
+
 def test_a_checkpoint_that_cannot_be_written_is_none(tmp_path: Path) -> None:
     files = files_with(tmp_path, [3.0, 2.0])
 

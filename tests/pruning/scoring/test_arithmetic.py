@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -108,4 +110,46 @@ def test_code_that_comes_with_the_model_counts(tmp_path: Path) -> None:
         model = Checkpoint(folder, trust_remote_code=True).load(dtype="float32")
         digests.add(Arithmetic.of(model).code)
     assert len(digests) == 2
-    assert "" not in digests
+    assert {len(digest) for digest in digests} == {32}
+
+
+def test_the_digest_is_of_all_fields_in_the_order_of_their_names() -> None:
+    """It is stored with scores, so that it must stay what it is."""
+    values = {field.name: getattr(EXAMPLE, field.name) for field in fields(Arithmetic)}
+    assert EXAMPLE.to_json() == values
+    text = json.dumps(dict(sorted(values.items())))
+    assert EXAMPLE.digest == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_a_value_that_is_empty_is_called_none() -> None:
+    without = replace(EXAMPLE, code="")
+    assert EXAMPLE.differences(without) == ["code: c0de, none"]
+    assert without.differences(EXAMPLE) == ["code: none, c0de"]
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "expected"),
+    [
+        (None, "i386 of Apple", "i386 of Apple"),
+        (None, "", "arm64"),
+        ("processor\t: 0\nflags\t\t: avx2\n", "i386 of Apple", "arm64"),
+    ],
+)
+def test_a_processor_without_a_model_is_called_as_python_calls_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    known: str,
+    expected: str,
+) -> None:
+    """Where there is no such file, or it says nothing of a model."""
+    path = tmp_path / "cpuinfo"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(arithmetic, "_CPUINFO", path)
+    monkeypatch.setattr(platform, "processor", lambda: known)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    arithmetic._processor.cache_clear()
+    found = arithmetic._processor()
+    arithmetic._processor.cache_clear()
+    assert found == expected

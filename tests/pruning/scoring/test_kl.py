@@ -61,11 +61,14 @@ def test_the_same_bits_where_distributions_are_not_kept(monkeypatch: pytest.Monk
 
 
 def test_what_is_kept() -> None:
-    """SmolLM2 at 4 x 128 tokens 101 MB; at 48 x 128, 1.2 GB, nothing."""
+    """SmolLM2 at 4 x 128 tokens 101 MB; at 48 x 128, 1.2 GB, nothing. A GB is not too much."""
     assert kept_bytes(512, 49152) == 100_663_296
     assert kept_bytes(48 * 128, 49152) == 0
+    assert kept_bytes(1000, 250_000) == 1_000_000_000
+    assert kept_bytes(1000, 250_001) == 0
 
 
 def test_without_candidates_there_is_a_row_for_none() -> None:
     found, nll, _ = scored(LoadedModel.of(tiny_model(tiny_config("llama"))), tokens(3, 24))
     assert found.shape == nll.shape == (0, 3)
+    assert found.dtype == nll.dtype == torch.float64

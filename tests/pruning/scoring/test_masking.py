@@ -57,3 +57,21 @@ def test_a_mask_touches_what_changes_alone(dense: LoadedModel) -> None:
         become(HARD.without(Removal("mlp", 3, 0)))
         assert blocks()[:3] == before[:3]
         assert blocks()[3].keys() < before[3].keys()
+
+
+def test_narrowed_weights_take_no_gradient_and_whole_ones_are_the_models_own(
+    dense: LoadedModel,
+) -> None:
+    parameters = {name: id(parameter) for name, parameter in dense.model.named_parameters()}
+    with masking(dense) as become:
+        become(HARD)
+        narrowed = [
+            parameter
+            for name, parameter in dense.model.named_parameters()
+            if id(parameter) != parameters[name]
+        ]
+        assert narrowed
+        assert not any(parameter.requires_grad for parameter in narrowed)
+        become(dense.geometry.dense)
+        found = {name: id(parameter) for name, parameter in dense.model.named_parameters()}
+        assert found == parameters

@@ -46,6 +46,25 @@ def test_a_layer_that_remembers_is_refused(dense: LoadedModel) -> None:
         require_prefix_reuse(dense, tokens(1, 8))
 
 
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_result_that_is_once_no_number_is_refused(dense: LoadedModel, broken: int) -> None:
+    """In the run of all layers, or in the one that is reused."""
+    calls: list[None] = []
+
+    def change(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        return hidden * torch.nan if len(calls) == broken else hidden
+
+    change_layer(dense, 1, change)
+    with pytest.raises(InputError, match=r"gives another result than running all \(.*nan"):
+        require_prefix_reuse(dense, tokens(1, 8))
+
+
+def test_architectures_that_are_pruned_by_whole_blocks_are_accepted() -> None:
+    config = tiny_config("starcoder2")
+    require_prefix_reuse(LoadedModel.of(tiny_model(config)), tokens(1, 8))
+
+
 @pytest.mark.parametrize("require", [require_prefix_reuse, require_plain_residual])
 @pytest.mark.parametrize(
     "error",

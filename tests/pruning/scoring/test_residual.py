@@ -5,8 +5,10 @@ and before they are written: a perplexity of the vocabulary's size used to end w
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from pruning.errors import InputError
 from pruning.export.surgery import PrunedLayer, pruned_tensors
@@ -62,6 +64,26 @@ def test_layers_that_cannot_run_without_their_blocks() -> None:
     dense = model_of("gpt_oss", {"num_local_experts": 2})
     with pytest.raises(InputError, match="'gpt_oss' cannot be taken out one by one: "):
         require_plain_residual(dense)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_layer_may_return_more_than_the_stream(factor: int) -> None:
+    """The stream is the first of what it returns."""
+    dense = model_of("llama", {})
+    layer: Any = dense.layers[3]
+    forward = layer.forward
+
+    def twofold(hidden: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        return factor * forward(hidden, **kwargs), None
+
+    layer.forward = twofold
+    norm = dense.model.get_submodule("model.norm")
+    norm.register_forward_pre_hook(lambda _, inputs: inputs[0][:1])
+    if factor == 1:
+        require_plain_residual(dense)
+    else:
+        with pytest.raises(InputError, match="layer 3 of architecture 'llama' changes"):
+            require_plain_residual(dense)
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "mpt"])

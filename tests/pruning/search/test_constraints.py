@@ -1,12 +1,9 @@
-"""Solutions under constraints: optimal by brute force on tables of any kind, and where there is
-none, what keeps it away.
-"""
+"""Solutions under constraints: optimal by brute force on tables of any kind."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 
 import numpy as np
 import pytest
@@ -14,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.costs.accounting import Accounting
-from pruning.costs.target import Cost, CostName, Target, costs_of
+from pruning.costs.target import CostName, Target, costs_of
 from pruning.errors import InputError
 from pruning.search.allocation import (
     Block,
@@ -146,100 +143,3 @@ def test_the_unit_of_the_changes_does_not_matter(seed: int) -> None:
     whole, tiny = (solve(Sensitivities(base, each), [limit]) for each in (changes, small))
     assert tiny.shape == whole.shape
     assert tiny.predicted == pytest.approx(1e-6 * whole.predicted, rel=1e-9)
-
-
-def table_of(text: str) -> Sensitivities:
-    """`0 mlp 48 16 0` for each block that is measured, at changes that do not matter."""
-    changes: dict[Block, dict[int, float]] = {}
-    for line in text.splitlines():
-        layer, kind, *sizes = line.split()
-        block: Block = (int(layer), "mlp_channels" if kind == "mlp" else "kv_heads")
-        changes[block] = {int(size): 0.1 for size in sizes} | {size_of(BASE, block): 0.0}
-    return Sensitivities(BASE, changes)
-
-
-KV: Cost = COSTS["kv_cache"]
-
-
-@pytest.mark.parametrize(
-    ("text", "names", "message"),
-    [
-        (
-            "0 mlp 0\n0 att 1\n1 att 1",
-            ["attention whole"],
-            r"search.whole_attention=true: the attention of layer 1 was measured at 1, 2 KV heads, "
-            "none of which",
-        ),
-        (
-            "0 att 1\n1 att 1 3\n2 att 1",
-            ["attention whole"],
-            r"kv: 0.3 is out of reach; .* come to 0 \(0.6667 without search.whole_attention=true\);"
-            " lower the target, or drop a constraint that is named",
-        ),
-        (
-            "0 att 1\n1 att 1 3\n2 att 1\n2 mlp 16",
-            ["multiples of 16", "attention whole"],
-            r"come to 0 \(0.6667 without search.whole_attention=true\);",
-        ),
-        (
-            "0 att 1",
-            ["none"],
-            r"kv: 0.3\d* is out of reach; .* come to 0.3333; lower the target, or solve from a run",
-        ),
-        (
-            "0 mlp 16\n1 mlp 48",
-            ["one width"],
-            "search.shape_constraint=one_width: no size was measured of the MLP of every layer: "
-            r"layer 0 at 16, 32, layer 2 at 24;",
-        ),
-        (
-            "0 att 1\n1 att 3 0\n2 att 0",
-            ["depth only", "attention whole"],
-            r"search.whole_blocks=true: the MLP of layer 0 was measured at 32 mlp channels",
-        ),
-    ],
-)
-def test_what_keeps_a_target_away_is_named(text: str, names: list[str], message: str) -> None:
-    ratio = 0.34 if names == ["none"] else 0.3
-    limits = [Limit.of_target(Target("kv", KV, ratio))]
-    constraints = [each for name in names for each in CONSTRAINTS[name]]
-    with pytest.raises(InputError, match=message):
-        solve_within(table_of(text), limits, constraints)
-
-
-def test_every_constraint_that_binds_is_named_with_its_price() -> None:
-    """Of MLPs alone, of attention alone, and of both."""
-    table = table_of("0 mlp 16 20\n0 att 1\n1 mlp 24\n1 att 3\n2 mlp 16")
-    limit = Limit("kept", lambda shape: sum(x.kv_heads + x.mlp_channels for x in shape.layers), 1)
-    constraints = [width_multiple(16), whole_attention(DENSE)]
-    with pytest.raises(InputError) as caught:
-        solve_within(table, [limit], constraints)
-    assert re.sub(r".*come to (.*);.*", r"\1", str(caught.value)) == (
-        "73 (65 without search.width_multiple=16, 70 without search.whole_attention=true, 62 "
-        "without any constraint)"
-    )
-
-
-def test_deployable_shapes_keep_what_runtimes_want() -> None:
-    """Attention in the first layer, an MLP in the last, widths in multiples of 256."""
-    [deployable] = of_shape_constraint("deployable", 3)
-    assert not deployable.allows((0, "kv_heads"), 0)
-    assert deployable.allows((0, "kv_heads"), 1)
-    assert deployable.allows((1, "kv_heads"), 0)
-    assert not deployable.allows((2, "mlp_channels"), 0)
-    assert deployable.allows((0, "mlp_channels"), 0)
-    assert deployable.allows((0, "mlp_channels"), 512)
-    assert not deployable.allows((0, "mlp_channels"), 500)
-    assert of_shape_constraint("none", 3) == []
-
-
-def test_a_constraint_says_whether_a_shape_keeps_it() -> None:
-    dense = ModelShape.parse("3x48*3")
-    even = ModelShape.parse("3x32*3")
-    mixed = ModelShape.parse("3x32 2x40 3x48")
-    assert of_shape_constraint("one_width", 3)[0].is_kept(even)
-    assert not of_shape_constraint("one_width", 3)[0].is_kept(mixed)
-    assert width_multiple(8).is_kept(mixed)
-    assert not width_multiple(16).is_kept(mixed)
-    assert whole_attention(dense).is_kept(even)
-    assert not whole_attention(dense).is_kept(mixed)

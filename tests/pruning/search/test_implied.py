@@ -122,6 +122,51 @@ def test_stages_without_steps_leave_the_targets_alone() -> None:
     assert target_range(stages, (3, 1, 0)) == pytest.approx((0.16, 0.2))
 
 
+def test_a_range_without_a_number_is_none() -> None:
+    """Half of the target above 0.125 and up to 0.25, all of it above 0.5."""
+    stages = (
+        ImpliedStage("block", 1, Range(8, 8), 0.25, 0.125),
+        ImpliedStage("mlp_channels", 0, Range(0, 0), 0.25, 0.25),
+        ImpliedStage("attention_heads", 1, Range(4, 4), 0.75, 0.5),
+    )
+    assert target_range(stages, (1, 0, 1)) is None
+    assert target_range(stages, (49, 0, 51)) == pytest.approx((0.5, 0.25 / 0.49))
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks", "largest"),
+    [
+        ("0x80 3x0 2x96 3x64", "0x96 3x0 3x96*2", "3x0 3x96*3"),
+        ("0x80 3x96 2x96 3x64", "0x96 3x96*3", "0x96 3x96*3"),
+        ("3x80 3x0 2x96 3x64", "3x96 3x0 3x96*2", "3x0 3x96*3"),
+    ],
+)
+def test_where_each_stage_ended_and_was_a_step_before(text: str, blocks: str, largest: str) -> None:
+    """An MLP is twice as large as an attention: it is what went last, if one went at all."""
+    accounting = Accounting(tiny_config("llama", intermediate_size=96))
+
+    def ratio(text: str) -> float:
+        return accounting.ratio(ModelShape.parse(text))
+
+    shape = ModelShape.parse(text)
+    channels = text.replace("2x", "3x")
+    stages = implied_search(accounting, shape, mlp_group=16, head_group=1)
+    assert [stage.steps for stage in stages] == [text.count("0x") + text.count("x0"), 3, 1]
+    ends = [ratio(blocks), ratio(channels), ratio(text)]
+    assert [stage.ratio for stage in stages] == pytest.approx(ends)
+    last = [ratio(largest), ratio("3x80 3x96*3"), ratio("2x96 3x96*3")]
+    assert [stage.ratio - stage.ratio_before for stage in stages] == pytest.approx(last)
+
+
+def test_a_layer_runs_out_of_groups_where_one_channel_and_one_head_are_left() -> None:
+    """47 of 48 channels and two of three heads are a group: after the first, a layer less."""
+    accounting = Accounting(tiny_config("llama"))
+    _, channels, heads = implied_search(
+        accounting, ModelShape.parse("1x1*2 3x48*2"), mlp_group=47, head_group=2
+    )
+    assert channels.evaluations == heads.evaluations == Range(4 + 3, 4 + 3)
+
+
 def test_a_model_of_one_layer() -> None:
     """Its MLP of 7,056 parameters is the smaller block."""
     accounting = Accounting(tiny_config("llama", num_hidden_layers=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pruning.costs.accounting import Accounting
@@ -54,6 +56,8 @@ def test_a_round_is_read_back(found: MeasuredRound) -> None:
     [
         ("3x16 3x40 3x32*2", 0.0625, "measured", []),
         ("3x32 3x40 3x32 2x32", 0.1875, "interpolation", []),
+        ("3x32 3x40 3x32 2x32", -0.5, "interpolation", []),
+        ("3x32*2 3x24 3x32", 0.1, "interpolation", []),
         ("3x16 3x32*2 2x32", 0.375, "extrapolation", ["parameters", "flops"]),
         ("3x16 3x40 3x32 2x32", 0.3125, "extrapolation", ["3 blocks changed together"]),
         ("3x32 3x40 3x32 3x40", -0.1, "extrapolation", ["parameters", "flops"]),
@@ -92,3 +96,13 @@ def test_errors_are_those_of_solutions_that_were_measured(found: MeasuredRound) 
     prediction = predict(found, Solution(found.table.base, 0.0), COSTS.values())
     assert prediction.errors == (0.0625,)
     assert prediction.measured == 0.5
+
+
+def test_what_was_measured_beside_a_round_is_known(found: MeasuredRound) -> None:
+    """It widens the range that was measured, too."""
+    uniform = ModelShape.parse("1x24*4")
+    beside = replace(found, others={uniform: 0.75})
+    assert beside.measured == found.measured | {uniform: 0.75}
+    prediction = predict(beside, Solution(uniform, 0.5), COSTS.values())
+    assert (prediction.kind, prediction.measured) == ("measured", 0.75)
+    assert prediction.measured_range["kv_cache"] == (0, pytest.approx(8 / 12))

@@ -43,6 +43,23 @@ def test_every_name_has_a_strategy() -> None:
 
 
 @pytest.mark.parametrize(
+    ("trait", "names"),
+    [
+        ("blocks_only", {"block_influence", "random"}),
+        ("channels_only", {"uniform"}),
+        ("whole_layers", {"block_influence"}),
+        ("solves_shares", {"allocation"}),
+        ("by_divergence", {"allocation"}),
+        ("is_control", {"random", "uniform"}),
+        ("any_cost", {"greedy", "uniform", "allocation"}),
+        ("compares_candidates", {"greedy"}),
+    ],
+)
+def test_strategies_that_are_so(trait: str, names: set[str]) -> None:
+    assert {name for name, strategy in STRATEGIES.items() if getattr(strategy, trait)} == names
+
+
+@pytest.mark.parametrize(
     ("name", "label", "own"),
     [
         ("greedy", "1:0:0", {}),

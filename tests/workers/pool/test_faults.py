@@ -41,6 +41,10 @@ def test_policy(kind: FaultKind, count: int, others_ready: bool, decision: Decis
     assert FaultPolicy().decide(Failure(kind, count, "cause", others_ready)) is decision
 
 
+def test_nobody_is_there_to_go_on_unless_that_is_said() -> None:
+    assert FaultPolicy().decide(Failure("start failed", 3, "cause")) is Decision.ABORT
+
+
 def test_back_off_doubles_up_to_a_limit() -> None:
     policy = FaultPolicy()
     assert [policy.back_off_s(count) for count in (3, 4, 5, 6, 7, 8, 9, 10**6)] == [
@@ -75,6 +79,21 @@ def test_the_log_counts_all_and_keeps_the_last() -> None:
         )
     assert log.counts == {"late": 30, "node lost": 30}
     assert [fault.timestamp for fault in log.recent] == [float(number) for number in range(10, 60)]
+
+
+def test_what_went_wrong_is_counted_from_nothing() -> None:
+    log = FaultLog()
+    assert not any(log.counters().values())
+    log.add(Fault(1.0, "late", "evaluator 1", "cause", "decision"))
+    log.num_lost_evaluations, log.num_speculative_tasks, log.num_oom_splits = 2, 3, 4
+    assert log.counters() == {
+        "faults": {"late": 1},
+        "lost_evaluations": 2,
+        "speculative_tasks": 3,
+        "oom_splits": 4,
+        "copied_tasks": 3,
+        "halved_tasks": 4,
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from pruning.costs.accounting import Accounting
 from pruning.errors import InputError
 from tests.workers.pool.misbehaving import ComputesOtherwise, FindsBadInput, PretendedGpus, Slow
 from tests.workers.pool.scoring import Scores, prepare, score, search, steps
@@ -191,3 +193,19 @@ def test_what_failed_keeps_its_place_among_answers(local_cluster: LocalMachine) 
     first, failed, last = replies([_number.remote(number) for number in range(3)])
     assert (first, last) == (0, 2)
     assert str(cause_of(failed)) == "one"
+
+
+def test_what_a_slow_device_takes_for_a_whole_text(
+    local_cluster: LocalMachine, spec: EvaluatorSpec
+) -> None:
+    """Two operations for each parameter and token of the longest set, on a tenth of a core each."""
+    tokens = max(each.size for each in spec.token_sets.values())
+    parameters = Accounting(spec.checkpoint.config()).num_dense_parameters
+    for placement, threads, rate in (
+        (Placement(0, num_gpus=0), 1, 3e9),
+        (Placement(0, num_gpus=0), 2, 6e9),
+        (Placement(0, num_gpus=1), 2, 1e12),
+    ):
+        with RayPool(replace(spec, num_threads=threads), placement) as pool:
+            expected = 2 * parameters * tokens / rate
+            assert pool.task_times.slowest_text_s == pytest.approx(expected)

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from pruning.costs.accounting import Accounting
 from pruning.costs.block_times import Levels
 from pruning.costs.speed import SpeedSettings
 from pruning.shape import Removal
-from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
-from workers.pool.ray_pool import RayPool
-from workers.pool.task_times import TaskTimeModel, work
+from workers.pool.task_times import TaskTimeModel, slowest_text_s, work
 from workers.prefix import PrefixKey, missing_layers
 from workers.tasks import (
+    AnswerResult,
     Candidate,
     EvaluatorSpec,
     InfluenceTask,
@@ -66,8 +66,10 @@ def test_nothing_is_expected_of_a_measurement_of_latencies() -> None:
 def test_seconds_of_a_layer_and_a_head_from_two_tasks() -> None:
     """10 layers and 1 head in 12 s, 10 layers and 4 heads in 18 s: 1 s a layer, 2 s a head."""
     times = TaskTimeModel(10)
+    assert not times.knows(task(None))
     for heads, seconds in ((1, 12.0), (4, 18.0)):
         times.observe(0, task(*[None] * heads), ScoreResult((), 1, seconds, 10), 99.0)
+    assert times.knows(task(None))
     assert times.work_s(1, 0) == pytest.approx(1)
     assert times.work_s(0, 1) == pytest.approx(2)
     assert times.task_s(task(Removal("mlp", 6, 0))) == pytest.approx(10 + 4 + 2)
@@ -83,6 +85,72 @@ def test_seconds_of_a_whole_task_grow_with_its_size() -> None:
     times.observe(1, StatisticsTask((0,)), None, 8.0)
     assert times.straggler_factor(0) == 1
     assert times.straggler_factor(1) > 1.5, "it took four times as long"
+
+
+def test_what_was_seen_before_fades_by_a_fiftieth_with_each_task() -> None:
+    times = TaskTimeModel(10)
+    for size, seconds in ((3, 6.0), (1, 8.0), (2, 1.0)):
+        times.observe(0, StatisticsTask(tuple(range(size))), None, seconds)
+    seen_s, seen = (6.0 * 0.98 + 8.0) * 0.98 + 1.0, (3 * 0.98 + 1) * 0.98 + 2
+    assert times.task_s(StatisticsTask((0,))) == pytest.approx(seen_s / seen)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "factor"), [(1.0, 0.7 + 0.3 / 2), (8.0, 0.7 + 0.3 * 4), (99.0, 0.7 + 0.3 * 4)]
+)
+def test_a_straggler_factor_moves_by_three_tenths_and_never_by_more_than_fourfold(
+    seconds: float, factor: float
+) -> None:
+    """Of a task that takes 2 s on an average evaluator."""
+    times = TaskTimeModel(10, _sizes={"statistics": (2.0, 1.0)})
+    times.observe(5, StatisticsTask((0,)), AnswerResult((), seconds), 1000.0)
+    assert times.straggler_factor(5) == pytest.approx(factor)
+    expected_s = times.task_s(StatisticsTask((0,))) * factor
+    assert times.expected_s(5, StatisticsTask((0,))) == pytest.approx(expected_s)
+
+
+def test_what_takes_less_than_a_second_tells_evaluators_apart_too() -> None:
+    times = TaskTimeModel(10, measured=True, _layer_s=0.0, _head_s=0.5, _straggler_factors={4: 2.0})
+    times.observe(4, task(None), ScoreResult((), 1, 2.0), 99.0)
+    assert times.straggler_factor(4) == pytest.approx(0.7 * 2 + 0.3 * 4)
+
+
+def test_straggler_factors_come_closer_to_1_by_a_tenth_with_each_step() -> None:
+    times = TaskTimeModel(10, _straggler_factors={0: 3.0, 1: 0.5})
+    times.decay()
+    assert [times.straggler_factor(number) for number in (0, 1)] == [2.8, 0.55]
+    times.decay()
+    assert times.straggler_factor(0) == pytest.approx(2.62)
+
+
+def test_one_that_was_never_seen_is_an_average_evaluator() -> None:
+    assert TaskTimeModel(10).straggler_factor(3) == 1
+
+
+@pytest.mark.parametrize(
+    ("longest_start_s", "known_s", "limit_s", "patience_s"),
+    [
+        (0.0, None, 600.0, 60.0),
+        (11.9, None, 600.0, 60.0),
+        (60.0, None, 1200.0, 300.0),
+        (60.0, 1.0, 60.0, 300.0),
+        (0.0, 2.5, 75.0, 60.0),
+    ],
+)
+def test_how_long_is_too_long(
+    longest_start_s: float, known_s: float | None, limit_s: float, patience_s: float
+) -> None:
+    """Thirty times what it should take, a minute at least; of what nobody knows twenty times the
+    slowest start, ten minutes at least, four times as long for each evaluator that was given up
+    over it. A second one helps after five starts, a minute at least.
+    """
+    times = TaskTimeModel(10, _sizes={"statistics": (known_s, 1.0)} if known_s else {})
+    times.observe_start(longest_start_s)
+    times.observe_start(longest_start_s / 2)
+    assert times.limit_s(0, StatisticsTask((0,)), num_failures=0) == limit_s
+    fourfold = 1 if known_s else 4 * 4
+    assert times.limit_s(0, StatisticsTask((0,)), num_failures=2) == limit_s * fourfold
+    assert times.patience_s(StatisticsTask((0,))) == patience_s
 
 
 def test_equal_tasks_still_give_a_usable_cost() -> None:
@@ -110,6 +178,30 @@ def test_a_head_may_cost_nothing() -> None:
     assert times.work_s(0, 1) == 0
 
 
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [(0, 2, 6.0)],
+        [(0, 1, 2.0), (3, 1, 2.0)],
+        [(1, 1, 9.0), (3, 1, 3.0)],
+        [(4, 1, 6.0), (4, 3, 2.0)],
+    ],
+    ids=["heads alone", "layers for nothing", "less for more layers", "less for more heads"],
+)
+def test_layers_and_heads_cost_the_same_where_tasks_do_not_tell_them_apart(
+    tasks: list[tuple[int, int, float]],
+) -> None:
+    """Layers and heads of each task, and its seconds: least squares with one unknown."""
+    times = TaskTimeModel(10)
+    for layers, heads, seconds in tasks:
+        times.observe(0, task(*[None] * heads), ScoreResult((), 1, seconds, layers), 99.0)
+    weights = 0.98 ** np.arange(len(tasks))[::-1]
+    counts = np.array([layers + heads for layers, heads, _ in tasks])
+    spent = np.array([seconds for _, _, seconds in tasks])
+    expected = (weights * counts * spent).sum() / (weights * counts**2).sum()
+    assert times.work_s(1, 0) == times.work_s(0, 1) == pytest.approx(expected)
+
+
 def test_a_whole_text_gets_as_long_as_a_slow_device_takes() -> None:
     """64k tokens on a busy core take more than ten minutes, and would be lost."""
     times = TaskTimeModel(10, slowest_text_s=5000.0)
@@ -117,19 +209,26 @@ def test_a_whole_text_gets_as_long_as_a_slow_device_takes() -> None:
     others = (OrderTask("l1"), InfluenceTask(0, "o"), task(None))
     for tasks, limit_s in ((reading, 5000.0), (others, 600.0)):
         assert [times.limit_s(0, each, num_failures=0) for each in tasks] == [limit_s] * len(tasks)
+    assert [times.slowest_s(each) for each in others] == [0.0] * len(others)
+    assert TaskTimeModel(10).slowest_s(reading[0]) == 0.0, "nobody knows"
 
 
-def test_what_a_slow_device_takes_for_a_whole_text(
-    local_cluster: LocalMachine, spec: EvaluatorSpec
+@pytest.mark.parametrize(
+    ("num_gpus", "num_threads", "rate"), [(0, 1, 3e9), (0, 2, 6e9), (1, 2, 1e12)]
+)
+def test_a_tenth_of_each_core_or_of_a_small_gpu_is_slow(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, num_threads: int, rate: float
 ) -> None:
-    """Two operations for each parameter and token of the longest set, on a tenth of a core each."""
-    tokens = max(each.size for each in spec.token_sets.values())
-    parameters = Accounting(spec.checkpoint.config()).num_dense_parameters
-    for placement, threads, rate in (
-        (Placement(0, num_gpus=0), 1, 3e9),
-        (Placement(0, num_gpus=0), 2, 6e9),
-        (Placement(0, num_gpus=1), 2, 1e12),
-    ):
-        with RayPool(replace(spec, num_threads=threads), placement) as pool:
-            expected = 2 * parameters * tokens / rate
-            assert pool.task_times.slowest_text_s == pytest.approx(expected)
+    """Of a model that brings its own code, which is read where that is allowed."""
+
+    def accounting(config: str, *, trust_remote_code: bool) -> SimpleNamespace:
+        assert (config, trust_remote_code) == ("its own", True)
+        return SimpleNamespace(num_dense_parameters=500)
+
+    monkeypatch.setattr("workers.pool.task_times.Accounting", accounting)
+    checkpoint = SimpleNamespace(config=lambda: "its own", trust_remote_code=True)
+    sets = {name: np.zeros((rows, 10), dtype=np.int64) for name, rows in (("a", 4), ("b", 7))}
+    spec = EvaluatorSpec(checkpoint, "float32", sets, 2, num_threads)  # type: ignore[arg-type]
+    placement = Placement(0, num_gpus=num_gpus)
+    assert slowest_text_s(spec, placement) == pytest.approx(2 * 500 * 70 / rate)
+    assert slowest_text_s(replace(spec, token_sets={}), placement) == 0
