@@ -141,7 +141,8 @@ class Scorer:
             before = self._ahead.get(context, set())
             counted = before & known.keys()  # when they were scored
             before -= counted
-            num_known = len(asks) - len(missing) - len(counted)
+            bases = [ask for ask in asks if ask[1] is None and keys[ask] in known]
+            num_known = len(asks) - len(missing) - len(counted) - len(bases)
             self.num_reused += num_known
             self.on_evaluation(num_known / self._num_batches[set_name], scored=False)
         for new in self._computed(set_name, context, missing, digests, ahead=ahead):

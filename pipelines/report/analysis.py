@@ -59,7 +59,7 @@ class Divergence:
 
     first: ReportRun
     second: ReportRun
-    kind: Literal["same", "prefix", "stage", "order", "choice"]
+    kind: Literal["same", "prefix", "stage", "order", "judge", "choice"]
     num_common: int
     steps: tuple[ReportStep | None, ReportStep | None]
     preferences: tuple[Preference, Preference] | None
@@ -90,6 +90,11 @@ class Divergence:
             return (
                 f"settings: {first.key} and {second.key} sorted their channels differently, so "
                 "that from there on the same width stands for different channels"
+            )
+        if self.kind == "judge":
+            return (
+                f"settings: {first.key} and {second.key} compare candidates by different things "
+                "(search.judged_by, and what a cost is)"
             )
         assert self.preferences is not None
         return _verdict(first.key, second.key, *self.preferences)
@@ -136,6 +141,8 @@ def divergence(first: ReportRun, second: ReportRun) -> Divergence:
         return Divergence(first, second, "stage", common, (mine, theirs), None)
     if not (mine.removes_block or same_order):
         return Divergence(first, second, "order", common, (mine, theirs), None)
+    if _judged_by(first) != _judged_by(second):
+        return Divergence(first, second, "judge", common, (mine, theirs), None)
     return Divergence(
         first,
         second,
@@ -144,6 +151,15 @@ def divergence(first: ReportRun, second: ReportRun) -> Divergence:
         (mine, theirs),
         (_preference(mine, theirs.removal), _preference(theirs, mine.removal)),
     )
+
+
+def _judged_by(run: ReportRun) -> dict[str, str]:
+    """What its steps compare candidates by: scores, or scores and the costs that are to go."""
+    judge = run.settings.get("search.judged_by", "score")
+    if judge == "score":
+        return {}
+    targets = {name: run.settings[name] for name in run.settings if "search.target" in name}
+    return targets | {"search.judged_by": judge}
 
 
 def _preference(step: ReportStep, other: Removal) -> Preference:
@@ -166,7 +182,7 @@ def _verdict(first: str, second: str, mine: Preference, theirs: Preference) -> s
         return f"only {key} scored both choices: the difference is {_size(key, known)}"
     if mine.difference == 0 or theirs.difference == 0:
         which = first if mine.difference == 0 else second
-        return f"tie: in {which} both have the same score, and the first in order goes"
+        return f"tie: in {which} both are as good, and the first in order goes"
     sizes = f"{_size(first, mine)}, {_size(second, theirs)}"
     if mine.num_stderrs is None or theirs.num_stderrs is None:
         return f"how much is chance is not known: the difference is {sizes}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -29,7 +30,7 @@ def outcome(run: ReportRun) -> str:
 
     A target that was not reached comes with advice for the next search, which is left out.
     """
-    return run.outcome.partition(". ")[0].removeprefix("search.target_ratio: ")
+    return re.sub(r"^(search\.target\S+ )+", "", run.outcome.partition(". ")[0])
 
 
 def tie(stderrs: float | None) -> str:

@@ -50,7 +50,8 @@ def parting(runs: Runs) -> Section | None:
     intro = Text(
         "For every two runs of the same model: the first step at which they removed different "
         "things, and how much each preferred its own choice there. The "
-        "difference is the NLL of the other run's choice minus that of its own, nats per token, "
+        "difference is what the other run's choice lost by, nats per token: its NLL minus that of "
+        "its own, or, judged by score per cost, minus the one at which it would have been as good, "
         "with its standard error over the calibration sequences "
         f"(paired). Below {NEAR_TIE_STDERRS:g} standard errors it is a near-tie: chance may have "
         "decided."

@@ -131,8 +131,12 @@ def _plan_checks(config: ReproduceConfig, accounting: Accounting, shape: ModelSh
     Searches count no biases of what is removed.
     """
     expected = config.reference
-    settings = search_settings(config, accounting)
     names = [f"{what}, {stage}" for stage in _STAGES.values() for what in ("steps", "evaluations")]
+    others = [name for name, (cost, _) in config.search.asked.items() if cost != "parameters"]
+    if others:
+        why = f"{', '.join(others)}: such a search ends by other costs than a shape's parameters"
+        return [not_checked(name, why) for name in (_TARGETS, *names)]
+    settings = search_settings(config, accounting)
     if expected.no_plan is not None or not strategy_of(settings).compares_candidates:
         why = expected.no_plan or f"search.strategy={settings.strategy} evaluates no candidates"
         return [not_checked(name, why) for name in (_TARGETS, *names)]

@@ -11,7 +11,7 @@ import statistics
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -140,6 +140,10 @@ class LatencyTable:
     settings: SpeedSettings
     depth: int
     times: BlockTimes
+    _known: dict[tuple[Unit, int, Phase], int] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Of blocks that were asked for: a search asks for the same ones thousands of times."""
 
     def seconds(self, shape: ModelShape, phase: Phase | None = None) -> float:
         """What a model of that shape takes for a batch, predicted; None: both phases.
@@ -165,6 +169,12 @@ class LatencyTable:
         Raises:
             InputError: the size is smaller or larger than all that were measured.
         """
+        found = self._known.get((unit, size, phase))
+        if found is None:
+            found = self._known[unit, size, phase] = self._looked_up(unit, size, phase)
+        return found
+
+    def _looked_up(self, unit: Unit, size: int, phase: Phase) -> int:
         times = self.times.of(unit)
         sizes = sorted(times)
         if not self.reaches(unit, size):

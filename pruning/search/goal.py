@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -23,18 +22,23 @@ class Goal:
 
     Args:
         ratio: of parameters that is to go.
-        limits: what else a shape may cost; empty of parameters alone.
+        limits: what a shape may cost, each with what the dense model does; empty of parameters
+            alone.
     """
 
     accounting: Accounting
     ratio: float
-    limits: tuple[Limit, ...] = ()
+    limits: tuple[tuple[Limit, float], ...] = ()
 
     @classmethod
     def of(cls, accounting: Accounting, settings: SearchSettings) -> Self:
         """That of a search."""
-        limits = tuple(limits_of(accounting, settings)) if settings.targets else ()
-        return cls(accounting, settings.target_ratio, limits)
+        limits = limits_of(accounting, settings) if settings.targets else []
+        return cls(
+            accounting,
+            settings.target_ratio,
+            tuple((limit, limit.cost(accounting.dense)) for limit in limits),
+        )
 
     @property
     def whole(self) -> float:
@@ -46,28 +50,22 @@ class Goal:
         """As the user gave it."""
         if not self.limits:
             return f"search.target_ratio: {self.ratio:g}"
-        return ", ".join(f"{limit.name}: {limit.as_given(limit.most)}" for limit in self.limits)
+        return ", ".join(f"{each.name}: {each.as_given(each.most)}" for each, _ in self.limits)
+
+    @property
+    def names(self) -> str:
+        """Of the options that give it."""
+        return ", ".join(limit.name for limit, _ in self.limits) or "search.target_ratio"
 
     def reached(self, shape: ModelShape) -> float:
         """How much of it a shape has reached."""
-        return self.with_saved(self.saved(shape))
-
-    def saved(self, shape: ModelShape) -> tuple[float, ...]:
-        """What a shape costs less than the dense model: parameters, then by each limit."""
-        accounting = self.accounting
-        parameters = accounting.num_dense_parameters - accounting.num_parameters(shape)
-        dense = accounting.dense
-        return (parameters, *(limit.cost(dense) - limit.cost(shape) for limit in self.limits))
-
-    def with_saved(self, saved: Sequence[float]) -> float:
-        """How much of it is reached with that much saved, as `saved` gives it."""
         if not self.limits:
-            return saved[0] / self.accounting.num_dense_parameters
+            return self.accounting.ratio(shape)
         shares = []
-        for limit, less in zip(self.limits, saved[1:], strict=True):
-            dense = limit.cost(self.accounting.dense)
-            kept = limit.is_kept(dense - less)
-            shares.append(1.0 if kept else min(1.0, less / (dense - limit.most)))
+        for limit, dense in self.limits:
+            cost = limit.cost(shape)
+            share = (dense - cost) / (dense - limit.most)
+            shares.append(1.0 if limit.is_kept(cost) else min(1.0, share))
         return math.fsum(shares) / len(shares)
 
 

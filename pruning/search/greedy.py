@@ -69,9 +69,8 @@ class GreedySearch:
             return ()
         candidates = self._candidates(stage, self.shape)
         if not candidates:
-            names = [limit.name for limit in self.goal.limits] or ["search.target_ratio"]
             raise TargetNotReached(
-                f"{', '.join(names)}: stage {stage.name!r} has no candidate left at "
+                f"{self.goal.names}: stage {stage.name!r} has no candidate left at "
                 f"{'a share of the way of' if self.goal.limits else 'ratio'} "
                 f"{self.goal.reached(self.shape):.4f}, below its target of "
                 f"{stage.target_ratio:.4f} (after {len(self.steps)} steps). {self.advice}. "
@@ -121,7 +120,10 @@ class GreedySearch:
         )
         gains = None
         if self._per_cost:
-            gains = tuple(self._gain(self.shape, candidate) for candidate, _ in scored)
+            before = self.goal.reached(self.shape)
+            gains = tuple(
+                self.goal.reached(self.shape.without(candidate)) - before for candidate, _ in scored
+            )
         base_nll = scores.get(None)
         comparable = gains is None or math.isfinite(scores[None])
         best = best_of(scored, base_nll, gains) if comparable else None
@@ -175,20 +177,20 @@ class GreedySearch:
         )
         if not self.goal.limits:
             return tuple(allowed)
-        found = (self._bringing(stage, shape, removal) for removal in allowed)
+        before = self.goal.reached(shape)
+        found = (self._bringing(stage, shape, removal, before) for removal in allowed)
         return tuple(removal for removal in found if removal is not None)
 
-    def _bringing(self, stage: Stage, shape: ModelShape, removal: Removal) -> Removal | None:
+    def _bringing(
+        self, stage: Stage, shape: ModelShape, removal: Removal, before: float
+    ) -> Removal | None:
         """The removal, or the next smaller size of that block that brings something of the goal;
         None: there is none. A narrower block need not be faster.
         """
         smaller = range(removal.remaining, 0, -stage.group) if stage.group else (0,)
         sizes = (replace(removal, remaining=size) for size in smaller)
-        return next((each for each in sizes if self._gain(shape, each) > 0), None)
-
-    def _gain(self, shape: ModelShape, removal: Removal) -> float:
-        """What a removal brings of the goal; of times not always more than nothing."""
-        return self.goal.reached(shape.without(removal)) - self.goal.reached(shape)
+        reached = ((each, self.goal.reached(shape.without(each))) for each in sizes)
+        return next((each for each, after in reached if after > before), None)
 
     @property
     def _per_cost(self) -> bool:

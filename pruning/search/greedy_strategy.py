@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pruning.costs.accounting import Accounting
+from pruning.search.bounds import bounded_search
 from pruning.search.greedy import GreedySearch
 from pruning.search.lazy import LazySearch, at_most
 from pruning.search.plan import SearchPlan, compared_blocks, plan_search
@@ -35,7 +36,11 @@ class GreedyStrategy(Strategy):
         return kind(accounting, self.settings)
 
     def planned(self, accounting: Accounting) -> SearchPlan:
-        plan = plan_search(accounting, self.settings, compared_blocks)
+        plan = (
+            bounded_search(accounting, self.settings)
+            if self.settings.targets
+            else plan_search(accounting, self.settings, compared_blocks)
+        )
         return plan if self.settings.lazy is None else at_most(plan)
 
     def _own_identity(self) -> dict[str, Any]:

@@ -9,14 +9,12 @@ with ordinary layers, whose mean stands for each.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pruning.calibration.token_sets import SetName
 from pruning.costs.accounting import Accounting
-from pruning.search.goal import Goal
 from pruning.search.settings import SearchSettings, ShapeConstraint
 from pruning.search.stages import Stage, StageName, make_stages, token_set_of
 from pruning.shape import LayerShape, ModelShape, Removal
@@ -84,17 +82,13 @@ class SearchPlan:
         }
 
 
-Saved = tuple[float, ...]
-"""What is saved of parameters, then of each cost that is asked for."""
-
-
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Where a path can be at the end of a stage: what is saved, as `Goal.saved` gives it, and
-    layers that still have each kind of block.
+    """Where a path can be at the end of a stage: parameters removed, and layers that still have
+    each kind of block.
     """
 
-    saved: Saved
+    removed: int
     attention_layers: int
     mlp_layers: int
 
@@ -111,7 +105,7 @@ class End:
     most: int
 
 
-BlockPaths = Callable[[Goal, Stage, Way, ShapeConstraint], Iterator[End]]
+BlockPaths = Callable[[Accounting, Stage, Way, ShapeConstraint], Iterator[End]]
 """Every end of a block stage from one beginning: none where blocks do not come to the target, which
 no order of them changes.
 """
@@ -130,18 +124,19 @@ def plan_search(
         InputError: the settings do not fit the model.
     """
     num_layers = accounting.geometry.num_layers
-    goal = Goal.of(accounting, settings)
-    ways = {Way(goal.saved(accounting.dense), num_layers, num_layers)}
+    ways = {Way(0, num_layers, num_layers)}
     plans: list[StagePlan] = []
     dead_ends = False
     for stage in make_stages(accounting, settings):
-        ended = [end for way in ways for end in _through(goal, stage, way, settings, block_paths)]
+        ended = [
+            end for way in ways for end in _through(accounting, stage, way, settings, block_paths)
+        ]
         reached = [end for end in ended if end is not None]
         dead_ends = dead_ends or len(reached) < len(ended)
         if not reached:
             return SearchPlan(tuple(plans), True, stage.name)
         ways = {end.way for end in reached}
-        ratios = [way.saved[0] / accounting.num_dense_parameters for way in ways]
+        ratios = [way.removed / accounting.num_dense_parameters for way in ways]
         plans.append(
             StagePlan(
                 stage.name,
@@ -254,126 +249,113 @@ def planned_flops(
 
 
 def _through(
-    goal: Goal,
+    accounting: Accounting,
     stage: Stage,
     way: Way,
     settings: SearchSettings,
     block_paths: BlockPaths,
 ) -> Iterator[End | None]:
     """Every end of a stage from one beginning; None for a dead end."""
-    if not _below(goal, way.saved, stage):
+    if not _below(accounting, way.removed, stage):
         yield End(way, 0, 0, 0)
     elif stage.name == "block":
-        yield from block_paths(goal, stage, way, settings.shape_constraint)
+        yield from block_paths(accounting, stage, way, settings.shape_constraint)
     else:
-        yield from _through_widths(goal, stage, way)
+        yield _through_widths(accounting, stage, way)
 
 
 def compared_blocks(
-    goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint
+    accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
 ) -> Iterator[End]:
-    """Blocks in any order, every one that remains and brings something a candidate of each step."""
+    """Blocks in any order, every one that remains a candidate of each step."""
     kept = 0 if constraint == "none" else 1
-    sizes = attention, mlp = _block_sizes(goal)
-    most_attention, most_mlp = (
-        left - kept if any(size[1:] or size) else 0
-        for left, size in zip((way.attention_layers, way.mlp_layers), sizes, strict=True)
-    )
+    attention, mlp = _block_sizes(accounting)
+    most_attention, most_mlp = way.attention_layers - kept, way.mlp_layers - kept
     for num_attention in range(most_attention + 1):
         for num_mlp in range(most_mlp + 1):
-            there = _plus(way.saved, (num_attention, attention), (num_mlp, mlp))
+            removed = way.removed + num_attention * attention + num_mlp * mlp
             before = [
-                _plus(there, (-1, size))
+                removed - size
                 for count, size in ((num_attention, attention), (num_mlp, mlp))
                 if count
             ]
-            if not _below(goal, there, stage) and any(
-                _below(goal, earlier, stage) for earlier in before
+            if not _below(accounting, removed, stage) and any(
+                _below(accounting, earlier, stage) for earlier in before
             ):
                 steps = num_attention + num_mlp
                 candidates = sum(most_attention + most_mlp - step for step in range(steps))
-                left = way.attention_layers - num_attention, way.mlp_layers - num_mlp
-                yield End(Way(there, *left), steps, candidates, candidates)
+                there = Way(removed, way.attention_layers - num_attention, way.mlp_layers - num_mlp)
+                yield End(there, steps, candidates, candidates)
 
 
-def given_blocks(goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint) -> Iterator[End]:
+def given_blocks(
+    accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
+) -> Iterator[End]:
     """Blocks in an order that is known before, such as a random one: any order can come, with one
     candidate a step.
     """
-    for end in compared_blocks(goal, stage, way, constraint):
+    for end in compared_blocks(accounting, stage, way, constraint):
         yield End(end.way, end.steps, end.steps, end.steps)
 
 
-def given_layers(goal: Goal, stage: Stage, way: Way, constraint: ShapeConstraint) -> Iterator[End]:
+def given_layers(
+    accounting: Accounting, stage: Stage, way: Way, constraint: ShapeConstraint
+) -> Iterator[End]:
     """Whole layers, two steps each; `deployable` keeps the first and the last."""
-    num_layers = goal.accounting.geometry.num_layers
-    attention, mlp = _block_sizes(goal)
+    num_layers, size = accounting.geometry.num_layers, sum(_block_sizes(accounting))
     most = num_layers if constraint == "none" else max(0, num_layers - 2)
     for count in range(most + 1):
-        saved = _plus(way.saved, (count, attention), (count, mlp))
-        if not _below(goal, saved, stage):
+        if not _below(accounting, way.removed + count * size, stage):
             left = num_layers - count
-            yield End(Way(saved, left, left), 2 * count, 2 * count, 2 * count)
+            there = Way(way.removed + count * size, left, left)
+            yield End(there, 2 * count, 2 * count, 2 * count)
             return
 
 
-def _through_widths(goal: Goal, stage: Stage, way: Way) -> Iterator[End | None]:
-    """Groups that all bring the same make the number of steps known. Of times they do not: fewest
-    steps take those that bring most, and most those that bring least.
+def _through_widths(accounting: Accounting, stage: Stage, way: Way) -> End | None:
+    """Groups are of one size, so the number of steps is given.
 
     A layer is a candidate until only its last group remains: fewest candidates where one
     layer after the other is used up, most where all last as long as they can.
     """
-    is_mlp = stage.name == "mlp_channels"
-    num_layers = way.mlp_layers if is_mlp else way.attention_layers
-    groups = sorted(_groups(goal, is_mlp, stage.group), key=goal.with_saved)
-    for ordered in [groups] if len(set(groups)) < 2 else [groups, groups[::-1]]:
-        steps, saved, low, high = 0, way.saved, 0, 0
-        while _below(goal, saved, stage) and steps < num_layers * len(ordered):
-            low += num_layers - steps // len(ordered)
-            high += min(num_layers, num_layers * len(ordered) - steps)
-            saved = _plus(saved, (1, ordered[steps // num_layers]))
-            steps += 1
-        there = Way(saved, way.attention_layers, way.mlp_layers)
-        yield None if _below(goal, saved, stage) else End(there, steps, low, high)
+    geometry = accounting.geometry
+    if stage.name == "mlp_channels":
+        num_layers, width = way.mlp_layers, geometry.mlp_channels
+        narrowed = LayerShape(geometry.kv_heads, width - stage.group)
+    else:
+        num_layers, width = way.attention_layers, geometry.kv_heads
+        narrowed = LayerShape(width - stage.group, geometry.mlp_channels)
+    size, per_layer = _removed(accounting, narrowed), (width - 1) // stage.group
+    steps, removed, low, high = 0, way.removed, 0, 0
+    while _below(accounting, removed, stage):
+        if steps == num_layers * per_layer:
+            return None
+        low += num_layers - steps // per_layer
+        high += min(num_layers, num_layers * per_layer - steps)
+        steps += 1
+        removed += size
+    return End(Way(removed, way.attention_layers, way.mlp_layers), steps, low, high)
 
 
-def _below(goal: Goal, saved: Saved, stage: Stage) -> bool:
-    return goal.with_saved(saved) < stage.target_ratio
+def _below(accounting: Accounting, removed: int, stage: Stage) -> bool:
+    return removed / accounting.num_dense_parameters < stage.target_ratio
 
 
-def _plus(saved: Saved, *parts: tuple[int, Saved]) -> Saved:
-    """With so many of each part saved, too."""
-    return tuple(
-        value + sum(count * size[cost] for count, size in parts) for cost, value in enumerate(saved)
-    )
-
-
-def _block_sizes(goal: Goal) -> tuple[Saved, Saved]:
-    """What an attention and an MLP block come to: where layers differ, as in mixtures with ordinary
-    MLPs, the mean one, rounded up, so that what all of them come to is within reach.
+def _block_sizes(accounting: Accounting) -> tuple[int, int]:
+    """Parameters of an attention and of an MLP block: where layers differ, as in mixtures with
+    ordinary MLPs, of the mean one, rounded up, so that what all of them come to is within reach.
     """
-    geometry = goal.accounting.geometry
+    geometry, num_layers = accounting.geometry, accounting.geometry.num_layers
 
-    def mean(layer: LayerShape) -> Saved:
-        num_layers = geometry.num_layers
-        saved = goal.saved(ModelShape((layer,) * num_layers))
-        return tuple(-(-value // num_layers) for value in saved)
+    def mean(layer: LayerShape) -> int:
+        kept = accounting.num_parameters(ModelShape((layer,) * num_layers))
+        return -(-(accounting.num_dense_parameters - kept) // num_layers)
 
     return mean(LayerShape(0, geometry.mlp_channels)), mean(LayerShape(geometry.kv_heads, 0))
 
 
-def _groups(goal: Goal, is_mlp: bool, group: int) -> list[Saved]:
-    """What each group of one layer brings, in their order."""
-    geometry, dense = goal.accounting.geometry, goal.accounting.dense
-    width = geometry.mlp_channels if is_mlp else geometry.kv_heads
-
-    def saved(width: int) -> Saved:
-        sizes = (geometry.kv_heads, width) if is_mlp else (width, geometry.mlp_channels)
-        return goal.saved(ModelShape((LayerShape(*sizes), *dense.layers[1:])))
-
-    widths = [saved(width - count * group) for count in range((width - 1) // group + 1)]
-    return [
-        tuple(max(0, after - before) for before, after in zip(*pair, strict=True))
-        for pair in itertools.pairwise(widths)
-    ]
+def _removed(accounting: Accounting, layer: LayerShape) -> int:
+    """Parameters that one layer loses when `layer` is what remains of it."""
+    return accounting.num_dense_parameters - accounting.num_parameters(
+        ModelShape((layer, *accounting.dense.layers[1:]))
+    )

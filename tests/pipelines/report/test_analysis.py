@@ -73,7 +73,7 @@ def test_a_near_tie_is_called_one(tmp_path: Path) -> None:
         ),
         (
             {"attention:1": (2.2, 0.0), "attention:2": (2.2, 0.0)},
-            ("tie: in B both have the same score, and the first in order goes"),
+            ("tie: in B both are as good, and the first in order goes"),
         ),
         (
             {"mlp:3": (2.5, 0.1), "attention:2": (2.2, 0.0)},
@@ -154,6 +154,14 @@ def test_widths_of_other_orders_stand_for_other_channels(
     assert (other.kind, other.num_common) == ("order", 1)
     assert divergence(*pair(tmp_path / "c", [A1, width], [A1, width])).kind == "same"
     assert divergence(*pair(tmp_path / "d", [A1, M3], [A1, M3], text="u")).kind == "same"
+
+
+def test_runs_that_judge_by_other_things_have_no_choice_in_common(tmp_path: Path) -> None:
+    by_cost = {"search.judged_by": "score_per_cost"}
+    parted = divergence(*pair(tmp_path / "a", [A1, M3], [M3, A1], settings=by_cost))
+    assert (parted.kind, parted.num_common, parted.preferences) == ("judge", 0, None)
+    assert parted.verdict.startswith("settings: A and B compare candidates by different things")
+    assert divergence(*pair(tmp_path / "b", [A1, M3], [M3, A1])).kind == "choice"
 
 
 def test_near_ties_are_counted(tmp_path: Path) -> None:

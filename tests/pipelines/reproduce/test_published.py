@@ -78,6 +78,14 @@ def test_evaluations_of_llama_2_7b() -> None:
     assert {stage: checks[f"evaluations, {stage}"].expected for stage in expected} == expected
 
 
+def test_a_search_towards_another_cost_has_no_plan_to_check() -> None:
+    config = checked("multipruner/llama2_7b_22")
+    config.search.target_ratio, config.search.target.latency = None, 0.2
+    unchecked = [check for check in count_checks(config) if check.verdict == "not checked"]
+    assert len(unchecked) == 7
+    assert all("search.target.latency: such a search ends by" in each.note for each in unchecked)
+
+
 def test_the_run_without_a_published_distribution() -> None:
     checks = count_checks(checked("multipruner/baichuan2_13b_24"))
     unchecked = [check for check in checks if check.verdict == "not checked"]

@@ -30,6 +30,14 @@ def test_any_candidate_may_be_the_near_one() -> None:
     assert counted([clear, line(2.0, (2.1, 0.01), (2.3, 0.2))]) == {"known": 2, "near": 1}
 
 
+def test_what_a_candidate_lost_by_may_be_less_than_its_score_says() -> None:
+    """Of steps by cost: it is far behind by its score, and near for what it saves."""
+    step = line(2.0, (3.0, 0.1))
+    assert counted([step]) == {"known": 1, "near": 0}
+    step["candidates"][1]["margin"] = 0.05
+    assert counted([step]) == {"known": 1, "near": 1}
+
+
 def test_steps_without_a_choice_are_not_counted() -> None:
     """One candidate, others without a number, or without a standard error."""
     assert counted([line(2.0), line(2.0, (None, None)), line(2.0, (2.1, None))]) == {
