@@ -83,7 +83,7 @@ class Scorer:
             base: the shape that the candidates differ from.
             asks: pairs of candidate and batch, no pair twice.
         """
-        found = self._scores(set_name, [(base, *ask) for ask in asks], "nll")
+        found = self._scores(set_name, [(base, *ask) for ask in asks], "nll", counts_base=False)
         return {ask: found[base, *ask] for ask in asks}
 
     def score_ahead(self, set_name: SetName, shapes: Sequence[ModelShape]) -> None:
@@ -123,11 +123,13 @@ class Scorer:
         kind: ScoreKind = "nll",
         *,
         ahead: bool = False,
+        counts_base: bool = True,
     ) -> dict[tuple[ModelShape, _Candidate, int], BatchScore]:
         """Of triples of base, candidate and batch.
 
         Args:
             ahead: the step that they belong to will ask again, and counts them then.
+            counts_base: whether a base counts as reused; that of a step is the removal before it.
         """
         context = replace(self._contexts[set_name], kind=kind)
         digests: dict[tuple[ModelShape, Candidate], str] = {
@@ -142,7 +144,8 @@ class Scorer:
             counted = before & known.keys()  # when they were scored
             before -= counted
             bases = [ask for ask in asks if ask[1] is None and keys[ask] in known]
-            num_known = len(asks) - len(missing) - len(counted) - len(bases)
+            num_known = len(asks) - len(missing) - len(counted)
+            num_known -= 0 if counts_base else len(bases)
             self.num_reused += num_known
             self.on_evaluation(num_known / self._num_batches[set_name], scored=False)
         for new in self._computed(set_name, context, missing, digests, ahead=ahead):
