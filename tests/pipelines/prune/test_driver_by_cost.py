@@ -88,7 +88,7 @@ def test_what_a_candidate_lost_by_is_in_the_units_of_its_score(tmp_path: Path) -
 def test_the_score_before_a_step_is_not_counted_as_reused(tmp_path: Path) -> None:
     """It is the removal before, on the same text, and says nothing of an earlier search."""
     _, scorer, _ = by_cost(tmp_path, FakePool())
-    assert (scorer.num_reused, scorer.num_scored > 100) == (0, True)
+    assert (scorer.num_reused, scorer.num_scored > 50) == (0, True)
     (tmp_path / "trajectory.jsonl").unlink()
     search, again, _ = by_cost(tmp_path, FakePool(dies_after=0))
     batches = {"block": 3, "mlp_channels": 2, "attention_heads": 2}
