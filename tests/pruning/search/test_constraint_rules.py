@@ -6,12 +6,10 @@ import re
 
 import pytest
 
-from pruning.costs.accounting import Accounting
 from pruning.costs.target import Cost, Target, costs_of
 from pruning.errors import InputError
 from pruning.search.allocation import Block, Limit, Sensitivities, Solution, size_of
 from pruning.search.constraints import (
-    Constraint,
     of_shape_constraint,
     solve_within,
     whole_attention,
@@ -19,18 +17,9 @@ from pruning.search.constraints import (
     width_multiple,
 )
 from pruning.shape import ModelShape
-from tests.conftest import tiny_config
+from tests.pruning.search.constraint_cases import ACCOUNTING, BASE, CONSTRAINTS, DENSE
 
-ACCOUNTING = Accounting(tiny_config("llama", num_hidden_layers=3))
-DENSE, BASE = ACCOUNTING.dense, ModelShape.parse("3x32 2x32 3x24")
 KV: Cost = costs_of(ACCOUNTING, context_length=32)["kv_cache"]
-CONSTRAINTS: dict[str, list[Constraint]] = {
-    "none": [],
-    "one width": of_shape_constraint("one_width", 3),
-    "multiples of 16": [width_multiple(16)],
-    "attention whole": [whole_attention(DENSE)],
-    "depth only": [whole_blocks(DENSE)],
-}
 
 
 def table_of(text: str) -> Sensitivities:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.costs.accounting import Accounting
 from pruning.costs.target import CostName, Target, costs_of
 from pruning.errors import InputError
 from pruning.search.allocation import (
@@ -22,27 +21,12 @@ from pruning.search.allocation import (
     solve,
 )
 from pruning.search.constraints import (
-    Constraint,
-    of_shape_constraint,
     solve_within,
-    whole_attention,
-    whole_blocks,
-    width_multiple,
 )
 from pruning.shape import UNITS, ModelShape
-from tests.conftest import tiny_config
+from tests.pruning.search.constraint_cases import ACCOUNTING, BASE, CONSTRAINTS
 
-ACCOUNTING = Accounting(tiny_config("llama", num_hidden_layers=3))
 COSTS = costs_of(ACCOUNTING, context_length=32)
-DENSE, BASE = ACCOUNTING.dense, ModelShape.parse("3x32 2x32 3x24")
-CONSTRAINTS: dict[str, list[Constraint]] = {
-    "none": [],
-    "one width": of_shape_constraint("one_width", 3),
-    "multiples of 16": [width_multiple(16)],
-    "attention whole": [whole_attention(DENSE)],
-    "depth only": [whole_blocks(DENSE)],
-    "two": [width_multiple(16), *of_shape_constraint("one_width", 3)],
-}
 
 
 def keeps(name: str, shape: ModelShape) -> bool:

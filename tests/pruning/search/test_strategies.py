@@ -42,45 +42,6 @@ def test_every_name_has_a_strategy() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("trait", "names"),
-    [
-        ("blocks_only", {"block_influence", "random"}),
-        ("channels_only", {"uniform"}),
-        ("whole_layers", {"block_influence"}),
-        ("solves_shares", {"allocation"}),
-        ("by_divergence", {"allocation"}),
-        ("is_control", {"random", "uniform"}),
-        ("any_cost", {"greedy", "uniform", "allocation"}),
-        ("compares_candidates", {"greedy"}),
-    ],
-)
-def test_strategies_that_are_so(trait: str, names: set[str]) -> None:
-    assert {name for name, strategy in STRATEGIES.items() if getattr(strategy, trait)} == names
-
-
-@pytest.mark.parametrize(
-    ("name", "label", "own"),
-    [
-        ("greedy", "1:0:0", {}),
-        ("block_influence", "block_influence", {"search.strategy": "block_influence"}),
-        ("random", "random 7", {"search.strategy": "random", "search.seed": 7}),
-    ],
-)
-def test_how_runs_are_told_apart(
-    accounting: Accounting, name: StrategyName, label: str, own: dict[str, object]
-) -> None:
-    strategy = strategy_of(settings_of(accounting, name))
-    assert strategy.label == label
-    assert strategy.identity() == own | {
-        "search.target_ratio": 0.1,
-        "search.distribution": [1.0, 0.0, 0.0],
-        "search.importance": "activation",
-        "search.mlp_group_channels": 12,
-        "search.head_group_channels": 16,
-    }
-
-
 @pytest.mark.parametrize("name", STRATEGY_NAMES)
 def test_plan_and_search_of_each(accounting: Accounting, name: StrategyName) -> None:
     """The first proposal is known once what the strategy needs is measured, and what a search
