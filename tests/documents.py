@@ -71,6 +71,18 @@ def sentence(generator: random.Random, num_words: int) -> str:
     return " ".join(generator.choice(WORDS) for _ in range(num_words))
 
 
+def with_merges(folder: Path) -> Path:
+    """The reader in a folder, now with a tokenizer that can be told to llama.cpp: it merges two
+    letters in the place of a byte that no text has.
+    """
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["th"] = vocab.pop(list(vocab)[-1])
+    tokenizer["model"]["merges"] = [["t", "h"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
 def save_tasks(folder: Path, num_documents: int = 12) -> Path:
     """One file for each of `TASKS`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ FLOORS = {
     "pipelines": [
         {"errors"},
         {"config"},
-        {"runs", "store", "tracking", "cli", "evaluators"},
+        {"runs", "store", "tracking", "cli", "evaluators", "engines"},
         {"evaluate", "export", "jobs", "latency", "plan", "solve", "status"},
         {"recover"},
         {"logs", "prune", "report", "stop", "submit"},

@@ -7,7 +7,16 @@ from typing import Self
 
 from omegaconf import MISSING, DictConfig
 
-from pipelines.config.groups import ClusterConfig, ModelConfig, at_least, checked
+from pipelines.config.groups import (
+    ENGINES,
+    ClusterConfig,
+    ModelConfig,
+    at_least,
+    checked,
+    not_allowed,
+    one_of,
+)
+from pruning.costs.latency import TRANSFORMERS
 
 
 @dataclass
@@ -16,6 +25,7 @@ class LatencyConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    engine: str = one_of((TRANSFORMERS, *ENGINES))
     batch_size: int = MISSING
     prompt_tokens: int = MISSING
     new_tokens: int = MISSING
@@ -29,8 +39,14 @@ class LatencyConfig:
         """See `checked`."""
         return checked(cls, config, cls.problems)
 
+    @property
+    def in_engine(self) -> bool:
+        """Another engine than transformers, which runs here beside this process."""
+        return self.engine != TRANSFORMERS
+
     def problems(self) -> list[str]:
-        found = self.model.problems() + self.cluster.problems()
+        found = self.model.problems() + self.cluster.problems() + not_allowed(self)
+        found += self._problems_of_engine() if self.in_engine else []
         found += at_least(
             self, "", batch_size=1, prompt_tokens=1, new_tokens=1, rounds=1, width_step=1
         )
@@ -47,5 +63,24 @@ class LatencyConfig:
             found.append(
                 f"cluster.num_gpus_per_evaluator: {self.cluster.num_gpus_per_evaluator}; blocks "
                 "are timed on one GPU, or with 0 on CPUs"
+            )
+        return found
+
+    def _problems_of_engine(self) -> list[str]:
+        found = []
+        if self.cluster.kind == "ray":
+            found.append(
+                f"cluster: ray, and engine={self.engine} is measured on this machine; give "
+                "cluster=local there where the model is served"
+            )
+        if self.cluster.num_gpus_per_evaluator is not None:
+            found.append(
+                f"cluster.num_gpus_per_evaluator: {self.cluster.num_gpus_per_evaluator}, which has "
+                f"no effect: engine={self.engine} takes the device that it takes by itself"
+            )
+        if self.model.trust_remote_code:
+            found.append(
+                f"model.trust_remote_code: true, and engine={self.engine} gets no code of models; "
+                "leave it out"
             )
         return found

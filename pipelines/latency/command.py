@@ -12,6 +12,7 @@ from pipelines.cli.console import log_to, show_result
 from pipelines.config.latency import LatencyConfig
 from pipelines.config.overrides import as_override
 from pipelines.evaluators import joined
+from pipelines.latency.in_engine import warn_of_errors
 from pipelines.latency.measurement import LatencyJob
 from pipelines.latency.picture import latency_figure
 from pipelines.latency.table import as_table
@@ -38,6 +39,7 @@ def latency(raw: DictConfig, _: Sequence[str]) -> dict[str, Any]:
                 folder.write_with(LATENCY, table.save)
                 folder.write_with(LATENCY_PICTURE, latency_figure(table).savefig)
                 warn_of_noise(table)
+                warn_of_errors(table)
                 show_result(
                     as_table(table, job.accounting.dense),
                     f"everything is in {folder.path}",

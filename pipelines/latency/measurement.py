@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config.latency import LatencyConfig
+from pipelines.engines import problems_of_engine
 from pipelines.evaluators import find_placement, open_pool
+from pipelines.latency.in_engine import blocks_in_engine, few_levels
 from pipelines.runs.files import LATENCY
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.timing import device_differences
@@ -22,6 +24,7 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
+from pruning.models.gguf_source import gguf_source
 from workers.cluster.machine import LocalMachine
 from workers.cluster.placement import Placement
 from workers.evaluators.latency import LatencyEvaluator
@@ -59,15 +62,20 @@ class LatencyJob:
         )
         accounting = Accounting(checkpoint.config(), trust_remote_code=model.trust_remote_code)
         levels = _levels(config, checkpoint, accounting)
-        dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
-        needed = latency_evaluator_bytes(
-            accounting,
-            dtype,
-            batch_tokens=config.batch_size * config.prompt_tokens,
-            hidden_size=int(checkpoint.config().get_text_config().hidden_size),
-            levels=levels,
-        )
-        placement = find_placement(cluster, machine, needed)
+        if config.in_engine:
+            dtype = checkpoint.stored_dtype() if model.dtype == "auto" else model.dtype
+            machine.require_cores(cluster.num_cpus_per_evaluator)
+            placement = None
+        else:
+            dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
+            needed = latency_evaluator_bytes(
+                accounting,
+                dtype,
+                batch_tokens=config.batch_size * config.prompt_tokens,
+                hidden_size=int(checkpoint.config().get_text_config().hidden_size),
+                levels=levels,
+            )
+            placement = find_placement(cluster, machine, needed)
         checkpoint.check_weights()
         return cls(
             config,
@@ -91,6 +99,7 @@ class LatencyJob:
         """Whose table a folder holds; measuring it again is welcome."""
         return {
             "kind": "latency",
+            "engine": self.config.engine,
             "model": self.fingerprint,
             "model.dtype": self.dtype,
             **{name: getattr(self.config, name) for name in _LOAD},
@@ -103,8 +112,40 @@ class LatencyJob:
 
         Raises:
             InputError: the folder has a table of another device, processor, number of threads or
-                attention implementation; and what `Pool.run` raises.
+                attention implementation; an engine failed; and what `Pool.run` raises.
         """
+        return self._in_engine(folder) if self.config.in_engine else self._on_evaluator(folder)
+
+    def _in_engine(self, folder: RunFolder) -> LatencyTable:
+        config, geometry = self.config, self.accounting.geometry
+        try:
+            measured = blocks_in_engine(
+                config.engine,
+                self.levels,
+                self.settings,
+                checkpoint=self.checkpoint,
+                geometry=geometry,
+                tokenizer_gguf=gguf_source(config.model.path),
+                dtype=self.dtype,
+                num_threads=config.cluster.num_cpus_per_evaluator,
+                folder=folder.path,
+            )
+        except RuntimeError as error:
+            raise InputError(f"engine: {error}") from error
+        _require_same_device(folder, measured.arithmetic)
+        return LatencyTable(
+            display_name(config.model.path),
+            self.fingerprint,
+            self.dtype,
+            measured.arithmetic,
+            self.settings,
+            depth_of(geometry),
+            measured.times,
+            config.engine,
+            measured.whole_models,
+        )
+
+    def _on_evaluator(self, folder: RunFolder) -> LatencyTable:
         cluster, task = self.config.cluster, LatencyTask(self.settings, self.levels)
         spec = BenchmarkSpec(
             self.checkpoint, self.dtype, num_threads=cluster.num_cpus_per_evaluator
@@ -175,6 +216,8 @@ def _levels(config: LatencyConfig, checkpoint: Checkpoint, accounting: Accountin
     levels = None
     try:
         levels = Levels.of(geometry, width_step=config.width_step, widths=config.widths)
+        if config.engine == "vllm":
+            levels = few_levels(levels, all_widths=bool(config.widths or config.width_step))
     except InputError as error:
         problems.append(str(error))
     if not family.prunes_widths:
@@ -186,6 +229,14 @@ def _levels(config: LatencyConfig, checkpoint: Checkpoint, accounting: Accountin
         levels = Levels((0, geometry.kv_heads), (0, geometry.mlp_channels))
         problems += transformers.problems(
             checkpoint.config(), family, geometry, transformers.shapes_to_try(geometry)[-1]
+        )
+    if config.in_engine:
+        problems += problems_of_engine(
+            config.engine,
+            checkpoint,
+            gguf_source(config.model.path),
+            option="engine",
+            batch_size=("batch_size", config.batch_size),
         )
     if problems or levels is None:
         raise InputError("\n".join(problems))

@@ -27,12 +27,7 @@ def latency_figure(table: LatencyTable) -> Figure:
         for axes, phase in zip(row, PHASES, strict=True):
             _plot(axes, table, unit, phase)
             axes.set(xlabel=label, ylabel=f"{phase} (ms)")
-    settings = table.settings
-    figure.suptitle(
-        f"{table.model} on {table.arithmetic.get('device', '?')}, {table.dtype}, "
-        f"{settings.batch_size} x ({settings.prompt_tokens} + {settings.new_tokens}) tokens",
-        fontsize=10,
-    )
+    figure.suptitle(table.title, fontsize=10)
     return figure
 
 

@@ -16,12 +16,7 @@ _ROWS: tuple[tuple[Unit, str], ...] = (
 
 def as_table(table: LatencyTable, dense: ModelShape) -> Table:
     """Milliseconds of each block at each size, and what part of the dense model's that is."""
-    settings, arithmetic = table.settings, table.arithmetic
-    shown = Table(
-        title=f"{table.model}: milliseconds on {arithmetic.get('device', '?')}, {table.dtype}, "
-        f"{settings.batch_size} x ({settings.prompt_tokens} + {settings.new_tokens}) tokens",
-        title_justify="left",
-    )
+    shown = Table(title=f"milliseconds of {table.title}", title_justify="left")
     shown.add_column("one block")
     for name in ("size", "prefill", "decode", "of the dense model", "costs speed"):
         shown.add_column(name, justify="right")
@@ -44,11 +39,26 @@ def as_table(table: LatencyTable, dense: ModelShape) -> Table:
     shown.add_row(
         "dense model", "", *(f"{1e3 * table.seconds(dense, phase):.3g}" for phase in PHASES), "1"
     )
+    for text in table.whole_models:
+        _add_whole(shown, table, ModelShape.parse(text), dense)
     shown.caption = (
         "median (lowest to highest round); costs speed: not faster than the next larger size"
+        + ("; error: predicted / measured - 1" if table.whole_models else "")
     )
     shown.caption_justify = "left"
     return shown
+
+
+def _add_whole(shown: Table, table: LatencyTable, shape: ModelShape, dense: ModelShape) -> None:
+    """What a whole model took in the same rounds, and how far the table is from that."""
+    measured, is_dense = table.whole_models[shape.text], shape == dense
+    shown.add_section()
+    if not is_dense:
+        seconds = [table.seconds(shape, phase) for phase in PHASES]
+        share = f"{sum(seconds) / table.seconds(dense):.4f}"
+        shown.add_row("pruned model", "", *(f"{1e3 * each:.3g}" for each in seconds), share)
+    shown.add_row("  measured", "", *_milliseconds(measured))
+    shown.add_row("  error", "", *(f"{table.error(shape, phase):+.1%}" for phase in PHASES))
 
 
 def _milliseconds(times: PhaseTimes) -> list[str]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from pipelines.engines import remove_leftovers, runs_in_engine
 from pipelines.evaluators import open_pool
 from pipelines.prune.job import PruneJob
-from pruning.costs.latency import PHASES, LatencyTable, Phase
-from pruning.costs.measured import SpeedComparison
+from pruning.costs.engine_speed import EngineComparison, EngineSpeed
+from pruning.costs.latency import PHASES, TRANSFORMERS, LatencyTable, Phase
+from pruning.costs.measured import CostRatios, ModelCost, SpeedComparison
 from pruning.costs.speed import Spread
 from pruning.costs.target import Target
 from pruning.importance.channel_order import ChannelOrder
+from pruning.models.gguf_source import gguf_source
 from pruning.shape import ModelShape
 from workers.evaluators.costs import SpeedEvaluator
 from workers.tasks import BenchmarkSpec, SpeedSpec, SpeedTask
@@ -28,6 +32,8 @@ def is_measured(job: PruneJob, arithmetic: Mapping[str, Any]) -> bool:
     if job.timing is None or job.config.measure_latency is False:
         return False
     differing = job.timing.differences(arithmetic)
+    if job.timing.table.engine != TRANSFORMERS and job.config.cluster.kind == "ray":
+        differing = [*differing, "an engine runs beside the driver, and evaluators elsewhere"]
     if job.config.measure_latency is None and differing:
         log.info(
             "latency: not measured, since the table is of another device (%s); measure_latency=true"
@@ -38,52 +44,101 @@ def is_measured(job: PruneJob, arithmetic: Mapping[str, Any]) -> bool:
     return True
 
 
-def measured_latency(job: PruneJob, shape: ModelShape, order: ChannelOrder) -> dict[str, Any]:
-    """For summary.json: what both models take, in turns, at the load of the table.
+def measured_latency(
+    job: PruneJob, shape: ModelShape, order: ChannelOrder, folder: Path
+) -> dict[str, Any]:
+    """For summary.json: what both models take, in turns, at the load of the table and in its
+    engine.
 
     Empty if they cannot be measured: a search that is done is not spoilt by that.
     """
     try:
-        return {"measured": _measured(job, shape, order)}
+        return {"measured": _measured(job, shape, order, folder)}
     except Exception as error:  # noqa: BLE001 - hours of search are behind it
         log.warning("latency: the pruned model could not be measured: %s", error)
         return {}
 
 
-def _measured(job: PruneJob, shape: ModelShape, order: ChannelOrder) -> dict[str, Any]:
+def _measured(
+    job: PruneJob, shape: ModelShape, order: ChannelOrder, folder: Path
+) -> dict[str, Any]:
     assert job.timing is not None
-    table, cluster = job.timing.table, job.config.cluster
-    dense = BenchmarkSpec(job.checkpoint, table.dtype, num_threads=cluster.num_cpus_per_evaluator)
-    spec = SpeedSpec(dense, replace(dense, shape=shape.text, order=order))
-    placement = None if job.placement is None else replace(job.placement, num_evaluators=1)
+    table = job.timing.table
     log.info("measuring the pruned model against the dense one: %d rounds", table.settings.rounds)
-    run = job.config.output_dir
-    with open_pool(cluster, job.machine, placement, spec, SpeedEvaluator, run=run) as pool:
-        task = SpeedTask(table.settings, ())
-        [found] = [result for answers in pool.run([task]) for _, result in answers]
-        device = pool.arithmetic.device
-    assert isinstance(found, SpeedComparison)
-    measured: dict[str, Any] = {"device": device}
+    speeds = (
+        _on_evaluator(job, table, shape, order)
+        if table.engine == TRANSFORMERS
+        else _in_engine(job, table, shape, folder)
+    )
+    measured: dict[str, Any] = {"device": speeds.device}
     for phase in PHASES:
-        measured[phase] = _phase(table, shape, job.accounting.dense, found, phase)
+        measured[phase] = _phase(table, shape, job.accounting.dense, speeds, phase)
         _warn(phase, measured[phase])
     for target in job.settings.targets:
         _warn_of_target(target, measured)
     return measured
 
 
+@dataclass(frozen=True, slots=True)
+class _Speeds:
+    """Of both models, and pruned / dense within each round: `prefill_tokens_per_s` and
+    `decode_tokens_per_s` of each.
+    """
+
+    device: str
+    dense: ModelCost | EngineSpeed
+    pruned: ModelCost | EngineSpeed
+    ratio: CostRatios | EngineSpeed
+
+
+def _on_evaluator(
+    job: PruneJob, table: LatencyTable, shape: ModelShape, order: ChannelOrder
+) -> _Speeds:
+    cluster = job.config.cluster
+    dense = BenchmarkSpec(job.checkpoint, table.dtype, num_threads=cluster.num_cpus_per_evaluator)
+    spec = SpeedSpec(dense, replace(dense, shape=shape.text, order=order))
+    placement = None if job.placement is None else replace(job.placement, num_evaluators=1)
+    run = job.config.output_dir
+    with open_pool(cluster, job.machine, placement, spec, SpeedEvaluator, run=run) as pool:
+        task = SpeedTask(table.settings, ())
+        [found] = [result for answers in pool.run([task]) for _, result in answers]
+        device = pool.arithmetic.device
+    assert isinstance(found, SpeedComparison)
+    assert found.dense is not None
+    assert found.pruned is not None
+    assert found.ratios is not None
+    return _Speeds(device, found.dense, found.pruned, found.ratios)
+
+
+def _in_engine(job: PruneJob, table: LatencyTable, shape: ModelShape, folder: Path) -> _Speeds:
+    """As exported to the engine of the table, on this machine."""
+    num_threads = job.config.cluster.num_cpus_per_evaluator
+    remove_leftovers(folder)
+    runs = runs_in_engine(
+        table.engine,
+        {"dense": job.accounting.dense, "pruned": shape},
+        table.settings,
+        checkpoint=job.checkpoint,
+        tokenizer_gguf=gguf_source(job.config.model.path),
+        dtype=table.dtype,
+        num_threads=num_threads,
+        folder=folder,
+    )
+    found = EngineComparison.of(runs.seconds, table.settings, num_threads=num_threads)
+    assert found.dense is not None
+    assert found.pruned is not None
+    assert found.ratio is not None
+    return _Speeds(f"{runs.version}, {runs.device}", found.dense, found.pruned, found.ratio)
+
+
 def _phase(
-    table: LatencyTable,
-    shape: ModelShape,
-    dense: ModelShape,
-    found: SpeedComparison,
-    phase: Phase,
+    table: LatencyTable, shape: ModelShape, dense: ModelShape, found: _Speeds, phase: Phase
 ) -> dict[str, Any]:
     """Seconds of both, and pruned / dense as measured and as predicted."""
-    settings = found.settings
+    settings = table.settings
     count = {"prefill": settings.prompt_tokens, "decode": settings.new_tokens}[phase]
     tokens, name = settings.batch_size * count, f"{phase}_tokens_per_s"
-    ratio: Spread = getattr(found.ratios, name)
+    ratio: Spread = getattr(found.ratio, name)
     return {
         "dense_seconds": tokens / getattr(found.dense, name).median,
         "pruned_seconds": tokens / getattr(found.pruned, name).median,

@@ -118,7 +118,9 @@ class SearchRun:
             with self.tracking.running():
                 summary, problem = self._measured(started)
                 if self._is_timed:
-                    summary["latency"] |= measured_latency(self.job, self.search.shape, self._order)
+                    summary["latency"] |= measured_latency(
+                        self.job, self.search.shape, self._order, self.folder.path
+                    )
                 write_results(self.folder, self.job, self.search, self.journal.lines, summary)
                 written = [name for name in ARTIFACTS if (self.folder.path / name).exists()]
                 tracked = self.tracking.finish(

@@ -34,18 +34,13 @@ def latencies(runs: Runs) -> Section | None:
 
 
 def _parts(index: int, table: LatencyTable, keys: list[str]) -> list[Part]:
-    settings = table.settings
     slow = [
         f"{phase}: {', '.join(map(str, sorted(sizes)))} {what.partition(' of ')[0]}"
         for unit, what in _PANELS
         for phase in PHASES
         if (sizes := table.costs_speed(unit, phase))
     ]
-    said = (
-        f"{table.model} on {table.arithmetic.get('device', '?')}, {table.dtype}, "
-        f"{settings.batch_size} x ({settings.prompt_tokens} + {settings.new_tokens}) tokens; bars "
-        "from the lowest to the highest round."
-    )
+    said = f"{table.title}; bars from the lowest to the highest round."
     if slow:
         said += f" Not faster than the next larger size: {'; '.join(slow)}."
     text = "Milliseconds of one block over its size, in the prefill and in the decoding of a batch."

@@ -16,14 +16,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.costs.measured import ROLES, Role
+from pruning.costs.measured import ROLES
 from pruning.costs.speed import SpeedSettings, Spread
 
 _ERROR = re.compile(r"(?:^|\s)(?:\w+\.)*\w+(?:Error|Exception): \S")
 """As Python says one, after whatever a logger has put before it."""
 
-_Runs = Sequence[tuple[float, float]]
+Runs = Sequence[tuple[float, float]]
 """Seconds of the prefill and of the decoding, a pair a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRuns:
+    """What an engine measured, and what it says of itself.
+
+    Args:
+        version: of what ran the models, with its name.
+        device: kind of device that they ran on, such as `cpu`.
+        seconds: of each model.
+    """
+
+    version: str
+    device: str
+    seconds: Mapping[str, Runs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +61,9 @@ class EngineComparison:
 
     @classmethod
     def of(
-        cls, runs: Mapping[Role, _Runs], settings: SpeedSettings, *, num_threads: int
+        cls, runs: Mapping[str, Runs], settings: SpeedSettings, *, num_threads: int
     ) -> EngineComparison:
-        """What rounds come to; each has its times of all models."""
+        """What rounds come to; each has its times of all models, which have roles for names."""
         tokens = (
             settings.batch_size * settings.prompt_tokens,
             settings.batch_size * settings.new_tokens,
@@ -64,27 +79,27 @@ class EngineComparison:
 def timed(
     engine: str,
     command: Sequence[str],
-    models: Mapping[Role, Path],
+    models: Mapping[str, Path],
     settings: SpeedSettings,
     *,
     vocab_size: int,
     num_threads: int,
     **more: Any,
-) -> EngineComparison:
-    """Measures models in turns, dense, pruned, pruned, dense and so on, after a run of each that is
-    not timed. The tokens are random, and the same for all.
+) -> EngineRuns:
+    """Measures models in turns, in one order in a round and in the opposite one in the next, after
+    a run of each that is not timed. The tokens are random, and the same for all.
 
     Args:
         command: the program, which reads what to do from its standard input, as JSON, and writes
-            seconds to the file that it is given.
-        models: files or folders, all in memory together.
+            an `EngineRuns` to the file that it is given.
+        models: files or folders by name, all in memory together.
         more: that this engine's program is told, and that settings do not have.
 
     Raises:
         RuntimeError: the engine cannot open or run a model; the message ends with what it said.
     """
     question = {
-        "models": {role: str(path.resolve()) for role, path in models.items()},
+        "models": {name: str(path.resolve()) for name, path in models.items()},
         "batch_size": settings.batch_size,
         "prompt_tokens": settings.prompt_tokens,
         "new_tokens": settings.new_tokens,
@@ -107,8 +122,7 @@ def timed(
             names = " or ".join(path.name for path in models.values())
             what = _cause(said.read_text(encoding="utf-8", errors="replace"))
             raise RuntimeError(f"{engine} cannot run {names} (it ended with {status}): {what}")
-        runs = json.loads(answer.read_text())
-    return EngineComparison.of(runs, settings, num_threads=num_threads)
+        return EngineRuns(**json.loads(answer.read_text()))
 
 
 def _run(command: Sequence[str], question: str, environment: Mapping[str, str], said: Path) -> int:
@@ -140,7 +154,7 @@ def _cause(said: str) -> str:
     return (errors or lines[-1:] or ["nothing"])[0]
 
 
-def _speed(amounts: _Runs, seconds: _Runs) -> EngineSpeed:
+def _speed(amounts: Runs, seconds: Runs) -> EngineSpeed:
     """Amount / seconds of the two phases."""
     pairs = list(zip(amounts, seconds, strict=True))
     return EngineSpeed(*(Spread.of(of[i] / by[i] for of, by in pairs) for i in (0, 1)))

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 _NOISY = 1 / 16
 """Half of what lies between two sizes, which are about an eighth of a block apart."""
 
+TRANSFORMERS = "transformers"
+"""The engine that evaluators run models in."""
+
 MIN_ROUNDS = 3
 """Below, rounds say nothing of the error of their median."""
 
@@ -131,6 +134,9 @@ class LatencyTable:
             `pruning.scoring.arithmetic.Arithmetic` has them.
         settings: batch, prompt and new tokens that the times are of.
         depth: blocks that were measured in one chain.
+        engine: that ran them: transformers, llama.cpp or vllm.
+        whole_models: by the text of its shape, what a whole model took in the same rounds, for what
+            the predictions are worth; none were run with transformers.
     """
 
     model: str
@@ -140,6 +146,8 @@ class LatencyTable:
     settings: SpeedSettings
     depth: int
     times: BlockTimes
+    engine: str = TRANSFORMERS
+    whole_models: Mapping[str, PhaseTimes] = field(default_factory=dict)
     _known: dict[tuple[Unit, int, Phase], int] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -225,6 +233,21 @@ class LatencyTable:
         taken = {size: self.block_nanoseconds(unit, size, phase) for size in sizes}
         return frozenset(size for size, larger in pairwise(sizes) if taken[size] >= taken[larger])
 
+    def error(self, shape: ModelShape, phase: Phase) -> float:
+        """Predicted / measured - 1 of one of `whole_models`."""
+        measured: Seconds = getattr(self.whole_models[shape.text], phase)
+        return self.seconds(shape, phase) / measured.median - 1
+
+    @property
+    def title(self) -> str:
+        """What it is of, in words."""
+        settings = self.settings
+        engine = "" if self.engine == TRANSFORMERS else f"{self.engine}, "
+        return (
+            f"{self.model} on {self.arithmetic.get('device', '?')}, {engine}{self.dtype}, "
+            f"{settings.batch_size} x ({settings.prompt_tokens} + {settings.new_tokens}) tokens"
+        )
+
     @property
     def noise(self) -> float | None:
         """How well the medians are known: their standard error, in parts of what the whole block
@@ -252,6 +275,7 @@ class LatencyTable:
         """As `latency.json` has it."""
         return {
             "model": self.model,
+            "engine": self.engine,
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
             "arithmetic": dict(self.arithmetic),
@@ -271,6 +295,16 @@ class LatencyTable:
                 ]
                 for unit in UNITS
             },
+            "whole_models": [
+                {
+                    "shape": text,
+                    **asdict(times),
+                    "predicted_seconds": {
+                        phase: self.seconds(ModelShape.parse(text), phase) for phase in PHASES
+                    },
+                }
+                for text, times in self.whole_models.items()
+            ],
         }
 
     def save(self, path: Path) -> None:
@@ -300,6 +334,8 @@ class LatencyTable:
             SpeedSettings(**data["settings"]),
             data["depth"],
             BlockTimes(PhaseTimes.from_json(data["rest"]), **by_size),
+            str(data.get("engine", TRANSFORMERS)),  # tables of earlier versions have neither
+            {each["shape"]: PhaseTimes.from_json(each) for each in data.get("whole_models", ())},
         )
 
 

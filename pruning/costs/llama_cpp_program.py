@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def _decode(context: Any, tokens: Sequence[int], position: int) -> None:
     context.synchronize()
 
 
+def _about() -> dict[str, str]:
+    from cyllama.llama import llama_cpp as native
+
+    return {
+        "version": f"llama.cpp of cyllama {version('cyllama')}",
+        "device": "gpu" if native.llama_supports_gpu_offload() else "cpu",
+    }
+
+
 if __name__ == "__main__":
     found = _main(json.load(sys.stdin))
-    Path(sys.argv[1]).write_text(json.dumps(found))
+    Path(sys.argv[1]).write_text(json.dumps({**_about(), "seconds": found}))

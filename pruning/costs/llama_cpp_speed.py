@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pruning.costs import llama_cpp_program
-from pruning.costs.engine_speed import EngineComparison, timed
-from pruning.costs.measured import Role
+from pruning.costs.engine_speed import EngineRuns, timed
 from pruning.costs.speed import SpeedSettings
 
 
-def llama_cpp_speed(
-    files: Mapping[Role, Path], settings: SpeedSettings, *, vocab_size: int, num_threads: int
-) -> EngineComparison:
+def llama_cpp_runs(
+    files: Mapping[str, Path], settings: SpeedSettings, *, vocab_size: int, num_threads: int
+) -> EngineRuns:
     """A run is one forward of the prompt and one of each new token after it, with llama.cpp's
     defaults; see `timed`.
 
     Args:
-        files: GGUF files.
+        files: GGUF files, by name.
         settings: of one sequence.
 
     Raises:

@@ -34,7 +34,12 @@ def _main(question: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
         [generator.randrange(question["vocab_size"]) for _ in range(question["prompt_tokens"])]
         for _ in range(question["batch_size"])
     ]
-    models = {name: _opened(path, question) for name, path in question["models"].items()}
+    sizes = {name: _weight_bytes(path) for name, path in question["models"].items()}
+    whole = max(1, sum(sizes.values()))  # no weights at all are vLLM's to say
+    models = {
+        name: _opened(path, min(0.33, 0.9 * sizes[name] / whole), question)
+        for name, path in question["models"].items()
+    }
     for model in models.values():
         _answer(model, prompts, 1)
         _answer(model, prompts, 1 + question["new_tokens"])
@@ -45,7 +50,12 @@ def _main(question: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     return seconds
 
 
-def _opened(path: str, question: Mapping[str, Any]) -> Any:
+def _weight_bytes(path: str) -> int:
+    return sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+
+
+def _opened(path: str, gpu_share: float, question: Mapping[str, Any]) -> Any:
+    """A model that takes at most that part of a GPU's memory."""
     from vllm import LLM
 
     return LLM(
@@ -56,7 +66,7 @@ def _opened(path: str, question: Mapping[str, Any]) -> Any:
         max_model_len=question["prompt_tokens"] + question["new_tokens"] + 1,
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
-        gpu_memory_utilization=0.33,
+        gpu_memory_utilization=gpu_share,
     )
 
 
@@ -86,8 +96,20 @@ def _answer(model: Any, prompts: Sequence[Sequence[int]], num_tokens: int) -> No
     model.generate(asked, sampling, use_tqdm=False)
 
 
+def _about() -> dict[str, str]:
+    import vllm
+    from vllm.platforms import current_platform as platform
+
+    kind, name = platform.device_type, platform.get_device_name()
+    return {
+        "version": f"vLLM {vllm.__version__}",
+        "device": kind if kind == name else f"{kind} {name}",
+    }
+
+
 if __name__ == "__main__":
     for variable, value in _OWN.items():
         os.environ.setdefault(variable, value)
     found = _main(json.load(sys.stdin))
-    Path(sys.argv[1]).write_text(json.dumps(found))  # vLLM itself talks on standard output
+    # vLLM itself talks on standard output
+    Path(sys.argv[1]).write_text(json.dumps({**_about(), "seconds": found}))

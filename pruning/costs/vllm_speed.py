@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pruning.costs import vllm_program
-from pruning.costs.engine_speed import EngineComparison, timed
-from pruning.costs.measured import Role
+from pruning.costs.engine_speed import EngineRuns, timed
 from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 
@@ -45,20 +44,21 @@ def vllm_python() -> str:
     )
 
 
-def vllm_speed(
-    folders: Mapping[Role, Path],
+def vllm_runs(
+    folders: Mapping[str, Path],
     settings: SpeedSettings,
     *,
     vocab_size: int,
     num_threads: int,
     dtype: str,
-) -> EngineComparison:
+) -> EngineRuns:
     """A run answers the prompts with one token, which is the prefill, and then again with one more
     than the new ones: what that takes longer is the decoding. With vLLM's defaults, on the device
-    that it takes, without its cache of prefixes, and with a third of a GPU's memory for each model.
+    that it takes, without its cache of prefixes. Models share 0.9 of a GPU's memory by the size of
+    their weights, of which none gets more than a third.
 
     Args:
-        folders: checkpoints.
+        folders: checkpoints, by name.
         dtype: that vLLM computes in.
 
     Raises:

@@ -83,15 +83,10 @@ class Arithmetic:
         """That of this process with a model that is loaded where it will run."""
         device = model.device
         on_gpu = device.type == "cuda"
-        detail = (
-            torch.cuda.get_device_name(device)
-            if on_gpu
-            else torch.backends.cpu.get_cpu_capability()
-        )
         return cls(
-            device=f"{device.type} {detail}",
+            device=f"cuda {torch.cuda.get_device_name(device)}" if on_gpu else cpu_name(),
             num_threads=torch.get_num_threads(),
-            processor="" if on_gpu else _processor(),
+            processor="" if on_gpu else processor_name(),
             torch=torch.__version__,
             transformers=importlib.metadata.version("transformers"),
             scoring=f"{SCORING_VERSION}, {chunk_tokens(device)} tokens",
@@ -124,8 +119,13 @@ def _shown(value: object) -> str:
     return str(value) if value != "" else "none"
 
 
+def cpu_name() -> str:
+    """This machine's kind of CPU, as `Arithmetic.device` has it."""
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
 @cache
-def _processor() -> str:
+def processor_name() -> str:
     """The model of this machine's first CPU; its vendor's name alone says less."""
     try:
         first, _, _ = _CPUINFO.read_text(encoding="utf-8").partition("\n\n")

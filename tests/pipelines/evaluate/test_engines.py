@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pipelines import engines
 from pipelines.config.groups import EvaluationConfig
-from pipelines.evaluate import engines, measurement
+from pipelines.evaluate import measurement
 from pipelines.runs.files import EVALUATION
 from pipelines.runs.folder import RunFolder
 from pipelines.sweep.sweep_run import _is_evaluated
 from pruning.canonical_json import dump_json
-from pruning.costs.engine_speed import EngineComparison
-from pruning.costs.measured import Role
+from pruning.costs.engine_speed import EngineRuns
 from pruning.costs.speed import SpeedSettings
 from pruning.costs.vllm_speed import PYTHON_VARIABLE
 from pruning.export import gguf
 from tests.conftest import tokens
-from tests.documents import save_reader
+from tests.documents import save_reader, with_merges
 from tests.pipelines.command import searched as a_search
 from tests.pipelines.evaluate.conftest import Evaluate
 from tests.pruning.export.llama_cpp import needs_llama_cpp
@@ -40,17 +40,9 @@ ENGINE = (
 
 
 @pytest.fixture
-def with_merges(reader: Path, tmp_path: Path) -> Path:
-    """The tiny reader, whose tokenizer merges two letters in the place of a byte that no text
-    has.
-    """
-    folder = Path(shutil.copytree(reader, tmp_path / "reader"))
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    vocab = tokenizer["model"]["vocab"]
-    vocab["th"] = vocab.pop(list(vocab)[-1])
-    tokenizer["model"]["merges"] = [["t", "h"]]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return folder
+def model(reader: Path, tmp_path: Path) -> Path:
+    """One that llama.cpp opens."""
+    return with_merges(Path(shutil.copytree(reader, tmp_path / "reader")))
 
 
 EVERYTHING = EvaluationConfig(
@@ -92,10 +84,10 @@ def test_a_point_of_an_earlier_version_is_measured_unless_an_engine_is_wanted(
 
 @needs_llama_cpp
 def test_dense_and_pruned_side_by_side_in_files_that_are_gone_afterwards(
-    run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Evaluate, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file({"input_ids": tokens(24, 32).numpy().astype(np.int64)}, tmp_path / "t.safetensors")
-    searched = a_search(tmp_path, *tiny_search(with_merges, tmp_path / "t.safetensors")).folder
+    searched = a_search(tmp_path, *tiny_search(model, tmp_path / "t.safetensors")).folder
     written, write = [], gguf.write
 
     def seen(folder: Path, source: gguf.ExportSource, **options: Path | None) -> int:
@@ -137,13 +129,13 @@ def crashed(*_: object, **__: object) -> None:
 
 
 def test_an_engine_that_fails_spoils_nothing_else(
-    run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Evaluate, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "llama_cpp_speed", crashed)
+    monkeypatch.setattr(engines, "llama_cpp_runs", crashed)
     monkeypatch.setattr(engines, "has_llama_cpp", lambda: True)
     (tmp_path / "evaluation/.engine-killed").mkdir(parents=True)
     words = ("evaluation.tasks=[piqa]", *ENGINE[1:3], "evaluation.cost=false")
-    outcome = run(f"model.path={with_merges}", *words)
+    outcome = run(f"model.path={model}", *words)
     assert outcome.status == 0, outcome.output
     assert set(outcome.evaluation["tasks"]) == {"piqa"}
     [found] = outcome.evaluation["engines"].values()
@@ -153,15 +145,15 @@ def test_an_engine_that_fails_spoils_nothing_else(
 
 
 def test_no_evaluator_starts_for_an_engine_alone(
-    run: Evaluate, with_merges: Path, monkeypatch: pytest.MonkeyPatch
+    run: Evaluate, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an evaluator starts")
 
     monkeypatch.setattr(measurement, "open_pool", refuse)
-    monkeypatch.setattr(engines, "llama_cpp_speed", crashed)
+    monkeypatch.setattr(engines, "llama_cpp_runs", crashed)
     monkeypatch.setattr(engines, "has_llama_cpp", lambda: True)
-    outcome = run(f"model.path={with_merges}", *ENGINE, "evaluation.cost=false")
+    outcome = run(f"model.path={model}", *ENGINE, "evaluation.cost=false")
     assert outcome.status == 0, outcome.output
     found = outcome.evaluation
     assert (found["device"], found["num_evaluators"]) == (None, 0)
@@ -176,15 +168,14 @@ def test_vllm_gets_the_family_where_that_can_hold_the_shape(
     searched = a_search(tmp_path, *tiny_search(reader, tmp_path / "t.safetensors")).folder
     seen = {}
 
-    def measured(folders: dict[Role, Path], settings: SpeedSettings, **more: Any) -> Any:
+    def measured(folders: dict[str, Path], settings: SpeedSettings, **more: Any) -> Any:
         for role, folder in folders.items():
             seen[role] = json.loads((folder / "config.json").read_text())["model_type"]
         assert (settings.batch_size, settings.rounds, more["dtype"]) == (3, 1, "float32")
-        return EngineComparison.of(
-            {role: [(1.0, 2.0)] for role in folders}, settings, num_threads=more["num_threads"]
-        )
+        assert more["num_threads"] == 1
+        return EngineRuns("vLLM 0.1", "cpu", {role: [(1.0, 2.0)] for role in folders})
 
-    monkeypatch.setattr(engines, "vllm_speed", measured)
+    monkeypatch.setattr(engines, "vllm_runs", measured)
     monkeypatch.setattr(engines, "vllm_python", lambda: "python")
     words = (*ENGINE, "evaluation.cost_engines=[vllm]", "evaluation.cost_batch_size=3")
     outcome = run(f"run={searched}", *words)
@@ -196,10 +187,10 @@ def test_vllm_gets_the_family_where_that_can_hold_the_shape(
 
 
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
-    run: Evaluate, with_merges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Evaluate, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "has_llama_cpp", lambda: False)
-    outcome = run(f"model.path={with_merges}", *ENGINE, "evaluation.cost_batch_size=2")
+    outcome = run(f"model.path={model}", *ENGINE, "evaluation.cost_batch_size=2")
     assert outcome.status == 2, outcome.output
     assert [line.split(":")[1].strip() for line in outcome.errors] == [
         "evaluation.cost_engines",
@@ -210,9 +201,7 @@ def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
 
     monkeypatch.setenv(PYTHON_VARIABLE, "/no/python")
     words = (*ENGINE, "evaluation.cost_engines=[vllm]", "evaluation.cost=false")
-    outcome = run(
-        f"model.path={with_merges}", *words, "evaluation.cost_prompt_tokens=288", folder="vllm"
-    )
+    outcome = run(f"model.path={model}", *words, "evaluation.cost_prompt_tokens=288", folder="vllm")
     assert outcome.status == 2, outcome.output
     context, python = outcome.errors
     assert "288 + 32 + 1 in vLLM, above this model's context of 320 tokens" in context

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipelines.prune import measured_latency
+from pipelines.runs.timing import Timing
+from pruning.costs.engine_speed import EngineRuns
 from pruning.costs.latency import BlockTimes, LatencyTable, PhaseTimes, Seconds
 from pruning.costs.target import Cost, Target
 from pruning.models.checkpoint import Checkpoint
@@ -84,6 +89,63 @@ def test_a_measurement_that_fails_spoils_no_search(
     assert outcome.status == 0, outcome.output
     assert "latency: the pruned model could not be measured: " in said(outcome)
     assert outcome.summary["status"] == "target reached"
+
+
+def test_a_table_of_an_engine_is_checked_in_that(
+    search: Search, checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes a second for the prefill of the dense model, and a half for the pruned one's."""
+    asked: dict[str, Any] = {}
+
+    def runs(engine: str, shapes: Mapping[str, ModelShape], *words: Any, **more: Any) -> Any:
+        asked.update(more, engine=engine, shapes=shapes, settings=words[0])
+        seconds = {"dense": [(1.0, 4.0)] * 3, "pruned": [(0.5, 2.0), (0.5, 3.0), (0.5, 4.0)]}
+        return EngineRuns("engine 1", "device of a test", seconds)
+
+    monkeypatch.setattr(measured_latency, "runs_in_engine", runs)
+    fingerprint = Checkpoint(checkpoint_folder).fingerprint()
+    found = replace(table(**SIZES, fingerprint=fingerprint), engine="llama.cpp", dtype="bfloat16")
+    found.save(tmp_path / "engine.json")
+    words = (*UNIFORM, f"latency={tmp_path / 'engine.json'}")
+    outcome = search(*words, "measure_latency=true")
+    assert outcome.status == 0, outcome.output
+    assert (asked["engine"], asked["dtype"], asked["settings"]) == (
+        "llama.cpp", "bfloat16", found.settings
+    )  # fmt: skip
+    assert {name: shape.text for name, shape in asked["shapes"].items()} == {
+        "dense": ModelShape.dense(4, 3, 48).text,
+        "pruned": outcome.summary["shape"],
+    }
+    assert (asked["folder"], asked["num_threads"]) == (outcome.folder, 1)
+    measured = outcome.summary["latency"]["measured"]
+    assert measured["device"] == "engine 1, device of a test"
+    assert (measured["prefill"]["dense_seconds"], measured["prefill"]["pruned_seconds"]) == (1, 0.5)
+    assert measured["decode"]["ratio"] == {"median": 0.75, "lowest": 0.5, "highest": 1}
+    asked.clear()
+    other = search(*words, folder="other")
+    assert "measured" not in other.summary["latency"], "another device's"
+    assert not asked
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_an_engine_beside_the_driver_says_nothing_of_a_cluster(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless it is asked for: the evaluators' device need not be the driver's."""
+    here = {"device": "cpu of a test", "num_threads": 1, "attention": "sdpa"}
+
+    def job(engine: str, measure: bool | None) -> Any:
+        timing = Timing(Path("latency.json"), replace(table(**SIZES), engine=engine), "f" * 32)
+        cluster = SimpleNamespace(kind=kind)
+        config = SimpleNamespace(measure_latency=measure, cluster=cluster)
+        return SimpleNamespace(timing=timing, config=config)
+
+    with caplog.at_level("INFO"):
+        assert measured_latency.is_measured(job("vllm", None), here) == (kind == "local")
+        assert ("an engine runs beside the driver" in caplog.text) == (kind == "ray")
+    assert measured_latency.is_measured(job("transformers", None), here)
+    assert measured_latency.is_measured(job("vllm", True), here)
+    assert not measured_latency.is_measured(job("vllm", False), here)
 
 
 @pytest.mark.parametrize(

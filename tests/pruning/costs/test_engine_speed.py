@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pruning.costs.engine_speed import EngineComparison, EngineSpeed, timed
+from pruning.costs.engine_speed import EngineComparison, EngineRuns, EngineSpeed, timed
 from pruning.costs.speed import SpeedSettings, Spread
 from tests.cluster.scene import eventually
 
@@ -38,7 +38,7 @@ def test_figures_of_rounds() -> None:
     assert both.ratio == found.ratio
 
 
-def run(program: str, folder: Path) -> EngineComparison:
+def run(program: str, folder: Path) -> EngineRuns:
     path = folder / "program.py"
     path.write_text(f"import json, os, sys\nasked = json.load(sys.stdin)\n{program}")
     models: Any = {"dense": folder / "d", "pruned": folder / "p"}
@@ -62,10 +62,12 @@ assert asked == {
 assert os.environ["OMP_NUM_THREADS"] == "3"
 assert os.environ["OF_THE_USER"] == "kept"
 assert "PYTHONPATH" not in os.environ
-json.dump({"dense": [[3, 1], [3, 1]], "pruned": [[1, 1], [1, 1]]}, open(sys.argv[1], "w"))
+seconds = {"dense": [[3, 1], [3, 1]], "pruned": [[1, 1], [1, 1]]}
+json.dump({"version": "Engine 1", "device": "cpu", "seconds": seconds}, open(sys.argv[1], "w"))
 """
     found = run(program.replace("FOLDER", repr(str(tmp_path.resolve()))), tmp_path)
-    assert found.ratio == EngineSpeed(Spread(3, 3, 3), Spread(1, 1, 1))
+    assert (found.version, found.device) == ("Engine 1", "cpu")
+    assert found.seconds == {"dense": [[3, 1], [3, 1]], "pruned": [[1, 1], [1, 1]]}
     assert capfd.readouterr() == ("", "")
 
 

@@ -24,7 +24,7 @@ from pruning.costs.latency import (
 )
 from pruning.errors import InputError
 from pruning.shape import ModelShape
-from tests.pruning.costs.tables import table
+from tests.pruning.costs.tables import exact, table
 
 TABLE = table(
     {0: (0, 1), 1: (3, 2), 3: (4, 6)},
@@ -225,6 +225,29 @@ def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
     few = replace(TABLE, times=simulated(2).times)
     few.save(path)
     assert LatencyTable.load(path) == few, "no standard errors"
+    wholes = {shape: exact(20, 30) for shape in ("3x48 3x48", "3x48 0x16")}
+    other = replace(TABLE, engine="llama.cpp", whole_models=wholes)
+    other.save(path)
+    assert LatencyTable.load(path) == other
+    assert "llama.cpp" in other.title
+    assert "transformers" not in TABLE.title
+
+
+def test_a_file_of_an_earlier_version_is_of_transformers(tmp_path: Path) -> None:
+    data = TABLE.to_json()
+    del data["engine"], data["whole_models"]
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps(data))
+    assert LatencyTable.load(path) == TABLE
+    assert TABLE.engine == "transformers"
+
+
+def test_the_error_of_a_whole_model_is_predicted_less_measured() -> None:
+    shape = ModelShape.dense(2, 3, 48)
+    predicted = TABLE.seconds(shape, "decode")
+    measured = exact(99, 1e3 * predicted / 2)
+    found = replace(TABLE, whole_models={shape.text: measured})
+    assert found.error(shape, "decode") == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import runpy
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pruning.costs import llama_cpp_program
-from pruning.costs.llama_cpp_speed import llama_cpp_speed
+from pruning.costs.llama_cpp_speed import llama_cpp_runs
 from pruning.costs.speed import SpeedSettings
 from tests.pruning.export.llama_cpp import needs_llama_cpp
 
@@ -49,6 +50,7 @@ class Engine:
             LlamaModel=self._model,
             LlamaContextParams=lambda: SimpleNamespace(n_batch=5),
             LlamaContext=self._context,
+            llama_supports_gpu_offload=lambda: True,
             llama_batch_get_one=lambda tokens, position: (tokens, position),
         )
 
@@ -127,13 +129,15 @@ def test_a_program_reads_what_to_do_and_writes_seconds(
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(QUESTION)))
     monkeypatch.setattr(sys, "argv", ["program", str(tmp_path / "seconds.json")])
     monkeypatch.delitem(sys.modules, llama_cpp_program.__name__)
+    monkeypatch.setattr(importlib.metadata, "version", {"cyllama": "1.2.3"}.get)
     runpy.run_module(llama_cpp_program.__name__, run_name="__main__")
     found = json.loads((tmp_path / "seconds.json").read_text())
-    assert found == {"dense": [[4, 2]] * 3, "pruned": [[4, 2]] * 3}
+    assert found.pop("seconds") == {"dense": [[4, 2]] * 3, "pruned": [[4, 2]] * 3}
+    assert found == {"version": "llama.cpp of cyllama 1.2.3", "device": "gpu"}
 
 
 @needs_llama_cpp
 def test_a_file_that_llama_cpp_cannot_open_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.gguf").write_bytes(b"GGUF")
     with pytest.raises(RuntimeError, match=r"llama\.cpp cannot run torn\.gguf \(it ended with"):
-        llama_cpp_speed({"dense": tmp_path / "torn.gguf"}, SETTINGS, vocab_size=9, num_threads=1)
+        llama_cpp_runs({"dense": tmp_path / "torn.gguf"}, SETTINGS, vocab_size=9, num_threads=1)

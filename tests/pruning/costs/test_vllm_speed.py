@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from pruning.costs import vllm_program, vllm_speed
-from pruning.costs.engine_speed import EngineSpeed
-from pruning.costs.speed import SpeedSettings, Spread
+from pruning.costs.speed import SpeedSettings
 from pruning.costs.vllm_speed import PYTHON_VARIABLE, vllm_python
 from pruning.errors import InputError
 
@@ -35,10 +34,15 @@ QUESTION: dict[str, Any] = {
 }
 
 
+shares: dict[str, float] = {}
+"""Of a GPU's memory, by model: what the engine was told last."""
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """What is generated, by an engine that takes a second for a prompt and two for a token."""
     log: Asked = []
+    shares.clear()
     clock = SimpleNamespace(now=0.0)
 
     class LLM:
@@ -46,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
             assert options["max_model_len"] == 4 + 1 + 3
             assert not options["enable_prefix_caching"], "prompts come again and again"
             assert options["skip_tokenizer_init"], "folders may have none"
-            assert 2 * options["gpu_memory_utilization"] < 1, "two models are in memory together"
+            shares[model] = options["gpu_memory_utilization"]
             assert options["dtype"] == "float32"
             assert options["trust_remote_code"] == model.endswith("decilm")
             self.name = model
@@ -59,8 +63,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
             log.append((self.name, tokens, sampling.max_tokens))
             clock.now += 1 + 2 * (sampling.max_tokens - 1)
 
-    module = SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace)
+    module = SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace, __version__="0.1")
     monkeypatch.setitem(sys.modules, "vllm", module)
+    platform = SimpleNamespace(device_type="cuda", get_device_name=lambda: "NVIDIA of a test")
+    platforms = SimpleNamespace(current_platform=platform)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     monkeypatch.setattr(vllm_program.time, "perf_counter", lambda: clock.now)
     return log
 
@@ -74,6 +81,25 @@ def test_models_take_turns_with_the_same_tokens_after_a_run_that_is_not_timed(as
     assert [len(prompt) for prompt in prompts] == [4, 4]
     assert prompts[0] != prompts[1]
     assert all(0 <= token < 50 for prompt in prompts for token in prompt)
+
+
+def test_models_share_the_memory_of_a_gpu_by_their_weights(asked: Asked, tmp_path: Path) -> None:
+    """No model gets more than a third, as where the second is in memory with the dense one."""
+    sizes = {"dense": (300, 300), "half": (300,), "tenth": (60,), "none": ()}
+    for name, files in sizes.items():
+        (tmp_path / name).mkdir()
+        for number, size in enumerate(files):
+            (tmp_path / name / f"{number}.safetensors").write_bytes(bytes(size))
+        (tmp_path / name / "other").write_bytes(bytes(999))
+    models = {name: str(tmp_path / name) for name in sizes}
+    vllm_program._main(QUESTION | {"models": models})
+    found = {Path(path).name: share for path, share in shares.items()}
+    assert found == {
+        "dense": 0.33,
+        "half": pytest.approx(0.9 * 300 / 960),
+        "tenth": pytest.approx(0.9 * 60 / 960),
+        "none": 0,
+    }
 
 
 def test_a_slow_first_answer_is_none_of_the_rounds(
@@ -119,7 +145,11 @@ def test_a_program_reads_what_to_do_and_writes_seconds(
         patched.delitem(sys.modules, vllm_program.__name__)
         runpy.run_module(vllm_program.__name__, run_name="__main__")
         environment = dict(os.environ)
-    assert json.loads(answer.read_text()) == {"dense": [[1, 6]] * 3, "pruned": [[1, 6]] * 3}
+    assert json.loads(answer.read_text()) == {
+        "version": "vLLM 0.1",
+        "device": "cuda NVIDIA of a test",
+        "seconds": {"dense": [[1, 6]] * 3, "pruned": [[1, 6]] * 3},
+    }
     assert environment["VLLM_HOST_IP"] == "10.0.0.1"
     assert (environment["HF_HUB_OFFLINE"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     interfaces = {name for _, name in socket.if_nameindex()}
@@ -178,17 +208,17 @@ def test_the_python_that_has_it_runs_the_program(
 [ "$2" = -c ] && exit 0
 echo "$2" > {tmp_path}/program
 cat > {tmp_path}/question
-echo '{{"dense": [[2, 1], [2, 1]]}}' > "$3"
+echo '{{"version": "v", "device": "d", "seconds": {{"dense": [[2, 1], [2, 1]]}}}}' > "$3"
 """
     )
     path.chmod(0o755)
     monkeypatch.setenv(PYTHON_VARIABLE, str(path))
     settings = SpeedSettings(batch_size=2, prompt_tokens=4, new_tokens=3, rounds=2)
     (tmp_path / "model").mkdir()
-    found = vllm_speed.vllm_speed(
+    found = vllm_speed.vllm_runs(
         {"dense": tmp_path / "model"}, settings, vocab_size=50, num_threads=3, dtype="bfloat16"
     )
-    assert found.dense == EngineSpeed(Spread(4, 4, 4), Spread(6, 6, 6))
+    assert found.seconds == {"dense": [[2, 1], [2, 1]]}
     assert (tmp_path / "program").read_text().strip() == vllm_program.__file__
     asked = json.loads((tmp_path / "question").read_text())
     assert (asked["vocab_size"], asked["num_threads"], asked["dtype"]) == (50, 3, "bfloat16")

@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pruning.costs.measured import Role
+from pruning.costs.engine_speed import EngineComparison
 from pruning.costs.speed import SpeedSettings
-from pruning.costs.vllm_speed import PYTHON_VARIABLE, vllm_speed
+from pruning.costs.vllm_speed import PYTHON_VARIABLE, vllm_runs
 from pruning.export import decilm, transformers
 from pruning.export.source import ExportSource
 from pruning.models.loaded_model import LoadedModel
@@ -121,21 +121,24 @@ def test_speeds_of_two_models_in_turns(
     monkeypatch.setenv(PYTHON_VARIABLE, str(vllm_python))
     config = tiny_config("llama", num_hidden_layers=6, hidden_size=96, head_dim=32)
     dense = LoadedModel.of(tiny_model(config))
-    folders: dict[Role, Path] = {"dense": tmp_path / "dense", "pruned": tmp_path / "pruned"}
+    folders: dict[str, Path] = {"dense": tmp_path / "dense", "pruned": tmp_path / "pruned"}
     for folder in folders.values():
         folder.mkdir()
     shape = dense.geometry.dense
     transformers.write(folders["dense"], ExportSource(dense, shape, tmp_path, torch.float32))
     decilm.write(folders["pruned"], ExportSource(dense, HARD, tmp_path, torch.float32))
     settings = SpeedSettings(batch_size=2, prompt_tokens=16, new_tokens=16, rounds=2)
-    found = vllm_speed(folders, settings, vocab_size=128, num_threads=1, dtype="float32")
+    runs = vllm_runs(folders, settings, vocab_size=128, num_threads=1, dtype="float32")
+    assert runs.version.startswith("vLLM 0.")
+    assert runs.device == "cpu" or runs.device.startswith("cuda ")
+    found = EngineComparison.of(runs.seconds, settings, num_threads=1)
     assert found.ratio is not None
     for speed in (found.dense, found.pruned, found.ratio):
         assert speed is not None
         assert 0 < speed.prefill_tokens_per_s.lowest <= speed.prefill_tokens_per_s.highest
         assert 0 < speed.decode_tokens_per_s.lowest <= speed.decode_tokens_per_s.highest
     with pytest.raises(RuntimeError, match="vLLM cannot run nothing"):
-        vllm_speed(
+        vllm_runs(
             {"dense": tmp_path / "nothing"}, settings, vocab_size=9, num_threads=1, dtype="float32"
         )
 
