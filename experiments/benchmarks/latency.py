@@ -14,7 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from experiments.benchmarks import workload
 from experiments.benchmarks.report import Report
-from pruning.costs.block_times import Levels, Stack, block_times, seconds_of, stacks_of
+from pruning.costs.accounting import Accounting
+from pruning.costs.block_times import (
+    Levels,
+    Stack,
+    block_times,
+    depth_of,
+    seconds_of,
+    stacks_of,
+)
 from pruning.costs.latency import PHASES, LatencyTable, Phase
 from pruning.costs.speed import SpeedSettings
 from pruning.export.transformers import contiguous_model
@@ -108,7 +116,8 @@ def compared(model: PreTrainedModel, settings: SpeedSettings) -> list[Compared]:
     """Every shape of `shapes_of` in every phase."""
     dense = LoadedModel.of(model)
     geometry = dense.geometry
-    stacks = stacks_of(geometry, Levels.of(geometry))
+    depth = depth_of(Accounting(model.config), str(model.dtype).removeprefix("torch."))
+    stacks = stacks_of(geometry, Levels.of(geometry, depth=depth))
     wholes = shapes_of(geometry.dense)
     cut: dict[Stack | ModelShape, PreTrainedModel] = {
         **{stack: contiguous_model(dense, stack.shape(geometry.num_layers)) for stack in stacks},

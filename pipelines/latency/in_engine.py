@@ -45,6 +45,7 @@ def few_levels(levels: Levels, *, all_widths: bool) -> Levels:
     return Levels(
         (0, levels.kv_heads[-1]),
         widths if all_widths else tuple(sorted({0, widths[len(widths) // 2], widths[-1]})),
+        levels.depth,
     )
 
 

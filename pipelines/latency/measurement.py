@@ -61,13 +61,16 @@ class LatencyJob:
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
         accounting = Accounting(checkpoint.config(), trust_remote_code=model.trust_remote_code)
-        levels = _levels(config, checkpoint, accounting)
+        dtype = (
+            checkpoint.stored_dtype()
+            if config.in_engine and model.dtype == "auto"
+            else resolve_dtype(model.dtype, on_gpu=on_gpu)
+        )
+        levels = _levels(config, checkpoint, accounting, dtype)
         if config.in_engine:
-            dtype = checkpoint.stored_dtype() if model.dtype == "auto" else model.dtype
             machine.require_cores(cluster.num_cpus_per_evaluator)
             placement = None
         else:
-            dtype = resolve_dtype(model.dtype, on_gpu=on_gpu)
             needed = latency_evaluator_bytes(
                 accounting,
                 dtype,
@@ -139,7 +142,7 @@ class LatencyJob:
             self.dtype,
             measured.arithmetic,
             self.settings,
-            depth_of(geometry),
+            min(self.levels.depth, geometry.num_layers),
             measured.times,
             config.engine,
             measured.whole_models,
@@ -150,7 +153,7 @@ class LatencyJob:
         spec = BenchmarkSpec(
             self.checkpoint, self.dtype, num_threads=cluster.num_cpus_per_evaluator
         )
-        depth = depth_of(self.accounting.geometry)
+        depth = min(self.levels.depth, self.accounting.geometry.num_layers)
         log.info(
             "timing %d models of up to %d layers, %d rounds after one that is not timed",
             self.levels.num_models,
@@ -193,7 +196,9 @@ def _require_same_device(folder: RunFolder, arithmetic: Mapping[str, Any]) -> No
         )
 
 
-def _levels(config: LatencyConfig, checkpoint: Checkpoint, accounting: Accounting) -> Levels:
+def _levels(
+    config: LatencyConfig, checkpoint: Checkpoint, accounting: Accounting, dtype: str
+) -> Levels:
     """The sizes to measure.
 
     Raises:
@@ -213,9 +218,11 @@ def _levels(config: LatencyConfig, checkpoint: Checkpoint, accounting: Accountin
             f"prompt_tokens, new_tokens: {config.prompt_tokens} + {config.new_tokens}, above this "
             f"model's context of {context} tokens; lower one"
         )
-    levels = None
+    levels, depth = None, depth_of(accounting, dtype)
     try:
-        levels = Levels.of(geometry, width_step=config.width_step, widths=config.widths)
+        levels = Levels.of(
+            geometry, width_step=config.width_step, widths=config.widths, depth=depth
+        )
         if config.engine == "vllm":
             levels = few_levels(levels, all_widths=bool(config.widths or config.width_step))
     except InputError as error:
@@ -226,7 +233,7 @@ def _levels(config: LatencyConfig, checkpoint: Checkpoint, accounting: Accountin
                 f"widths, width_step: architecture {family.model_type!r} is pruned by whole blocks "
                 "only; leave them out"
             )
-        levels = Levels((0, geometry.kv_heads), (0, geometry.mlp_channels))
+        levels = Levels((0, geometry.kv_heads), (0, geometry.mlp_channels), depth)
         problems += transformers.problems(
             checkpoint.config(), family, geometry, transformers.shapes_to_try(geometry)[-1]
         )

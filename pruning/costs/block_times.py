@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from pruning.costs.accounting import Accounting
 from pruning.costs.latency import PHASES, BlockTimes, Phase, PhaseTimes, Seconds
 from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
+from pruning.models.dtypes import NUM_BYTES
 from pruning.models.geometry import Geometry
 from pruning.shape import LayerShape, ModelShape
 
@@ -25,27 +27,47 @@ if TYPE_CHECKING:  # plans need the sizes alone, and are quick
 
 _Name = TypeVar("_Name")
 
-MAX_DEPTH = 8
-"""Layers of a model that is timed, at most: what is launched late hides behind the layers before,
-and many models fit into memory together.
+MIN_DEPTH = 8
+"""Layers of a model that is timed, where the whole has as many: what is launched late hides behind
+the layers before, and many models fit into memory together.
+"""
+
+_CHAIN_BYTES = 256 * 2**20
+"""More than the caches of most devices: weights of fewer would stay there from run to run, as those
+of a whole model do not.
 """
 
 
-def depth_of(geometry: Geometry) -> int:
-    """Layers of the models that are timed of such a model."""
-    return min(geometry.num_layers, MAX_DEPTH)
+def depth_of(accounting: Accounting, dtype: str) -> int:
+    """Layers of the models that are timed of such a model, in that type: enough that their weights
+    do not stay in a cache.
+    """
+    geometry = accounting.geometry
+    weights = accounting.num_block_parameters(accounting.dense) * NUM_BYTES[dtype]
+    enough = -(-_CHAIN_BYTES * geometry.num_layers // max(1, weights))
+    return min(geometry.num_layers, max(MIN_DEPTH, enough))
 
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Sizes that are measured, ascending, of which 0 and the dense model's are always two."""
+    """Sizes that are measured, ascending, of which 0 and the dense model's are always two.
+
+    Args:
+        depth: layers of a model that is timed, where the whole has as many.
+    """
 
     kv_heads: tuple[int, ...]
     mlp_channels: tuple[int, ...]
+    depth: int = MIN_DEPTH
 
     @classmethod
     def of(
-        cls, geometry: Geometry, *, width_step: int | None = None, widths: Sequence[int] = ()
+        cls,
+        geometry: Geometry,
+        *,
+        width_step: int | None = None,
+        widths: Sequence[int] = (),
+        depth: int = MIN_DEPTH,
     ) -> Self:
         """Of a model: about eight sizes of an attention, and the widths that are asked for.
 
@@ -68,6 +90,7 @@ class Levels:
         return cls(
             (*heads, geometry.kv_heads),
             tuple(sorted({0, whole, *(widths or range(0, whole, step))})),
+            depth,
         )
 
     @property
@@ -98,7 +121,7 @@ def stacks_of(geometry: Geometry, levels: Levels) -> list[Stack]:
     """
     if geometry.num_layers < 2:
         raise ValueError("a model of one layer has nothing to tell a layer from the rest by")
-    depth = depth_of(geometry)
+    depth = min(levels.depth, geometry.num_layers)
     whole = geometry.dense.layers[0]
     layers = [
         *(LayerShape(heads, whole.mlp_channels) for heads in levels.kv_heads),

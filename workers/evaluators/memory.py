@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pruning.costs.accounting import Accounting
-from pruning.costs.block_times import Levels, depth_of
+from pruning.costs.block_times import Levels
 from pruning.models.dtypes import NUM_BYTES
 from pruning.models.geometry import NUM_SIZES, Geometry, factor_bytes, gram_bytes
 from pruning.scoring.kept_bytes import kept_bytes
@@ -89,7 +89,7 @@ def latency_evaluator_bytes(
     model that is timed are copies.
     """
     geometry = accounting.geometry
-    depth = depth_of(geometry)
+    depth = min(levels.depth, geometry.num_layers)
     channels = sum(levels.mlp_channels) + geometry.channels_per_kv_head * sum(levels.kv_heads)
     return depth * channels * hidden_size * NUM_BYTES[dtype] + evaluator_bytes(
         accounting.num_dense_parameters, dtype, batch_tokens, hidden_size, depth

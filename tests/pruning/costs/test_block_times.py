@@ -5,17 +5,27 @@ real. Real times are never asserted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.costs.block_times import Levels, Stack, block_times, stacks_of, time_blocks
+from pruning.costs.accounting import Accounting
+from pruning.costs.block_times import (
+    Levels,
+    Stack,
+    block_times,
+    depth_of,
+    stacks_of,
+    time_blocks,
+)
 from pruning.costs.latency import PHASES, Seconds
 from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.export.transformers import pruned_model
+from pruning.models.dtypes import NUM_BYTES
 from pruning.models.families import FAMILIES
 from pruning.models.geometry import Geometry
 from pruning.models.loaded_model import LoadedModel
@@ -67,6 +77,32 @@ def test_deep_models_are_timed_in_part() -> None:
     stacks = stacks_of(Geometry(30, 3, 2, 8, 48), LEVELS)
     assert [each.depth for each in stacks] == [8, 8, 8, 8, 8, 1]
     assert stacks[0].shape(30).text == "0x48*8 0x0*22"
+    deeper = stacks_of(Geometry(30, 3, 2, 8, 48), replace(LEVELS, depth=20))
+    assert [each.depth for each in deeper] == [20, 20, 20, 20, 20, 1]
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "dtype", "depth"),
+    [
+        (4, 48, "float32", 4),
+        (30, 48, "float32", 30),
+        (40, 1024, "bfloat16", 13),  # 20 MiB a layer
+        (40, 1024, "float32", 8),
+        (40, 2048, "float32", 8),  # never fewer
+    ],
+)
+def test_a_chain_has_weights_that_no_cache_holds(
+    layers: int, hidden: int, dtype: str, depth: int
+) -> None:
+    """256 MiB of attentions and MLPs, or the whole model."""
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "head_dim": 64}
+    heads = {"num_attention_heads": hidden // 64 or 1, "num_key_value_heads": hidden // 64 or 1}
+    config = tiny_config("llama", num_hidden_layers=layers, vocab_size=8, **sizes, **heads)
+    accounting = Accounting(config)
+    assert depth_of(accounting, dtype) == depth
+    layer = accounting.num_block_parameters(accounting.dense) / layers
+    enough = layer * depth * NUM_BYTES[dtype] >= 256 * 2**20
+    assert enough or depth == layers
 
 
 def test_two_layers_tell_a_layer_from_the_rest() -> None:
