@@ -177,9 +177,9 @@ def test_levels_for_few_models() -> None:
 def test_the_whole_models_that_are_measured() -> None:
     """The dense one, and one that has lost of both kinds of blocks."""
     geometry = Geometry(6, 2, 2, 16, 96)
-    dense, pruned = whole_shapes(geometry, Levels((0, 2), (0, 24, 64, 96)))
+    dense, pruned = whole_shapes(geometry, Levels((0, 2), (0, 40, 72, 96)))
     assert dense == geometry.dense
-    assert [layer.mlp_channels for layer in pruned.layers] == [64] * 6, "three quarters are 72"
+    assert [layer.mlp_channels for layer in pruned.layers] == [72] * 6, "half are 48"
     assert [layer.kv_heads for layer in pruned.layers] == [2, 0, 2, 2, 2, 0]
 
 

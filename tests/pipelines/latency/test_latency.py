@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from pruning.shape import ModelShape
 from tests.conftest import ROOT, tiny_config, tiny_model
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
-from tests.pruning.costs.tables import table
+from tests.pruning.costs.tables import exact, table
 
 Measure = Callable[..., Outcome]
 QUICK = ("cluster=inline", "prompt_tokens=6", "new_tokens=2", "rounds=2")
@@ -161,6 +162,38 @@ def test_a_person_reads_milliseconds_shares_and_marks() -> None:
     assert [cell.strip() for cell in whole.split("│")[1:-1]] == [
         "dense model", "", "41", "29", "1", ""
     ]  # fmt: skip
+
+
+def test_a_person_reads_what_whole_models_took() -> None:
+    """The dense model as predicted for 41 and 29 ms, another for 5 + 10 + 2 x 4 and 7 + 1 + 12."""
+    dense, pruned = ModelShape.dense(2, 3, 48), ModelShape.parse("3x16 3x0")
+    wholes = {dense.text: exact(50, 25), pruned.text: exact(46, 10)}
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(as_table(replace(BY_HAND, whole_models=wholes), dense))
+    cells = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capture.get().splitlines()
+        if "│" in line
+    ]
+    assert cells[-6:] == [
+        ["dense model", "", "41", "29", "1", ""],
+        ["measured", "", "50 (50 to 50)", "25 (25 to 25)", "", ""],
+        ["error", "", "-18.0%", "+16.0%", "", ""],
+        ["pruned model", "", "23", "20", f"{43 / 70:.4f}", ""],
+        ["measured", "", "46 (46 to 46)", "10 (10 to 10)", "", ""],
+        ["error", "", "-50.0%", "+100.0%", "", ""],
+    ]
+    assert "error: predicted / measured - 1" in " ".join(capture.get().split())
+
+
+def test_small_layers_run_in_longer_chains(cli: Cli, tmp_path: Path) -> None:
+    """All twelve of a tiny model, whose weights any cache holds."""
+    tiny_model(tiny_config("llama", num_hidden_layers=12)).save_pretrained(tmp_path / "deep")
+    outcome = cli("latency", "model.path=deep", *QUICK, "widths=[24]", "rounds=1")
+    assert outcome.status == 0, outcome.output
+    assert outcome.read("latency.json")["depth"] == 12
+    assert "models of up to 12 layers" in outcome.output
 
 
 def test_the_picture_marks_what_is_not_faster(tmp_path: Path) -> None:

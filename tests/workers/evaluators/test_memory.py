@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from pruning.costs.accounting import Accounting
+from pruning.costs.block_times import Levels
 from pruning.models.geometry import Geometry
 from tests.conftest import tiny_config, tiny_model
 from workers.evaluators.memory import (
     compensated_bytes,
     compensation_bytes,
+    evaluator_bytes,
+    latency_evaluator_bytes,
     shape_evaluator_bytes,
     training_bytes,
 )
@@ -85,3 +88,22 @@ def test_what_training_whole_matrices_takes() -> None:
     assert needed(None) - needed(0) == (16 + 2) * weights
     assert needed(None, num_kept=3) - needed(None) == 3 * 4 * weights
     assert 4 * (needed(2, num_kept=3) - needed(2)) == 3 * (needed(2) - needed(0))
+
+
+def test_what_timing_blocks_takes() -> None:
+    """Of each layer of a chain the narrowed output projections, 16 channels a KV head, beside the
+    whole model; of a chain that is longer than the model those that it has.
+    """
+    config = tiny_config("llama", num_hidden_layers=12)
+    accounting = Accounting(config)
+    copied = 2 * 48 * (16 * (0 + 2 + 3) + (0 + 20 + 48))
+    for depth, layers in ((8, 8), (10, 10), (99, 12)):
+        whole = evaluator_bytes(accounting.num_dense_parameters, "bfloat16", 30, 48, layers)
+        found = latency_evaluator_bytes(
+            accounting,
+            "bfloat16",
+            batch_tokens=30,
+            hidden_size=48,
+            levels=Levels((0, 2, 3), (0, 20, 48), depth),
+        )
+        assert found == whole + layers * copied
