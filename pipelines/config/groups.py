@@ -14,13 +14,11 @@ from typing import Any, Self, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines.config.redaction import masked_url
+from pruning.costs.latency import ENGINES
 from pruning.errors import InputError
 from pruning.models.dtypes import DTYPES
 
 CLUSTERS = ("local", "ray", "inline")
-ENGINES = ("llama.cpp", "vllm")
-"""Besides transformers."""
-
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL = re.compile(rf"(?:{_WORD}/)?{_WORD}")
 _SELECTED = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")

@@ -8,7 +8,6 @@ from typing import Self
 from omegaconf import MISSING, DictConfig
 
 from pipelines.config.groups import (
-    ENGINES,
     ClusterConfig,
     ModelConfig,
     at_least,
@@ -16,7 +15,7 @@ from pipelines.config.groups import (
     not_allowed,
     one_of,
 )
-from pruning.costs.latency import TRANSFORMERS
+from pruning.costs.latency import ENGINES, TRANSFORMERS
 
 
 @dataclass
@@ -42,7 +41,7 @@ class LatencyConfig:
     @property
     def in_engine(self) -> bool:
         """Another engine than transformers, which runs here beside this process."""
-        return self.engine != TRANSFORMERS
+        return self.engine in ENGINES
 
     def problems(self) -> list[str]:
         found = self.model.problems() + self.cluster.problems() + not_allowed(self)
@@ -73,11 +72,13 @@ class LatencyConfig:
                 f"cluster: ray, and engine={self.engine} is measured on this machine; give "
                 "cluster=local there where the model is served"
             )
-        if self.cluster.num_gpus_per_evaluator is not None:
-            found.append(
-                f"cluster.num_gpus_per_evaluator: {self.cluster.num_gpus_per_evaluator}, which has "
-                f"no effect: engine={self.engine} takes the device that it takes by itself"
-            )
+            return found
+        found += [
+            f"cluster.{name}: {given}, which has no effect: engine={self.engine} takes the device "
+            "that it takes by itself"
+            for name in ("num_gpus", "num_gpus_per_evaluator")
+            if (given := getattr(self.cluster, name)) is not None
+        ]
         if self.model.trust_remote_code:
             found.append(
                 f"model.trust_remote_code: true, and engine={self.engine} gets no code of models; "

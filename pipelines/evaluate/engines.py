@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.groups import EvaluationConfig
-from pipelines.engines import problems_of_engine, remove_leftovers, runs_in_engine
+from pipelines.engines import EngineModel, problems_of_engine, remove_leftovers, runs_in_engine
 from pipelines.evaluate.models import ModelsUnderTest, cost_roles
 from pruning.costs.accounting import Accounting
 from pruning.costs.engine_speed import EngineComparison
@@ -76,12 +76,9 @@ def _speed_in(
     num_threads = config.cluster.num_cpus_per_evaluator
     runs = runs_in_engine(
         engine,
+        EngineModel(checkpoint, tokenizer_of(config, models), stored, num_threads),
         {role: model.shape or dense for role, model in cost_roles(models.evaluated).items()},
         settings,
-        checkpoint=checkpoint,
-        tokenizer_gguf=tokenizer_of(config, models),
-        dtype=stored,
-        num_threads=num_threads,
         folder=folder,
     )
     compared = EngineComparison.of(runs.seconds, settings, num_threads=num_threads)

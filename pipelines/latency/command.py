@@ -25,7 +25,8 @@ def latency(raw: DictConfig, _: Sequence[str]) -> dict[str, Any]:
     """Measures one table; returns what latency.json says.
 
     Raises:
-        InputError: invalid input, found before anything expensive starts.
+        InputError: invalid input, found before anything expensive starts; or another engine than
+            transformers failed.
     """
     log_to(None)
     config = LatencyConfig.of(raw)

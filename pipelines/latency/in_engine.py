@@ -5,17 +5,23 @@ and timed there, and whole models beside them, for what the table is worth.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.engines import remove_leftovers, runs_in_engine
-from pruning.costs.block_times import Levels, block_times, stacks_of
+from pipelines.engines import EngineModel, remove_leftovers, runs_in_engine
+from pruning.costs.block_times import (
+    Levels,
+    Stack,
+    block_times,
+    slowness_of,
+    stacks_of,
+    whole_stack,
+)
 from pruning.costs.engine_speed import EngineRuns, Runs
 from pruning.costs.latency import PHASES, BlockTimes, LatencyTable, Phase, PhaseTimes, Seconds
 from pruning.costs.speed import SpeedSettings
-from pruning.models.checkpoint import Checkpoint
 from pruning.models.geometry import Geometry
 from pruning.scoring.arithmetic import cpu_name, processor_name
 from pruning.shape import ModelShape
@@ -38,58 +44,111 @@ class EngineBlocks:
 
 
 def few_levels(levels: Levels, *, all_widths: bool) -> Levels:
-    """Those of an engine that takes a process and its own cache for each model: attentions whole
-    and gone, and of MLPs one width between, unless widths are asked for.
+    """Those of vLLM, which takes a process and its own cache for each model: attentions whole, gone
+    and of one KV head, and of MLPs one width between, unless widths are asked for.
     """
-    widths = levels.mlp_channels
+    widths, heads = levels.mlp_channels, levels.kv_heads[-1]
     return Levels(
-        (0, levels.kv_heads[-1]),
+        tuple(sorted({0, 1, heads})),
         widths if all_widths else tuple(sorted({0, widths[len(widths) // 2], widths[-1]})),
         levels.depth,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class EngineModels:
+    """The models of a measurement: those that tell blocks apart, and whole ones.
+
+    Args:
+        stacks: by name.
+        wholes: by name; without those that a stack is.
+    """
+
+    geometry: Geometry
+    stacks: Mapping[str, Stack]
+    wholes: Mapping[str, ModelShape]
+
+    @classmethod
+    def of(cls, geometry: Geometry, levels: Levels) -> EngineModels:
+        stacks = {f"blocks-{n}": each for n, each in enumerate(stacks_of(geometry, levels))}
+        known = {stack.shape(geometry.num_layers) for stack in stacks.values()}
+        wholes = [shape for shape in whole_shapes(geometry) if shape not in known]
+        return cls(geometry, stacks, {f"whole-{n}": each for n, each in enumerate(wholes)})
+
+    @property
+    def shapes(self) -> dict[str, ModelShape]:
+        """What is exported of each."""
+        return {
+            name: _exported(stack, self.geometry) for name, stack in self.stacks.items()
+        } | dict(self.wholes)
+
+
+def _exported(stack: Stack, geometry: Geometry) -> ModelShape:
+    """A stack whose attentions are gone gets one back, in its first layer: where that has none,
+    both formats write one that does nothing, which takes time that no other layer takes.
+    """
+    layers = stack.shape(geometry.num_layers).layers
+    if stack.layer.kv_heads == 0:
+        layers = (replace(stack.layer, kv_heads=geometry.kv_heads), *layers[1:])
+    return ModelShape(layers)
+
+
 def blocks_in_engine(
     engine: str,
-    levels: Levels,
+    model: EngineModel,
+    models: EngineModels,
     settings: SpeedSettings,
     *,
-    checkpoint: Checkpoint,
-    geometry: Geometry,
-    tokenizer_gguf: Path | None,
-    dtype: str,
-    num_threads: int,
     folder: Path,
 ) -> EngineBlocks:
-    """Times them on this machine; see `runs_in_engine`."""
-    stacks = {f"blocks-{number}": each for number, each in enumerate(stacks_of(geometry, levels))}
-    wholes = {f"whole-{number}": each for number, each in enumerate(whole_shapes(geometry, levels))}
+    """Times them on this machine; see `runs_in_engine`. Blocks are those of free sizes: vLLM runs
+    them as DeciLM, which has all query heads where KV heads are gone.
+    """
     remove_leftovers(folder)
     runs = runs_in_engine(
-        engine,
-        {name: stack.shape(geometry.num_layers) for name, stack in stacks.items()} | wholes,
-        settings,
-        checkpoint=checkpoint,
-        tokenizer_gguf=tokenizer_gguf,
-        dtype=dtype,
-        num_threads=num_threads,
-        folder=folder,
+        engine, model, models.shapes, settings, folder=folder, as_decilm=models.stacks
     )
+    seconds = {stack: _by_phase(runs.seconds[name]) for name, stack in models.stacks.items()}
+    whole = whole_stack(seconds)
+    for stack, taken in seconds.items():
+        if stack.layer.kv_heads == 0:
+            _take_back(taken, seconds[whole], stack.depth)
+    slowness = {phase: slowness_of(seconds[whole][phase]) for phase in PHASES}
     return EngineBlocks(
-        block_times({stack: _by_phase(runs.seconds[name]) for name, stack in stacks.items()}),
-        _whole_models(
-            {shape: _by_phase(runs.seconds[name]) for name, shape in wholes.items()}, geometry.dense
-        ),
-        _arithmetic(runs, num_threads),
+        block_times(seconds),
+        {
+            shape.text: PhaseTimes(
+                *(
+                    Seconds.of_rounds(taken[phase], slowness[phase])
+                    for taken in [_by_phase(runs.seconds[name])]
+                    for phase in PHASES
+                )
+            )
+            for name, shape in models.wholes.items()
+        },
+        _arithmetic(runs, model.num_threads),
     )
 
 
-def whole_shapes(geometry: Geometry, levels: Levels) -> tuple[ModelShape, ModelShape]:
-    """The dense model, and one whose MLPs have about three quarters of their channels and of whose
-    attentions every fourth is gone.
+def _take_back(
+    seconds: dict[Phase, list[float]], whole: Mapping[Phase, Sequence[float]], depth: int
+) -> None:
+    """Times of `_exported` become those of the stack itself: one of its layers was a whole one, and
+    the others say what that takes less without attention.
     """
-    dense = geometry.dense
-    width = min(levels.mlp_channels, key=lambda each: abs(4 * each - 3 * geometry.mlp_channels))
+    for phase in PHASES:
+        seconds[phase] = [
+            dense + (taken - dense) * depth / (depth - 1)
+            for taken, dense in zip(seconds[phase], whole[phase], strict=True)
+        ]
+
+
+def whole_shapes(geometry: Geometry) -> tuple[ModelShape, ModelShape]:
+    """The dense model, and one whose MLPs have three quarters of their channels, in multiples of 64
+    where they are that wide, and of whose attentions every fourth is gone.
+    """
+    dense, width = geometry.dense, geometry.mlp_channels * 3 // 4
+    width -= width % 64 if width >= 64 else 0
     layers = [
         replace(layer, kv_heads=0 if number % 4 == 1 else layer.kv_heads, mlp_channels=width)
         for number, layer in enumerate(dense.layers)
@@ -109,28 +168,13 @@ def warn_of_errors(table: LatencyTable) -> None:
     if any(abs(error) > _LARGE for error in errors.values()):
         log.warning(
             "latency: whole models took other times than the table says, predicted / measured - 1 "
-            "is up to %s; measure again on a quiet machine, with more rounds",
+            "is up to %s; where that is not noise, measure what a search finds",
             ", ".join(f"{error:+.1%} ({phase})" for phase, error in errors.items()),
         )
 
 
 def _by_phase(runs: Runs) -> dict[Phase, list[float]]:
     return {phase: [run[number] for run in runs] for number, phase in enumerate(PHASES)}
-
-
-def _whole_models(
-    seconds: Mapping[ModelShape, Mapping[Phase, list[float]]], dense: ModelShape
-) -> dict[str, PhaseTimes]:
-    """How slow the machine was in a round is told by the dense model."""
-    found = {}
-    for shape, phases in seconds.items():
-        times = []
-        for phase in PHASES:
-            usual = sorted(seconds[dense][phase])[len(seconds[dense][phase]) // 2]
-            speeds = [each / usual for each in seconds[dense][phase]]
-            times.append(Seconds.of_rounds(phases[phase], speeds))
-        found[shape.text] = PhaseTimes(*times)
-    return found
 
 
 def _arithmetic(runs: EngineRuns, num_threads: int) -> dict[str, Any]:

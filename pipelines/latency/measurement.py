@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipelines.config.latency import LatencyConfig
-from pipelines.engines import problems_of_engine
+from pipelines.engines import EngineModel, problems_of_engine, room_problems
 from pipelines.evaluators import find_placement, open_pool
-from pipelines.latency.in_engine import blocks_in_engine, few_levels
+from pipelines.latency.in_engine import EngineModels, blocks_in_engine, few_levels
 from pipelines.runs.files import LATENCY
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.timing import device_differences
 from pruning.costs.accounting import Accounting
 from pruning.costs.block_times import Levels, depth_of
-from pruning.costs.latency import BlockTimes, LatencyTable
+from pruning.costs.latency import BlockTimes, LatencyTable, PhaseTimes
 from pruning.costs.speed import SpeedSettings
 from pruning.errors import InputError
 from pruning.export import transformers
@@ -69,6 +70,7 @@ class LatencyJob:
         levels = _levels(config, checkpoint, accounting, dtype)
         if config.in_engine:
             machine.require_cores(cluster.num_cpus_per_evaluator)
+            _require_room(config, accounting, levels, dtype, machine)
             placement = None
         else:
             needed = latency_evaluator_bytes(
@@ -102,7 +104,7 @@ class LatencyJob:
         """Whose table a folder holds; measuring it again is welcome."""
         return {
             "kind": "latency",
-            "engine": self.config.engine,
+            **({"engine": self.config.engine} if self.config.in_engine else {}),
             "model": self.fingerprint,
             "model.dtype": self.dtype,
             **{name: getattr(self.config, name) for name in _LOAD},
@@ -120,32 +122,39 @@ class LatencyJob:
         return self._in_engine(folder) if self.config.in_engine else self._on_evaluator(folder)
 
     def _in_engine(self, folder: RunFolder) -> LatencyTable:
-        config, geometry = self.config, self.accounting.geometry
+        config = self.config
+        num_threads = config.cluster.num_cpus_per_evaluator
+        model = EngineModel(
+            self.checkpoint, gguf_source(config.model.path), self.dtype, num_threads
+        )
+        models = EngineModels.of(self.accounting.geometry, self.levels)
+        there = (folder.read(LATENCY) or {}).get("arithmetic", {})
+        _require_same_device(folder, {**there, "num_threads": num_threads})
         try:
-            measured = blocks_in_engine(
-                config.engine,
-                self.levels,
-                self.settings,
-                checkpoint=self.checkpoint,
-                geometry=geometry,
-                tokenizer_gguf=gguf_source(config.model.path),
-                dtype=self.dtype,
-                num_threads=config.cluster.num_cpus_per_evaluator,
-                folder=folder.path,
+            found = blocks_in_engine(
+                config.engine, model, models, self.settings, folder=folder.path
             )
         except RuntimeError as error:
             raise InputError(f"engine: {error}") from error
-        _require_same_device(folder, measured.arithmetic)
+        _require_same_device(folder, found.arithmetic)
+        return self._table(found.arithmetic, found.times, found.whole_models)
+
+    def _table(
+        self,
+        arithmetic: Mapping[str, Any],
+        times: BlockTimes,
+        whole_models: Mapping[str, PhaseTimes],
+    ) -> LatencyTable:
         return LatencyTable(
-            display_name(config.model.path),
+            display_name(self.config.model.path),
             self.fingerprint,
             self.dtype,
-            measured.arithmetic,
+            arithmetic,
             self.settings,
-            min(self.levels.depth, geometry.num_layers),
-            measured.times,
-            config.engine,
-            measured.whole_models,
+            min(self.levels.depth, self.accounting.geometry.num_layers),
+            times,
+            self.config.engine,
+            whole_models,
         )
 
     def _on_evaluator(self, folder: RunFolder) -> LatencyTable:
@@ -170,15 +179,7 @@ class LatencyJob:
             _require_same_device(folder, arithmetic)
             [times] = [result for answers in pool.run([task]) for _, result in answers]
         assert isinstance(times, BlockTimes)
-        return LatencyTable(
-            display_name(self.config.model.path),
-            self.fingerprint,
-            self.dtype,
-            arithmetic,
-            self.settings,
-            depth,
-            times,
-        )
+        return self._table(arithmetic, times, {})
 
 
 _LOAD = ("batch_size", "prompt_tokens", "new_tokens")
@@ -194,6 +195,31 @@ def _require_same_device(folder: RunFolder, arithmetic: Mapping[str, Any]) -> No
             f"output_dir: {folder.path} has the table of another device ({'; '.join(differing)}); "
             "give another output_dir"
         )
+
+
+def _require_room(
+    config: LatencyConfig,
+    accounting: Accounting,
+    levels: Levels,
+    dtype: str,
+    machine: LocalMachine,
+) -> None:
+    """See `room_problems`.
+
+    Raises:
+        InputError: there is not enough.
+    """
+    problems = room_problems(
+        config.engine,
+        accounting,
+        EngineModels.of(accounting.geometry, levels).shapes.values(),
+        dtype=dtype,
+        free_bytes=machine.free_bytes,
+        on_gpu=machine.num_gpus > 0,
+        folder=Path(config.output_dir or ".").expanduser().absolute(),
+    )
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _levels(
@@ -213,10 +239,11 @@ def _levels(
             "two"
         )
     context = getattr(checkpoint.config(), "max_position_embeddings", None)
-    if context is not None and config.prompt_tokens + config.new_tokens > context:
+    more = 1 if config.engine == "vllm" else 0  # it decodes one more than it is timed for
+    if context is not None and config.prompt_tokens + config.new_tokens + more > context:
         problems.append(
-            f"prompt_tokens, new_tokens: {config.prompt_tokens} + {config.new_tokens}, above this "
-            f"model's context of {context} tokens; lower one"
+            f"prompt_tokens, new_tokens: {config.prompt_tokens} + {config.new_tokens}"
+            f"{' + 1 in vLLM' * more}, above this model's context of {context} tokens; lower one"
         )
     levels, depth = None, depth_of(accounting, dtype)
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from pipelines.config.prune import PruneConfig
+from pipelines.engines import problems_of_engine
 from pipelines.evaluators import find_placement, open_pool
 from pipelines.prune.compensated_order import compensated_order, forget_parts
 from pipelines.runs.files import BLOCK_INFLUENCE, CHANNEL_ORDER, read_with
@@ -22,6 +23,7 @@ from pipelines.runs.timing import Timing
 from pruning.calibration.build import make_calibration
 from pruning.calibration.token_sets import SET_NAMES, Calibration, SetName
 from pruning.costs.accounting import Accounting
+from pruning.costs.latency import TRANSFORMERS
 from pruning.errors import InputError
 from pruning.importance.block_influence import BlockInfluence, LayerSimilarity
 from pruning.importance.channel_order import ChannelOrder
@@ -29,6 +31,7 @@ from pruning.models.checkpoint import Checkpoint
 from pruning.models.display_name import display_name
 from pruning.models.dtypes import resolve_dtype
 from pruning.models.find import find_checkpoint
+from pruning.models.gguf_source import gguf_source
 from pruning.search.settings import SearchSettings
 from pruning.search.strategies import strategy_of
 from pruning.search.strategy import Strategy
@@ -201,6 +204,7 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
     settings = search_settings(config, accounting, timing)
     strategy = strategy_of(settings)
     problems = strategy.problems(accounting) + _context_problems(config, model_config)
+    problems += _engine_problems(config, checkpoint, timing)
     machine = LocalMachine.detect(num_gpus=config.cluster.num_gpus)
     dtype = resolve_dtype(
         model.dtype, on_gpu=machine.gpus_per_evaluator(config.cluster.num_gpus_per_evaluator) > 0
@@ -213,13 +217,7 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         compensated=settings.compensation != "none",
         by_divergence=strategy.by_divergence,
     )
-    placement = None
-    try:
-        placement = find_placement(config.cluster, machine, needed)
-    except InputError as error:
-        problems.append(str(error))
-    if problems:
-        raise InputError("\n".join(problems))
+    placement = _placement(config, machine, needed, problems)
     fingerprint = same_model[0].fingerprint if same_model else checkpoint.fingerprint()
     if timing is not None:
         timing.require_model(fingerprint, f"this search prunes {display_name(model.path)}")
@@ -236,6 +234,41 @@ def make_job(config: PruneConfig, others: Sequence[PruneJob] = ()) -> PruneJob:
         machine,
         needed,
         placement,
+    )
+
+
+def _placement(
+    config: PruneConfig, machine: LocalMachine, needed: int, problems: Sequence[str]
+) -> Placement | None:
+    """See `find_placement`; its problem is told with the others.
+
+    Raises:
+        InputError: there are any.
+    """
+    placement, found = None, list(problems)
+    try:
+        placement = find_placement(config.cluster, machine, needed)
+    except InputError as error:
+        found.append(str(error))
+    if found:
+        raise InputError("\n".join(found))
+    return placement
+
+
+def _engine_problems(
+    config: PruneConfig, checkpoint: Checkpoint, timing: Timing | None
+) -> list[str]:
+    """Why the pruned model cannot be measured in the engine of the table, where that is asked
+    for.
+    """
+    if timing is None or timing.table.engine == TRANSFORMERS or not config.measure_latency:
+        return []
+    return problems_of_engine(
+        timing.table.engine,
+        checkpoint,
+        gguf_source(config.model.path),
+        option="measure_latency",
+        batch_size=("latency", timing.table.settings.batch_size),
     )
 
 

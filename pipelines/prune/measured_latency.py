@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.engines import remove_leftovers, runs_in_engine
+from pipelines.engines import EngineModel, runs_in_engine
 from pipelines.evaluators import open_pool
 from pipelines.prune.job import PruneJob
 from pruning.costs.engine_speed import EngineComparison, EngineSpeed
@@ -18,6 +18,7 @@ from pruning.costs.speed import Spread
 from pruning.costs.target import Target
 from pruning.importance.channel_order import ChannelOrder
 from pruning.models.gguf_source import gguf_source
+from pruning.scoring.arithmetic import this_machine
 from pruning.shape import ModelShape
 from workers.evaluators.costs import SpeedEvaluator
 from workers.tasks import BenchmarkSpec, SpeedSpec, SpeedTask
@@ -31,9 +32,10 @@ def is_measured(job: PruneJob, arithmetic: Mapping[str, Any]) -> bool:
     """Whether this search does so at its end: by default where the table is of this device."""
     if job.timing is None or job.config.measure_latency is False:
         return False
+    table, num_threads = job.timing.table, job.config.cluster.num_cpus_per_evaluator
+    if table.engine != TRANSFORMERS:  # which runs beside the driver, wherever evaluators are
+        arithmetic = this_machine(table.arithmetic, num_threads)
     differing = job.timing.differences(arithmetic)
-    if job.timing.table.engine != TRANSFORMERS and job.config.cluster.kind == "ray":
-        differing = [*differing, "an engine runs beside the driver, and evaluators elsewhere"]
     if job.config.measure_latency is None and differing:
         log.info(
             "latency: not measured, since the table is of another device (%s); measure_latency=true"
@@ -113,15 +115,11 @@ def _on_evaluator(
 def _in_engine(job: PruneJob, table: LatencyTable, shape: ModelShape, folder: Path) -> _Speeds:
     """As exported to the engine of the table, on this machine."""
     num_threads = job.config.cluster.num_cpus_per_evaluator
-    remove_leftovers(folder)
     runs = runs_in_engine(
         table.engine,
+        EngineModel(job.checkpoint, gguf_source(job.config.model.path), table.dtype, num_threads),
         {"dense": job.accounting.dense, "pruned": shape},
         table.settings,
-        checkpoint=job.checkpoint,
-        tokenizer_gguf=gguf_source(job.config.model.path),
-        dtype=table.dtype,
-        num_threads=num_threads,
         folder=folder,
     )
     found = EngineComparison.of(runs.seconds, table.settings, num_threads=num_threads)

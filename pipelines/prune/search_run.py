@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipelines.cli.console import WorkProgress, show_result
+from pipelines.engines import remove_leftovers
 from pipelines.plan.against_actual import plan_vs_actual
 from pipelines.prune.allocate import find_allocation
 from pipelines.prune.driver import run_search
@@ -110,6 +111,7 @@ class SearchRun:
             TargetNotReached: it cannot be met. Everything up to there is written first.
         """
         started = time.monotonic()
+        remove_leftovers(self.folder.path)
         with self.heartbeat.running():
             self.folder.write(CONFIG, OmegaConf.to_yaml(saved_form(self.job.config)))
             if self.job.timing is not None:

@@ -120,6 +120,7 @@ class Timing:
         return {
             "table": str(self.path),
             "fingerprint": self.fingerprint,
+            "engine": table.engine,
             "dtype": table.dtype,
             "arithmetic": dict(table.arithmetic),
             "settings": asdict(table.settings),

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pruning.costs.accounting import Accounting
@@ -39,11 +39,14 @@ of a whole model do not.
 
 
 def depth_of(accounting: Accounting, dtype: str) -> int:
-    """Layers of the models that are timed of such a model, in that type: enough that their weights
-    do not stay in a cache.
+    """Layers of the models that are timed of such a model, in that type: enough that the weights of
+    the smaller kind of block do not stay in a cache.
     """
-    geometry = accounting.geometry
-    weights = accounting.num_block_parameters(accounting.dense) * NUM_BYTES[dtype]
+    geometry, [layer, *_] = accounting.geometry, accounting.dense.layers
+    alone = [replace(layer, mlp_channels=0), replace(layer, kv_heads=0)]
+    weights = NUM_BYTES[dtype] * min(
+        accounting.num_block_parameters(ModelShape((each,) * geometry.num_layers)) for each in alone
+    )
     enough = -(-_CHAIN_BYTES * geometry.num_layers // max(1, weights))
     return min(geometry.num_layers, max(MIN_DEPTH, enough))
 
@@ -177,17 +180,15 @@ def block_times(seconds: Mapping[Stack, Mapping[Phase, Sequence[float]]]) -> Blo
     channels takes s(K, c) - s(K, 0), an attention of k heads s(k, C) less what the whole MLP takes.
     How slow the machine was in a round is told by the model of whole layers.
     """
-    one, many = sorted(
-        (stack for stack in seconds if stack.layer == _whole(seconds)), key=lambda each: each.depth
-    )
+    many = whole_stack(seconds)
+    one = Stack(many.layer, 1)
     found: dict[Phase, dict[tuple[str, int], Seconds]] = {}
     for phase in PHASES:
         rounds = [
             _blocks({stack: each[phase][number] for stack, each in seconds.items()}, one, many)
             for number in range(len(seconds[one][phase]))
         ]
-        usual = statistics.median(seconds[many][phase])
-        speeds = [each / usual for each in seconds[many][phase]]
+        speeds = slowness_of(seconds[many][phase])
         found[phase] = {
             part: Seconds.of_rounds([each[part] for each in rounds], speeds) for part in rounds[0]
         }
@@ -228,8 +229,12 @@ def _blocks(
     }
 
 
-def _whole(stacks: Mapping[Stack, object]) -> LayerShape:
-    """The layer of the dense model: no other is as large."""
-    return max(
-        (stack.layer for stack in stacks), key=lambda each: (each.kv_heads, each.mlp_channels)
-    )
+def whole_stack(stacks: Iterable[Stack]) -> Stack:
+    """The chain of whole layers: no other has as large ones."""
+    return max(stacks, key=lambda each: (each.layer.kv_heads, each.layer.mlp_channels, each.depth))
+
+
+def slowness_of(seconds: Sequence[float]) -> list[float]:
+    """How slow the machine was in each round, 1 as usual, by what the same model took."""
+    usual = statistics.median(seconds)
+    return [each / usual for each in seconds]

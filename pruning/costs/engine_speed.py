@@ -120,6 +120,8 @@ def timed(
         )
         if status != 0 or not answer.exists():
             names = " or ".join(path.name for path in models.values())
+            if len(models) > len(ROLES):
+                names = f"one of {len(models)} models"
             what = _cause(said.read_text(encoding="utf-8", errors="replace"))
             raise RuntimeError(f"{engine} cannot run {names} (it ended with {status}): {what}")
         return EngineRuns(**json.loads(answer.read_text()))

@@ -34,6 +34,9 @@ _NOISY = 1 / 16
 TRANSFORMERS = "transformers"
 """The engine that evaluators run models in."""
 
+ENGINES = ("llama.cpp", "vllm")
+"""Besides transformers."""
+
 MIN_ROUNDS = 3
 """Below, rounds say nothing of the error of their median."""
 
@@ -315,6 +318,7 @@ class LatencyTable:
         """The inverse of `save`.
 
         Raises:
+            InputError: the shape of a whole model is none.
             OSError: it cannot be read.
             KeyError, TypeError, ValueError: it is no table of latencies; the message says why.
         """
@@ -326,6 +330,13 @@ class LatencyTable:
             by_size[unit] = {each["size"]: PhaseTimes.from_json(each) for each in data[unit]}
             if not by_size[unit] or not all(type(size) is int for size in by_size[unit]):
                 raise ValueError(f"{unit} has no size, or one that is no whole number")
+        engine = data.get("engine", TRANSFORMERS)  # earlier versions had no other
+        if engine not in (TRANSFORMERS, *ENGINES):
+            raise ValueError(f"engine is {engine!r}, which is not known")
+        wholes = {
+            ModelShape.parse(each["shape"]).text: PhaseTimes.from_json(each)
+            for each in data.get("whole_models", ())
+        }
         return cls(
             str(data["model"]),
             str(data["fingerprint"]),
@@ -334,8 +345,8 @@ class LatencyTable:
             SpeedSettings(**data["settings"]),
             data["depth"],
             BlockTimes(PhaseTimes.from_json(data["rest"]), **by_size),
-            str(data.get("engine", TRANSFORMERS)),  # tables of earlier versions have neither
-            {each["shape"]: PhaseTimes.from_json(each) for each in data.get("whole_models", ())},
+            engine,
+            wholes,
         )
 
 

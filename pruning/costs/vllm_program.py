@@ -18,13 +18,12 @@ from typing import Any
 _OWN = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }
-"""Unless the environment says something else. On CPUs: a GiB of cache for each model, and as many
-threads as OMP_NUM_THREADS says. Nothing listens on other interfaces than that of this machine.
+"""Unless the environment says something else. On CPUs as many threads as OMP_NUM_THREADS says.
+Nothing listens on other interfaces than that of this machine.
 """
 
 
@@ -37,7 +36,7 @@ def _main(question: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     sizes = {name: _weight_bytes(path) for name, path in question["models"].items()}
     whole = max(1, sum(sizes.values()))  # no weights at all are vLLM's to say
     models = {
-        name: _opened(path, min(0.33, 0.9 * sizes[name] / whole), question)
+        name: _opened(path, min(0.33, max(0.02, 0.9 * sizes[name] / whole)), question)
         for name, path in question["models"].items()
     }
     for model in models.values():
@@ -110,6 +109,10 @@ def _about() -> dict[str, str]:
 if __name__ == "__main__":
     for variable, value in _OWN.items():
         os.environ.setdefault(variable, value)
-    found = _main(json.load(sys.stdin))
+    asked = json.load(sys.stdin)
+    # On CPUs each model has GiB of cache, whole ones.
+    room = str(1 + asked["cache_bytes"] // 2**30)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", room)
+    found = _main(asked)
     # vLLM itself talks on standard output
     Path(sys.argv[1]).write_text(json.dumps({**_about(), "seconds": found}))

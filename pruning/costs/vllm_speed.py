@@ -51,6 +51,7 @@ def vllm_runs(
     vocab_size: int,
     num_threads: int,
     dtype: str,
+    cache_bytes: int = 0,
 ) -> EngineRuns:
     """A run answers the prompts with one token, which is the prefill, and then again with one more
     than the new ones: what that takes longer is the decoding. With vLLM's defaults, on the device
@@ -60,6 +61,7 @@ def vllm_runs(
     Args:
         folders: checkpoints, by name.
         dtype: that vLLM computes in.
+        cache_bytes: of keys and values of the whole batch, for which each model has room on a CPU.
 
     Raises:
         InputError: vLLM is not there.
@@ -73,4 +75,5 @@ def vllm_runs(
         vocab_size=vocab_size,
         num_threads=num_threads,
         dtype=dtype,
+        cache_bytes=cache_bytes,
     )

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,23 @@ def _shown(value: object) -> str:
 def cpu_name() -> str:
     """This machine's kind of CPU, as `Arithmetic.device` has it."""
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def this_machine(other: Mapping[str, Any], num_threads: int) -> dict[str, Any]:
+    """What a measurement beside this process computes with, on the kind of device of another one:
+    the fields by which devices are told apart.
+
+    Args:
+        other: an arithmetic as JSON.
+    """
+    on_cpu = str(other.get("device", "")).startswith("cpu")
+    gpu = f"cuda {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "none"
+    return {
+        **other,
+        "device": cpu_name() if on_cpu else gpu,
+        "processor": processor_name() if on_cpu else "",
+        "num_threads": num_threads,
+    }
 
 
 @cache

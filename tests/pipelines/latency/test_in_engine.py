@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipelines import engines
+from pipelines.engines import EngineModel
 from pipelines.latency import in_engine
-from pipelines.latency.in_engine import few_levels, whole_shapes
+from pipelines.latency.in_engine import EngineModels, few_levels, whole_shapes
 from pruning.costs.block_times import Levels
 from pruning.costs.engine_speed import EngineRuns
 from pruning.costs.latency import PHASES, LatencyTable
@@ -25,6 +27,7 @@ from tests.documents import save_reader, with_merges
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli
 from tests.pruning.export.llama_cpp import needs_llama_cpp
+from workers.cluster.machine import LocalMachine
 
 Measure = Callable[..., Outcome]
 QUICK = ("cluster=inline", "prompt_tokens=6", "new_tokens=2", "rounds=2", "widths=[24]")
@@ -49,8 +52,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the engine was asked, which is twice as slow in its second round."""
     log: dict[str, Any] = {}
 
-    def runs(engine: str, shapes: Mapping[str, ModelShape], *_: Any, **more: Any) -> EngineRuns:
-        log.update(more, engine=engine, shapes=shapes)
+    def runs(
+        engine: str, model: EngineModel, shapes: Mapping[str, ModelShape], *_: Any, **more: Any
+    ) -> EngineRuns:
+        log.update(more, engine=engine, model=model, shapes=shapes)
         return EngineRuns(
             "engine 1",
             "cpu",
@@ -106,18 +111,17 @@ def test_the_times_of_blocks_are_told_from_those_of_models(
         for channels, found in times.mlp_channels.items():
             taken = middle * MLP[phase] * channels
             assert getattr(found, name).median == pytest.approx(taken, abs=1e-9)
-    assert (asked["engine"], asked["dtype"], asked["num_threads"]) == ("llama.cpp", "float32", 1)
-    assert (asked["tokenizer_gguf"], asked["folder"]) == (None, outcome.folder)
-    assert asked["checkpoint"].folder == model
-    wholes = [ModelShape.parse(text) for text in table.whole_models]
-    assert len(wholes) == 2
-    for shape in wholes:
-        for phase in PHASES:
-            assert table.error(shape, phase) == pytest.approx(0, abs=1e-3)  # whole nanoseconds
+    given = asked["model"]
+    assert (asked["engine"], asked["folder"]) == ("llama.cpp", outcome.folder)
+    assert (given.checkpoint.folder, given.dtype, given.num_threads) == (model, "float32", 1)
+    assert given.tokenizer_gguf is None
+    [text] = table.whole_models
+    for phase in PHASES:  # whole nanoseconds
+        assert table.error(ModelShape.parse(text), phase) == pytest.approx(0, abs=1e-3)
     again = path.read_text()
     table.save(path)
     assert path.read_text() == again
-    assert outcome.output.count(" error ") == 2
+    assert outcome.output.count(" error ") == 1
     assert "llama.cpp, float32" in outcome.output
 
 
@@ -143,44 +147,118 @@ def test_whole_models_say_what_the_table_is_worth(
     monkeypatch.setattr(in_engine, "runs_in_engine", runs)
     outcome = measure("engine=llama.cpp")
     assert outcome.status == 0, outcome.output
-    [dense, pruned] = outcome.read("latency.json")["whole_models"]
-    for each in (dense, pruned):
-        ratio = each["prefill"]["median"] / each["predicted_seconds"]["prefill"]
-        assert ratio == pytest.approx(1.25)
-        assert each["decode"]["median"] == pytest.approx(each["predicted_seconds"]["decode"])
-    assert outcome.output.count("-20.0%") == 2 + 1, "of each, and the largest in a warning"
+    [each] = outcome.read("latency.json")["whole_models"]
+    ratio = each["prefill"]["median"] / each["predicted_seconds"]["prefill"]
+    assert ratio == pytest.approx(1.25)
+    assert each["decode"]["median"] == pytest.approx(each["predicted_seconds"]["decode"])
+    assert outcome.output.count("-20.0%") == 2, "in the table, and in a warning"
     assert "latency: whole models took other times than the table says" in outcome.output
 
 
 def test_an_engine_of_many_processes_gets_few_models(
     measure: Measure, asked: dict[str, Any]
 ) -> None:
-    """vLLM: each attention whole or gone, and one width between unless widths are asked for."""
+    """vLLM: attentions whole, gone and of one head, and one width between unless widths are asked
+    for. All as DeciLM, in which free sizes are served.
+    """
     outcome = measure("engine=vllm", "widths=[]", "model.dtype=bfloat16", "batch_size=2")
     assert outcome.status == 0, outcome.output
     table = LatencyTable.load(outcome.folder / "latency.json")
     whole = max(table.times.mlp_channels)
-    assert sorted(table.times.kv_heads) == [0, max(table.times.kv_heads)]
+    assert sorted(table.times.kv_heads) == [0, 1, max(table.times.kv_heads)]
     assert len(table.times.mlp_channels) == 3
     assert 0 < sorted(table.times.mlp_channels)[1] < whole
-    assert table.dtype == asked["dtype"] == "bfloat16"
-    assert len(asked["shapes"]) == 5 + 2
+    assert table.dtype == asked["model"].dtype == "bfloat16"
+    assert len(asked["shapes"]) == 6 + 1
+    assert [name.partition("-")[0] for name in asked["as_decilm"]] == ["blocks"] * 6
 
 
 def test_levels_for_few_models() -> None:
     many = Levels((0, 1, 2, 3), (0, 16, 32, 48))
-    assert few_levels(many, all_widths=True) == Levels((0, 3), (0, 16, 32, 48))
-    assert few_levels(many, all_widths=False) == Levels((0, 3), (0, 32, 48))
-    assert few_levels(Levels((0, 3), (0, 48)), all_widths=False) == Levels((0, 3), (0, 48))
+    assert few_levels(many, all_widths=True) == Levels((0, 1, 3), (0, 16, 32, 48))
+    assert few_levels(many, all_widths=False) == Levels((0, 1, 3), (0, 32, 48))
+    one = Levels((0, 1), (0, 48), 20)
+    assert few_levels(one, all_widths=False) == one
 
 
 def test_the_whole_models_that_are_measured() -> None:
     """The dense one, and one that has lost of both kinds of blocks."""
     geometry = Geometry(6, 2, 2, 16, 96)
-    dense, pruned = whole_shapes(geometry, Levels((0, 2), (0, 40, 72, 96)))
+    dense, pruned = whole_shapes(geometry)
     assert dense == geometry.dense
-    assert [layer.mlp_channels for layer in pruned.layers] == [72] * 6, "half are 48"
+    assert [layer.mlp_channels for layer in pruned.layers] == [64] * 6, "72 is no multiple of 64"
     assert [layer.kv_heads for layer in pruned.layers] == [2, 0, 2, 2, 2, 0]
+    _, small = whole_shapes(Geometry(2, 1, 1, 16, 48))
+    assert small.layers[0].mlp_channels == 36
+
+
+def test_a_model_that_is_a_stack_is_measured_once() -> None:
+    """And the dense one is no check of a table that is made of it."""
+    levels = Levels((0, 2), (0, 96))
+    deep = EngineModels.of(Geometry(12, 2, 2, 16, 96), levels)
+    assert [shape.text for shape in deep.wholes.values()] == [
+        "2x96*12",
+        "2x64 0x64 2x64*3 0x64 2x64*3 0x64 2x64*2",
+    ]
+    flat = EngineModels.of(Geometry(8, 2, 2, 16, 96), levels)
+    assert [shape.text for shape in flat.wholes.values()] == ["2x64 0x64 2x64*3 0x64 2x64*2"]
+
+
+def test_layers_without_attention_are_told_from_one_that_has_it(
+    measure: Measure, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both formats write an attention where the first layer has none: of an engine in which that
+    takes as long as a whole one, a removed attention takes no time.
+    """
+    plain = globals()["seconds"]
+
+    def with_stand_in(shape: ModelShape) -> tuple[float, float]:
+        prefill, decode = plain(shape)
+        more = 0 if shape.layers[0].kv_heads else 3
+        return prefill + more * ATTENTION[0], decode + more * ATTENTION[1]
+
+    monkeypatch.setitem(globals(), "seconds", with_stand_in)
+    outcome = measure("engine=llama.cpp")
+    assert outcome.status == 0, outcome.output
+    gone = LatencyTable.load(outcome.folder / "latency.json").times.kv_heads[0]
+    assert gone.prefill.median == pytest.approx(0, abs=1e-9)
+    assert gone.decode.median == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_known_to_be_another_device_is_found_before_it_is_measured(
+    measure: Measure, asked: dict[str, Any]
+) -> None:
+    assert measure("engine=llama.cpp").status == 0
+    asked.clear()
+    other = measure("engine=llama.cpp", "cluster.num_cpus_per_evaluator=2")
+    assert other.status == 2
+    assert "has the table of another device (num_threads: 1 there, 2 here)" in other.output
+    assert not asked
+
+
+def test_models_that_do_not_fit_are_refused(
+    measure: Measure, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the disk, and in memory, from which llama.cpp would read them."""
+    monkeypatch.setattr(engines.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**4))
+    outcome = measure("engine=llama.cpp")
+    assert outcome.status == 2
+    assert "0.0 GB on the disk of output_dir are free; give fewer widths" in outcome.output
+    assert not outcome.folder.exists()
+    monkeypatch.setattr(engines.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+    monkeypatch.setattr(LocalMachine, "detect", classmethod(lambda cls, **_: cls(8, 1, 10**4)))
+    outcome = measure("engine=llama.cpp")
+    assert outcome.status == 2
+    assert "0.0 GB of memory are free" in outcome.output
+    assert measure("engine=vllm").status == 0, "a GPU has memory of its own"
+    assert asked["engine"] == "vllm"
+
+
+def test_vllm_decodes_one_token_more(measure: Measure, asked: dict[str, Any]) -> None:
+    assert measure("engine=llama.cpp", "prompt_tokens=318").status == 0
+    outcome = measure("engine=vllm", "prompt_tokens=318", folder="vllm")
+    assert outcome.status == 2
+    assert "318 + 2 + 1 in vLLM, above this model's context of 320 tokens" in outcome.output
 
 
 def test_a_folder_is_of_one_engine(measure: Measure, asked: dict[str, Any]) -> None:
@@ -200,6 +278,10 @@ def test_a_folder_is_of_one_engine(measure: Measure, asked: dict[str, Any]) -> N
             "cluster.num_gpus_per_evaluator: 1, which has no effect: engine=vllm takes the device",
         ),
         (
+            ("engine=vllm", "cluster=local", "cluster.num_gpus=0"),
+            "cluster.num_gpus: 0, which has no",
+        ),
+        (
             ("engine=llama.cpp", "model.trust_remote_code=true"),
             "model.trust_remote_code: true, and engine=llama.cpp gets no code of models",
         ),
@@ -214,7 +296,8 @@ def test_bad_input(
 ) -> None:
     outcome = measure(*words)
     assert outcome.status == 2, outcome.output
-    assert message in outcome.output
+    [error] = outcome.errors
+    assert message in error
     assert not outcome.folder.exists(), "something was written"
     assert not asked
 

@@ -10,13 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from pipelines import engines
 from pipelines.prune import measured_latency
 from pipelines.runs.timing import Timing
 from pruning.costs.engine_speed import EngineRuns
 from pruning.costs.latency import BlockTimes, LatencyTable, PhaseTimes, Seconds
 from pruning.costs.target import Cost, Target
+from pruning.export import gguf
 from pruning.models.checkpoint import Checkpoint
+from pruning.scoring.arithmetic import cpu_name, processor_name
 from pruning.shape import ModelShape
 from tests.pipelines.command import Outcome
 from tests.pipelines.conftest import Cli, Search
@@ -97,26 +101,33 @@ def test_a_table_of_an_engine_is_checked_in_that(
     """Which takes a second for the prefill of the dense model, and a half for the pruned one's."""
     asked: dict[str, Any] = {}
 
-    def runs(engine: str, shapes: Mapping[str, ModelShape], *words: Any, **more: Any) -> Any:
-        asked.update(more, engine=engine, shapes=shapes, settings=words[0])
+    def runs(
+        engine: str, model: Any, shapes: Mapping[str, ModelShape], *words: Any, **more: Any
+    ) -> Any:
+        asked.update(more, engine=engine, model=model, shapes=shapes, settings=words[0])
         seconds = {"dense": [(1.0, 4.0)] * 3, "pruned": [(0.5, 2.0), (0.5, 3.0), (0.5, 4.0)]}
         return EngineRuns("engine 1", "device of a test", seconds)
 
     monkeypatch.setattr(measured_latency, "runs_in_engine", runs)
+    monkeypatch.setattr(engines, "has_llama_cpp", lambda: True)
+    monkeypatch.setattr(gguf, "tokenizer_problems", lambda *_: [])
     fingerprint = Checkpoint(checkpoint_folder).fingerprint()
-    found = replace(table(**SIZES, fingerprint=fingerprint), engine="llama.cpp", dtype="bfloat16")
+    found = table(**SIZES, fingerprint=fingerprint)
+    found = replace(
+        found, engine="llama.cpp", dtype="bfloat16", settings=replace(found.settings, batch_size=1)
+    )
     found.save(tmp_path / "engine.json")
     words = (*UNIFORM, f"latency={tmp_path / 'engine.json'}")
     outcome = search(*words, "measure_latency=true")
     assert outcome.status == 0, outcome.output
-    assert (asked["engine"], asked["dtype"], asked["settings"]) == (
-        "llama.cpp", "bfloat16", found.settings
-    )  # fmt: skip
+    given = asked["model"]
+    assert (asked["engine"], asked["settings"]) == ("llama.cpp", found.settings)
+    assert (given.dtype, given.num_threads, given.tokenizer_gguf) == ("bfloat16", 1, None)
     assert {name: shape.text for name, shape in asked["shapes"].items()} == {
         "dense": ModelShape.dense(4, 3, 48).text,
         "pruned": outcome.summary["shape"],
     }
-    assert (asked["folder"], asked["num_threads"]) == (outcome.folder, 1)
+    assert asked["folder"] == outcome.folder
     measured = outcome.summary["latency"]["measured"]
     assert measured["device"] == "engine 1, device of a test"
     assert (measured["prefill"]["dense_seconds"], measured["prefill"]["pruned_seconds"]) == (1, 0.5)
@@ -127,25 +138,46 @@ def test_a_table_of_an_engine_is_checked_in_that(
     assert not asked
 
 
-@pytest.mark.parametrize("kind", ["local", "ray"])
-def test_an_engine_beside_the_driver_says_nothing_of_a_cluster(
-    kind: str, caplog: pytest.LogCaptureFixture
+def test_an_engine_that_is_asked_for_is_there(
+    search: Search, checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless it is asked for: the evaluators' device need not be the driver's."""
-    here = {"device": "cpu of a test", "num_threads": 1, "attention": "sdpa"}
+    """Which is found before the search."""
+    monkeypatch.setattr(engines, "has_llama_cpp", lambda: False)
+    fingerprint = Checkpoint(checkpoint_folder).fingerprint()
+    replace(table(**SIZES, fingerprint=fingerprint), engine="llama.cpp").save(tmp_path / "e.json")
+    words = (*UNIFORM, f"latency={tmp_path / 'e.json'}")
+    outcome = search(*words, "measure_latency=true")
+    assert outcome.status == 2
+    assert "measure_latency: llama.cpp is not installed here" in said(outcome)
+    assert "latency: 2; llama.cpp is measured with one sequence at a time" in said(outcome)
+    assert search(*words, folder="without").status == 0
 
-    def job(engine: str, measure: bool | None) -> Any:
-        timing = Timing(Path("latency.json"), replace(table(**SIZES), engine=engine), "f" * 32)
-        cluster = SimpleNamespace(kind=kind)
+
+def test_an_engine_runs_beside_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever device evaluators have, on whichever machines."""
+    evaluators = {"device": "cuda NVIDIA", "processor": "", "num_threads": 1, "attention": "sdpa"}
+
+    def job(engine: str, device: str, *, measure: bool | None = None, num_threads: int = 1) -> Any:
+        computed = {"device": device, "processor": "", "num_threads": 1}
+        if device.startswith("cpu"):
+            computed["processor"] = processor_name()
+        found = replace(table(**SIZES), engine=engine, arithmetic=computed)
+        timing = Timing(Path("latency.json"), found, "f" * 32)
+        cluster = SimpleNamespace(num_cpus_per_evaluator=num_threads)
         config = SimpleNamespace(measure_latency=measure, cluster=cluster)
         return SimpleNamespace(timing=timing, config=config)
 
-    with caplog.at_level("INFO"):
-        assert measured_latency.is_measured(job("vllm", None), here) == (kind == "local")
-        assert ("an engine runs beside the driver" in caplog.text) == (kind == "ray")
-    assert measured_latency.is_measured(job("transformers", None), here)
-    assert measured_latency.is_measured(job("vllm", True), here)
-    assert not measured_latency.is_measured(job("vllm", False), here)
+    measured = measured_latency.is_measured
+    assert measured(job("llama.cpp", cpu_name()), evaluators)
+    assert not measured(job("transformers", cpu_name()), evaluators)
+    assert not measured(job("llama.cpp", cpu_name(), num_threads=2), evaluators)
+    assert not measured(job("llama.cpp", "cpu of a test"), evaluators)
+    assert not measured(job("llama.cpp", cpu_name(), measure=False), evaluators)
+    assert not measured(job("vllm", "cuda NVIDIA"), evaluators), "there is none here"
+    assert measured(job("vllm", "cuda NVIDIA", measure=True), evaluators)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA")
+    assert measured(job("vllm", "cuda NVIDIA"), evaluators)
 
 
 @pytest.mark.parametrize(

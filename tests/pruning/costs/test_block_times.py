@@ -29,7 +29,7 @@ from pruning.models.dtypes import NUM_BYTES
 from pruning.models.families import FAMILIES
 from pruning.models.geometry import Geometry
 from pruning.models.loaded_model import LoadedModel
-from pruning.shape import LayerShape
+from pruning.shape import LayerShape, ModelShape
 from tests.conftest import tiny_config, tiny_model
 
 GEOMETRY = Geometry(4, 3, 2, 8, 48)
@@ -86,23 +86,24 @@ def test_deep_models_are_timed_in_part() -> None:
     [
         (4, 48, "float32", 4),
         (30, 48, "float32", 30),
-        (40, 1024, "bfloat16", 13),  # 20 MiB a layer
-        (40, 1024, "float32", 8),
-        (40, 2048, "float32", 8),  # never fewer
+        (40, 1024, "bfloat16", 32),  # 8 MiB an attention, 12 an MLP
+        (40, 1024, "float32", 16),
+        (40, 2048, "float32", 8),  # 64 MiB, but never fewer
     ],
 )
 def test_a_chain_has_weights_that_no_cache_holds(
     layers: int, hidden: int, dtype: str, depth: int
 ) -> None:
-    """256 MiB of attentions and MLPs, or the whole model."""
+    """256 MiB of attentions and as many of MLPs, or the whole model."""
     sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "head_dim": 64}
     heads = {"num_attention_heads": hidden // 64 or 1, "num_key_value_heads": hidden // 64 or 1}
     config = tiny_config("llama", num_hidden_layers=layers, vocab_size=8, **sizes, **heads)
     accounting = Accounting(config)
     assert depth_of(accounting, dtype) == depth
-    layer = accounting.num_block_parameters(accounting.dense) / layers
-    enough = layer * depth * NUM_BYTES[dtype] >= 256 * 2**20
-    assert enough or depth == layers
+    for gone in ({"kv_heads": 0}, {"mlp_channels": 0}):
+        left = ModelShape(tuple(replace(each, **gone) for each in accounting.dense.layers))
+        weights = accounting.num_block_parameters(left) * NUM_BYTES[dtype]
+        assert weights * depth / layers >= 256 * 2**20 or depth == layers
 
 
 def test_two_layers_tell_a_layer_from_the_rest() -> None:

@@ -225,7 +225,7 @@ def test_a_file_says_what_the_table_said(tmp_path: Path) -> None:
     few = replace(TABLE, times=simulated(2).times)
     few.save(path)
     assert LatencyTable.load(path) == few, "no standard errors"
-    wholes = {shape: exact(20, 30) for shape in ("3x48 3x48", "3x48 0x16")}
+    wholes = {shape: exact(20, 30) for shape in ("3x48*2", "3x48 0x16")}
     other = replace(TABLE, engine="llama.cpp", whole_models=wholes)
     other.save(path)
     assert LatencyTable.load(path) == other
@@ -240,6 +240,22 @@ def test_a_file_of_an_earlier_version_is_of_transformers(tmp_path: Path) -> None
     path.write_text(json.dumps(data))
     assert LatencyTable.load(path) == TABLE
     assert TABLE.engine == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "other"}, "engine is 'other', which is not known"),
+        ({"whole_models": [{"shape": "none"}]}, "not a shape: 'none'"),
+    ],
+)
+def test_a_file_of_an_engine_that_is_damaged(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps(TABLE.to_json() | changes))
+    with pytest.raises((ValueError, InputError), match=message):
+        LatencyTable.load(path)
 
 
 def test_the_error_of_a_whole_model_is_predicted_less_measured() -> None:

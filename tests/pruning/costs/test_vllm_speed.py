@@ -31,6 +31,7 @@ QUESTION: dict[str, Any] = {
     "vocab_size": 50,
     "num_threads": 1,
     "dtype": "float32",
+    "cache_bytes": 3 * 2**30,
 }
 
 
@@ -98,7 +99,7 @@ def test_models_share_the_memory_of_a_gpu_by_their_weights(asked: Asked, tmp_pat
         "dense": 0.33,
         "half": pytest.approx(0.9 * 300 / 960),
         "tenth": pytest.approx(0.9 * 60 / 960),
-        "none": 0,
+        "none": 0.02,
     }
 
 
@@ -152,6 +153,9 @@ def test_a_program_reads_what_to_do_and_writes_seconds(
     }
     assert environment["VLLM_HOST_IP"] == "10.0.0.1"
     assert (environment["HF_HUB_OFFLINE"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "4", (
+        "GiB, whole ones, no less than is asked for"
+    )
     interfaces = {name for _, name in socket.if_nameindex()}
     assert environment["GLOO_SOCKET_IFNAME"] in interfaces & {"lo", "lo0"}
 
