@@ -133,7 +133,10 @@ def test_a_table_of_an_engine_is_checked_in_that(
     assert (measured["prefill"]["dense_seconds"], measured["prefill"]["pruned_seconds"]) == (1, 0.5)
     assert measured["decode"]["ratio"] == {"median": 0.75, "lowest": 0.5, "highest": 1}
     asked.clear()
+    left = tmp_path / "other/.engine-killed"
+    left.mkdir(parents=True)
     other = search(*words, folder="other")
+    assert not left.exists()
     assert "measured" not in other.summary["latency"], "another device's"
     assert not asked
 
