@@ -29,9 +29,7 @@ from pruning.shape import ModelShape
 log = logging.getLogger(__name__)
 
 _LARGE = 0.1
-"""Of an error: what goes by the times of blocks alone, such as a share of a model that is to go, is
-of this size.
-"""
+"""Of an error: as much as some targets take from the time of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +115,17 @@ def blocks_in_engine(
     return EngineBlocks(
         block_times(seconds),
         {
-            shape.text: PhaseTimes(
-                *(
-                    Seconds.of_rounds(taken[phase], slowness[phase])
-                    for taken in [_by_phase(runs.seconds[name])]
-                    for phase in PHASES
-                )
-            )
+            shape.text: _times(_by_phase(runs.seconds[name]), slowness)
             for name, shape in models.wholes.items()
         },
         _arithmetic(runs, model.num_threads),
     )
+
+
+def _times(
+    seconds: Mapping[Phase, Sequence[float]], slowness: Mapping[Phase, Sequence[float]]
+) -> PhaseTimes:
+    return PhaseTimes(*(Seconds.of_rounds(seconds[phase], slowness[phase]) for phase in PHASES))
 
 
 def _take_back(

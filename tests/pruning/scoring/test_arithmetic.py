@@ -82,9 +82,9 @@ def test_the_model_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         path = tmp_path / str(model)
         path.write_text(text.format(0, model) + text.format(1, 1))
         monkeypatch.setattr(arithmetic, "_CPUINFO", path)
-        arithmetic._processor.cache_clear()
-        found.append(arithmetic._processor())
-    arithmetic._processor.cache_clear()
+        arithmetic.processor_name.cache_clear()
+        found.append(arithmetic.processor_name())
+    arithmetic.processor_name.cache_clear()
     assert found == ["vendor_id V, cpu family 6, model 143", "vendor_id V, cpu family 6, model 207"]
 
 
@@ -149,7 +149,26 @@ def test_a_processor_without_a_model_is_called_as_python_calls_it(
     monkeypatch.setattr(arithmetic, "_CPUINFO", path)
     monkeypatch.setattr(platform, "processor", lambda: known)
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    arithmetic._processor.cache_clear()
-    found = arithmetic._processor()
-    arithmetic._processor.cache_clear()
+    arithmetic.processor_name.cache_clear()
+    found = arithmetic.processor_name()
+    arithmetic.processor_name.cache_clear()
     assert found == expected
+
+
+def test_this_machine_is_told_by_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else an arithmetic says stays as it is there."""
+    there = {"device": "cpu of a test", "processor": "a test's", "num_threads": 9, "engine": "e"}
+    here = arithmetic.this_machine(there, 2)
+    assert here == {
+        "device": f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        "processor": arithmetic.processor_name(),
+        "num_threads": 2,
+        "engine": "e",
+    }
+    on_gpu = {"device": "cuda NVIDIA", "processor": ""}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert arithmetic.this_machine(on_gpu, 2)["device"] == "none"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "AMD")
+    here = arithmetic.this_machine(on_gpu, 2)
+    assert (here["device"], here["processor"]) == ("cuda AMD", "")
