@@ -5,6 +5,7 @@ and timed there, and whole models beside them, for what the table is worth.
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from pruning.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
+_AGAIN = "again"
 _LARGE = 0.1
 """Of an error: as much as some targets take from the time of a model."""
 
@@ -75,10 +77,9 @@ class EngineModels:
 
     @property
     def shapes(self) -> dict[str, ModelShape]:
-        """What is exported of each."""
-        return {
-            name: _exported(stack, self.geometry) for name, stack in self.stacks.items()
-        } | dict(self.wholes)
+        """What is exported of each, in that order; at the end the first once more, as a control."""
+        stacks = {name: _exported(stack, self.geometry) for name, stack in self.stacks.items()}
+        return stacks | dict(self.wholes) | {_AGAIN: next(iter(stacks.values()))}
 
 
 def _exported(stack: Stack, geometry: Geometry) -> ModelShape:
@@ -104,8 +105,15 @@ def blocks_in_engine(
     """
     remove_leftovers(folder)
     runs = runs_in_engine(
-        engine, model, models.shapes, settings, folder=folder, as_decilm=models.stacks
+        engine,
+        model,
+        models.shapes,
+        settings,
+        folder=folder,
+        as_decilm=[*models.stacks, _AGAIN],
     )
+    first = next(iter(models.stacks))
+    _warn_of_places(_by_phase(runs.seconds[first]), _by_phase(runs.seconds[_AGAIN]))
     seconds = {stack: _by_phase(runs.seconds[name]) for name, stack in models.stacks.items()}
     whole = whole_stack(seconds)
     for stack, taken in seconds.items():
@@ -120,6 +128,24 @@ def blocks_in_engine(
         },
         _arithmetic(runs, model.num_threads),
     )
+
+
+def _warn_of_places(
+    first: Mapping[Phase, Sequence[float]], again: Mapping[Phase, Sequence[float]]
+) -> None:
+    """Says so where the same model takes another time when it is written once more: where weights
+    lie in memory then decides, and no number of rounds tells that from their sizes.
+    """
+    apart = {
+        phase: statistics.median(first[phase]) / statistics.median(again[phase]) - 1
+        for phase in PHASES
+    }
+    if any(abs(each) > _LARGE for each in apart.values()):
+        log.warning(
+            "latency: a model that was written twice takes another time each (%s): where it lies "
+            "in memory decides, here or for any other size; do not trust differences of that size",
+            ", ".join(f"{each:+.1%} {phase}" for phase, each in apart.items()),
+        )
 
 
 def _times(

@@ -151,7 +151,7 @@ class LatencyJob:
             self.dtype,
             arithmetic,
             self.settings,
-            min(self.levels.depth, self.accounting.geometry.num_layers),
+            self.levels.depth,
             times,
             self.config.engine,
             whole_models,
@@ -162,11 +162,10 @@ class LatencyJob:
         spec = BenchmarkSpec(
             self.checkpoint, self.dtype, num_threads=cluster.num_cpus_per_evaluator
         )
-        depth = min(self.levels.depth, self.accounting.geometry.num_layers)
         log.info(
             "timing %d models of up to %d layers, %d rounds after one that is not timed",
             self.levels.num_models,
-            depth,
+            self.levels.depth,
             self.config.rounds,
         )
         run = str(folder.path)

@@ -155,6 +155,31 @@ def test_whole_models_say_what_the_table_is_worth(
     assert "latency: whole models took other times than the table says" in outcome.output
 
 
+@pytest.mark.parametrize(("slow", "warns"), [(1.0, False), (1.05, False), (1.4, True), (0.7, True)])
+def test_where_a_model_lies_in_memory_is_told_from_its_size(
+    measure: Measure,
+    asked: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    slow: float,
+    warns: bool,
+) -> None:
+    """The first model is written once more at the end: of an engine in which the first is slow."""
+    plain = in_engine.runs_in_engine
+
+    def runs(*words: Any, **more: Any) -> EngineRuns:
+        found = plain(*words, **more)
+        first = next(iter(found.seconds))
+        seconds = {**found.seconds, first: [(p, slow * d) for p, d in found.seconds[first]]}
+        return EngineRuns(found.version, found.device, seconds)
+
+    monkeypatch.setattr(in_engine, "runs_in_engine", runs)
+    outcome = measure("engine=llama.cpp")
+    assert outcome.status == 0, outcome.output
+    first, *_, last = asked["shapes"].values()
+    assert first == last
+    assert ("a model that was written twice takes another time each" in outcome.output) == warns
+
+
 def test_an_engine_of_many_processes_gets_few_models(
     measure: Measure, asked: dict[str, Any]
 ) -> None:
@@ -169,8 +194,8 @@ def test_an_engine_of_many_processes_gets_few_models(
     assert len(table.times.mlp_channels) == 3
     assert 0 < sorted(table.times.mlp_channels)[1] < whole
     assert table.dtype == asked["model"].dtype == "bfloat16"
-    assert len(asked["shapes"]) == 6 + 1
-    assert [name.partition("-")[0] for name in asked["as_decilm"]] == ["blocks"] * 6
+    assert len(asked["shapes"]) == 6 + 1 + 1
+    assert [name.partition("-")[0] for name in asked["as_decilm"]] == ["blocks"] * 6 + ["again"]
 
 
 def test_levels_for_few_models() -> None:
